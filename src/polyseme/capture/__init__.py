@@ -1,1 +1,50 @@
+"""From a model and data to activations: sites, hooks, streaming selectors, attribution."""
 
+from polyseme.capture.attribution import (
+    LogitEffects,
+    activation_gradient,
+    activation_maps,
+    count_classes,
+    logit_effects,
+)
+from polyseme.capture.collect import Batch, Collected, Collector
+from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, read_sites
+from polyseme.capture.select import (
+    AboveFraction,
+    FirstActive,
+    RandomActive,
+    Selection,
+    Selector,
+    Stratified,
+    Stream,
+    TopK,
+)
+from polyseme.capture.sites import Reading, Site, find_sites, list_sites
+
+__all__ = [
+    "AboveFraction",
+    "Batch",
+    "Collected",
+    "Collector",
+    "Feed",
+    "FirstActive",
+    "LogitEffects",
+    "RandomActive",
+    "Reading",
+    "Selection",
+    "Selector",
+    "Site",
+    "Stratified",
+    "Stream",
+    "TopK",
+    "activation_gradient",
+    "activation_maps",
+    "count_classes",
+    "edit_site",
+    "evaluating",
+    "find_activations",
+    "find_sites",
+    "list_sites",
+    "logit_effects",
+    "read_sites",
+]

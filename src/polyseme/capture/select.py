@@ -1,0 +1,482 @@
+"""Which examples stand for a neuron, chosen in one pass and in bounded memory.
+
+A selector is handed activations, batch by batch, and never a model. What it keeps at the end
+is exactly what it would have chosen from all activations at once, however they were cut into
+batches, ties included.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyseme.errors import InputError
+
+_NOT_YET = torch.iinfo(torch.int64).max
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{name} is {value!r}; a whole number of at least {least} is expected.")
+    return int(value)
+
+
+def _number(name: str, value: Any, least: float, most: float, *, open_below: bool) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    above = number > least if open_below else number >= least
+    if not (above and number <= most and np.isfinite(number)):
+        low = f"greater than {least:g}" if open_below else f"at least {least:g}"
+        high = f" and at most {most:g}" if np.isfinite(most) else ""
+        raise InputError(f"{name} is {value!r}; a number {low}{high} is expected.")
+    return number
+
+
+def priorities(index: Tensor, seed: int) -> Tensor:
+    """Pseudo-random order of inputs: a number in [0, 2⁶³) for each index, never two alike.
+
+    It depends on the index and the seed alone, so a sample of the lowest is the same for any
+    batching and on any device (the finaliser of splitmix64; shape and dtype int64 are kept).
+    """
+    mask = (1 << 63) - 1
+
+    def signed(value: int) -> int:
+        return value - (1 << 64) if value >= 1 << 63 else value
+
+    x = index * signed(0x9E3779B97F4A7C15) + signed((seed * 0xD1342543DE82EF95 + 1) % (1 << 64))
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * signed(0x94D049BB133111EB)
+    return (x ^ ((x >> 31) & ((1 << 33) - 1))) & mask
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Activations that neurons hold on to, in the order in which they came.
+
+    Attributes
+    ----------
+    values : Tensor of float, shape (n_neurons, width)
+        Activations; 0 in empty places.
+    index : Tensor of int64, shape (n_neurons, width)
+        Number of the input.
+    valid : Tensor of bool, shape (n_neurons, width)
+        Whether the place is filled.
+    maximum : Tensor of float, shape (n_neurons,)
+        Largest activation seen so far.
+    """
+
+    values: Tensor
+    index: Tensor
+    valid: Tensor
+    maximum: Tensor
+
+
+class Selector(ABC):
+    """How a neuron's examples are chosen. Only positive activations count."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Most examples that `reduce` ever leaves to one neuron."""
+
+    @abstractmethod
+    def reduce(self, kept: Kept) -> Tensor:
+        """Which of these may still be chosen, whatever comes: bool, (n_neurons, width).
+
+        It must not matter how often it is called, and it must keep all that `choose` would
+        take.
+        """
+
+    def choose(self, kept: Kept) -> Tensor:
+        """Which of these are the choice, now that nothing more comes."""
+        return self.reduce(kept)
+
+    def bar(self, kept: Kept) -> Tensor | None:
+        """Activation that a later one must exceed to matter, (n_neurons,); None: none."""
+        return None
+
+    def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
+        """Which new activations may matter: bool, shape of ``values`` (B, n_neurons)."""
+        return values > 0 if bar is None else values > bar
+
+    @property
+    def strongest_first(self) -> bool:
+        """Whether examples are listed by activation, and not in the order of the data."""
+        return True
+
+
+def _rank(kept: Kept, by: Tensor) -> Tensor:
+    """Rank of each place by ascending ``by``, ties to the earlier input; empty places last."""
+    worst = torch.inf if by.is_floating_point() else _NOT_YET
+    order = by.masked_fill(~kept.valid, worst).argsort(dim=1, stable=True)
+    places = torch.arange(by.shape[1], device=by.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+@dataclass(frozen=True)
+class TopK(Selector):
+    """The k strongest activations; of equal ones, those that come first in the data.
+
+    Parameters
+    ----------
+    k : int
+        Most examples a neuron.
+    """
+
+    k: int = 100
+
+    def __post_init__(self) -> None:
+        _whole("k", self.k, 1)
+
+    @property
+    def capacity(self) -> int:
+        return self.k
+
+    def reduce(self, kept: Kept) -> Tensor:
+        return (_rank(kept, -kept.values) < self.k) & kept.valid
+
+    def bar(self, kept: Kept) -> Tensor | None:
+        # An equal activation that comes later loses the tie, so it may be passed over.
+        lowest = kept.values.masked_fill(~kept.valid, 0).topk(self.k, dim=1).values[:, -1]
+        return lowest.clamp(min=0)
+
+
+@dataclass(frozen=True)
+class AboveFraction(Selector):
+    """Activations of at least a fraction of the neuron's maximum, the strongest first.
+
+    Parameters
+    ----------
+    fraction : float
+        In (0, 1]; the paper's recipe for language models is 0.75.
+    max_examples : int
+        Most examples a neuron, the strongest.
+    """
+
+    fraction: float = 0.75
+    max_examples: int = 100
+
+    def __post_init__(self) -> None:
+        _number("fraction", self.fraction, 0, 1, open_below=True)
+        _whole("max_examples", self.max_examples, 1)
+
+    @property
+    def capacity(self) -> int:
+        return self.max_examples
+
+    def reduce(self, kept: Kept) -> Tensor:
+        strong = kept.values >= self.fraction * kept.maximum[:, None]
+        return (_rank(kept, -kept.values) < self.max_examples) & kept.valid & strong
+
+    def bar(self, kept: Kept) -> Tensor | None:
+        return TopK(self.max_examples).bar(kept)
+
+
+@dataclass(frozen=True)
+class FirstActive(Selector):
+    """The first inputs, in the order of the data, with an activation of at least a minimum.
+
+    Parameters
+    ----------
+    n : int
+        Most examples a neuron.
+    minimum : float
+        Least activation that counts, at least 0; the published SAE results use 0.005. With 0,
+        any positive activation counts.
+    """
+
+    n: int = 100
+    minimum: float = 0.0
+
+    def __post_init__(self) -> None:
+        _whole("n", self.n, 1)
+        _number("minimum", self.minimum, 0, np.inf, open_below=False)
+
+    @property
+    def capacity(self) -> int:
+        return self.n
+
+    def reduce(self, kept: Kept) -> Tensor:
+        # Places are filled in the order of the data.
+        return kept.valid & (kept.valid.cumsum(dim=1) <= self.n)
+
+    def bar(self, kept: Kept) -> Tensor | None:
+        full = kept.valid.sum(dim=1) >= self.n
+        return torch.zeros_like(kept.maximum).masked_fill(full, torch.inf)
+
+    def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
+        return super().wanted(values, index, bar) & (values >= self.minimum)
+
+    @property
+    def strongest_first(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Stratified(Selector):
+    """Equally many activations from each band, so that behaviours below the top are seen.
+
+    The bands have equal widths and cover (0, maximum] of the neuron. Each gives k / bins
+    examples, a seeded random sample of its inputs; a band with fewer gives all it has, and
+    what is left over goes to no other band. If k is not a multiple of bins, the upper bands
+    give one more.
+
+    Parameters
+    ----------
+    k : int
+        Most examples a neuron.
+    bins : int
+        Number of bands, at most k.
+    seed : int
+        Of the sample.
+
+    Notes
+    -----
+    The bands are known only at the end, when the maximum is. Until then, samples are kept of
+    cells of a grid that is at least four times as fine and whose spacing is a power of two:
+    as the maximum grows, cells merge and nothing that a merged cell needs was dropped. The
+    choice is made from these samples, at the bands' exact edges.
+    """
+
+    k: int = 100
+    bins: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _whole("k", self.k, 1)
+        _whole("bins", self.bins, 1)
+        _whole("seed", self.seed, 0)
+        if self.bins > self.k:
+            raise InputError(
+                f"bins is {self.bins} and k is {self.k}; at most one bin for each example is "
+                "expected: raise k or lower bins."
+            )
+
+    @property
+    def _per_band(self) -> int:
+        return -(-self.k // self.bins)
+
+    @property
+    def _cells(self) -> int:
+        return 1 << (8 * self.bins - 1).bit_length()
+
+    @property
+    def capacity(self) -> int:
+        return self._cells * self._per_band
+
+    def _rank_in(self, kept: Kept, group: Tensor) -> Tensor:
+        """Rank by priority among the places of the same group."""
+        rank = _rank(kept, priorities(kept.index, self.seed))
+        width = rank.shape[1]
+        key = (group * width + rank).masked_fill(~kept.valid, _NOT_YET)
+        ordered, order = key.sort(dim=1)
+        groups = ordered // width
+        places = torch.arange(width, device=rank.device).expand_as(order)
+        starts = torch.ones_like(groups, dtype=torch.bool)
+        starts[:, 1:] = groups[:, 1:] != groups[:, :-1]
+        first = torch.where(starts, places, 0).cummax(dim=1).values
+        return torch.empty_like(order).scatter_(1, order, places - first)
+
+    def reduce(self, kept: Kept) -> Tensor:
+        unit = torch.ldexp(torch.ones_like(kept.maximum), torch.frexp(kept.maximum).exponent)
+        # A power of two divides without rounding, so a cell's members never change sides.
+        cell = (kept.values / unit[:, None] * self._cells).floor().long()
+        return kept.valid & (self._rank_in(kept, cell) < self._per_band)
+
+    def choose(self, kept: Kept) -> Tensor:
+        keep = self.reduce(kept)
+        left = Kept(kept.values, kept.index, keep, kept.maximum)
+        share = kept.values.double() / kept.maximum[:, None].double()
+        band = (share.nan_to_num() * self.bins).ceil().long().clamp(1, self.bins) - 1
+        bands = torch.arange(self.bins, device=band.device)
+        quota = self.k // self.bins + (bands >= self.bins - self.k % self.bins).long()
+        return keep & (self._rank_in(left, band) < quota[band])
+
+
+@dataclass(frozen=True)
+class RandomActive(Selector):
+    """A seeded random sample of the inputs that activate a neuron, weak ones too.
+
+    Parameters
+    ----------
+    k : int
+        Most examples a neuron.
+    seed : int
+        Of the sample.
+    """
+
+    k: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _whole("k", self.k, 1)
+        _whole("seed", self.seed, 0)
+
+    @property
+    def capacity(self) -> int:
+        return self.k
+
+    def reduce(self, kept: Kept) -> Tensor:
+        return (_rank(kept, priorities(kept.index, self.seed)) < self.k) & kept.valid
+
+    def bar(self, kept: Kept) -> Tensor | None:
+        # Here the bar is a priority to stay below, not an activation to exceed.
+        order = priorities(kept.index, self.seed).masked_fill(~kept.valid, _NOT_YET)
+        return order.sort(dim=1).values[:, self.k - 1]
+
+    def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
+        active = values > 0
+        if bar is None:
+            return active
+        return active & (priorities(index, self.seed)[:, None] < bar)
+
+    @property
+    def strongest_first(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples of every neuron of a site, neuron after neuron.
+
+    Attributes
+    ----------
+    neuron, index, position : ndarray of int64, shape (n_examples,)
+        The neuron, the input, and the place in the input where the neuron fired most.
+    activation : ndarray of float32, shape (n_examples,)
+    counts : ndarray of int64, shape (n_neurons,)
+        Examples of each neuron; 0 for a dead one.
+    """
+
+    neuron: np.ndarray[Any, np.dtype[np.int64]]
+    index: np.ndarray[Any, np.dtype[np.int64]]
+    position: np.ndarray[Any, np.dtype[np.int64]]
+    activation: np.ndarray[Any, np.dtype[np.float32]]
+    counts: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Stream:
+    """A selector at work on the neurons of one site.
+
+    Parameters
+    ----------
+    selector : Selector
+    n_neurons : int
+    device : torch.device or str
+        Where the activations are.
+    """
+
+    def __init__(
+        self, selector: Selector, n_neurons: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.selector = selector
+        self._slack = max(selector.capacity, 64)
+        width = selector.capacity + self._slack
+        self._values = torch.zeros((n_neurons, width), device=device)
+        self._index = torch.zeros((n_neurons, width), dtype=torch.int64, device=device)
+        self._position = torch.zeros_like(self._index)
+        self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
+        self._maximum = torch.zeros(n_neurons, device=device)
+        self._bar: Tensor | None = None
+
+    def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
+        """Take in a batch.
+
+        Parameters
+        ----------
+        values : Tensor of float, shape (B, n_neurons)
+            The activation of each neuron in each input, at the place where it is strongest.
+        index : Tensor of int64, shape (B,)
+            Numbers of the inputs, increasing from call to call.
+        position : Tensor of int64, shape (B, n_neurons), optional
+            The place where the activation was taken.
+
+        Returns
+        -------
+        Tensor of bool, shape (B, n_neurons)
+            Which of them are held on to for now.
+        """
+        taken = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+        values = values.float()
+        for start in range(0, len(values), self._slack):
+            part = slice(start, start + self._slack)
+            self._maximum = torch.maximum(self._maximum, values[part].amax(dim=0))
+            wanted = self.selector.wanted(values[part], index[part], self._bar)
+            new = wanted.sum(dim=0)
+            if bool((self._count + new > self._values.shape[1]).any()):
+                self._reduce()
+                wanted &= self.selector.wanted(values[part], index[part], self._bar)
+                new = wanted.sum(dim=0)
+            row, neuron = wanted.nonzero(as_tuple=True)
+            place = (wanted.cumsum(dim=0) - 1 + self._count)[row, neuron]
+            self._values[neuron, place] = values[part][row, neuron]
+            self._index[neuron, place] = index[part][row]
+            if position is not None:
+                self._position[neuron, place] = position[part][row, neuron]
+            self._count += new
+            taken[part] = wanted
+        return taken
+
+    @property
+    def _kept(self) -> Kept:
+        places = torch.arange(self._values.shape[1], device=self._values.device)
+        valid = places < self._count[:, None]
+        return Kept(self._values, self._index, valid, self._maximum)
+
+    def _reduce(self) -> None:
+        kept = self._kept
+        keep = self.selector.reduce(kept)
+        # Stable, so that places stay in the order of the data.
+        order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
+        self._count = keep.sum(dim=1)
+        self._index = self._index.gather(1, order)
+        self._position = self._position.gather(1, order)
+        self._values = self._values.gather(1, order)
+        self._values.masked_fill_(~self._kept.valid, 0)
+        self._bar = self.selector.bar(self._kept)
+
+    def held(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Neuron, input and position of all that is held on to for now."""
+        neuron, place = self._kept.valid.nonzero(as_tuple=True)
+        return neuron, self._index[neuron, place], self._position[neuron, place]
+
+    def result(self) -> Selection:
+        """The choice from all activations that were taken in."""
+        kept = self._kept
+        chosen = self.selector.choose(kept)
+        key = -kept.values if self.selector.strongest_first else torch.zeros_like(kept.values)
+        order = key.masked_fill(~chosen, torch.inf).argsort(dim=1, stable=True)
+        counts = chosen.sum(dim=1)
+        filled = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+        neuron, rank = filled.nonzero(as_tuple=True)
+        place = order[neuron, rank]
+        return Selection(
+            neuron=neuron.cpu().numpy(),
+            index=kept.index[neuron, place].cpu().numpy(),
+            position=self._position[neuron, place].cpu().numpy(),
+            activation=kept.values[neuron, place].cpu().numpy(),
+            counts=counts.cpu().numpy(),
+        )
+
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Everything, to go on later from where the stream is."""
+        self._reduce()
+        return {
+            name: getattr(self, f"_{name}").cpu().numpy()
+            for name in ("values", "index", "position", "count", "maximum")
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Go on from a `state`."""
+        device = self._values.device
+        for name in ("values", "index", "position", "count", "maximum"):
+            setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
+        self._bar = self.selector.bar(self._kept)

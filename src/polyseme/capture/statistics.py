@@ -1,0 +1,96 @@
+"""Statistics of every neuron's activations, gathered in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+N_BINS = 64
+
+
+class Statistics:
+    """Density, maximum, mean and histogram of the activations of one site's neurons.
+
+    The histogram covers [0, upper) with equal bins, where upper is the power of two next above
+    the neuron's maximum. When the maximum outgrows it, bins merge in pairs: the result is the
+    same for any batching.
+
+    Parameters
+    ----------
+    n_neurons : int
+    device : torch.device or str
+    """
+
+    def __init__(self, n_neurons: int, device: torch.device | str = "cpu") -> None:
+        self._n_inputs = 0
+        self._active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
+        self._sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
+        self._maximum = torch.zeros(n_neurons, device=device)
+        self._exponent = torch.full((n_neurons,), -(1 << 20), dtype=torch.int64, device=device)
+        self._histogram = torch.zeros((n_neurons, N_BINS), dtype=torch.int64, device=device)
+
+    def update(self, values: Tensor) -> None:
+        """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""
+        values = values.float().clamp(min=0)
+        self._n_inputs += len(values)
+        active = values > 0
+        self._active += active.sum(dim=0)
+        self._sum += values.sum(dim=0, dtype=torch.float64)
+        self._maximum = torch.maximum(self._maximum, values.amax(dim=0))
+        self._grow()
+        row, neuron = active.nonzero(as_tuple=True)
+        exact = values[row, neuron].double()
+        upper = torch.ldexp(torch.ones_like(exact), self._exponent[neuron])
+        bins = (exact / upper * N_BINS).long()
+        flat = torch.bincount(neuron * N_BINS + bins, minlength=self._histogram.numel())
+        self._histogram += flat.view_as(self._histogram)
+
+    def _grow(self) -> None:
+        needed = torch.frexp(self._maximum).exponent.long()
+        needed = torch.where(self._maximum > 0, needed, self._exponent)
+        shift = (needed - self._exponent).clamp(0, N_BINS.bit_length())
+        if bool((shift > 0).any()):
+            bins = torch.arange(N_BINS, device=shift.device)
+            target = bins >> shift[:, None]
+            merged = torch.zeros_like(self._histogram)
+            self._histogram = merged.scatter_add_(1, target, self._histogram)
+            self._exponent = torch.maximum(needed, self._exponent)
+
+    def result(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Arrays by name, each with one row a neuron.
+
+        Returns
+        -------
+        dict
+            ``density``: share of inputs that activate the neuron; ``max_activation``;
+            ``mean_activation``: over all inputs, inactive ones as 0; ``histogram`` (n_neurons,
+            64): counts of positive activations; ``histogram_upper``: its upper edge, 0 for a
+            neuron that was never active.
+        """
+        n = max(self._n_inputs, 1)
+        alive = self._maximum > 0
+        upper = torch.ldexp(torch.ones_like(self._sum), self._exponent.clamp(min=-1000))
+        return {
+            "density": (self._active.double() / n).cpu().numpy(),
+            "max_activation": self._maximum.double().cpu().numpy(),
+            "mean_activation": (self._sum / n).cpu().numpy(),
+            "histogram": self._histogram.cpu().numpy(),
+            "histogram_upper": torch.where(alive, upper, 0).cpu().numpy(),
+        }
+
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Everything, to go on later from here."""
+        names = ("active", "sum", "maximum", "exponent", "histogram")
+        arrays = {name: getattr(self, f"_{name}").cpu().numpy() for name in names}
+        return {**arrays, "n_inputs": np.array([self._n_inputs])}
+
+    def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Go on from a `state`."""
+        self._n_inputs = int(state["n_inputs"][0])
+        for name in ("active", "sum", "maximum", "exponent", "histogram"):
+            array = torch.from_numpy(np.array(state[name]))
+            setattr(self, f"_{name}", array.to(self._active.device))

@@ -1,0 +1,376 @@
+"""Feature clusters: linkage trees over neuron embeddings, for one neuron or a whole site."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import fastcluster
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from polyseme.core.arrays import Floats, as_floats, check_linkage, check_threshold
+from polyseme.core.distances import unit_rows
+from polyseme.core.metrics import Polysemanticity
+from polyseme.errors import InputError
+
+# Neurons that one task clusters: enough to hide the call's overhead, few enough that their
+# Gram matrices stay in a core's cache.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Feature clusters of one neuron's examples, and the tree to cut them anew.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (n,)
+        Cluster of each example, numbered by size: 0 is the largest; of two equally large ones,
+        the one with the earlier example comes first.
+    tree : ndarray of float64, shape (n - 1, 4)
+        The whole tree, as SciPy's linkage matrices: the two nodes that merge, the distance
+        between them, and the number of examples below.
+    threshold : float
+        Distance at which the tree was cut: merges at smaller distances were made.
+    linkage : str
+        "average" (UPGMA) or "single".
+    """
+
+    labels: NDArray[np.int64]
+    tree: NDArray[np.float64]
+    threshold: float
+    linkage: str = "average"
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.labels.max(initial=-1)) + 1
+
+    def cut(self, threshold: float) -> Clustering:
+        """The clusters at another threshold in (0, 2], from the same tree."""
+        limit = check_threshold(threshold)
+        labels = cut_trees(self.tree[None], limit)[0] if len(self.labels) else self.labels
+        return Clustering(labels, self.tree, limit, self.linkage)
+
+
+@dataclass(frozen=True)
+class Clusterings:
+    """Feature clusters and metrics of many neurons, ragged ones padded.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (n_neurons, n)
+        Cluster of each example; -1 beyond a neuron's number of examples.
+    trees : ndarray of float64, shape (n_neurons, n - 1, 4)
+        Row by row as in `Clustering`; zeros beyond.
+    n_examples, n_clusters : ndarray of int64, shape (n_neurons,)
+    max_distance, mean_distance, intra_cluster_distance, inter_cluster_distance : ndarray
+        Of float64 and shape (n_neurons,): see `Polysemanticity`.
+    threshold : float
+    linkage : str
+    """
+
+    labels: NDArray[np.int64]
+    trees: NDArray[np.float64]
+    n_examples: NDArray[np.int64]
+    n_clusters: NDArray[np.int64]
+    max_distance: NDArray[np.float64]
+    mean_distance: NDArray[np.float64]
+    intra_cluster_distance: NDArray[np.float64]
+    inter_cluster_distance: NDArray[np.float64]
+    threshold: float
+    linkage: str
+
+    def __len__(self) -> int:
+        return len(self.n_examples)
+
+    def __iter__(self) -> Iterator[Clustering]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, neuron: int) -> Clustering:
+        n = int(self.n_examples[neuron])
+        return Clustering(
+            self.labels[neuron, :n],
+            self.trees[neuron, : max(n - 1, 0)],
+            self.threshold,
+            self.linkage,
+        )
+
+    def metrics(self, neuron: int) -> Polysemanticity:
+        """Metrics of one neuron."""
+        return Polysemanticity(
+            max_distance=float(self.max_distance[neuron]),
+            mean_distance=float(self.mean_distance[neuron]),
+            intra_cluster_distance=float(self.intra_cluster_distance[neuron]),
+            inter_cluster_distance=float(self.inter_cluster_distance[neuron]),
+            n_examples=int(self.n_examples[neuron]),
+            n_clusters=int(self.n_clusters[neuron]),
+        )
+
+
+def cluster(embeddings: Any, threshold: float = 0.05, linkage: str = "average") -> Clustering:
+    """Cluster one neuron's embeddings into features.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n, d)
+        Neuron embeddings. None gives no clusters, one gives one. A zero vector is at distance
+        1 from every other. Equal rows have distance 0.
+    threshold : float
+        Cosine distance in (0, 2] below which clusters merge. The published results use 0.05
+        for SAE neurons and 0.2 for neurons that read pixels.
+    linkage : {"average", "single"}
+        Average linkage (UPGMA), or single linkage: connected components at a similarity of
+        ``1 - threshold``, the second published recipe.
+
+    Returns
+    -------
+    Clustering
+
+    Raises
+    ------
+    InputError
+        For values that are NaN or infinite, a threshold out of range, an unknown linkage.
+
+    References
+    ----------
+    A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
+    """
+    values = as_floats(embeddings, "embeddings", 2, np.float64)
+    return cluster_many(values[None], threshold=threshold, linkage=linkage)[0]
+
+
+def cluster_many(
+    embeddings: Any,
+    counts: Any = None,
+    *,
+    threshold: float = 0.05,
+    linkage: str = "average",
+    threads: int | None = None,
+) -> Clusterings:
+    """Trees, feature clusters and metrics of many neurons at once.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n_neurons, n, d)
+        Neuron embeddings; float32 is worked in float32, which keeps metrics to 1e-6.
+    counts : array of int, shape (n_neurons,), optional
+        Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+    threshold, linkage
+        As for `cluster`.
+    threads : int, optional
+        Worker threads; by default one for each core.
+
+    Returns
+    -------
+    Clusterings
+    """
+    limit, linkage = check_threshold(threshold), check_linkage(linkage)
+    values = as_floats(embeddings, "embeddings", 3, finite=False)
+    n_neurons, n = values.shape[:2]
+    if counts is None:
+        sizes = np.full(n_neurons, n, dtype=np.int64)
+    else:
+        sizes = np.asarray(counts, dtype=np.int64)
+        if sizes.shape != (n_neurons,) or ((sizes < 0) | (sizes > n)).any():
+            raise InputError(
+                f"counts is {np.asarray(counts)!r}; {n_neurons} integers from 0 to {n} are "
+                "expected, one for each neuron."
+            )
+    as_floats(values[sizes == 1, 0], "embeddings", 2)
+    work = _Work(values, sizes, linkage)
+    # Neurons with equally many examples share a chunk, so that every step is one array call.
+    order = np.argsort(sizes, kind="stable")
+    runs = np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1) if n_neurons else []
+    chunks = [
+        run[at : at + _CHUNK]
+        for run in runs
+        if sizes[run[0]] > 1
+        for at in range(0, len(run), _CHUNK)
+    ]
+    workers = min(threads or os.cpu_count() or 1, len(chunks))
+    if workers > 1:
+        # BLAS threads inside worker threads would fight over the cores.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(work.chunk, chunks):
+                pass
+    else:
+        for chunk in chunks:
+            work.chunk(chunk)
+    labels = np.full((n_neurons, n), -1, dtype=np.int64)
+    for run in runs:
+        size = int(sizes[run[0]])
+        if size:
+            labels[run, :size] = cut_trees(work.trees[run, : size - 1], limit)
+    return work.result(labels, limit)
+
+
+@dataclass
+class _Work:
+    """Arrays that the chunks of one `cluster_many` fill in."""
+
+    values: Floats
+    sizes: NDArray[np.int64]
+    linkage: str
+    trees: NDArray[np.float64] = field(init=False)
+    max_distance: NDArray[np.float64] = field(init=False)
+    sums: NDArray[np.float64] = field(init=False)
+    pairs: dict[int, NDArray[Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n_neurons, n = self.values.shape[:2]
+        self.trees = np.zeros((n_neurons, max(n - 1, 0), 4))
+        self.max_distance = np.full(n_neurons, np.nan)
+        # Sum of the distances between the two sides of each merge.
+        self.sums = np.zeros((n_neurons, max(n - 1, 0)))
+        self.pairs = {}
+
+    def chunk(self, neurons: NDArray[np.int64]) -> None:
+        """Trees of a few neurons with equally many examples, two or more."""
+        n = int(self.sizes[neurons[0]])
+        first, last = int(neurons[0]), int(neurons[-1])
+        # A slice is a view; picking rows out by number would copy the embeddings.
+        consecutive = last - first == len(neurons) - 1 and bool((np.diff(neurons) == 1).all())
+        picked = self.values[first : last + 1] if consecutive else self.values[neurons]
+        distances = self._condensed(picked[:, :n])
+        self.max_distance[neurons] = distances.max(axis=1)
+        for neuron, row in zip(neurons, distances, strict=True):
+            tree = fastcluster.linkage(row, self.linkage, preserve_input=self.linkage == "single")
+            self.trees[neuron, : n - 1] = tree
+            if self.linkage == "single":
+                self.sums[neuron, : n - 1] = _sums_of_merges(tree, row)
+
+    def _condensed(self, values: Floats) -> NDArray[np.float64]:
+        """Distances of all pairs i < j of each neuron, float64, shape (n_neurons, pairs)."""
+        n = values.shape[1]
+        if n not in self.pairs:
+            i, j = np.triu_indices(n, 1)
+            self.pairs[n] = i * n + j
+        gram = np.matmul(values, values.transpose(0, 2, 1))
+        squares = np.einsum("gii->gi", gram)
+        if not _is_safe(squares):
+            # Here too, and not before, values that are not finite come to light: looking at
+            # every one of them first would cost as much as all the trees.
+            values = unit_rows(as_floats(values, "embeddings", 3, np.float64))
+            gram = np.matmul(values, values.transpose(0, 2, 1))
+            squares = np.einsum("gii->gi", gram)
+        inverse = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+        gram *= inverse[:, :, None]
+        gram *= inverse[:, None, :]
+        cosines = np.take(gram.reshape(len(gram), n * n), self.pairs[n], axis=1)
+        distances = np.subtract(1, cosines, dtype=np.float64)
+        np.clip(distances, 0, 2, out=distances)
+        return np.asarray(distances, dtype=np.float64)
+
+    def result(self, labels: NDArray[np.int64], threshold: float) -> Clusterings:
+        """Metrics from the trees: each merge's height is a mean over the pairs that it joins."""
+        n_pairs, heights = _pairs_of_merges(self.trees), self.trees[:, :, 2]
+        sums = heights * n_pairs if self.linkage == "average" else self.sums
+        merged = (heights < threshold) & (n_pairs > 0)
+
+        def mean(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+            count = (n_pairs * chosen).sum(axis=1)
+            total = (sums * chosen).sum(axis=1)
+            out = np.full(len(count), np.nan)
+            return np.asarray(np.divide(total, count, out=out, where=count > 0))
+
+        return Clusterings(
+            labels=labels,
+            trees=self.trees,
+            n_examples=self.sizes,
+            n_clusters=labels.max(axis=1, initial=-1) + 1,
+            max_distance=self.max_distance,
+            mean_distance=mean(n_pairs > 0),
+            intra_cluster_distance=mean(merged),
+            inter_cluster_distance=mean(~merged & (n_pairs > 0)),
+            threshold=threshold,
+            linkage=self.linkage,
+        )
+
+
+def _is_safe(squares: Floats) -> bool:
+    """Whether squared norms neither overflowed nor lost digits to underflow (0 is exact)."""
+    if squares.dtype == np.float32:
+        low, high = 1e-28, 1e36
+    else:
+        low, high = 1e-290, 1e300
+    inside = (squares > low) & (squares < high)
+    return bool(inside.all())
+
+
+def _sizes(trees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Examples below each node: leaves, then merges. Shape (n_neurons, 2n - 1)."""
+    leaves = np.ones((len(trees), trees.shape[1] + 1))
+    return np.concatenate([leaves, trees[:, :, 3]], axis=1)
+
+
+def _pairs_of_merges(trees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Number of pairs of examples that each merge joins; 0 in padding."""
+    # A padded tree numbers its nodes from its own count of examples, not from the width.
+    n_merges = (trees[:, :, 3] > 0).sum(axis=1)
+    children = trees[:, :, :2].astype(np.int64)
+    shift = trees.shape[1] - n_merges[:, None, None]
+    children = np.where(children > n_merges[:, None, None], children + shift, children)
+    rows = np.arange(len(trees))[:, None]
+    sizes = _sizes(trees)
+    pairs = sizes[rows, children[:, :, 0]] * sizes[rows, children[:, :, 1]]
+    return np.asarray(np.where(trees[:, :, 3] > 0, pairs, 0), dtype=np.float64)
+
+
+def _sums_of_merges(
+    tree: NDArray[np.float64], distances: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sum of the distances that each merge of one tree joins, where heights are no means."""
+    n = len(tree) + 1
+    matrix = np.zeros((2 * n - 1, 2 * n - 1))
+    i, j = np.triu_indices(n, 1)
+    matrix[i, j] = matrix[j, i] = distances
+    sums = np.zeros(n - 1)
+    for merge, (a, b) in enumerate(tree[:, :2].astype(np.int64)):
+        sums[merge] = matrix[a, b]
+        matrix[n + merge] = matrix[a] + matrix[b]
+        matrix[:, n + merge] = matrix[n + merge]
+    return sums
+
+
+def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
+    """Cut trees with equally many examples.
+
+    Parameters
+    ----------
+    trees : ndarray of float64, shape (n_neurons, n - 1, 4)
+        Linkage matrices, merges in order of their distance.
+    threshold : float
+        Merges at a distance of less than this are made.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_neurons, n)
+        Clusters, numbered as in `Clustering`.
+    """
+    n_neurons, n = len(trees), trees.shape[1] + 1
+    children = trees[:, :, :2].astype(np.int64)
+    merged = trees[:, :, 2] < threshold
+    rows = np.arange(n_neurons)
+    root = np.tile(np.arange(2 * n - 1), (n_neurons, 1))
+    for merge in range(n - 2, -1, -1):
+        # From the top down, so that a parent already knows its root.
+        at = rows[merged[:, merge]]
+        above = root[at, n + merge]
+        root[at, children[at, merge, 0]] = above
+        root[at, children[at, merge, 1]] = above
+    root = root[:, :n]
+    flat = root + rows[:, None] * (2 * n - 1)
+    count = np.bincount(flat.ravel(), minlength=n_neurons * (2 * n - 1))
+    first = np.full(n_neurons * (2 * n - 1), n)
+    # Written from the last example to the first: what stays is the earliest.
+    first[flat[:, ::-1].ravel()] = np.tile(np.arange(n - 1, -1, -1), n_neurons)
+    key = (first - count * (n + 1)).reshape(n_neurons, 2 * n - 1)
+    rank = np.empty_like(key)
+    np.put_along_axis(rank, key.argsort(axis=1, kind="stable"), np.arange(2 * n - 1)[None], axis=1)
+    return np.asarray(np.take_along_axis(rank, root, axis=1), dtype=np.int64)

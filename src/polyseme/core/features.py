@@ -1,0 +1,99 @@
+"""What stands for a feature cluster: its centre, its medoid, and which inputs belong to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.core.arrays import Floats, as_floats, as_labels, check_threshold
+from polyseme.core.distances import unit_rows
+
+
+def cluster_sums(unit: Floats, labels: NDArray[np.int64]) -> Floats:
+    """Sum of the unit embeddings of each cluster, shape (n_clusters, d)."""
+    n_clusters = int(labels.max(initial=-1)) + 1
+    membership = (labels == np.arange(n_clusters)[:, None]).astype(unit.dtype)
+    return np.asarray(membership @ unit)
+
+
+def feature_centres(embeddings: Any, labels: Any) -> Floats:
+    """Centre of each feature cluster: the direction of the mean of its unit embeddings.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n, d)
+        Neuron embeddings of one neuron's examples.
+    labels : array of int, shape (n,)
+        Cluster of each example, numbered from 0.
+
+    Returns
+    -------
+    ndarray, shape (n_clusters, d)
+        Unit vectors; a zero vector where a cluster's embeddings cancel.
+    """
+    unit = unit_rows(as_floats(embeddings, "embeddings", 2))
+    return unit_rows(cluster_sums(unit, as_labels(labels, len(unit))))
+
+
+def medoids(embeddings: Any, labels: Any) -> NDArray[np.int64]:
+    """Medoid of each feature cluster: the example nearest, on average, to all of its cluster.
+
+    Ties go to the earlier example.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n, d)
+        Neuron embeddings of one neuron's examples.
+    labels : array of int, shape (n,)
+        Cluster of each example, numbered from 0 without gaps.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_clusters,)
+        Indices of examples.
+    """
+    unit = unit_rows(as_floats(embeddings, "embeddings", 2, np.float64))
+    clusters = as_labels(labels, len(unit))
+    sums = cluster_sums(unit, clusters)
+    # The mean distance to the others falls as the similarity to their sum rises, so no
+    # matrix of pairs is needed. An example's own similarity is 1, or 0 for a zero vector.
+    similarity = np.einsum("nd,nd->n", unit, sums[clusters] - unit)
+    # Rounding must not decide between examples that are equally central.
+    order = np.lexsort((np.arange(len(unit)), -np.round(similarity, 9), clusters))
+    _, first = np.unique(clusters[order], return_index=True)
+    return np.asarray(order[first], dtype=np.int64)
+
+
+def assign(embeddings: Any, centres: Any, threshold: float) -> NDArray[np.int64]:
+    """Which feature each new input belongs to, by the nearest centre.
+
+    An input belongs to the feature whose centre (see `feature_centres`) has the smallest
+    cosine distance to the input's neuron embedding, if that distance is less than
+    ``threshold``, the height at which the tree was cut; otherwise to none. Equal distances go
+    to the feature with the lower number, the larger one. A zero embedding is at distance 1
+    from everything.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n, d)
+        Neuron embeddings of the new inputs.
+    centres : array or tensor, shape (n_clusters, d)
+    threshold : float
+        In (0, 2].
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Feature numbers; -1 where no centre is nearer than the threshold.
+    """
+    limit = check_threshold(threshold)
+    unit = unit_rows(as_floats(embeddings, "embeddings", 2, np.float64))
+    targets = unit_rows(as_floats(centres, "centres", 2, np.float64))
+    if not len(targets):
+        return np.full(len(unit), -1, dtype=np.int64)
+    distances = 1 - unit @ targets.T
+    nearest = distances.argmin(axis=1)
+    near = distances[np.arange(len(unit)), nearest] < limit
+    return np.where(near, nearest, -1).astype(np.int64)

@@ -1,0 +1,162 @@
+"""Metrics of polysemanticity, over unordered pairs of a neuron's examples."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.core.arrays import Floats, as_floats, as_labels
+from polyseme.core.distances import cosine_distances, unit_rows
+from polyseme.core.features import cluster_sums
+from polyseme.errors import InputError
+
+
+@dataclass(frozen=True)
+class Polysemanticity:
+    """How far apart the behaviours of one neuron are, in cosine distances in [0, 2].
+
+    None of these says by itself that a neuron is monosemantic: with nearly one-hot weights
+    every embedding points the same way. Read them beside `participation_ratio`.
+
+    Attributes
+    ----------
+    max_distance : float
+        Largest distance between two examples; NaN with fewer than two.
+    mean_distance : float
+        Mean distance over all pairs; NaN with fewer than two examples.
+    intra_cluster_distance : float
+        Mean over pairs within a feature cluster; NaN where there is no such pair.
+    inter_cluster_distance : float
+        Mean over pairs across feature clusters; NaN where there is no such pair.
+    n_examples : int
+        Examples that these are means over.
+    n_clusters : int
+        Feature clusters.
+    """
+
+    max_distance: float
+    mean_distance: float
+    intra_cluster_distance: float
+    inter_cluster_distance: float
+    n_examples: int
+    n_clusters: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The metrics by name."""
+        return asdict(self)
+
+
+def polysemanticity(embeddings: Any, labels: Any) -> Polysemanticity:
+    """Metrics of polysemanticity of one neuron.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n, d)
+        Neuron embeddings of the neuron's examples; plain pre-neuron embeddings to compare.
+    labels : array of int, shape (n,)
+        Feature cluster of each example.
+
+    Returns
+    -------
+    Polysemanticity
+
+    Notes
+    -----
+    A zero embedding is at distance 1 from every other. Sums over pairs come from sums of
+    vectors: over the pairs of a set, Σ cos = (‖Σê‖² − n) / 2 for unit vectors ê.
+
+    References
+    ----------
+    A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
+    """
+    values = as_floats(embeddings, "embeddings", 2, np.float64)
+    n = len(values)
+    names, clusters = np.unique(as_labels(labels, n), return_inverse=True)
+    if n < 2:
+        nan = float("nan")
+        return Polysemanticity(nan, nan, nan, nan, n, len(names))
+    unit = unit_rows(values)
+    sums = cluster_sums(unit, clusters)
+    own = np.einsum("nd,nd->n", unit, unit)
+    total = unit.sum(axis=0)
+    all_cos = (total @ total - own.sum()) / 2
+    intra_cos = (np.einsum("kd,kd->", sums, sums) - own.sum()) / 2
+    sizes = np.bincount(clusters, minlength=len(names))
+    n_pairs = n * (n - 1) // 2
+    n_intra = int((sizes * (sizes - 1) // 2).sum())
+
+    def mean(cos: float, count: int) -> float:
+        return float(np.clip(1 - cos / count, 0, 2)) if count else float("nan")
+
+    return Polysemanticity(
+        max_distance=float(cosine_distances(values).max()),
+        mean_distance=mean(all_cos, n_pairs),
+        intra_cluster_distance=mean(intra_cos, n_intra),
+        inter_cluster_distance=mean(all_cos - intra_cos, n_pairs - n_intra),
+        n_examples=n,
+        n_clusters=len(names),
+    )
+
+
+def participation_ratio(weights: Any) -> NDArray[np.float64]:
+    """Participation ratio ``(Σw²)² / Σw⁴`` of weight vectors.
+
+    How many inputs a neuron reads, in effect: 1 for a one-hot vector, d for a flat one. Where
+    it is near 1, all of the neuron's embeddings point the same way whatever its examples are,
+    and small distances mean nothing.
+
+    Parameters
+    ----------
+    weights : array or tensor, shape (..., d)
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        In [1, d]; NaN for a zero vector.
+    """
+    values = as_floats(weights, "weights", np.ndim(weights) or 1, np.float64)
+    squares = unit_rows(values) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = squares.sum(axis=-1) ** 2 / (squares**2).sum(axis=-1)
+    return np.asarray(ratio)
+
+
+def background_distance(background: Any, weights: Any) -> Floats:
+    """Mean distance that each neuron's weights give to inputs chosen without regard to it.
+
+    Subtracted from a neuron's ``mean_distance`` it gives a calibrated metric: how much closer
+    together the neuron's examples are than any inputs would be under the same weights. A
+    one-hot neuron earns nothing by it.
+
+    Parameters
+    ----------
+    background : array or tensor, shape (m, d)
+        Pre-neuron embeddings of at least two inputs drawn at random.
+    weights : array or tensor, shape (n_neurons, d)
+
+    Returns
+    -------
+    ndarray of float64, shape (n_neurons,)
+
+    Notes
+    -----
+    No pair is formed: with N = √(H² W²ᵀ) the sum of neuron j's unit embeddings is
+    ``w_j ⊙ Hᵀ(1/N_j)``, so all neurons together cost two matrix products.
+    """
+    h = as_floats(background, "background", 2, np.float64)
+    w = as_floats(weights, "weights", 2, np.float64)
+    m = len(h)
+    if m < 2 or h.shape[1] != w.shape[1]:
+        raise InputError(
+            f"background has shape {h.shape} and weights has shape {w.shape}; at least two "
+            f"rows of {w.shape[1]} values are expected."
+        )
+    norms = np.sqrt((h**2) @ (w**2).T)
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    sums = w * (inverse.T @ h)
+    alive = (norms > 0).sum(axis=0)
+    cos = (np.einsum("jd,jd->j", sums, sums) - alive) / (m * (m - 1))
+    return np.asarray(np.clip(1 - cos, 0, 2))
