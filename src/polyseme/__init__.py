@@ -1,0 +1,73 @@
+"""Split any neuron into its meanings.
+
+polyseme finds what activates each neuron of a trained model, tells the neuron's distinct
+behaviours apart by clustering neuron embeddings, and measures how polysemantic it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Nothing is imported until a name is used, so that looking at a
+# run needs no torch, and `import polyseme` is instant.
+_NAMES = {
+    "AboveFraction": "capture",
+    "Clustering": "core",
+    "FirstActive": "capture",
+    "Images": "data",
+    "Neuron": "views",
+    "Polysemanticity": "core",
+    "Run": "views",
+    "Stratified": "capture",
+    "TopK": "capture",
+    "analyse": "pipeline",
+    "cluster": "core",
+    "gated_gradient": "core",
+    "list_sites": "capture",
+    "neuron_embeddings": "core",
+    "open_run": "views",
+    "participation_ratio": "core",
+    "polysemanticity": "core",
+    "read_images": "data",
+}
+_NEED_TORCH = frozenset({"capture", "pipeline"})
+
+__all__ = [*_NAMES, "__version__"]
+
+if TYPE_CHECKING:
+    from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK, list_sites
+    from polyseme.core import (
+        Clustering,
+        Polysemanticity,
+        cluster,
+        gated_gradient,
+        neuron_embeddings,
+        participation_ratio,
+        polysemanticity,
+    )
+    from polyseme.data import Images, read_images
+    from polyseme.pipeline import analyse
+    from polyseme.views import Neuron, Run, open_run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'polyseme' has no attribute {name!r}")
+    home = _NAMES[name]
+    try:
+        module = importlib.import_module(f"polyseme.{home}")
+    except ModuleNotFoundError as error:
+        if home in _NEED_TORCH and error.name == "torch":
+            from polyseme.errors import MissingDependencyError
+
+            raise MissingDependencyError(f"polyseme.{name}", "torch", "torch") from error
+        raise
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -41,7 +41,5 @@ def one_of(kind: str, given: str, allowed: Iterable[str], *, limit: int = 12) ->
     names = list(allowed)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
-    shown = ", ".join(names[:limit]) + (
-        f", … ({len(names)} in all)" if len(names) > limit else ""
-    )
+    shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
     return f"Unknown {kind}: {given!r}.{hint} Must be one of: {shown or '(there are none)'}."

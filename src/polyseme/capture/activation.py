@@ -13,13 +13,19 @@ from torch.overrides import TorchFunctionMode
 # Functions that act on each neuron by itself, by the name that torch gives them. The first
 # group is affine for a fixed neuron, so it changes neither the shape of a nonlinearity nor the
 # direction of an embedding.
-_AFFINE = frozenset({"batch_norm", "dropout", "dropout_", "dropout2d"})
+_AFFINE = frozenset(
+    {
+        *("batch_norm", "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d"),
+        *("alpha_dropout", "feature_alpha_dropout"),
+    }
+)
 _NONLINEAR = frozenset(
     {
         *("relu", "relu_", "relu6", "gelu", "silu", "silu_", "leaky_relu", "leaky_relu_"),
         *("elu", "elu_", "selu", "selu_", "celu", "celu_", "softplus", "mish", "mish_"),
         *("sigmoid", "sigmoid_", "tanh", "tanh_", "hardtanh", "hardtanh_", "softsign"),
-        *("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "prelu", "logsigmoid"),
+        *("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "prelu", "log_sigmoid"),
+        *("rrelu", "rrelu_", "softshrink", "hardshrink", "tanhshrink", "_threshold"),
         *("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_", "threshold"),
     }
 )
@@ -129,7 +135,7 @@ class Watch(TorchFunctionMode):
             return result
         site, before = known
         steps = self._steps[site]
-        steps.append(_Step(_same_function(name, func), name.rstrip("_"), args[1:], kwargs))
+        steps.append(_Step(_same_function(name, func), name.strip("_"), args[1:], kwargs))
         # Of two functions that read the same tensor only the first counts.
         del self._followed[id(before)]
         end = self._ends.get(site)

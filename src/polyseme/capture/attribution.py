@@ -265,10 +265,18 @@ def logit_effects(
             if not seen or not logits.requires_grad:
                 yield 1.0, None
                 return
-            active = seen[0].detach().movedim(channel_axis, 1)[rows, neurons].flatten(1)
+            active = (
+                seen[0].detach().movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
+            )
             for c in range(n_classes):
-                (slope,) = torch.autograd.grad(logits[:, c].sum(), seen[0], retain_graph=True)
-                slope = slope.movedim(channel_axis, 1)[rows, neurons].flatten(1)
+                (slope,) = torch.autograd.grad(
+                    logits[:, c].sum(), seen[0], retain_graph=True, allow_unused=True
+                )
+                if slope is None:
+                    # The logits need gradients by the model's weights, but not by this site.
+                    yield 1.0, None
+                    return
+                slope = slope.movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
                 effect = (slope * active).sum(dim=1).double().cpu().numpy()
                 np.add.at(gradient[:, c], which, effect)
             with torch.no_grad(), edit_site(site, ablate):

@@ -215,6 +215,8 @@ class Collector:
         self._inputs = Pool()
         self._labels = Pool()
         self._activations_known = False
+        #: False while a batch is half taken in, so that the state must not be saved.
+        self.is_whole = True
         self.n_inputs = 0
         self.low = np.inf
         self.high = -np.inf
@@ -232,6 +234,7 @@ class Collector:
     def _update(self, batch: Batch) -> None:
         n = len(batch.raw)
         self._check(batch.inputs)
+        self.is_whole = False
         index = torch.arange(self.n_inputs, self.n_inputs + n, device=self._feed.device)
         wanted = torch.zeros(n, dtype=torch.bool, device=self._feed.device)
 
@@ -259,6 +262,7 @@ class Collector:
             live = self._live_inputs()
             self._inputs.keep(live)
             self._labels.keep(live)
+        self.is_whole = True
 
     def _check(self, inputs: Any) -> None:
         values = inputs if torch.is_tensor(inputs) else torch.as_tensor(np.asarray(inputs))

@@ -54,6 +54,9 @@ class Feed:
             batch = batch.to(self.dtype)
         try:
             return self._model(batch)
+        except InputError:
+            # From a hook of ours, which has said what is wrong.
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = tuple(batch.shape[1:])
             reason = str(error).strip().splitlines()[0]
@@ -143,32 +146,34 @@ def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs
     SiteError
         If the model does not reach a site, or reaches it more than once.
     """
-    calls = dict.fromkeys((site.name for site in sites), 0)
+    # An SAE's encoder may be called past the SAE, which is where it is read: both count.
+    calls = {site.name: {site.module: 0, site.output_module: 0} for site in sites}
     watch = Watch()
 
     def follow(site: Site) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            calls[site.name] += 1
-            if torch.is_tensor(output):
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            calls[site.name][module] += 1
+            if torch.is_tensor(output) and module is site.output_module:
                 watch.follow(site.name, output)
 
         return hook
 
     with ExitStack() as hooks:
         for site in sites:
-            # An SAE without an encoder module is counted at the SAE itself.
-            handle = site.output_module.register_forward_hook(follow(site))
-            hooks.callback(handle.remove)
+            for module in calls[site.name]:
+                handle = module.register_forward_hook(follow(site))
+                hooks.callback(handle.remove)
         with watch, torch.no_grad():
             output = feed(inputs)
     for site in sites:
-        if calls[site.name] != 1:
+        times = next((n for n in calls[site.name].values() if n != 1), 1)
+        if times != 1:
             raise SiteError(
-                f"The model runs site {site.name!r} {calls[site.name]} times for one input; "
+                f"The model runs site {site.name!r} {times} times for one input; "
                 "once is expected: "
                 + (
-                    "name a layer that the model uses."
-                    if not calls[site.name]
+                    "name a layer that the model uses, and let it call the layer itself."
+                    if not times
                     else "wrap the model so that one call is one input."
                 )
             )

@@ -470,7 +470,7 @@ class Stream:
         """Everything, to go on later from where the stream is."""
         self._reduce()
         return {
-            name: getattr(self, f"_{name}").cpu().numpy()
+            name: getattr(self, f"_{name}").cpu().numpy().copy()
             for name in ("values", "index", "position", "count", "maximum")
         }
 

@@ -85,7 +85,7 @@ class Statistics:
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """Everything, to go on later from here."""
         names = ("active", "sum", "maximum", "exponent", "histogram")
-        arrays = {name: getattr(self, f"_{name}").cpu().numpy() for name in names}
+        arrays = {name: getattr(self, f"_{name}").cpu().numpy().copy() for name in names}
         return {**arrays, "n_inputs": np.array([self._n_inputs])}
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:

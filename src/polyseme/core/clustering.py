@@ -182,7 +182,8 @@ def cluster_many(
                 f"counts is {np.asarray(counts)!r}; {n_neurons} integers from 0 to {n} are "
                 "expected, one for each neuron."
             )
-    as_floats(values[sizes == 1, 0], "embeddings", 2)
+    # Lone examples take part in no distance, so nothing later looks at them.
+    _check_finite(values, np.flatnonzero(sizes == 1), 1)
     work = _Work(values, sizes, linkage)
     # Neurons with equally many examples share a chunk, so that every step is one array call.
     order = np.argsort(sizes, kind="stable")
@@ -237,7 +238,7 @@ class _Work:
         # A slice is a view; picking rows out by number would copy the embeddings.
         consecutive = last - first == len(neurons) - 1 and bool((np.diff(neurons) == 1).all())
         picked = self.values[first : last + 1] if consecutive else self.values[neurons]
-        distances = self._condensed(picked[:, :n])
+        distances = self._condensed(picked[:, :n], neurons)
         self.max_distance[neurons] = distances.max(axis=1)
         for neuron, row in zip(neurons, distances, strict=True):
             tree = fastcluster.linkage(row, self.linkage, preserve_input=self.linkage == "single")
@@ -245,18 +246,21 @@ class _Work:
             if self.linkage == "single":
                 self.sums[neuron, : n - 1] = _sums_of_merges(tree, row)
 
-    def _condensed(self, values: Floats) -> NDArray[np.float64]:
+    def _condensed(self, values: Floats, neurons: NDArray[np.int64]) -> NDArray[np.float64]:
         """Distances of all pairs i < j of each neuron, float64, shape (n_neurons, pairs)."""
         n = values.shape[1]
         if n not in self.pairs:
             i, j = np.triu_indices(n, 1)
             self.pairs[n] = i * n + j
-        gram = np.matmul(values, values.transpose(0, 2, 1))
+        # What overflows here is computed again below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram = np.matmul(values, values.transpose(0, 2, 1))
         squares = np.einsum("gii->gi", gram)
         if not _is_safe(squares):
             # Here too, and not before, values that are not finite come to light: looking at
             # every one of them first would cost as much as all the trees.
-            values = unit_rows(as_floats(values, "embeddings", 3, np.float64))
+            _check_finite(self.values, neurons, values.shape[1])
+            values = unit_rows(values.astype(np.float64))
             gram = np.matmul(values, values.transpose(0, 2, 1))
             squares = np.einsum("gii->gi", gram)
         inverse = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
@@ -291,6 +295,13 @@ class _Work:
             threshold=threshold,
             linkage=self.linkage,
         )
+
+
+def _check_finite(values: Floats, neurons: NDArray[np.int64], n: int) -> None:
+    """Raise for the first of these neurons with a value that is not finite, by its number."""
+    for neuron in neurons:
+        if not np.isfinite(values[neuron, :n]).all():
+            as_floats(values[neuron, :n], f"embeddings[{neuron}]", 2)
 
 
 def _is_safe(squares: Floats) -> bool:

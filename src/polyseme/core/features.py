@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats, as_labels, check_threshold
 from polyseme.core.distances import unit_rows
+from polyseme.errors import InputError
 
 
 def cluster_sums(unit: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -93,6 +94,11 @@ def assign(embeddings: Any, centres: Any, threshold: float) -> NDArray[np.int64]
     targets = unit_rows(as_floats(centres, "centres", 2, np.float64))
     if not len(targets):
         return np.full(len(unit), -1, dtype=np.int64)
+    if unit.shape[1] != targets.shape[1]:
+        raise InputError(
+            f"embeddings has shape {unit.shape} and centres has shape {targets.shape}; "
+            "rows of equal length are expected."
+        )
     distances = 1 - unit @ targets.T
     nearest = distances.argmin(axis=1)
     near = distances[np.arange(len(unit)), nearest] < limit

@@ -1,1 +1,7 @@
+"""Views of a run: the run as a whole, one neuron, its features, its figure. No torch."""
 
+from polyseme.views.neuron import Feature, Neuron
+from polyseme.views.panel import ImagePanel
+from polyseme.views.run import Run, open_run
+
+__all__ = ["Feature", "ImagePanel", "Neuron", "Run", "open_run"]

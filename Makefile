@@ -1,0 +1,94 @@
+# Everything here runs in the virtual environment .venv, which is set up where it is missing.
+#
+#   PYTHON  the interpreter that .venv is made with: 3.11 or later
+#   TORCH   what pip installs as torch, before all else (a version, a wheel, options)
+#   ARGS    what `make demo` and `make pytest` pass on
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(or $(shell for python in $(CANDIDATES); do \
+	"$$python" -c '$(RECENT)' 2>/dev/null && echo "$$python" && break; done),python3)
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install
+# The name of the stamp holds what was installed, and where: other contents, another stamp.
+KEY := $(firstword $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(CURDIR)'; } | cksum))
+STAMP := $(VENV)/installed-$(KEY)
+
+.PHONY: help demo test lint pytest bench docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
+		while IFS="$$(printf '\t')" read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+demo: $(STAMP) ## analyse a small model on real data, from nothing (ARGS="..." is passed on)
+	$(BIN)/polyseme demo $(ARGS)
+
+test: $(STAMP) ## lint, types and the whole test suite
+	$(lint)
+	$(pytest)
+
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	$(lint)
+
+pytest: $(STAMP) ## the tests alone (ARGS="..." is passed on)
+	$(pytest) $(ARGS)
+
+bench: $(STAMP) ## run every benchmark, and print the JSON line that each ends with
+	@set -e; \
+	for script in $(sort $(filter-out bench/_%,$(wildcard bench/*.py))); do \
+		echo "$$script ..." >&2; \
+		output=$$($(BIN)/python "$$script") || { \
+			printf '%s\n' "$$output" >&2; echo "$$script failed." >&2; exit 1; }; \
+		line=$$(printf '%s\n' "$$output" | tail -n 1); \
+		printf '%s\n' "$$line" | $(BIN)/python -m json.tool >/dev/null 2>&1 || { \
+			printf '%s\n' "$$output" >&2; \
+			echo "The last line that $$script prints must be JSON; it is: $$line" >&2; exit 1; }; \
+		printf '%s\n' "$$line"; \
+	done
+
+docs: $(STAMP) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --site-dir site
+
+clean: ## remove what was built and cached (not .venv, not runs/)
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define lint
+$(BIN)/ruff check .
+$(BIN)/ruff format --check .
+$(BIN)/mypy
+endef
+
+define pytest
+$(BIN)/python -m pytest --durations=10
+endef
+
+# An environment that works is updated, never wiped. torch comes first and by its exact
+# version, and is then held by nothing but the `torch` extra's lower bound, so that an
+# override of TORCH stays.
+$(STAMP):
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		command -v "$(PYTHON)" >/dev/null || { \
+			echo "There is no $(PYTHON) here. polyseme needs Python 3.11 or later; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+		"$(PYTHON)" -c '$(RECENT)' || { \
+			echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but polyseme needs Python 3.11 or later. Name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+		"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+			echo "$(PYTHON) cannot make a virtual environment: venv or ensurepip is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+		echo "Making $(VENV) with $$("$(PYTHON)" --version)." >&2; \
+		"$(PYTHON)" -m venv $(VENV); }
+	@$(BIN)/python -c '$(RECENT)' || { \
+		echo "$(VENV) holds $$($(BIN)/python --version), but polyseme needs Python 3.11 or later. Remove $(VENV), and run make again." >&2; exit 1; }
+	@echo "Installing polyseme and what it needs into $(VENV) (some minutes, the first time)." >&2
+	@rm -f $(VENV)/installed-*
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) -c $(VENV)/constraints.txt $(TORCH)
+	$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,226 @@
+"""NumPy's .npy and .npz files, without ever unpickling."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.data.files import file_errors, read_promised
+from polyseme.data.images import Images
+from polyseme.data.pixels import as_pixels
+from polyseme.errors import InputError, one_of
+
+_IMAGE_KEYS = ("images", "x", "X", "data", "pixels")
+_LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What stands before the numbers of an array in NumPy's format."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype}"
+
+
+def _read_header(stream: BinaryIO, path: Path, what: str) -> _Header:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        # 3.0 exists for structured arrays whose fields have non-ASCII names.
+        raise InputError(
+            f"{path}: {what} is in version {version[0]}.{version[1]} of NumPy's format; numeric "
+            f"arrays are in 1.0 or 2.0. Save it again as a plain numeric array."
+        )
+    if any(length < 0 for length in shape):
+        raise InputError(
+            f"{path}: {what} has the shape {shape} in its header, which no array has: the file is "
+            f"damaged. Fetch or write it again."
+        )
+    return _Header(shape, fortran, dtype, stream.tell())
+
+
+def _check_numeric(header: _Header, path: Path, what: str) -> None:
+    if header.dtype.hasobject:
+        raise InputError(
+            f"{path}: {what} holds Python objects, which are stored as a pickle; polyseme does "
+            f"not unpickle, since that can run any code. Save it again as a plain numeric array, "
+            f"for example with array.astype(np.uint8)."
+        )
+    # as_pixels has the sentence for text, complex and structured arrays.
+    if header.dtype.kind not in "biuf":
+        as_pixels(np.empty(0, header.dtype), f"{path}, {what}")
+
+
+def read_npy(path: Path, name: str, limit: int | None) -> Images:
+    """Read a .npy file; uint8 and floats are mapped into memory, not loaded.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    name : str
+        What the images are called.
+    limit : int, optional
+        Take only the first images.
+
+    Returns
+    -------
+    Images
+        Without labels, in the layout of the file.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or holds no numeric array (n, ...).
+    """
+    with file_errors(path, "a .npy file"):
+        with path.open("rb") as stream:
+            header = _read_header(stream, path, "the array")
+        _check_numeric(header, path, "the array")
+        held = path.stat().st_size - header.offset
+        if held != header.nbytes:
+            raise InputError(
+                f"{path}: the file holds {held:,} bytes after its header, which promises "
+                f"{header.nbytes:,} for {header}: it is truncated or damaged. Fetch or write it "
+                f"again."
+            )
+        order: Literal["F", "C"] = "F" if header.fortran else "C"
+        pixels: NDArray[Any]
+        if header.nbytes and header.shape:
+            pixels = np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
+        else:  # nothing to map, which Images refuses with its own sentence
+            pixels = np.empty(header.shape, header.dtype)
+    if limit is not None and pixels.ndim:
+        pixels = pixels[:limit]
+    return Images(as_pixels(pixels, str(path)) if pixels.ndim else pixels, name=name)
+
+
+def _choose(
+    path: Path, given: str | None, names: Iterable[str], arrays: dict[str, _Header], argument: str
+) -> str | None:
+    """Key that the caller gave, else the only one of the usual names, else None."""
+    if given is not None:
+        if given not in arrays:
+            raise InputError(f"{path}: " + one_of(argument, given, arrays))
+        return given
+    present = [name for name in names if name in arrays]
+    if len(present) > 1:
+        raise _ambiguous(path, present, arrays, argument)
+    return present[0] if present else None
+
+
+def _ambiguous(
+    path: Path, names: list[str], arrays: dict[str, _Header], argument: str
+) -> InputError:
+    what = argument.removesuffix("_key")
+    listed = ", ".join(f"{name!r} {arrays[name]}" for name in names) or "none"
+    return InputError(
+        f"{path}: it is not clear which array holds the {what}: {listed}. Name one with "
+        f"{argument}=..."
+    )
+
+
+def _names(keys: tuple[str, ...], split: str) -> list[str]:
+    """Names that an array of one split goes by: x_train, train_x; plain names for training."""
+    plain = list(keys) if split == "train" else []
+    return plain + [f"{key}_{split}" for key in keys] + [f"{split}_{key}" for key in keys]
+
+
+def read_npz(
+    path: Path,
+    name: str,
+    split: str,
+    images_key: str | None,
+    labels_key: str | None,
+    limit: int | None,
+) -> Images:
+    """Read a .npz file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    name : str
+        What the images are called.
+    split : str
+        Chooses between arrays such as ``x_train`` and ``x_test``.
+    images_key, labels_key : str, optional
+        Names of the arrays, where they are not the usual ones.
+    limit : int, optional
+        Take only the first images.
+
+    Returns
+    -------
+    Images
+        In the layout of the file. Labels (n, 1) become (n,).
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, holds pickled objects, or it is not clear which array to take.
+    """
+    with file_errors(path, "a .npz file"), zipfile.ZipFile(path) as archive:
+        arrays = {}
+        members = {}
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                key = info.filename.removesuffix(".npy")
+                with archive.open(info) as stream:
+                    arrays[key] = _read_header(cast(BinaryIO, stream), path, f"the array {key!r}")
+                members[key] = info
+
+        def load(key: str) -> NDArray[Any]:
+            header, what = arrays[key], f"the array {key!r}"
+            _check_numeric(header, path, what)
+            with archive.open(members[key]) as stream:
+                stream.read(header.offset)
+                data = read_promised(cast(BinaryIO, stream), header.nbytes, path, what)
+            array = np.frombuffer(data, header.dtype)
+            array = array.reshape(header.shape, order="F" if header.fortran else "C")
+            # A copy of the part that was asked for lets go of the rest.
+            return array if limit is None or not array.ndim else array[:limit].copy()
+
+        image_names = _names(_IMAGE_KEYS, split)
+        chosen = _choose(path, images_key, image_names, arrays, "images_key")
+        if chosen is None:
+            if split != "train":
+                raise InputError(
+                    f"{path}: there is no array of {split} images, such as {image_names[1]!r}, "
+                    f"among {', '.join(map(repr, arrays)) or 'its 0 arrays'}. Name one with "
+                    f"images_key=..., or leave out split={split!r}."
+                )
+            candidates = [key for key, header in arrays.items() if len(header.shape) >= 2]
+            if len(candidates) != 1:
+                raise _ambiguous(path, candidates or list(arrays), arrays, "images_key")
+            chosen = candidates[0]
+        pixels = load(chosen)
+        chosen_labels = _choose(path, labels_key, _names(_LABEL_KEYS, split), arrays, "labels_key")
+        labels = None if chosen_labels in (None, chosen) else load(str(chosen_labels))
+        if chosen_labels is not None and labels is not None:
+            if arrays[chosen_labels].shape[:1] != arrays[chosen].shape[:1]:
+                raise InputError(
+                    f"{path}: the labels {chosen_labels!r} are {arrays[chosen_labels]} and the "
+                    f"images {chosen!r} are {arrays[chosen]}; there must be one label an image. "
+                    f"Name the arrays that belong together with images_key and labels_key."
+                )
+            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    return Images(as_pixels(pixels, f"{path}, {chosen!r}"), labels, name=name)

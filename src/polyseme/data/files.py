@@ -1,0 +1,93 @@
+"""Reading binary files that may be truncated, damaged or hostile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from polyseme.errors import InputError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def file_errors(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever goes wrong while `path` is read into an InputError that names it.
+
+    Parameters
+    ----------
+    path : Path
+        The file that is read inside the block.
+    kind : str
+        What the file should be, with its article: "an IDX file".
+
+    Raises
+    ------
+    InputError
+        In place of any exception but an InputError.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    # Every exception: gzip, zlib, zipfile, struct, NumPy's header parser and Pillow's plug-ins
+    # each raise their own on malformed bytes, and none of them documents the whole list.
+    except Exception as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"{path}: the file could not be read ({error.strerror or detail}). Check that it "
+                f"is a file and that you may read it."
+            ) from error
+        raise InputError(
+            f"{path}: not {kind} that can be read: it is truncated or damaged ({detail}). Fetch "
+            f"or write it again."
+        ) from error
+
+
+def read_promised(
+    stream: BinaryIO, promised: int, path: Path, what: str, *, more_follows: bool = False
+) -> bytearray:
+    """Read the bytes that a header promises, and make sure that no more follow.
+
+    Memory grows with what is there, not with what is promised, and of a compressed stream
+    only one byte more than promised is taken: neither a false header nor a decompression
+    bomb can exhaust memory.
+
+    Parameters
+    ----------
+    stream : binary file
+        Stands after the header.
+    promised : int
+        Number of bytes that the header promises.
+    path : Path
+        Named in an error.
+    what : str
+        What the bytes are, for an error: "the array 'x'".
+    more_follows : bool, default False
+        The caller wants only the first bytes: do not look at what follows them.
+
+    Returns
+    -------
+    bytearray, of length `promised`
+    """
+    data = bytearray()
+    wanted = promised if more_follows else promised + 1
+    while len(data) < wanted:
+        chunk = stream.read(min(_CHUNK_BYTES, wanted - len(data)))
+        if not chunk:
+            break
+        data += chunk
+    if len(data) < promised:
+        raise InputError(
+            f"{path}: {what} ends after {len(data):,} of the {promised:,} bytes that its header "
+            f"promises: it is truncated or damaged. Fetch or write the file again."
+        )
+    if len(data) > promised:
+        raise InputError(
+            f"{path}: {what} goes on after the {promised:,} bytes that its header promises: it is "
+            f"damaged, or something was appended. Fetch or write the file again."
+        )
+    return data

@@ -1,0 +1,130 @@
+"""Image data sets of the Hugging Face hub, read with the datasets library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.data.folders import pixels_of, stack_images
+from polyseme.data.images import Images
+from polyseme.errors import InputError, MissingDependencyError, one_of
+
+
+def _load(name: str, split: str) -> tuple[Any, Any]:
+    """Return the datasets module and one split of a data set."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{name!r} is not an existing path, so it is taken for a data set of the Hugging Face "
+            f"hub; reading that",
+            "datasets",
+            "hub",
+        ) from error
+    try:
+        # Code that a data set brings along is never trusted: the default since datasets 2.16.
+        return datasets, datasets.load_dataset(name, split=split, trust_remote_code=False)
+    # Every exception: what a failed connection raises depends on the HTTP library behind it.
+    except Exception as error:
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, FileNotFoundError):
+            raise InputError(
+                f"{name!r}: no such path, and no data set of the hub by that name could be found "
+                f"({detail}). Check the spelling and your access, or give a local path."
+            ) from error
+        from_http = type(error).__module__.startswith(("http", "requests", "urllib3"))
+        if isinstance(error, OSError) or from_http:
+            raise InputError(
+                f"{name!r}: no such path, and the Hugging Face hub could not be reached "
+                f"({detail}). Check the connection, or give a local path."
+            ) from error
+        raise InputError(
+            f"{name!r}: the split {split!r} of this hub data set could not be loaded ({detail}). "
+            f"Check the split's name, or download the data and give a local path."
+        ) from error
+
+
+def _column(
+    name: str, given: str | None, features: dict[str, Any], kind: type, argument: str
+) -> str | None:
+    if given is not None:
+        if given not in features:
+            raise InputError(f"{name!r}: " + one_of(argument, given, features))
+        return given
+    found = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if len(found) > 1:
+        raise InputError(
+            f"{name!r}: several columns are of type {kind.__name__}: "
+            f"{', '.join(map(repr, found))}. Name one with {argument}=..."
+        )
+    return found[0] if found else None
+
+
+def read_hub(
+    name: str, split: str, images_key: str | None, labels_key: str | None, limit: int | None
+) -> Images:
+    """Read one split of an image data set of the Hugging Face hub.
+
+    Parameters
+    ----------
+    name : str
+        "owner/name".
+    split : str
+        As the hub names it.
+    images_key, labels_key : str, optional
+        Names of the columns, where there are several of type Image or ClassLabel.
+    limit : int, optional
+        Take only the first images.
+
+    Returns
+    -------
+    Images
+        Pixels (n, H, W) if all are greyscale, (n, 3, H, W) if all are colour.
+
+    Raises
+    ------
+    InputError
+        If the hub cannot be reached, or the data set is not one of images of one size.
+    MissingDependencyError
+        If the datasets library is not installed.
+    """
+    datasets, rows = _load(name, split)
+    features = dict(rows.features)
+    image = _column(name, images_key, features, datasets.Image, "images_key")
+    if image is None or not isinstance(features[image], datasets.Image):
+        raise InputError(
+            f"{name!r}: a column of type Image is needed; the columns are "
+            f"{', '.join(f'{key} ({type(kind).__name__})' for key, kind in features.items())}. "
+            f"Name one with images_key=..., or choose an image data set."
+        )
+    label = _column(name, labels_key, features, datasets.ClassLabel, "labels_key")
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+
+    def decoded() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        for row in range(len(rows)):
+            where = f"{name!r}, row {row}"
+            try:
+                pixels = pixels_of(rows[row][image], where)
+            except InputError:
+                raise
+            # Every exception: those of datasets, of Pillow's decoders, and of a missing image.
+            except Exception as error:
+                raise InputError(
+                    f"{where}: not an image that can be read ({error}). Choose other rows with "
+                    f"limit, or another data set."
+                ) from error
+            yield where, pixels
+
+    pixels = stack_images(decoded(), len(rows))
+    labels = None if label is None else np.array(list(rows[label]))
+    class_names = getattr(features[label], "names", None) if label is not None else None
+    return Images(
+        pixels,
+        labels,
+        name=f"{name} ({split})",
+        class_names=None if class_names is None else tuple(class_names),
+    )

@@ -1,0 +1,157 @@
+"""Images from wherever they are stored."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polyseme.data.arrays import read_npy, read_npz
+from polyseme.data.folders import SUFFIXES, read_folder
+from polyseme.data.hub import read_hub
+from polyseme.data.idx import IdxName, idx_files, is_idx, read_idx_folder, read_idx_images
+from polyseme.data.images import Images
+from polyseme.errors import InputError
+
+_ACCEPTED = (
+    "Accepted are a folder of MNIST-style IDX files or of image files, a single IDX file, a .npy "
+    "or .npz file, and a hub data set as 'owner/name'."
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def read_images(
+    source: str | Path,
+    *,
+    split: str = "train",
+    mean: float | tuple[float, ...] | None = None,
+    std: float | tuple[float, ...] | None = None,
+    images_key: str | None = None,
+    labels_key: str | None = None,
+    limit: int | None = None,
+) -> Images:
+    """Read images, and their labels where there are any.
+
+    uint8 pixels stay as they are; booleans become 0 and 255; other integers from 0 to 255
+    become uint8; floating point stays, as the model's input. The layout is kept as stored, and
+    a .npy file is mapped into memory. Nothing is ever unpickled.
+
+    Parameters
+    ----------
+    source : str or Path
+        - A folder of MNIST-style IDX files (``train-images-idx3-ubyte.gz``, ``t10k-...``), or
+          one such file of images, with its labels taken from beside it. Gzipped or not.
+        - A ``.npy`` file, or a ``.npz`` file with arrays such as ``images`` and ``labels``, or
+          ``x_train`` and ``y_train``.
+        - A folder of image files (needs Pillow): flat, or with one subfolder a class.
+        - A data set of the Hugging Face hub (needs datasets): ``owner/name``.
+    split : str, default "train"
+        Which part, where the source has parts: "train" or "test"; for the hub, its own names.
+    mean, std : float or tuple of float, optional
+        The model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels; 0 and 1 unless
+        given. A tuple has one number a channel.
+    images_key, labels_key : str, optional
+        Which array of a .npz file, or which column of a hub data set.
+    limit : int, optional
+        Take only the first images. What follows them in an IDX file is not checked.
+
+    Returns
+    -------
+    Images
+
+    Raises
+    ------
+    InputError
+        If the source does not exist, is damaged, or it is not clear what to take from it.
+    MissingDependencyError
+        If Pillow or datasets is needed and not installed.
+    """
+    if not isinstance(source, str | Path) or not str(source):
+        raise InputError(
+            f"read_images was given {_short(source)}; it reads a path or the name of a hub data "
+            f"set. Make arrays into images with Images(pixels, labels)."
+        )
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise InputError(
+            f"limit is {limit!r}; it must be a whole number of images, 1 or more. Leave it out to "
+            f"take all."
+        )
+    try:
+        images = _read(source, split, images_key, labels_key, limit)
+    except OSError as error:
+        raise InputError(
+            f"{str(source)!r} could not be read ({error.strerror or error}). Check the path, and "
+            f"that you may read what is there."
+        ) from error
+    return replace(
+        images,
+        mean=images.mean if mean is None else mean,
+        std=images.std if std is None else std,
+    )
+
+
+def _short(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _read(
+    source: str | Path,
+    split: str,
+    images_key: str | None,
+    labels_key: str | None,
+    limit: int | None,
+) -> Images:
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if not path.exists():
+        # 'data/mnist' may be a path or a data set: it is a path if there is a folder 'data'.
+        if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not path.parent.is_dir():
+            return read_hub(source, split, images_key, labels_key, limit)
+        raise _missing(path)
+    if path.is_file() and suffix == ".npz":
+        return read_npz(path, path.name, split, images_key, labels_key, limit)
+    if images_key is not None or labels_key is not None:
+        given = "images_key" if images_key is not None else "labels_key"
+        raise InputError(
+            f"{path}: {given} was given; it chooses among the arrays of a .npz file or the columns "
+            f"of a hub data set. Leave it out for this source."
+        )
+    if path.is_dir():
+        files = idx_files(path)
+        if any(name.what == "images" for name in files):
+            return read_idx_folder(path, files, split, limit)
+        return read_folder(path, split, limit)
+    idx_name = IdxName.parse(path)
+    if split != "train" and (idx_name is None or idx_name.split != split):
+        raise InputError(
+            f"{path}: split={split!r} was given for a single file, which has no parts. Give the "
+            f"file of that split, or leave split out."
+        )
+    if suffix == ".npy":
+        return read_npy(path, path.name, limit)
+    if suffix in SUFFIXES:
+        raise InputError(
+            f"{path}: a single image was given, where several are needed. Give the folder that it "
+            f"lies in: {path.parent}"
+        )
+    if not is_idx(path):
+        raise InputError(f"{path}: not a file of images that polyseme can read. {_ACCEPTED}")
+    labels = None
+    if idx_name is not None and idx_name.what == "images":
+        labels = idx_files(path.parent).get(IdxName(idx_name.prefix, idx_name.split, "labels"))
+    return read_idx_images(path, labels, path.name, limit)
+
+
+def _missing(path: Path) -> InputError:
+    """Error for a path that does not exist, with near matches in its parent."""
+    hint = ""
+    if not path.parent.is_dir():
+        hint = f" There is no folder {str(path.parent)!r} either."
+    else:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+        near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+        if near:
+            hint = f" Did you mean {' or '.join(repr(str(path.parent / name)) for name in near)}?"
+    return InputError(f"The path {str(path)!r} does not exist.{hint} {_ACCEPTED}")

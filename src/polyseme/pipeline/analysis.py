@@ -1,0 +1,432 @@
+"""From a model and data to a run: one pass, then trees, metrics, maps and logit effects."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import nn
+
+from polyseme.capture import (
+    Batch,
+    Collected,
+    Collector,
+    Feed,
+    Selector,
+    Site,
+    TopK,
+    activation_maps,
+    count_classes,
+    evaluating,
+    find_activations,
+    find_sites,
+    logit_effects,
+)
+from polyseme.core.arrays import check_linkage, check_threshold
+from polyseme.data.sources import Source, as_source
+from polyseme.errors import InputError
+from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
+from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
+from polyseme.store import RunWriter
+from polyseme.views import Run, open_run
+
+Array = NDArray[Any]
+
+# Published thresholds: SAE neurons, and neurons that read pixels.
+SAE_THRESHOLD, PIXEL_THRESHOLD = 0.05, 0.2
+CHECKPOINT_SECONDS = 60.0
+
+
+def analyse(
+    model: nn.Module,
+    data: Any,
+    *,
+    sites: str | Site | Iterable[str | Site],
+    out: str | Path,
+    select: Selector | None = None,
+    threshold: float | None = None,
+    linkage: str = "average",
+    labels: Any = None,
+    class_names: Iterable[str] | None = None,
+    image_shape: tuple[int, ...] | None = None,
+    panels: bool = True,
+    panel_examples: int = 32,
+    baseline: float | Array = 0.0,
+    random_examples: int = 16,
+    seed: int = 0,
+    batch_size: int = 256,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Find what activates each neuron, split it into features, and write it all to a run.
+
+    The data is read once, for all sites together, in bounded memory. The model is used in
+    evaluation mode and is left as it was.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On any device; inputs follow it there.
+    data : array, tensor, pair, path, Images, data set or iterable
+        See `polyseme.data.sources.as_source`. uint8 images are scaled to [0, 1]; for another
+        scaling give `polyseme.data.Images` with a mean and a standard deviation.
+    sites : str, Site, or a list of them
+        Names of modules, or globs over them: ``"layers.0"``, ``"features.*"``. An SAE is a
+        site by its own name or by its encoder's.
+    out : str or Path
+        Folder of the run.
+    select : Selector, optional
+        Which examples stand for a neuron; by default ``TopK(100)``.
+    threshold : float, optional
+        Cosine distance in (0, 2] at which trees are cut; by default the published 0.05 for
+        SAEs and 0.2 for other neurons. It can be changed later, the whole tree is kept.
+    linkage : {"average", "single"}
+    labels : array of int, shape (n,), optional
+        Class of each input, where ``data`` is an array.
+    class_names : iterable of str, optional
+        Name of each class.
+    image_shape : tuple of int, optional
+        How to show an input, where its own shape is flat: (height, width) or (channels,
+        height, width).
+    panels : bool
+        Whether to compute activation maps and, for classifiers, logit effects: more forward
+        passes, 5 for each pixel and 2 for each of ``panel_examples`` of each neuron.
+    panel_examples : int
+        Examples a neuron, the first of its selection, that logit effects are averaged over.
+    baseline : float or array of the shape of one input
+        The input from which activation maps start, in the model's units.
+    random_examples : int
+        Random activating examples kept for each neuron.
+    seed : int
+        Of these.
+    batch_size : int
+        Inputs in one forward pass.
+    overwrite, resume : bool
+        Replace a run that exists; or go on with an analysis that was interrupted.
+    progress : bool
+        Whether to show progress on the terminal.
+
+    Returns
+    -------
+    Run
+        As `open_run` gives it.
+
+    Raises
+    ------
+    InputError
+        For data that the model cannot take, NaN or infinite values, an empty data set, an
+        option out of range.
+    SiteError
+        For a site that the model does not have.
+    RunError
+        If the folder is in the way, or belongs to another analysis.
+
+    Notes
+    -----
+    On an interrupt the pass over the data is saved, and ``resume=True`` goes on from there.
+    """
+    select = TopK() if select is None else select
+    _check(model, select, batch_size, random_examples, panel_examples)
+    if threshold is not None:
+        check_threshold(threshold)
+    check_linkage(linkage)
+    source = as_source(data, labels)
+    found = find_sites(model, sites)
+    settings: dict[str, Any] = {
+        "select": _describe(select),
+        "threshold": threshold,
+        "linkage": linkage,
+        "random_examples": random_examples,
+        "seed": seed,
+        "batch_size": batch_size,
+        "panels": panels,
+        "panel_examples": panel_examples,
+        "baseline": baseline if isinstance(baseline, int | float) else _digest([baseline]),
+    }
+    about = _describe_model(model)
+    fingerprint = {
+        "sites": [site.name for site in found],
+        "settings": settings,
+        "model": about,
+        "data": source.identity(),
+    }
+    with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
+        if writer.finished:
+            return open_run(out)
+        work = _Analysis(model, source, found, writer, settings, progress)
+        work.image_shape = image_shape
+        work.class_names = list(class_names) if class_names is not None else None
+        return work.run(select, about, baseline)
+
+
+class _Analysis:
+    """The stages of one analysis, each of which a resume may find done."""
+
+    image_shape: tuple[int, ...] | None = None
+    class_names: list[str] | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        sites: list[Site],
+        writer: RunWriter,
+        settings: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        self.model, self.source, self.sites, self.writer = model, source, sites, writer
+        self.settings = settings
+        self.show = progress
+
+    def run(self, select: Selector, about: dict[str, Any], baseline: float | Array) -> Run:
+        with progress_bars(self.show) as bars:
+            collector = self.collect(select, bars)
+            collected, inputs = collector.result()
+            shape = inputs["pixels"].shape[1:]
+            image_shape = self._image_shape(shape)
+            tables: dict[str, list[pd.DataFrame]] = {
+                name: [] for name in ("neurons", "examples", "features", "random")
+            }
+            maps = self.maps(collected, shape, collector, baseline, bars)
+            infos = []
+            for number, one in enumerate(collected):
+                task = bars.add_task(f"Clustering {one.site.name}", total=None)
+                threshold = self.settings["threshold"] or (
+                    SAE_THRESHOLD if one.site.kind == "sae" else PIXEL_THRESHOLD
+                )
+                clusterings = cluster_site(one, threshold, self.settings["linkage"])
+                for name, frame in site_tables(one, clusterings).items():
+                    tables[name].append(frame)
+                bars.update(task, total=1, completed=1)
+                arrays = site_arrays(one, clusterings)
+                if one.site.name in maps:
+                    arrays["activation_map"] = maps[one.site.name]
+                arrays.update(self.logits(number, one, inputs, bars))
+                self.writer.write_site(number, arrays)
+                infos.append(site_info(one, threshold, shape, inputs, self.source))
+            self.writer.write_inputs(inputs)
+            self.writer.write_tables(
+                **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+            )
+            images = self.source.images
+            names = self.class_names or (list(images.class_names or []) if images else [])
+            path = self.writer.finish(
+                {
+                    "sites": infos,
+                    "settings": self.settings,
+                    "model": about,
+                    "data": {
+                        "name": self.source.name,
+                        "n_inputs": collector.n_inputs,
+                        "shape": list(shape),
+                        "image_shape": list(image_shape) if image_shape else None,
+                        "mean": _json_number(images.mean) if images else 0.0,
+                        "std": _json_number(images.std) if images else 1.0,
+                        "low": collector.low,
+                        "high": collector.high,
+                        "class_names": names,
+                    },
+                }
+            )
+        return open_run(path)
+
+    def collect(self, select: Selector, bars: Progress) -> Collector:
+        """The pass over the data; saved every minute, when it is interrupted, and at its end."""
+        collector = Collector(
+            self.model,
+            self.sites,
+            select,
+            n_random=self.settings["random_examples"],
+            seed=self.settings["seed"],
+        )
+        saved = self.writer.load_state("pass")
+        if saved is not None:
+            collector.restore(saved[0])
+        size = self.settings["batch_size"]
+        task = bars.add_task("Reading the data", total=self.source.length)
+        bars.update(task, completed=collector.n_inputs)
+        if saved is not None and saved[1].get("done"):
+            # The activations are not in the checkpoint: one batch tells them again.
+            stored, _ = next(iter(self.source.batches(size)))
+            with evaluating(self.model):
+                inputs = self.source.to_input(stored[:2])
+                find_activations(self.model, self.sites, Feed(self.model), inputs)
+            return collector
+        last = time.monotonic()
+        try:
+            with interrupt_between_steps() as pause:
+                for n in collector.run(self._batches(size, collector.n_inputs)):
+                    bars.update(task, completed=n)
+                    pause()
+                    if time.monotonic() - last > CHECKPOINT_SECONDS:
+                        self.writer.save_state("pass", collector.state(), {"done": False})
+                        last = time.monotonic()
+        except KeyboardInterrupt:
+            if collector.is_whole:
+                self.writer.save_state("pass", collector.state(), {"done": False})
+            raise
+        if not collector.n_inputs:
+            raise InputError(f"The data {self.source.name} is empty; at least one input is needed.")
+        self.writer.save_state("pass", collector.state(), {"done": True})
+        return collector
+
+    def _batches(self, size: int, start: int) -> Iterator[Batch]:
+        shape: tuple[int, ...] | None = None
+        for stored, labels in self.source.batches(size, start):
+            if shape is not None and stored.shape[1:] != shape:
+                raise InputError(
+                    f"The data's batches hold inputs of shapes {shape} and {stored.shape[1:]}; "
+                    "one shape is expected: resize or crop them first."
+                )
+            shape = stored.shape[1:]
+            for at in range(0, len(stored), size):
+                part = stored[at : at + size]
+                yield Batch(
+                    self.source.to_input(part),
+                    part if part.dtype == np.uint8 else part.astype(np.float32),
+                    None if labels is None else labels[at : at + size],
+                )
+
+    def maps(
+        self,
+        collected: list[Collected],
+        shape: tuple[int, ...],
+        collector: Collector,
+        baseline: float | Array,
+        bars: Progress,
+    ) -> dict[str, Array]:
+        """Activation maps of all sites."""
+        if not self.settings["panels"]:
+            return {}
+        saved = self.writer.load_state("maps")
+        if saved is not None:
+            return {site.name: saved[0][str(n)] for n, site in enumerate(self.sites)}
+        images = self.source.images
+        low, high = images.value_range if images else (collector.low, collector.high)
+        start = np.broadcast_to(np.asarray(baseline, np.float32), shape).copy()
+        task = bars.add_task("Activation maps", total=1.0)
+        maps: dict[str, Array] = {}
+        for done, result in activation_maps(
+            self.model,
+            [one.site for one in collected],
+            baseline=start,
+            low=low,
+            high=high,
+            batch_size=self.settings["batch_size"],
+        ):
+            bars.update(task, completed=done)
+            maps = dict(result) if result is not None else maps
+        self.writer.save_state("maps", {str(n): maps[s.name] for n, s in enumerate(self.sites)}, {})
+        return maps
+
+    def logits(
+        self, number: int, one: Collected, inputs: dict[str, Array], bars: Progress
+    ) -> dict[str, Array]:
+        """Logit effects of one site, where the model is a classifier."""
+        if not self.settings["panels"] or not len(one.examples.neuron):
+            return {}
+        saved = self.writer.load_state(f"logits-{number}")
+        if saved is not None:
+            return saved[0]
+        first = np.concatenate([[0], one.examples.counts.cumsum()])[one.examples.neuron]
+        early = np.arange(len(first)) - first < self.settings["panel_examples"]
+        rows = np.searchsorted(inputs["index"], one.examples.index[early])
+
+        def load(example: NDArray[np.int64]) -> Array:
+            return self.source.to_input(inputs["pixels"][example])
+
+        with evaluating(self.model), torch.no_grad():
+            n_classes = count_classes(Feed(self.model)(load(rows[:2])))
+        arrays: dict[str, Array] = {}
+        if n_classes is not None:
+            task = bars.add_task(f"Logit effects of {one.site.name}", total=1.0)
+            for done, effects in logit_effects(
+                self.model,
+                one.site,
+                n_classes,
+                load,
+                one.examples.neuron[early],
+                rows,
+                batch_size=self.settings["batch_size"],
+            ):
+                bars.update(task, completed=done)
+                if effects is not None:
+                    arrays = {
+                        "logit_gradient": effects.gradient,
+                        "logit_ablation": effects.ablation,
+                    }
+        self.writer.save_state(f"logits-{number}", arrays, {})
+        return arrays
+
+    def _image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        size = int(np.prod(shape))
+        if self.image_shape is not None:
+            given = tuple(int(n) for n in self.image_shape)
+            if int(np.prod(given)) != size or len(given) not in (2, 3):
+                raise InputError(
+                    f"image_shape is {given}, but an input has {size} values; give (height, "
+                    "width) or (channels, height, width) with that product."
+                )
+            return given
+        if len(shape) in (2, 3):
+            return shape
+        return None
+
+
+def _check(model: Any, select: Any, batch_size: int, random: int, panel: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}; a torch.nn.Module is expected: if it is a "
+            "function that makes one, call it."
+        )
+    if not isinstance(select, Selector):
+        raise InputError(
+            f"select is {select!r}; a selector is expected: TopK(k), AboveFraction(fraction, "
+            "max_examples), FirstActive(n, minimum) or Stratified(k, bins)."
+        )
+    for name, value in (
+        ("batch_size", batch_size),
+        ("random_examples", random),
+        ("panel_examples", panel),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
+
+
+def _describe(select: Selector) -> dict[str, Any]:
+    fields: dict[str, Any] = dataclasses.asdict(select) if dataclasses.is_dataclass(select) else {}
+    return {"name": type(select).__name__, **fields}
+
+
+def _digest(arrays: Iterable[Any]) -> str:
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def _describe_model(model: nn.Module) -> dict[str, Any]:
+    sha = hashlib.sha256()
+    count = 0
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        count += tensor.numel()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).cpu().numpy().data if flat.numel() else b"")
+    return {"class": type(model).__name__, "n_parameters": count, "sha256": sha.hexdigest()}
+
+
+def _json_number(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

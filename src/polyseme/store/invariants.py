@@ -1,0 +1,263 @@
+"""What must hold between the values of a run, over and above dtypes and shapes.
+
+Every check is vectorised over a whole table or site: runs have millions of rows. Each raises
+`Problem` for the first thing that does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from polyseme.store.format import (
+    INPUTS_FILE,
+    Problem,
+    SiteInfo,
+    neuron_offsets,
+    site_file,
+    table_file,
+)
+
+# A cosine distance is at most 2; the slack is for the rounding of float64 sums.
+HIGHEST_MERGE = 2 + 1e-6
+
+
+def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
+    """One row a neuron, in order, with counts that a neuron can have."""
+    file = table_file("neurons")
+    rows = _neuron_rows(sites, file, neurons)
+    if not np.array_equal(rows, np.arange(neuron_offsets(sites)[-1])):
+        raise Problem(file, "it must have one row a neuron, ordered by site, then neuron number")
+    examples = neurons["n_examples"].to_numpy()
+    clusters = neurons["n_clusters"].to_numpy()
+    _refuse(file, examples < 0, "'n_examples' is negative in row {row}")
+    _refuse(
+        file,
+        (clusters > examples) | ((clusters < 1) & (examples > 0)) | (clusters < 0),
+        "'n_clusters' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks that",
+    )
+
+
+def check_examples(
+    sites: Sequence[SiteInfo],
+    neurons: pd.DataFrame,
+    examples: pd.DataFrame,
+    n_vectors: Sequence[int],
+    index: np.ndarray,
+) -> None:
+    """Rows in the order of the neurons, and nothing that points outside the run.
+
+    Parameters
+    ----------
+    sites, neurons, examples
+        The run's sites, its valid neurons table and the table to check.
+    n_vectors : sequence of int
+        Rows of each site's ``vectors``.
+    index : ndarray of int64, (M,)
+        The inputs that the run holds.
+    """
+    file = table_file("examples")
+    rows = _neuron_rows(sites, file, examples)
+    counts = neurons["n_examples"].to_numpy().astype(np.int64)
+    if not np.array_equal(rows, np.repeat(np.arange(len(counts)), counts)):
+        raise Problem(
+            file, "it must have n_examples rows for each neuron, in the order of neurons.parquet"
+        )
+    _refuse(
+        file,
+        examples["example"].to_numpy() != _within(counts),
+        "'example' must count 0, 1, … within each neuron; row {row} does not",
+    )
+    _check_moments(file, rows, examples, index)
+    feature = examples["feature"].to_numpy()
+    _refuse(
+        file,
+        (feature < 0) | (feature >= neurons["n_clusters"].to_numpy()[rows]),
+        "'feature' must be from 0 to n_clusters - 1 of its neuron; row {row} is outside",
+    )
+    site_of_row = np.searchsorted(neuron_offsets(sites), rows, side="right") - 1
+    vector = examples["vector"].to_numpy()
+    _refuse(
+        file,
+        (vector < 0) | (vector >= np.asarray(n_vectors, dtype=np.int64)[site_of_row]),
+        "'vector' must be a row of its site's 'vectors'; row {row} is outside",
+    )
+
+
+def check_features(
+    sites: Sequence[SiteInfo],
+    neurons: pd.DataFrame,
+    features: pd.DataFrame,
+    examples: pd.DataFrame,
+) -> None:
+    """Rows in the order of the neurons, in agreement with the (valid) examples table."""
+    file = table_file("features")
+    rows = _neuron_rows(sites, file, features)
+    clusters = neurons["n_clusters"].to_numpy().astype(np.int64)
+    if not np.array_equal(rows, np.repeat(np.arange(len(clusters)), clusters)):
+        raise Problem(
+            file, "it must have n_clusters rows for each neuron, in the order of neurons.parquet"
+        )
+    _refuse(
+        file,
+        features["feature"].to_numpy() != _within(clusters),
+        "'feature' must count 0, 1, … within each neuron; row {row} does not",
+    )
+    counts = neurons["n_examples"].to_numpy().astype(np.int64)
+    first_feature = np.cumsum(clusters) - clusters
+    example_neuron = np.repeat(np.arange(len(counts)), counts)
+    feature = examples["feature"].to_numpy()
+    found = np.bincount(first_feature[example_neuron] + feature, minlength=len(features))
+    given = features["n_examples"].to_numpy()
+    _refuse(
+        file,
+        (given != found) | (given < 1),
+        "'n_examples' must be the number of the feature's examples, at least 1; row {row} differs",
+    )
+    _refuse(
+        file,
+        given > given[first_feature[rows]],
+        "feature 0 must be the neuron's largest; row {row} is larger",
+    )
+    medoid = features["medoid"].to_numpy()
+    outside = (medoid < 0) | (medoid >= counts[rows])
+    _refuse(file, outside, "'medoid' must be an example of the neuron; row {row} is not")
+    first_example = np.cumsum(counts) - counts
+    _refuse(
+        file,
+        feature[first_example[rows] + medoid] != features["feature"].to_numpy(),
+        "'medoid' must be one of the feature's own examples; row {row} is not",
+    )
+
+
+def check_random(sites: Sequence[SiteInfo], random: pd.DataFrame, index: np.ndarray) -> None:
+    """Rows in the order of the neurons, any number for each."""
+    file = table_file("random")
+    rows = _neuron_rows(sites, file, random)
+    if np.any(rows[1:] < rows[:-1]):
+        raise Problem(file, "its rows must be in the order of neurons.parquet")
+    _check_moments(file, rows, random, index)
+
+
+def check_index(index: np.ndarray) -> None:
+    """Input numbers that increase, so that a binary search finds one."""
+    if index.size and index[0] < 0:
+        raise Problem(INPUTS_FILE, "'index' holds a negative input number")
+    if np.any(index[1:] <= index[:-1]):
+        raise Problem(INPUTS_FILE, "'index' must be strictly increasing")
+
+
+def check_histogram(number: int, histogram: np.ndarray) -> None:
+    """Counts that are counts."""
+    if np.any(histogram < 0):
+        raise Problem(site_file(number), "'histogram' holds a negative count")
+
+
+def tree_rows(n_examples: np.ndarray) -> np.ndarray:
+    """Merges in the tree of each neuron: (n_neurons,) int64."""
+    return np.maximum(n_examples.astype(np.int64) - 1, 0)
+
+
+def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
+    """Linkage matrices that SciPy and a recursive reader can walk.
+
+    Parameters
+    ----------
+    number : int
+        The site's number, for the message.
+    tree : ndarray of float64, (sum of max(n_examples - 1, 0), 4)
+        The matrices of the site's neurons, one after another.
+    n_examples : ndarray, (n_neurons,)
+        Examples of each neuron.
+    """
+    file = site_file(number)
+    merges = tree_rows(n_examples)
+    starts = np.cumsum(merges) - merges
+    neuron = np.repeat(np.arange(len(merges)), merges)
+    leaves = n_examples.astype(np.int64)[neuron]
+    step = _within(merges)
+
+    if not np.all(np.isfinite(tree)):
+        raise Problem(file, "'tree' holds a NaN or an infinity")
+    _refuse(
+        file,
+        (tree[:, 2] < 0) | (tree[:, 2] > HIGHEST_MERGE),
+        "'tree' must have heights from 0 to 2, the range of a cosine distance; row {row} has not",
+    )
+    children = tree[:, :2]
+    in_range = (children >= 0) & (children < (leaves + step)[:, None])
+    _refuse(
+        file,
+        ~(in_range & (children == np.floor(children))).all(axis=1),
+        "'tree' must merge whole-numbered nodes that exist already; row {row} does not",
+    )
+    nodes = children.astype(np.int64)
+    # A neuron's n - 1 merges have 2(n - 1) children: each node but the root, exactly once.
+    uses = np.bincount((nodes + 2 * starts[neuron][:, None]).ravel(), minlength=2 * len(tree))
+    again = uses[nodes + 2 * starts[neuron][:, None]] > 1
+    _refuse(
+        file,
+        again.any(axis=1),
+        "'tree' must merge each node once; row {row} merges one that is merged elsewhere",
+    )
+    inner = nodes - leaves[:, None]
+    # Where the child is a leaf the row looked up is meaningless, and not used.
+    row = np.where(inner >= 0, starts[neuron][:, None] + inner, 0)
+    sizes = np.where(inner >= 0, tree[:, 3][row] if len(tree) else 0, 1)
+    _refuse(
+        file,
+        tree[:, 3] != sizes.sum(axis=1),
+        "'tree' must count the examples under each merge; row {row} has another count",
+    )
+
+
+def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> np.ndarray:
+    """Row of each row's neuron in the neurons table: (rows,) int64."""
+    number = pd.Index([site.name for site in sites]).get_indexer(pd.Index(table["site"]))
+    _refuse(file, number < 0, "row {row} names a site that run.json does not have")
+    neuron = table["neuron"].to_numpy()
+    sizes = np.asarray([site.n_neurons for site in sites], dtype=np.int64)
+    _refuse(
+        file,
+        (neuron < 0) | (neuron >= sizes[number]),
+        "'neuron' in row {row} is not a neuron of its site",
+    )
+    rows: np.ndarray = neuron_offsets(sites)[number] + neuron
+    return rows
+
+
+def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, index: np.ndarray) -> None:
+    """Inputs that the run holds, one row for each (neuron, input), and finite activations."""
+    given = table["input"].to_numpy()
+    at = np.searchsorted(index, given)
+    held = (
+        index[np.minimum(at, len(index) - 1)] == given
+        if len(index)
+        else np.zeros(len(given), dtype=bool)
+    )
+    _refuse(file, ~held, "'input' in row {row} is not in the 'index' of inputs.safetensors")
+    order = np.lexsort((given, rows))
+    twice = (np.diff(rows[order]) == 0) & (np.diff(given[order]) == 0)
+    repeated = np.zeros(len(given), dtype=bool)
+    repeated[order[1:][twice]] = True
+    _refuse(file, repeated, "row {row} repeats an input of the same neuron")
+    _refuse(file, table["position"].to_numpy() < 0, "'position' is negative in row {row}")
+    _refuse(
+        file,
+        ~np.isfinite(table["activation"].to_numpy()),
+        "'activation' is not a finite number in row {row}",
+    )
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0, 1, … within each group: (sum of counts,) int64."""
+    numbers: np.ndarray = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return numbers
+
+
+def _refuse(file: str, broken: np.ndarray, sentence: str) -> None:
+    """Raise for the first row that breaks a rule."""
+    if broken.any():
+        raise Problem(file, sentence.format(row=int(np.argmax(broken))))

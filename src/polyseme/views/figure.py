@@ -1,0 +1,253 @@
+"""The image panel of a neuron as one matplotlib figure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.errors import MissingDependencyError
+from polyseme.views.panel import FeaturePanel, ImagePanel
+
+Array = NDArray[Any]
+
+# Blue is negative and red positive: told apart with every common colour blindness.
+_SIGNED = "RdBu_r"
+_INK, _MUTED, _BAR = "#222222", "#666666", "#4c72b0"
+
+
+def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
+    """Draw a neuron's panel.
+
+    Parameters
+    ----------
+    panel : ImagePanel
+    n_features : int
+        Most features drawn, the largest.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not shown and in no window, so that it can be made anywhere.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("Drawing a figure", "matplotlib", "figures") from error
+
+    features = panel.features[:n_features]
+    n_random = min(len(panel.random_examples), 14)
+    heights = [2.5, 1.0 if n_random else 0.01, *[1.12] * len(features)]
+    height = sum(heights) + 1.5
+    figure = Figure(figsize=(14.5, height), layout=None, facecolor="white")
+    figure.text(0.02, 1 - 0.25 / height, _title(panel), fontsize=15, weight="bold", va="top")
+    figure.text(0.02, 1 - 0.62 / height, _subtitle(panel), fontsize=9.5, color=_MUTED, va="top")
+    grid = figure.add_gridspec(
+        len(heights),
+        1,
+        height_ratios=heights,
+        left=0.02,
+        right=0.985,
+        top=1 - 1.1 / height,
+        bottom=0.12 / height,
+        hspace=0.38,
+    )
+    _draw_summary(figure, grid[0], panel)
+    if n_random:
+        _draw_random(figure, grid[1], panel, n_random)
+    for row, feature in enumerate(features):
+        _draw_feature(figure, grid[2 + row], panel, feature, with_heads=row == 0)
+    return figure
+
+
+def _title(panel: ImagePanel) -> str:
+    m = panel.metrics
+    if not m.n_examples:
+        return f"{panel.site} / {panel.neuron}: dead, no example activates it"
+    features = "feature" if m.n_clusters == 1 else "features"
+    return f"{panel.site} / {panel.neuron}: {m.n_clusters} {features} in {m.n_examples} examples"
+
+
+def _subtitle(panel: ImagePanel) -> str:
+    m, s = panel.metrics, panel.statistics
+
+    def number(value: float) -> str:
+        return "–" if math.isnan(value) else f"{value:.3f}"
+
+    return (
+        f"cosine distances: mean {number(m.mean_distance)}, max {number(m.max_distance)}, "
+        f"within features {number(m.intra_cluster_distance)}, between "
+        f"{number(m.inter_cluster_distance)} (cut at {panel.threshold:g})    "
+        f"active on {s['density']:.1%} of {panel.n_inputs:,} inputs, at most "
+        f"{s['max_activation']:.3g}    participation ratio {s['participation_ratio']:.3g}    "
+        f"f: {panel.activation}"
+    )
+
+
+def _draw_summary(figure: Any, place: Any, panel: ImagePanel) -> None:
+    axes = place.subgridspec(1, 6, width_ratios=[1, 1, 1, 1, 1.25, 1.25], wspace=0.3).subplots()
+    _signed(figure, axes[0], panel.input_weights, "input weights", "no pixels at this depth")
+    from_what = (
+        f"from an input of {panel.baseline:g}"
+        if isinstance(panel.baseline, int | float)
+        else "from a given baseline"
+    )
+    _signed(figure, axes[1], panel.activation_map, f"activation map\n{from_what}", "not computed")
+    if panel.average_example is None:
+        _empty(axes[2], "average example", "no examples")
+    else:
+        _image(axes[2], panel.average_example)
+        axes[2].set_title("average example", fontsize=9.5)
+    title = "importance map\nactivation map ⊙ average"
+    _signed(figure, axes[3], panel.importance_map, title, "not computed")
+    _draw_logits(axes[4], panel)
+    _draw_histogram(axes[5], panel)
+
+
+def _draw_logits(axes: Any, panel: ImagePanel) -> None:
+    effects = panel.logit_effects
+    if effects is None or effects["ablation"].isna().all():
+        _empty(axes, "logit effects", "no logits" if effects is None else "no examples")
+        return
+    shown = effects
+    if len(effects) > 12:
+        order = effects["ablation"].abs().sort_values(ascending=False).index[:12]
+        shown = effects.loc[order]
+    at = np.arange(len(shown))
+    axes.barh(at, shown["ablation"], color=_BAR, height=0.7, label="by ablation")
+    axes.plot(shown["gradient"], at, "|", color=_INK, ms=9, mew=1.6, label="first order")
+    axes.set_yticks(at, [str(name) for name in shown["class"]], fontsize=7.5)
+    axes.invert_yaxis()
+    axes.axvline(0, color=_MUTED, lw=0.8)
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.set_title("logit effects, mean over examples", fontsize=9.5)
+    axes.legend(fontsize=6.5, frameon=False, loc="best", handlelength=1)
+    _bare(axes)
+
+
+def _draw_histogram(axes: Any, panel: ImagePanel) -> None:
+    counts, upper = panel.histogram, panel.histogram_upper
+    if not counts.sum():
+        _empty(axes, "activations", "never active")
+        return
+    edges = np.linspace(0, upper, len(counts) + 1)
+    last = int(np.flatnonzero(counts)[-1]) + 1
+    axes.stairs(counts[:last], edges[: last + 1], fill=True, color=_BAR)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.tick_params(labelsize=7.5)
+    axes.set_title(f"activations: {int(counts.sum()):,} of {panel.n_inputs:,} > 0", fontsize=9.5)
+    _bare(axes)
+
+
+def _draw_random(figure: Any, place: Any, panel: ImagePanel, n: int) -> None:
+    axes = place.subgridspec(1, 15, wspace=0.08).subplots()
+    axes[0].text(0, 0.5, "random\nactivating\nexamples", fontsize=9.5, va="center")
+    for number, ax in enumerate(axes):
+        if 1 <= number <= n:
+            _image(ax, panel.random_examples[number - 1])
+            ax.set_title(f"{panel.random_activations[number - 1]:.2f}", fontsize=7, pad=2)
+        else:
+            ax.axis("off")
+
+
+def _draw_feature(
+    figure: Any, place: Any, panel: ImagePanel, feature: FeaturePanel, *, with_heads: bool
+) -> None:
+    axes = place.subgridspec(1, 13, width_ratios=[1.9, *[1] * 10, 1.1, 1.1], wspace=0.08).subplots()
+    total = panel.metrics.n_examples
+    shown = min(len(feature.examples), 10)
+    labels = ", ".join(f"{name}: {n}" for name, n in list(feature.label_counts.items())[:4])
+    more = "" if shown == feature.n_examples else f"\n{shown} of {feature.n_examples} shown"
+    axes[0].text(
+        0,
+        0.5,
+        f"feature {feature.number}\n{feature.n_examples} of {total} examples{more}"
+        + (f"\n{labels}" if labels else ""),
+        fontsize=8.5,
+        va="center",
+    )
+    axes[0].axis("off")
+    for number, ax in enumerate(axes[1:11]):
+        if number < shown:
+            _image(ax, feature.examples[number])
+            name = "central " if number == 0 else ""
+            ax.set_title(f"{name}{feature.activations[number]:.2f}", fontsize=7, pad=2)
+        else:
+            ax.axis("off")
+    _image(axes[11], feature.average)
+    product = "patch ⊙ kernel" if panel.input_weights is not None else "average ⊙ map"
+    if panel.input_weights is not None and feature.feature is not None:
+        same = feature.feature.shape == feature.average.shape
+        product = "average ⊙ weights" if same else product
+    if feature.feature is None:
+        axes[12].axis("off")
+    else:
+        _signed_image(axes[12], feature.feature)
+    if with_heads:
+        axes[11].set_title("average", fontsize=8, pad=3)
+        axes[12].set_title(f"feature:\n{product}", fontsize=8, pad=3)
+
+
+def _channels_last(image: Array) -> Array:
+    """(height, width) or (height, width, 3) from any layout of an image."""
+    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3 and image.shape[-1] == 3:
+        return image
+    if image.ndim == 3:
+        axis = -1 if image.shape[-1] == 1 else 0
+        image = image.mean(axis=axis)
+    return image
+
+
+def _image(axes: Any, image: Array) -> None:
+    pixels = _channels_last(np.asarray(image))
+    if pixels.ndim == 3 and pixels.dtype != np.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        pixels = (pixels - low) / (high - low if high > low else 1)
+    axes.imshow(pixels, cmap="gray", interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#bbbbbb")
+        spine.set_linewidth(0.6)
+
+
+def _signed_image(axes: Any, values: Array) -> Any:
+    flat = np.asarray(values)
+    if flat.ndim == 3:
+        # What the channels say together; each alone would need a panel of its own.
+        flat = flat.sum(axis=0 if flat.shape[-1] not in (1, 3) or flat.shape[0] in (1, 3) else -1)
+    limit = float(np.abs(flat).max()) or 1.0
+    drawn = axes.imshow(flat, cmap=_SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return drawn
+
+
+def _signed(figure: Any, axes: Any, values: Array | None, title: str, absent: str) -> None:
+    if values is None:
+        _empty(axes, title, absent)
+        return
+    drawn = _signed_image(axes, values)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(labelsize=6.5)
+    bar.outline.set_linewidth(0.4)
+    axes.set_title(title, fontsize=9.5)
+
+
+def _empty(axes: Any, title: str, why: str) -> None:
+    axes.text(0.5, 0.5, why, ha="center", va="center", color=_MUTED, fontsize=9)
+    axes.set_title(title, fontsize=9.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#dddddd")
+
+
+def _bare(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,430 @@
+"""One neuron of a run, and its features."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from polyseme.core import (
+    Clustering,
+    Polysemanticity,
+    assign,
+    feature_centres,
+    medoids,
+    neuron_embeddings,
+    polysemanticity,
+)
+from polyseme.core.arrays import to_numpy
+from polyseme.errors import InputError
+from polyseme.store import SiteInfo
+from polyseme.views.figure import draw_panel
+from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
+from polyseme.views.tables import Tables
+
+Floats = NDArray[np.floating[Any]]
+
+_STATISTICS = ("density", "max_activation", "mean_activation", "participation_ratio")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One behaviour of a neuron: a feature cluster.
+
+    Attributes
+    ----------
+    number : int
+        0 is the largest.
+    examples : pandas.DataFrame
+        Its rows of `Neuron.examples`.
+    medoid : int
+        Number of the example that is nearest, on average, to the others.
+    centre : ndarray, shape (d_in,)
+        Direction of the mean of its unit embeddings.
+    """
+
+    number: int
+    examples: pd.DataFrame
+    medoid: int
+    centre: Floats
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    @property
+    def mean_activation(self) -> float:
+        """Mean activation of its examples."""
+        return float(self.examples["activation"].mean())
+
+    def label_counts(self) -> dict[Any, int]:
+        """How many examples each class gives, most first; empty without labels."""
+        if "label" not in self.examples:
+            return {}
+        return {k: int(v) for k, v in self.examples["label"].value_counts().items()}
+
+    def __repr__(self) -> str:
+        labels = ", ".join(f"{name}: {n}" for name, n in list(self.label_counts().items())[:4])
+        return f"Feature({self.number}: {self.n_examples} examples{'; ' * bool(labels)}{labels})"
+
+
+class Neuron:
+    """One neuron of a run, at one threshold. Made by `Run.neuron`.
+
+    Parameters
+    ----------
+    tables : Tables
+    info : SiteInfo
+    number : int
+    clustering : Clustering, optional
+        A cut of its tree other than the run's.
+    """
+
+    def __init__(
+        self, tables: Tables, info: SiteInfo, number: int, clustering: Clustering | None = None
+    ) -> None:
+        self._tables = tables
+        self._folder = tables.folder
+        self.info = info
+        self.number = number
+        self._cut = clustering
+
+    @property
+    def site(self) -> str:
+        """Name of its site."""
+        return self.info.name
+
+    @cached_property
+    def row(self) -> pd.Series:
+        """Its row of `Run.neurons`."""
+        return self._folder.neurons.iloc[self._tables.first_neuron(self.info) + self.number]
+
+    @cached_property
+    def _stored(self) -> pd.DataFrame:
+        rows = self._tables.rows("examples", self.info, self.number)
+        return self._folder.examples.iloc[rows].reset_index(drop=True)
+
+    @cached_property
+    def examples(self) -> pd.DataFrame:
+        """Its examples, in the order of the selection.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``example``, ``input`` (number in the data), ``position`` (where in the input),
+            ``activation``, ``feature`` at the current threshold, and ``label`` if known.
+        """
+        frame = self._stored[["example", "input", "position", "activation"]].copy()
+        frame["feature"] = self.clustering.labels
+        return self._with_labels(frame)
+
+    @cached_property
+    def random_examples(self) -> pd.DataFrame:
+        """A seeded random sample of the inputs that activate it, weakly or strongly."""
+        rows = self._tables.rows("random", self.info, self.number)
+        frame = self._folder.random.iloc[rows].reset_index(drop=True)
+        return self._with_labels(frame[["input", "position", "activation"]].copy())
+
+    def _with_labels(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if "labels" in self._folder.inputs:
+            labels = self._folder.inputs["labels"][self._input_rows(frame["input"])]
+            names = self._folder.metadata["data"].get("class_names") or []
+            usable = len(names) > int(labels.max(initial=-1)) and int(labels.min(initial=0)) >= 0
+            frame["label"] = [names[i] for i in labels] if usable else labels
+        return frame
+
+    def _input_rows(self, inputs: pd.Series) -> NDArray[np.int64]:
+        found = np.searchsorted(self._folder.inputs["index"], inputs.to_numpy(np.int64))
+        return np.asarray(found, dtype=np.int64)
+
+    def inputs(self, frame: pd.DataFrame | None = None) -> NDArray[Any]:
+        """The inputs of examples, as stored: shape (n, *shape of one input).
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame, optional
+            Rows of `examples` or of `random_examples`; by default all examples.
+        """
+        chosen = self.examples if frame is None else frame
+        return np.asarray(self._folder.inputs["pixels"][self._input_rows(chosen["input"])])
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Its input weights, shape (d_in,)."""
+        return np.asarray(self._folder.site(self.info.number)["weights"][self.number])
+
+    @cached_property
+    def vectors(self) -> Floats:
+        """Pre-neuron embeddings of its examples, shape (n_examples, d_in)."""
+        vectors = self._folder.site(self.info.number)["vectors"]
+        return np.asarray(vectors[self._stored["vector"].to_numpy()])
+
+    @property
+    def embeddings(self) -> Floats:
+        """Neuron embeddings of its examples, shape (n_examples, d_in)."""
+        return np.asarray(neuron_embeddings(self.vectors, self.weights))
+
+    @cached_property
+    def clustering(self) -> Clustering:
+        """Its tree and the current cut."""
+        if self._cut is not None:
+            return self._cut
+        return Clustering(
+            labels=self._stored["feature"].to_numpy(np.int64),
+            tree=self._tables.tree(self.info, self.number),
+            threshold=float(self.info.extra["threshold"]),
+            linkage=str(self._folder.metadata["settings"]["linkage"]),
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Cosine distance at which the tree is cut."""
+        return self.clustering.threshold
+
+    @cached_property
+    def features(self) -> list[Feature]:
+        """Its features at the current threshold, the largest first."""
+        labels = self.clustering.labels
+        if not len(labels):
+            return []
+        embeddings = self.embeddings
+        centres, central = feature_centres(embeddings, labels), medoids(embeddings, labels)
+        return [
+            Feature(
+                number=k,
+                examples=self.examples[labels == k].reset_index(drop=True),
+                medoid=int(central[k]),
+                centre=centres[k],
+            )
+            for k in range(len(centres))
+        ]
+
+    @cached_property
+    def metrics(self) -> Polysemanticity:
+        """Metrics of polysemanticity at the current threshold."""
+        if self._cut is not None:
+            return polysemanticity(self.embeddings, self.clustering.labels)
+        return Polysemanticity(
+            max_distance=float(self.row["max_distance"]),
+            mean_distance=float(self.row["mean_distance"]),
+            intra_cluster_distance=float(self.row["intra_cluster_distance"]),
+            inter_cluster_distance=float(self.row["inter_cluster_distance"]),
+            n_examples=int(self.row["n_examples"]),
+            n_clusters=int(self.row["n_clusters"]),
+        )
+
+    def recut(self, threshold: float) -> Neuron:
+        """The neuron with its tree cut at another cosine distance in (0, 2]."""
+        return Neuron(self._tables, self.info, self.number, self.clustering.cut(threshold))
+
+    def assign(self, h: Any) -> NDArray[np.int64]:
+        """Which feature fired: label new pre-neuron embeddings.
+
+        A row belongs to the feature whose centre is nearest to its neuron embedding, if that
+        is nearer than the threshold; see `polyseme.core.assign`.
+
+        Parameters
+        ----------
+        h : array or tensor, shape (n, d_in)
+            Pre-neuron embeddings: what the site is given, not the model.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            Feature numbers; -1 where none is near.
+        """
+        rows = to_numpy(h)
+        if rows.ndim != 2 or rows.shape[1] != self.info.d_in:
+            raise InputError(
+                f"h has shape {rows.shape}; (n, {self.info.d_in}) is expected: what site "
+                f"{self.site!r} is given, one row for each input."
+            )
+        if not self.features:
+            return np.full(len(rows), -1, dtype=np.int64)
+        centres = np.stack([feature.centre for feature in self.features])
+        return assign(neuron_embeddings(rows, self.weights), centres, self.threshold)
+
+    def similar(self, k: int = 10) -> pd.DataFrame:
+        """The features of other neurons that are most like this neuron's.
+
+        Features are compared by their most central examples, by cosine similarity, over all
+        sites of the run that read vectors of the same length; at the run's own threshold.
+
+        Parameters
+        ----------
+        k : int
+            Most rows for each of this neuron's features.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``feature`` (of this neuron), ``site``, ``neuron``, ``other_feature``,
+            ``similarity``, most similar first.
+        """
+        own, mine = self._tables.medoid_embeddings(self.info)
+        here = (own["neuron"] == self.number).to_numpy()
+        found = []
+        for other in self._folder.sites:
+            if other.d_in != self.info.d_in:
+                continue
+            features, theirs = self._tables.medoid_embeddings(other)
+            similarity = mine[here] @ theirs.T
+            if other.number == self.info.number:
+                similarity[:, here] = -np.inf
+            best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+            chosen = features.iloc[best.ravel()]
+            found.append(
+                pd.DataFrame(
+                    {
+                        "feature": np.repeat(np.arange(len(best)), best.shape[1]),
+                        "site": other.name,
+                        "neuron": chosen["neuron"].to_numpy(),
+                        "other_feature": chosen["feature"].to_numpy(),
+                        "similarity": np.take_along_axis(similarity, best, axis=1).ravel(),
+                    }
+                )
+            )
+        frame = pd.concat(found, ignore_index=True)
+        frame = frame[np.isfinite(frame["similarity"])].sort_values(
+            ["feature", "similarity"], ascending=[True, False], kind="stable"
+        )
+        nearest: pd.DataFrame = frame.groupby("feature").head(k).reset_index(drop=True)
+        return nearest
+
+    def panel(self, *, n_shown: int = 10) -> ImagePanel:
+        """Everything that is shown of a neuron of an image model, as arrays.
+
+        Parameters
+        ----------
+        n_shown : int
+            Most examples of each feature: the medoid, then the strongest.
+        """
+        folder = self._folder
+        arrays, data, extra = (
+            folder.site(self.info.number),
+            folder.metadata["data"],
+            self.info.extra,
+        )
+        shape = data.get("image_shape")
+        if shape is None:
+            raise InputError(
+                f"The run's inputs have shape {tuple(data['shape'])}, which is no image; analyse "
+                "with image_shape=(height, width) to see them as images."
+            )
+        scale = Scale(tuple(shape), data["mean"], data["std"])
+        stored = self.inputs()
+        average = scale.to_input(stored).mean(axis=0) if len(stored) else None
+        kernel = extra.get("kernel_shape")
+        weights = (
+            self.weights.reshape(kernel if kernel else shape)
+            if kernel or extra.get("reads_inputs")
+            else None
+        )
+        drawn = None
+        if "activation_map" in arrays:
+            drawn = arrays["activation_map"][self.number].reshape(shape)
+        logits = None
+        if "logit_gradient" in arrays:
+            gradient, ablation = (
+                arrays[name][self.number] for name in ("logit_gradient", "logit_ablation")
+            )
+            names = data.get("class_names") or []
+            names = names if len(names) == len(gradient) else list(range(len(gradient)))
+            logits = pd.DataFrame({"class": names, "gradient": gradient, "ablation": ablation})
+        features = []
+        for feature in self.features:
+            order = np.argsort(-feature.examples["activation"].to_numpy(), kind="stable")
+            central = feature.examples["example"].to_numpy()[order] == feature.medoid
+            chosen = np.concatenate([order[central], order[~central]])[:n_shown]
+            rows = feature.examples["example"].to_numpy()
+            mean = scale.to_input(stored[rows]).mean(axis=0)
+            if kernel:
+                picture = self.vectors[rows].mean(axis=0).reshape(kernel) * weights
+            elif weights is not None:
+                picture = mean * weights
+            else:
+                picture = None if drawn is None else mean * drawn
+            features.append(
+                FeaturePanel(
+                    number=feature.number,
+                    n_examples=feature.n_examples,
+                    examples=scale.to_show(stored[rows[chosen]]),
+                    activations=feature.examples["activation"].to_numpy()[chosen],
+                    average=mean,
+                    feature=picture,
+                    label_counts=feature.label_counts(),
+                )
+            )
+        return ImagePanel(
+            site=self.site,
+            neuron=self.number,
+            activation=str(extra.get("activation", "")),
+            metrics=self.metrics,
+            threshold=self.threshold,
+            n_inputs=int(data["n_inputs"]),
+            statistics={name: float(self.row[name]) for name in _STATISTICS},
+            input_weights=weights,
+            activation_map=drawn,
+            baseline=folder.metadata["settings"].get("baseline"),
+            average_example=average,
+            importance_map=None if drawn is None or average is None else drawn * average,
+            logit_effects=logits,
+            histogram=np.asarray(arrays["histogram"][self.number]),
+            histogram_upper=float(arrays["histogram_upper"][self.number]),
+            random_examples=scale.to_show(self.inputs(self.random_examples)),
+            random_activations=self.random_examples["activation"].to_numpy(),
+            features=features,
+        )
+
+    def figure(self, path: str | Path | None = None) -> Any:
+        """The image panel as one matplotlib figure.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Where to save it as well; the ending gives the format.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        figure = draw_panel(self.panel())
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+        return figure
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return (
+            f"Neuron({self.site!r}, {self.number}: {m.n_examples} examples, "
+            f"{m.n_clusters} features at {self.threshold:g}, mean distance {m.mean_distance:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {
+                "feature": feature.number,
+                "examples": feature.n_examples,
+                "mean activation": feature.mean_activation,
+                "labels": ", ".join(
+                    f"{name}: {n}" for name, n in list(feature.label_counts().items())[:5]
+                ),
+            }
+            for feature in self.features[:10]
+        ]
+        table = pd.DataFrame(rows).to_html(
+            index=False, float_format=lambda x: f"{x:.3g}", border=0, escape=True
+        )
+        more = len(self.features) - len(rows)
+        return (
+            f"<p><b>{html.escape(self.site)} / {self.number}</b> {html.escape(repr(self))}</p>"
+            f"{table}{f'<p>and {more} smaller features</p>' if more > 0 else ''}"
+        )

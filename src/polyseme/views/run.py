@@ -1,0 +1,157 @@
+"""A run as a whole."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from polyseme.errors import InputError, one_of
+from polyseme.store import RunFolder, SiteInfo
+from polyseme.views.neuron import Neuron
+from polyseme.views.tables import Tables
+
+METRICS = (
+    "max_distance",
+    "mean_distance",
+    "intra_cluster_distance",
+    "inter_cluster_distance",
+)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder that `analyse` wrote.
+
+    Raises
+    ------
+    RunError
+        If it is missing, no run, unfinished, of a newer version, or damaged.
+    """
+    return Run(RunFolder(path))
+
+
+class Run:
+    """What one analysis found. Made by `open_run` and `analyse`.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.path = folder.path
+        self._tables = Tables(folder)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was analysed and how: model, data, settings, versions."""
+        return self.folder.metadata
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the run's sites."""
+        return [site.name for site in self.folder.sites]
+
+    def neurons(self) -> pd.DataFrame:
+        """All neurons, dead ones too, one row each.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``site``, ``neuron``, ``n_examples``, ``n_clusters``; the metrics ``max_distance``,
+            ``mean_distance``, ``intra_cluster_distance``, ``inter_cluster_distance`` (NaN
+            where undefined); ``density`` (share of inputs that activate it),
+            ``max_activation``, ``mean_activation``; ``participation_ratio`` of its weights;
+            ``background_distance``, the mean distance that the same weights give to random
+            inputs, and ``calibrated_distance``, the mean distance less that.
+        """
+        return self.folder.neurons.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """One row a site: neurons, dead neurons, and each metric's mean with its count.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``site``, ``neurons``, ``dead`` (no example activates them), ``dead_share``;
+            ``mean_clusters`` and each metric averaged over the neurons for which it is
+            defined, and beside each ``<metric>_n``: how many these are.
+        """
+        rows = []
+        for name, group in self.folder.neurons.groupby("site", sort=False):
+            dead = int((group["n_examples"] == 0).sum())
+            live = group[group["n_examples"] > 0]
+            row: dict[str, Any] = {
+                "site": name,
+                "neurons": len(group),
+                "dead": dead,
+                "dead_share": dead / len(group),
+                "mean_clusters": live["n_clusters"].mean(),
+                "mean_examples": live["n_examples"].mean(),
+            }
+            for metric in METRICS:
+                row[metric] = live[metric].mean()
+                row[f"{metric}_n"] = int(live[metric].notna().sum())
+            row["median_participation_ratio"] = live["participation_ratio"].median()
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def neuron(self, site: Any, neuron: Any = None) -> Neuron:
+        """One neuron.
+
+        Parameters
+        ----------
+        site : str
+            Name of the site; may be left out where the run has a single one.
+        neuron : int
+            Its number, from 0.
+        """
+        if neuron is None and not isinstance(site, str):
+            if len(self.sites) != 1:
+                raise InputError(
+                    f"The run has {len(self.sites)} sites, so a neuron needs its site's name: "
+                    f"run.neuron({self.sites[0]!r}, {site!r})."
+                )
+            site, neuron = self.sites[0], site
+        info = self.site(str(site))
+        number = -1 if neuron is None or isinstance(neuron, bool) else neuron
+        if not isinstance(number, int | np.integer) or not 0 <= number < info.n_neurons:
+            raise InputError(
+                f"neuron is {neuron!r}; site {info.name!r} has neurons 0 to {info.n_neurons - 1}."
+            )
+        return Neuron(self._tables, info, int(number))
+
+    def site(self, name: str) -> SiteInfo:
+        """What the run records about a site."""
+        for info in self.folder.sites:
+            if info.name == name:
+                return info
+        raise InputError(one_of("site", name, self.sites))
+
+    def __repr__(self) -> str:
+        neurons = self.folder.neurons
+        dead = int((neurons["n_examples"] == 0).sum())
+        return (
+            f"Run({str(self.path)!r}: {len(self.sites)} site{'s' if len(self.sites) != 1 else ''}, "
+            f"{len(neurons):,} neurons, {dead:,} dead)"
+        )
+
+    def _repr_html_(self) -> str:
+        model, data = self.metadata["model"], self.metadata["data"]
+        table = self.summary().to_html(index=False, float_format=lambda x: f"{x:.3g}", border=0)
+        return (
+            f"<p><b>Run</b> {html.escape(str(self.path))}<br>"
+            f"model {html.escape(str(model.get('class', '?')))}, "
+            f"data {html.escape(str(data.get('name', '?')))} "
+            f"({html.escape(str(data.get('n_inputs', '?')))} inputs), "
+            f"{html.escape(str(self.metadata.get('created', '')))}</p>{table}"
+        )

@@ -1,0 +1,55 @@
+"""What every test gets: the same seeds, two threads of torch, and the shared data."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = (ROOT.parent / "shared" / "data", ROOT / "shared" / "data")
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+# The same examples on every run, and no failure because a machine is slow.
+hypothesis.settings.register_profile("polyseme", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("polyseme")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    if HAS_TORCH:
+        import torch
+
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeds(_threads: None) -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries draw from the global state)
+    if HAS_TORCH:
+        import torch
+
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of published and real data, which not every checkout has."""
+    for folder in SHARED_DATA:
+        if folder.is_dir():
+            return folder
+    reason = "there is no shared data here; looked in ../shared/data and shared/data"
+    print(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def docs_namespace() -> dict[str, Any]:
+    """The names that the first Python block of a documentation page starts with."""
+    return {"__name__": "__main__"}

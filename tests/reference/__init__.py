@@ -1,0 +1,1 @@
+"""Slow oracles: every method once more, in the plainest way."""
