@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -238,7 +239,13 @@ def report(demo: Demo, console: Console) -> None:
         f"\nA classifier of {data['n_inputs']:,} digits ({data['name']}) with 64 hidden neurons, "
         f"{demo.accuracy:.1%} right on digits that it has not seen."
     )
-    table = Table(title="Its hidden neurons", title_justify="left", show_header=False)
+    table = Table(
+        title="Its hidden neurons",
+        title_justify="left",
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     table.add_row("neurons", f"{summary['neurons']}")
     table.add_row("dead neurons (no example)", f"{summary['dead']} ({summary['dead_share']:.1%})")
     table.add_row("features a neuron, mean", f"{summary['mean_clusters']:.1f}")
@@ -256,7 +263,7 @@ def report(demo: Demo, console: Console) -> None:
     )
     console.print(table)
     for title, rows in (
-        ("Most polysemantic (by mean distance)", demo.most),
+        ("Most polysemantic (by mean cosine distance)", demo.most),
         ("Least polysemantic", demo.least),
     ):
         console.print(_ranking(demo.run, title, rows))
@@ -279,20 +286,20 @@ def report(demo: Demo, console: Console) -> None:
 
 
 def _ranking(run: Run, title: str, rows: pd.DataFrame) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("neuron", "examples", "features", "mean", "max", "within", "between"):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("neuron", "examples", "features", "mean", "max", "intra", "inter"):
         table.add_column(name, justify="right")
-    table.add_column("largest features, by digit")
+    table.add_column("largest, by digit", no_wrap=True)
     for _, row in rows.iterrows():
         numbers: list[Any] = [row["neuron"], row["n_examples"], row["n_clusters"]]
         distances = [
             row[f"{name}_distance"] for name in ("mean", "max", "intra_cluster", "inter_cluster")
         ]
-        features = run.neuron(SITE, int(row["neuron"])).features[:3]
-        labels = "; ".join(
-            ", ".join(f"{n}×{name}" for name, n in list(f.label_counts().items())[:3])
-            for f in features
-        )
+        digits = []
+        for feature in run.neuron(SITE, int(row["neuron"])).features[:3]:
+            digit, n = next(iter(feature.label_counts().items()))
+            digits.append(f"{digit} ({n}/{feature.n_examples})")
+        labels = " ".join(digits)
         table.add_row(*map(str, numbers), *(f"{value:.3f}" for value in distances), labels)
     return table
 

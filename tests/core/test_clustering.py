@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import oracles, published
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
@@ -22,6 +21,7 @@ from polyseme.core import (
     polysemanticity,
 )
 from polyseme.errors import InputError
+from reference import oracles, published
 
 from .test_distances import some_vectors
 
@@ -336,7 +336,7 @@ def test_other_bad_arguments() -> None:
     with pytest.raises(InputError, match=r"embeddings has shape \(4, 6\); an array of 3 dimens"):
         cluster_many(vectors)
     for counts in ([4, 4], [5], [-1]):
-        with pytest.raises(InputError, match="counts is .*; 1 integers from 0 to 4 are expected"):
+        with pytest.raises(InputError, match=r"counts is .*; 1 integers from 0 to 4 are expected"):
             cluster_many(vectors[None], counts)
     with pytest.raises(InputError, match="embeddings holds object values; real numbers"):
         cluster([[None, 1]])

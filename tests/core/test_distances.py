@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import oracles
 
 from polyseme.core import cosine_distances
 from polyseme.core.distances import unit_rows
 from polyseme.errors import InputError
+from reference import oracles
 
 
 def some_vectors(seed: int, n: int, d: int) -> np.ndarray:
@@ -20,8 +20,8 @@ def some_vectors(seed: int, n: int, d: int) -> np.ndarray:
     vectors = rng.standard_normal((n, d)) * 10.0 ** rng.integers(-3, 4, (n, 1))
     kind = rng.integers(0, 6, n)
     vectors[kind == 0] = 0
-    vectors[kind == 1] = vectors[0]
-    vectors[kind == 2] = -vectors[0]
+    vectors[kind == 1] = vectors[:1]
+    vectors[kind == 2] = -vectors[:1]
     return vectors
 
 

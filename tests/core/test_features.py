@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import oracles
 
 from polyseme.core import assign, cluster, feature_centres, medoids
 from polyseme.errors import InputError
+from reference import oracles
 
 from .test_distances import some_vectors
 

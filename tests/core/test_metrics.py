@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import oracles
 
 from polyseme.core import (
     Polysemanticity,
@@ -17,6 +16,7 @@ from polyseme.core import (
     polysemanticity,
 )
 from polyseme.errors import InputError
+from reference import oracles
 
 from .test_distances import some_vectors
 

@@ -108,9 +108,10 @@ def participation_ratio(w: Sequence[float]) -> float:
 
 def background_distance(background: Any, weights: Any) -> list[float]:
     return [
-        metrics([[h * v for h, v in zip(row, w, strict=True)] for row in background], [0] * len(background))[
-            "mean_distance"
-        ]
+        metrics(
+            [[h * v for h, v in zip(row, w, strict=True)] for row in background],
+            [0] * len(background),
+        )["mean_distance"]
         for w in weights
     ]
 

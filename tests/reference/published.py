@@ -16,8 +16,8 @@ from torch import Tensor, nn
 METRICS = {
     "max_distance": "max_distance",
     "mean_distance": "mean_distance",
-    "intra_cluster_distance": "intra_cluster_distance",
-    "inter_cluster_distance": "inter_cluster_distance",
+    "intra_cluster_distance": "intra-cluster_distance",
+    "inter_cluster_distance": "inter-cluster_distance",
     "n_examples": "size",
     "n_clusters": "clusters",
 }

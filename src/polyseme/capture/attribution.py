@@ -269,10 +269,10 @@ def logit_effects(
                 seen[0].detach().movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
             )
             for c in range(n_classes):
-                (slope,) = torch.autograd.grad(
+                slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
                     logits[:, c].sum(), seen[0], retain_graph=True, allow_unused=True
                 )
-                if slope is None:
+                if (slope := slopes[0]) is None:
                     # The logits need gradients by the model's weights, but not by this site.
                     yield 1.0, None
                     return

@@ -40,9 +40,14 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     features = panel.features[:n_features]
     n_random = min(len(panel.random_examples), 14)
     heights = [2.5, 1.0 if n_random else 0.01, *[1.12] * len(features)]
-    height = sum(heights) + 1.5
+    height = sum(heights) + 1.75
     figure = Figure(figsize=(14.5, height), layout=None, facecolor="white")
     figure.text(0.02, 1 - 0.25 / height, _title(panel), fontsize=15, weight="bold", va="top")
+    rest = panel.features[n_features:]
+    if rest:
+        n = sum(feature.n_examples for feature in rest)
+        text = f"{len(rest)} smaller features hold the other {n} examples."
+        figure.text(0.02, 0.12 / height, text, fontsize=9, color=_MUTED)
     figure.text(0.02, 1 - 0.62 / height, _subtitle(panel), fontsize=9.5, color=_MUTED, va="top")
     grid = figure.add_gridspec(
         len(heights),
@@ -51,7 +56,7 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
         left=0.02,
         right=0.985,
         top=1 - 1.1 / height,
-        bottom=0.12 / height,
+        bottom=0.4 / height,
         hspace=0.38,
     )
     _draw_summary(figure, grid[0], panel)
@@ -156,11 +161,11 @@ def _draw_random(figure: Any, place: Any, panel: ImagePanel, n: int) -> None:
 def _draw_feature(
     figure: Any, place: Any, panel: ImagePanel, feature: FeaturePanel, *, with_heads: bool
 ) -> None:
-    axes = place.subgridspec(1, 13, width_ratios=[1.9, *[1] * 10, 1.1, 1.1], wspace=0.08).subplots()
+    axes = place.subgridspec(1, 13, width_ratios=[1.9, 1.1, 1.1, *[1] * 10], wspace=0.08).subplots()
     total = panel.metrics.n_examples
     shown = min(len(feature.examples), 10)
     labels = ", ".join(f"{name}: {n}" for name, n in list(feature.label_counts.items())[:4])
-    more = "" if shown == feature.n_examples else f"\n{shown} of {feature.n_examples} shown"
+    more = "" if shown == feature.n_examples else f", {shown} shown"
     axes[0].text(
         0,
         0.5,
@@ -170,25 +175,28 @@ def _draw_feature(
         va="center",
     )
     axes[0].axis("off")
-    for number, ax in enumerate(axes[1:11]):
+    _image(axes[1], feature.average)
+    if feature.feature is None:
+        axes[2].axis("off")
+    else:
+        _signed_image(axes[2], feature.feature)
+    if with_heads:
+        axes[1].set_title("average", fontsize=8, pad=3)
+        axes[2].set_title(f"feature:\n{_product(panel, feature)}", fontsize=8, pad=3)
+    for number, ax in enumerate(axes[3:]):
         if number < shown:
             _image(ax, feature.examples[number])
             name = "central " if number == 0 else ""
             ax.set_title(f"{name}{feature.activations[number]:.2f}", fontsize=7, pad=2)
         else:
             ax.axis("off")
-    _image(axes[11], feature.average)
-    product = "patch ⊙ kernel" if panel.input_weights is not None else "average ⊙ map"
-    if panel.input_weights is not None and feature.feature is not None:
-        same = feature.feature.shape == feature.average.shape
-        product = "average ⊙ weights" if same else product
-    if feature.feature is None:
-        axes[12].axis("off")
-    else:
-        _signed_image(axes[12], feature.feature)
-    if with_heads:
-        axes[11].set_title("average", fontsize=8, pad=3)
-        axes[12].set_title(f"feature:\n{product}", fontsize=8, pad=3)
+
+
+def _product(panel: ImagePanel, feature: FeaturePanel) -> str:
+    if panel.input_weights is None or feature.feature is None:
+        return "average ⊙ map"
+    same = feature.feature.shape == feature.average.shape
+    return "average ⊙ weights" if same else "patch ⊙ kernel"
 
 
 def _channels_last(image: Array) -> Array:
