@@ -88,7 +88,7 @@ def load_classifier(path: str | Path = "runs/demo/classifier.safetensors") -> Cl
     return model
 
 
-def digits(data: str | Path | None = None) -> tuple[Images, Images]:
+def train_and_test(data: str | Path | None = None) -> tuple[Images, Images]:
     """Digits to train on and others to test on.
 
     Parameters
@@ -179,7 +179,7 @@ def run_demo(
     Parameters
     ----------
     data : str or Path, optional
-        See `digits`.
+        See `train_and_test`.
     out : str or Path
         Folder for the classifier, the run and the figures.
     seed : int
@@ -187,7 +187,7 @@ def run_demo(
         Make everything anew.
     progress : bool
     """
-    train, test = digits(data)
+    train, test = train_and_test(data)
     folder = Path(out)
     weights = folder / "classifier.safetensors"
     made_from = {"data": train.digest(), "seed": str(seed)}
@@ -287,7 +287,7 @@ def report(demo: Demo, console: Console) -> None:
 
 def _ranking(run: Run, title: str, rows: pd.DataFrame) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("neuron", "examples", "features", "mean", "max", "intra", "inter"):
+    for name in ("neuron", "n", "features", "mean", "max", "intra", "inter"):
         table.add_column(name, justify="right")
     table.add_column("largest, by digit", no_wrap=True)
     for _, row in rows.iterrows():

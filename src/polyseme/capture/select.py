@@ -226,7 +226,8 @@ class Stratified(Selector):
 
     The bands have equal widths and cover (0, maximum] of the neuron. Each gives k / bins
     examples, a seeded random sample of its inputs; a band with fewer gives all it has, and
-    what is left over goes to no other band. If k is not a multiple of bins, the upper bands
+    what is left over goes to no other band (a band with fewer may also lose a few at its very
+    edge, see below). If k is not a multiple of bins, the upper bands
     give one more.
 
     Parameters
@@ -243,7 +244,9 @@ class Stratified(Selector):
     The bands are known only at the end, when the maximum is. Until then, samples are kept of
     cells of a grid that is at least four times as fine and whose spacing is a power of two:
     as the maximum grows, cells merge and nothing that a merged cell needs was dropped. The
-    choice is made from these samples, at the bands' exact edges.
+    choice is made from these samples, at the bands' exact edges. A band's edge may run through
+    a cell, so that a band with few examples can lose those there to a crowded neighbour; a
+    band with plenty still gives exactly its share, out of the cells that lie wholly within it.
     """
 
     k: int = 100

@@ -1,0 +1,52 @@
+"""Writes docs/cli.md from the parser of the command line.
+
+    python tools/cli_reference.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from polyseme.cli import build_parser
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+
+
+def reference() -> str:
+    """The page: a section for each command, a table of its arguments."""
+    parser = build_parser()
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    lines = [
+        "# Command line",
+        "",
+        "Every command is one call of the library. A refusal is one sentence on the error "
+        "output and exit status 1; an interrupt gives 130.",
+    ]
+    for name, command in commands.choices.items():
+        lines += ["", f"## polyseme {name}", "", str(command.description)]
+        lines += ["", "| argument | meaning |", "|---|---|"]
+        for action in command._actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            spelling = ", ".join(action.option_strings) or str(action.metavar)
+            if action.option_strings and action.nargs != 0:
+                spelling += f" {action.metavar or action.dest.upper()}"
+            # As argparse would print it, with its %(default)s filled in.
+            text = (action.help or "") % {**vars(action), "prog": command.prog}
+            needed = " (required)" if action.option_strings and action.required else ""
+            lines.append(f"| `{spelling}` | {text.replace('|', chr(92) + '|')}{needed} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        return int(PAGE.read_text(encoding="utf-8") != text)
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
