@@ -55,6 +55,7 @@ bench: $(STAMP) ## run every benchmark, and print the JSON line that each ends w
 	done
 
 docs: $(STAMP) ## build the documentation into site/
+	$(BIN)/python tools/cli_reference.py
 	$(BIN)/mkdocs build --strict --site-dir site
 
 clean: ## remove what was built and cached (not .venv, not runs/)
