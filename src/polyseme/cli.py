@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,14 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"polyseme: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        how = "--resume instead of --overwrite" if _overwrites(options) else "--resume"
+        remedy = f"; nothing is lost: the same command with {how} goes on."
+        # A command that keeps nothing has nothing to go on with.
         print(
-            "polyseme: interrupted; nothing is lost: the same command with --resume goes on.",
-            file=sys.stderr,
+            f"polyseme: interrupted{remedy if hasattr(options, 'resume') else '.'}", file=sys.stderr
         )
         return 130
     except BrokenPipeError:
         return 0
     return 0
+
+
+def _overwrites(options: argparse.Namespace) -> bool:
+    return bool(getattr(options, "overwrite", False))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -157,12 +164,22 @@ def _add_sites(commands: Any) -> None:
 
 
 def _numbers(text: str) -> float | tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number; give one, or one a channel: 0.5,0.5,0.5"
+        ) from None
     return values[0] if len(values) == 1 else values
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.replace("x", ",").split(","))
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape; give height,width or channels,height,width: 28,28"
+        ) from None
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -226,22 +243,17 @@ def _analyse(options: argparse.Namespace) -> None:
 
 def _sites(options: argparse.Namespace) -> None:
     capture = _module("polyseme.capture", "Listing a model's sites")
-    from rich.console import Console
-    from rich.table import Table
-
     found = capture.list_sites(_load_model(options.model))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("site", no_wrap=True)
-    table.add_column("kind")
-    table.add_column("neurons", justify="right")
-    table.add_column("reads", justify="right")
-    for site in found:
-        table.add_row(site.name, site.kind, f"{site.n_neurons:,}", f"{site.d_in:,}")
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
         )
-    Console().print(table)
+    # Not by a table of rich: that would cut long names, which are there to be copied.
+    rows = [("site", "kind", "neurons", "reads")]
+    rows += [(site.name, site.kind, f"{site.n_neurons:,}", f"{site.d_in:,}") for site in found]
+    site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for row in rows:
+        print(f"{row[0]:<{site}}  {row[1]:<{kind}}  {row[2]:>{neurons}}  {row[3]:>{reads}}")
 
 
 def _module(name: str, what: str) -> ModuleType:
@@ -271,12 +283,14 @@ def _selector(text: str) -> Selector:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Name):
             call = ast.Call(call, [], [])
-        assert isinstance(call, ast.Call)
-        assert isinstance(call.func, ast.Name)
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            raise TypeError("not a call")
         name = call.func.id
         positional = [ast.literal_eval(argument) for argument in call.args]
         named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError, AssertionError) as error:
+        if len(named) < len(call.keywords):
+            raise TypeError("a name twice")
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InputError(f"--select is {text!r}, which is no selector; {expected}") from error
     if name not in _SELECTORS:
         raise InputError(one_of("selector", name, _SELECTORS))
@@ -304,7 +318,7 @@ def _load_model(spec: str) -> nn.Module:
             public = [entry for entry in vars(module) if not entry.startswith("_")]
             raise InputError(f"{where} has no {name!r}. {one_of('name', name, public)}")
         found = getattr(found, part)
-    if not isinstance(found, nn.Module) and callable(found):
+    if not isinstance(found, nn.Module) and callable(found) and _takes_nothing(found):
         found = found()
     if not isinstance(found, nn.Module):
         raise InputError(
@@ -312,6 +326,18 @@ def _load_model(spec: str) -> nn.Module:
             "without arguments that returns one."
         )
     return found
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:
+        # Written in C, without a signature.
+        return True
+    return True
 
 
 def _import_file(path: Path) -> ModuleType:

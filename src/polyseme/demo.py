@@ -107,6 +107,12 @@ def train_and_test(data: str | Path | None = None) -> tuple[Images, Images]:
                 f"The images at {str(data)!r} have shape {train.shape}; the demo's classifier "
                 "takes digits of shape (28, 28): give MNIST, or use polyseme analyse."
             )
+        for half in (train, test):
+            if half.labels is None or not 0 <= half.labels.min() <= half.labels.max() <= 9:
+                raise InputError(
+                    f"The images at {str(data)!r} are not labelled from 0 to 9, as digits are; "
+                    "give MNIST with its files of labels, or use polyseme analyse."
+                )
         return train, test
     images = mnist()
     cut = len(images) * 4 // 5
@@ -276,13 +282,18 @@ def report(demo: Demo, console: Console) -> None:
         "Next, look at any neuron from Python:\n"
         "  import polyseme as ps\n"
         f"  run = ps.open_run({str(demo.run.path)!r})\n"
-        f"  run.neuron({int(demo.most['neuron'].iloc[0])}).figure('neuron.png')\n"
+        f"  run.neuron({_first(demo.most)}).figure('neuron.png')\n"
         "or analyse a model of your own:\n"
         "  polyseme analyse mypackage.models:load --data images.npz --sites 'features.*' "
         "--out runs/mine",
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _first(rows: pd.DataFrame) -> int:
+    # Of few digits, no neuron may have examples enough to be ranked.
+    return int(rows["neuron"].iloc[0]) if len(rows) else 0
 
 
 def _ranking(run: Run, title: str, rows: pd.DataFrame) -> Table:
@@ -311,10 +322,12 @@ def _track(items: Sequence[T], what: str, progress: bool) -> Iterable[T]:
 def as_json(demo: Demo) -> str:
     """The demo's numbers as JSON."""
     summary = demo.run.summary().iloc[0].to_dict()
+    numbers = {k: v if isinstance(v, str) else float(v) for k, v in summary.items()}
     return json.dumps(
         {
             "accuracy": demo.accuracy,
-            "summary": {k: v if isinstance(v, str) else float(v) for k, v in summary.items()},
+            # JSON has no NaN.
+            "summary": {k: None if v != v else v for k, v in numbers.items()},
             "most": demo.most["neuron"].tolist(),
             "least": demo.least["neuron"].tolist(),
             "run": str(demo.run.path),

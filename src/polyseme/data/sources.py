@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +51,33 @@ class Source:
                 labels = self.images.labels
                 yield np.asarray(self.images.pixels[rows]), None if labels is None else labels[rows]
         elif _is_indexed(self._items):
-            for at in range(start, len(self._items), size):
-                items = [self._items[i] for i in range(at, min(at + size, len(self._items)))]
-                yield _stack(items)
+            for at in range(start, self.length or 0, size):
+                yield _stack([self._item(i) for i in range(at, min(at + size, self.length or 0))])
         else:
             yield from _skip(self._items, start)
+
+    def peek(self, size: int) -> NDArray[Any] | None:
+        """Stored inputs of the first batch, which an iterator still gives; None if it is empty."""
+        if self.images is not None or _is_indexed(self._items):
+            return next((stored for stored, _ in self.batches(size)), None)
+        items, taken = iter(self._items), []
+        found = None
+        for item in items:
+            taken.append(item)
+            if (found := next((stored for stored, _ in _skip([item], 0)), None)) is not None:
+                break
+        self._items = chain(taken, items)
+        return found
+
+    def _item(self, number: int) -> Any:
+        try:
+            return self._items[number]
+        except KeyError as error:
+            raise InputError(
+                f"The {self.name} has no item {number}; items numbered from 0 are expected, each "
+                "an input or a pair (input, label). A table can be given as an array, by its "
+                "to_numpy()."
+            ) from error
 
     def to_input(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Model inputs of float32 from stored ones."""
@@ -64,7 +88,13 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """What tells this data from other data, as far as it can be known without reading it."""
         if self.images is not None:
-            return {"name": self.name, "n": len(self.images), "sha256": self.images.digest()}
+            labels = self.images.labels
+            return {
+                "name": self.name,
+                "n": len(self.images),
+                "sha256": self.images.digest(),
+                "labels_sha256": None if labels is None else sha256(labels.tobytes()).hexdigest(),
+            }
         return {"name": self.name, "n": self.length}
 
 
@@ -95,6 +125,8 @@ def as_source(data: Any, labels: Any = None) -> Source:
             )
         return Source(data.name, data)
     if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[0]):
+        if labels is not None:
+            raise InputError("labels were given beside a pair (inputs, labels); give them once.")
         data, labels = data
     if _is_array(data):
         return Source("array", Images(_array(data), None if labels is None else _array(labels)))
@@ -104,11 +136,13 @@ def as_source(data: Any, labels: Any = None) -> Source:
             "come from the data itself, as pairs (input, label)."
         )
     name = type(data).__name__
+    if isinstance(data, dict | set | bytes):
+        raise InputError(f"data is a {name}; expected is {_ACCEPTED}.")
     if _is_indexed(data):
         if not len(data):
             raise InputError(f"The data set {name} is empty; at least one input is expected.")
         return Source(name, None, data)
-    if isinstance(data, Iterable) and not isinstance(data, dict | set | bytes):
+    if isinstance(data, Iterable):
         return Source(name, None, data)
     raise InputError(f"data is a {name}; expected is {_ACCEPTED}.")
 
@@ -132,7 +166,13 @@ def _array(value: Any) -> NDArray[Any]:
 
 
 def _inputs(value: Any) -> NDArray[Any]:
-    array = _array(value)
+    try:
+        array = _array(value)
+    except ValueError as error:
+        raise InputError(
+            f"The data holds a {type(value).__name__} that does not make one array ({error}); an "
+            "input, or a pair (input, label), is expected."
+        ) from error
     if array.dtype.kind not in "fiub":
         raise InputError(
             f"The data holds {array.dtype} values ({type(value).__name__}); inputs must be arrays "
@@ -147,24 +187,54 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2
 
 
+def _parts(item: Any) -> tuple[Any, Any]:
+    """The input and the label, if there is one, of an item or of a batch."""
+    if _is_pair(item):
+        return item[0], item[1]
+    if isinstance(item, tuple | list) and len(item) == 1 and _is_array(item[0]):
+        # What torch's TensorDataset and DataLoader make of inputs alone.
+        return item[0], None
+    return item, None
+
+
+def _labels(value: Any) -> NDArray[np.int64]:
+    try:
+        labels = _array(value)
+    except ValueError:
+        labels = np.empty(0, dtype=object)
+    if labels.dtype.kind not in "iub":
+        raise InputError(
+            f"The data gives labels of dtype {labels.dtype}; a whole number, the class, is "
+            "expected for each input: give pairs (input, number), or the inputs alone."
+        )
+    return labels.astype(np.int64)
+
+
 def _stack(items: list[Any]) -> Batch:
-    pairs = _is_pair(items[0])
-    inputs = [_inputs(item[0] if pairs else item) for item in items]
+    parts = [_parts(item) for item in items]
+    inputs = [_inputs(item) for item, _ in parts]
     shapes = sorted({array.shape for array in inputs})
     if len(shapes) > 1:
         raise InputError(
             f"The data set's inputs have different shapes, {shapes[0]} and {shapes[1]}; one "
             "shape is expected: resize or crop them in the data set."
         )
-    labels = np.array([int(item[1]) for item in items], dtype=np.int64) if pairs else None
+    if parts[0][1] is None:
+        return np.stack(inputs), None
+    labels = _labels([_array(label) for _, label in parts])
+    if labels.shape != (len(inputs),):
+        raise InputError(
+            f"The data set's labels have shape {labels.shape[1:]} each; one whole number for each "
+            "input is expected: give pairs (input, number), or the inputs alone."
+        )
     return np.stack(inputs), labels
 
 
 def _skip(batches: Iterable[Any], start: int) -> Iterator[Batch]:
     for batch in batches:
-        pair = _is_pair(batch)
-        inputs = _inputs(batch[0] if pair else batch)
-        labels = _array(batch[1]).astype(np.int64) if pair else None
+        first, second = _parts(batch)
+        inputs = _inputs(first)
+        labels = None if second is None else _labels(second)
         if labels is not None and labels.shape != inputs.shape[:1]:
             raise InputError(
                 f"A batch has {len(inputs)} inputs and labels of shape {labels.shape}; one label "
@@ -175,3 +245,8 @@ def _skip(batches: Iterable[Any], start: int) -> Iterator[Batch]:
             continue
         yield inputs[start:], None if labels is None else labels[start:]
         start = 0
+    if start:
+        raise InputError(
+            f"The data ended {start} inputs before the place where the analysis was interrupted; "
+            "the same data from its beginning is expected to go on: make the iterator anew."
+        )

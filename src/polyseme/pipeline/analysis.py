@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,7 +32,8 @@ from polyseme.capture import (
     find_sites,
     logit_effects,
 )
-from polyseme.core.arrays import check_linkage, check_threshold
+from polyseme.capture.attribution import cells_of
+from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError
 from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
@@ -137,36 +139,43 @@ def analyse(
     """
     select = TopK() if select is None else select
     _check(model, select, batch_size, random_examples, panel_examples)
-    if threshold is not None:
-        check_threshold(threshold)
+    threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
+    baseline = _check_baseline(baseline)
+    image_shape = _check_image_shape(image_shape)
+    names = None if class_names is None else [str(name) for name in class_names]
     source = as_source(data, labels)
     found = find_sites(model, sites)
     settings: dict[str, Any] = {
         "select": _describe(select),
         "threshold": threshold,
         "linkage": linkage,
-        "random_examples": random_examples,
-        "seed": seed,
-        "batch_size": batch_size,
-        "panels": panels,
-        "panel_examples": panel_examples,
-        "baseline": baseline if isinstance(baseline, int | float) else _digest([baseline]),
+        "random_examples": int(random_examples),
+        "seed": _plain(seed),
+        "batch_size": int(batch_size),
+        "panels": bool(panels),
+        "panel_examples": int(panel_examples),
+        "baseline": baseline if isinstance(baseline, float) else _digest([baseline]),
     }
     about = _describe_model(model)
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": settings,
         "model": about,
-        "data": source.identity(),
+        "data": {
+            **source.identity(),
+            "image_shape": _json_number(image_shape),
+            "class_names": names,
+        },
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out)
         work = _Analysis(model, source, found, writer, settings, progress)
         work.image_shape = image_shape
-        work.class_names = list(class_names) if class_names is not None else None
-        return work.run(select, about, baseline)
+        work.class_names = names
+        work.baseline = baseline
+        return work.run(select, about)
 
 
 class _Analysis:
@@ -174,6 +183,9 @@ class _Analysis:
 
     image_shape: tuple[int, ...] | None = None
     class_names: list[str] | None = None
+    baseline: float | Array = 0.0
+    #: Of one input; known from the first batch on.
+    shape: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -188,16 +200,19 @@ class _Analysis:
         self.settings = settings
         self.show = progress
 
-    def run(self, select: Selector, about: dict[str, Any], baseline: float | Array) -> Run:
+    def run(self, select: Selector, about: dict[str, Any]) -> Run:
         with progress_bars(self.show) as bars:
             collector = self.collect(select, bars)
             collected, inputs = collector.result()
-            shape = inputs["pixels"].shape[1:]
+            shape = self.shape
+            assert shape is not None
+            # Where no neuron is ever active, no input was kept.
+            inputs.setdefault("pixels", np.empty((0, *shape), np.float32))
             image_shape = self._image_shape(shape)
             tables: dict[str, list[pd.DataFrame]] = {
                 name: [] for name in ("neurons", "examples", "features", "random")
             }
-            maps = self.maps(collected, shape, collector, baseline, bars)
+            maps = self.maps(collected, shape, collector, bars)
             infos = []
             for number, one in enumerate(collected):
                 task = bars.add_task(f"Clustering {one.site.name}", total=None)
@@ -255,12 +270,9 @@ class _Analysis:
         size = self.settings["batch_size"]
         task = bars.add_task("Reading the data", total=self.source.length)
         bars.update(task, completed=collector.n_inputs)
+        first = None if saved is None else self.source.peek(size)
         if saved is not None and saved[1].get("done"):
-            # The activations are not in the checkpoint: one batch tells them again.
-            stored, _ = next(iter(self.source.batches(size)))
-            with evaluating(self.model):
-                inputs = self.source.to_input(stored[:2])
-                find_activations(self.model, self.sites, Feed(self.model), inputs)
+            self._look_again(first)
             return collector
         last = time.monotonic()
         try:
@@ -277,18 +289,33 @@ class _Analysis:
             raise
         if not collector.n_inputs:
             raise InputError(f"The data {self.source.name} is empty; at least one input is needed.")
+        if self.shape is None:
+            # It was interrupted after the last batch.
+            self._look_again(first)
         self.writer.save_state("pass", collector.state(), {"done": True})
         return collector
 
+    def _look_again(self, stored: Array | None) -> None:
+        """Learn from a few inputs what a checkpoint does not hold: activations and shape."""
+        if stored is None:
+            raise InputError(
+                f"The data {self.source.name} gives nothing any more; the same data from its "
+                "beginning is expected to go on with an analysis."
+            )
+        self._check_shape(stored.shape[1:])
+        inputs = self.source.to_input(stored[:2])
+        with evaluating(self.model):
+            find_activations(self.model, self.sites, Feed(self.model), inputs)
+
     def _batches(self, size: int, start: int) -> Iterator[Batch]:
-        shape: tuple[int, ...] | None = None
         for stored, labels in self.source.batches(size, start):
-            if shape is not None and stored.shape[1:] != shape:
+            if self.shape is None:
+                self._check_shape(stored.shape[1:])
+            if stored.shape[1:] != self.shape:
                 raise InputError(
-                    f"The data's batches hold inputs of shapes {shape} and {stored.shape[1:]}; "
-                    "one shape is expected: resize or crop them first."
+                    f"The data's batches hold inputs of shapes {self.shape} and "
+                    f"{stored.shape[1:]}; one shape is expected: resize or crop them first."
                 )
-            shape = stored.shape[1:]
             for at in range(0, len(stored), size):
                 part = stored[at : at + size]
                 yield Batch(
@@ -297,12 +324,25 @@ class _Analysis:
                     None if labels is None else labels[at : at + size],
                 )
 
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse options that do not fit the inputs, before all of these are read."""
+        self._image_shape(shape)
+        if self.settings["panels"]:
+            cells_of(shape)
+            try:
+                np.broadcast_to(self.baseline, shape)
+            except ValueError as error:
+                raise InputError(
+                    f"baseline has shape {np.shape(self.baseline)}, but an input has shape "
+                    f"{shape}; a number or an array of that shape is expected."
+                ) from error
+        self.shape = shape
+
     def maps(
         self,
         collected: list[Collected],
         shape: tuple[int, ...],
         collector: Collector,
-        baseline: float | Array,
         bars: Progress,
     ) -> dict[str, Array]:
         """Activation maps of all sites."""
@@ -313,7 +353,7 @@ class _Analysis:
             return {site.name: saved[0][str(n)] for n, site in enumerate(self.sites)}
         images = self.source.images
         low, high = images.value_range if images else (collector.low, collector.high)
-        start = np.broadcast_to(np.asarray(baseline, np.float32), shape).copy()
+        start = np.broadcast_to(np.asarray(self.baseline, np.float32), shape).copy()
         task = bars.add_task("Activation maps", total=1.0)
         maps: dict[str, Array] = {}
         for done, result in activation_maps(
@@ -371,7 +411,7 @@ class _Analysis:
     def _image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         size = int(np.prod(shape))
         if self.image_shape is not None:
-            given = tuple(int(n) for n in self.image_shape)
+            given = self.image_shape
             if int(np.prod(given)) != size or len(given) not in (2, 3):
                 raise InputError(
                     f"image_shape is {given}, but an input has {size} values; give (height, "
@@ -399,13 +439,41 @@ def _check(model: Any, select: Any, batch_size: int, random: int, panel: int) ->
         ("random_examples", random),
         ("panel_examples", panel),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
+
+
+def _check_baseline(baseline: Any) -> float | Array:
+    try:
+        values = to_numpy(baseline).astype(np.float32)
+    except (TypeError, ValueError):
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
+            "input, is expected."
+        )
+    return values if values.ndim else float(baseline)
+
+
+def _check_image_shape(shape: Any) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError as error:
+        raise InputError(
+            f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
+        ) from error
 
 
 def _describe(select: Selector) -> dict[str, Any]:
     fields: dict[str, Any] = dataclasses.asdict(select) if dataclasses.is_dataclass(select) else {}
-    return {"name": type(select).__name__, **fields}
+    return {"name": type(select).__name__, **{k: _plain(v) for k, v in fields.items()}}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _digest(arrays: Iterable[Any]) -> str:

@@ -195,6 +195,13 @@ class Partial:
                 raise
         self.discard()
 
+    def discard_if_empty(self) -> None:
+        """Delete the folder if there is nothing in it to go on with."""
+        if not any(
+            entry.is_file() for name in (OLD, RUN, STATE) for entry in (self.path / name).rglob("*")
+        ):
+            self.discard()
+
     def discard(self) -> None:
         """Delete the folder. What cannot be deleted stays, for `start` or a person to remove."""
         inner = [self.path / name for name in (OLD, RUN, STATE)]

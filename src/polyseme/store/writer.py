@@ -230,6 +230,10 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        refused = isinstance(error, Exception) and not (self.resumed or self._overwrite)
+        if refused and self._partial is not None:
+            # A mistake that was refused at once must not be in the way of its correction.
+            self._partial.discard_if_empty()
         self.close()
 
     def close(self) -> None:

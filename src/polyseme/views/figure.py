@@ -16,6 +16,8 @@ Array = NDArray[Any]
 # Blue is negative and red positive: told apart with every common colour blindness.
 _SIGNED = "RdBu_r"
 _INK, _MUTED, _BAR = "#222222", "#666666", "#4c72b0"
+# Names are anybody's, and a dollar in one is no formula.
+_PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
@@ -42,7 +44,8 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     heights = [2.5, 1.0 if n_random else 0.01, *[1.12] * len(features)]
     height = sum(heights) + 1.75
     figure = Figure(figsize=(14.5, height), layout=None, facecolor="white")
-    figure.text(0.02, 1 - 0.25 / height, _title(panel), fontsize=15, weight="bold", va="top")
+    title = _title(panel)
+    figure.text(0.02, 1 - 0.25 / height, title, fontsize=15, weight="bold", va="top", **_PLAIN)
     rest = panel.features[n_features:]
     if rest:
         n = sum(feature.n_examples for feature in rest)
@@ -123,7 +126,7 @@ def _draw_logits(axes: Any, panel: ImagePanel) -> None:
     at = np.arange(len(shown))
     axes.barh(at, shown["ablation"], color=_BAR, height=0.7, label="by ablation")
     axes.plot(shown["gradient"], at, "|", color=_INK, ms=9, mew=1.6, label="first order")
-    axes.set_yticks(at, [str(name) for name in shown["class"]], fontsize=7.5)
+    axes.set_yticks(at, [str(name) for name in shown["class"]], fontsize=7.5, **_PLAIN)
     axes.invert_yaxis()
     axes.axvline(0, color=_MUTED, lw=0.8)
     axes.tick_params(axis="x", labelsize=7.5)
@@ -173,6 +176,7 @@ def _draw_feature(
         + (f"\n{labels}" if labels else ""),
         fontsize=8.5,
         va="center",
+        **_PLAIN,
     )
     axes[0].axis("off")
     _image(axes[1], feature.average)

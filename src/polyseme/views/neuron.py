@@ -268,6 +268,8 @@ class Neuron:
             ``feature`` (of this neuron), ``site``, ``neuron``, ``other_feature``,
             ``similarity``, most similar first.
         """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k is {k!r}; a whole number of at least 1 is expected.")
         own, mine = self._tables.medoid_embeddings(self.info)
         here = (own["neuron"] == self.number).to_numpy()
         found = []

@@ -1,0 +1,1 @@
+"""Baselines, evaluation of SAEs and comparisons between them."""

@@ -1,0 +1,290 @@
+"""What an SAE does, measured on activations and, where there is a model, spliced into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.capture import Feed, Site, evaluating, find_activations
+from polyseme.capture.attach import find_site, replacing
+from polyseme.core import participation_ratio
+from polyseme.errors import InputError
+from polyseme.views import Run
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How well and how sparsely an SAE reconstructs activations.
+
+    Attributes
+    ----------
+    n : int
+        Activation vectors that were looked at.
+    l0 : float
+        Mean number of active latents (a > 0) for one vector.
+    mse : float
+        Mean squared error of one coordinate.
+    fvu : float
+        Fraction of variance unexplained: the squared error over the squared distance of the
+        activations from their mean. 0 is perfect, 1 is no better than the mean.
+    n_latents, n_dead : int
+        A latent is dead if no vector activates it (a > 0).
+    density : ndarray of float64, shape (d_sae,)
+        Share of vectors that activate each latent.
+    participation_ratio : ndarray of float64, shape (d_sae,)
+        Of the rows of the encoder.
+    """
+
+    n: int
+    l0: float
+    mse: float
+    fvu: float
+    n_latents: int
+    n_dead: int
+    density: NDArray[np.float64]
+    participation_ratio: NDArray[np.float64]
+
+    def density_histogram(self, bins: int = 30) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Counts of live latents by log10 of their density, and the bins' edges."""
+        alive = self.density[self.density > 0]
+        low = np.floor(np.log10(1 / self.n))
+        counts, edges = np.histogram(np.log10(alive), bins=bins, range=(low, 0))
+        return counts.astype(np.int64), edges
+
+
+def evaluate_reconstruction(sae: Any, activations: Iterable[Tensor]) -> Reconstruction:
+    """Sparsity and error of an SAE, in one pass over batches of activations.
+
+    Parameters
+    ----------
+    sae : torch.nn.Module
+        With ``encode``, ``decode`` and ``W_enc`` (d_in, d_sae), as `load_sae` gives it.
+    activations : iterable of Tensor, shape (B, d_in)
+
+    Raises
+    ------
+    InputError
+        Without a single activation, or for values that are NaN or infinite.
+    """
+    n, active, error, total, square = 0, None, 0.0, None, 0.0
+    weights = sae.W_enc.detach()
+    with torch.no_grad():
+        for rows in activations:
+            rows = rows.to(weights.device, weights.dtype)
+            if not bool(torch.isfinite(rows).all()):
+                raise InputError(
+                    f"Activations {n} to {n + len(rows) - 1} hold NaN or infinite values; finite "
+                    "ones are expected: check the model and the data."
+                )
+            latents = sae.encode(rows)
+            wrong = (sae.decode(latents) - rows).double()
+            latents = latents.to_dense() if latents.is_sparse else latents
+            count = (latents > 0).sum(dim=0, dtype=torch.float64)
+            exact = rows.double()
+            active = count if active is None else active + count
+            total = exact.sum(dim=0) if total is None else total + exact.sum(dim=0)
+            error += float((wrong**2).sum())
+            square += float((exact**2).sum())
+            n += len(rows)
+    if active is None or total is None:
+        raise InputError("There are no activations to evaluate the SAE on; at least 1 is needed.")
+    variance = square - float((total**2).sum()) / n
+    density = (active / n).cpu().numpy()
+    return Reconstruction(
+        n=n,
+        l0=float(active.sum()) / n,
+        mse=error / (n * len(total)),
+        fvu=error / variance if variance > 0 else float("nan"),
+        n_latents=len(density),
+        n_dead=int((density == 0).sum()),
+        density=density,
+        participation_ratio=participation_ratio(weights.T),
+    )
+
+
+@dataclass(frozen=True)
+class Splice:
+    """What a classifier loses when it sees an SAE's reconstruction.
+
+    Attributes
+    ----------
+    n : int
+        Inputs.
+    accuracy, cross_entropy : float
+        Of the model as it is.
+    spliced_accuracy, spliced_cross_entropy : float
+        With the site's activations replaced by their reconstruction.
+    ablated_accuracy, ablated_cross_entropy : float
+        With the site's activations replaced by 0.
+    """
+
+    n: int
+    accuracy: float
+    cross_entropy: float
+    spliced_accuracy: float
+    spliced_cross_entropy: float
+    ablated_accuracy: float
+    ablated_cross_entropy: float
+
+    @property
+    def recovered(self) -> float:
+        """Share of the cross-entropy between the ablated and the whole model that is kept."""
+        lost = self.ablated_cross_entropy - self.cross_entropy
+        return (self.ablated_cross_entropy - self.spliced_cross_entropy) / lost if lost else np.nan
+
+
+def evaluate_splice(
+    model: nn.Module,
+    site: str | Site,
+    sae: Any,
+    batches: Iterable[tuple[Any, Any]],
+) -> Splice:
+    """Accuracy and cross-entropy of a classifier: as it is, with the SAE, without the site.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Gives logits (B, n_classes).
+    site : str or Site
+    sae : torch.nn.Module
+    batches : iterable of (inputs, labels)
+    """
+    feed = Feed(model)
+    place = find_site(model, site)
+    known = False
+    n = 0
+    right, loss = np.zeros(3), np.zeros(3)
+    for inputs, labels in batches:
+        if labels is None:
+            raise InputError("The data has no labels; accuracy needs a label for each input.")
+        target = torch.as_tensor(np.asarray(labels), device=feed.device)
+        with evaluating(model), torch.no_grad():
+            if not known:
+                find_activations(model, [place], feed, inputs[:2])
+                known = True
+            logits = [feed(inputs)]
+            for function in (lambda rows: sae.decode(sae.encode(rows)), torch.zeros_like):
+                with replacing(place, function):
+                    logits.append(feed(inputs))
+        for number, values in enumerate(logits):
+            right[number] += float((values.argmax(dim=1) == target).sum())
+            loss[number] += float(nn.functional.cross_entropy(values, target, reduction="sum"))
+        n += len(target)
+    if not n:
+        raise InputError("There are no inputs to evaluate the SAE on; at least 1 is needed.")
+    (a, b, c), (d, e, f) = right / n, loss / n
+    return Splice(n, a, d, b, e, c, f)
+
+
+@dataclass(frozen=True)
+class Purity:
+    """Whether a neuron's examples are of one class, and how often chance would have it so.
+
+    Attributes
+    ----------
+    purity : float
+        Share of the most common label among a neuron's examples, mean over neurons.
+    null : float
+        The same with the labels shuffled among all examples.
+    n : int
+        Neurons with at least two examples, over which these are means.
+    """
+
+    purity: float
+    null: float
+    n: int
+
+
+def label_purity(run: Run, site: str, *, shuffles: int = 20, seed: int = 0) -> Purity:
+    """Label purity of a site's neurons, beside its null.
+
+    Parameters
+    ----------
+    run : Run
+        Of labelled data.
+    site : str
+    shuffles : int
+        Over which the null is averaged.
+    seed : int
+    """
+    inputs = run.folder.inputs
+    if "labels" not in inputs:
+        raise InputError("The run's data has no labels; label purity needs them.")
+    examples = run.folder.examples
+    examples = examples[examples["site"] == site]
+    labels = inputs["labels"][np.searchsorted(inputs["index"], examples["input"])]
+    _, classes = np.unique(labels, return_inverse=True)
+    neuron = examples["neuron"].to_numpy()
+    n_neurons = run.site(site).n_neurons
+    sizes = np.bincount(neuron, minlength=n_neurons)
+    counted = sizes >= 2
+    n_classes = int(classes.max(initial=0)) + 1
+
+    def mean(of: NDArray[Any]) -> float:
+        counts = np.bincount(neuron * n_classes + of, minlength=n_neurons * n_classes)
+        most = counts.reshape(n_neurons, n_classes).max(axis=1)
+        return float((most[counted] / sizes[counted]).mean()) if counted.any() else float("nan")
+
+    rng = np.random.default_rng(seed)
+    null = [mean(rng.permutation(classes)) for _ in range(shuffles)]
+    return Purity(mean(classes), float(np.mean(null)), int(counted.sum()))
+
+
+@dataclass(frozen=True)
+class SAEReport:
+    """Everything that is reported of one SAE.
+
+    Attributes
+    ----------
+    name : str
+    reconstruction : Reconstruction
+    splice : Splice or None
+        None where the model is no classifier or the data has no labels.
+    purity : Purity or None
+    neurons : pandas.DataFrame
+        The latents' rows of `Run.neurons`.
+    """
+
+    name: str
+    reconstruction: Reconstruction
+    splice: Splice | None
+    purity: Purity | None
+    neurons: pd.DataFrame
+
+    def as_dict(self) -> dict[str, float]:
+        """One flat record: the metrics as means over the latents for which they are defined."""
+        r, live = self.reconstruction, self.neurons[self.neurons["n_examples"] > 0]
+        record: dict[str, float] = {
+            "n_latents": r.n_latents,
+            "dead": int((self.neurons["n_examples"] == 0).sum()),
+            "dead_share": float((self.neurons["n_examples"] == 0).mean()),
+            "never_active": r.n_dead,
+        }
+        for metric in (
+            "max_distance",
+            "mean_distance",
+            "intra_cluster_distance",
+            "inter_cluster_distance",
+            "calibrated_distance",
+        ):
+            record[metric] = float(live[metric].mean())
+            record[f"{metric}_n"] = int(live[metric].notna().sum())
+        record["mean_examples"] = float(live["n_examples"].mean())
+        record["mean_clusters"] = float(live["n_clusters"].mean())
+        record["l0"], record["fvu"], record["mse"] = r.l0, r.fvu, r.mse
+        alive = self.neurons["n_examples"].to_numpy() > 0
+        ratio = r.participation_ratio[alive]
+        record["median_participation_ratio"] = float(np.nanmedian(ratio)) if alive.any() else np.nan
+        if self.splice is not None:
+            record.update({k: v for k, v in asdict(self.splice).items() if k != "n"})
+            record["recovered"] = self.splice.recovered
+        if self.purity is not None:
+            record["purity"], record["purity_null"] = self.purity.purity, self.purity.null
+        return record

@@ -1,0 +1,276 @@
+"""Many SAEs over coefficients and seeds: what the NE loss buys at equal sparsity."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import Tensor
+
+from polyseme.errors import InputError, MissingDependencyError, RunError
+from polyseme.evaluate.compare import report_on
+
+RECORDS = "records"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One SAE of a sweep.
+
+    Attributes
+    ----------
+    form : str
+        Form of the NE loss.
+    ne_coefficient, l1_coefficient : float
+    seed : int
+    """
+
+    form: str
+    ne_coefficient: float
+    l1_coefficient: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its record."""
+        return f"{self.form}-ne{self.ne_coefficient:g}-l1{self.l1_coefficient:g}-seed{self.seed}"
+
+
+def points(
+    ne_coefficients: Sequence[float],
+    l1_coefficients: Sequence[float],
+    seeds: Sequence[int],
+    forms: Sequence[str] = ("weighted",),
+) -> list[Point]:
+    """Every combination, seeds first, so that an interrupted sweep has whole curves early.
+
+    A coefficient of 0 is the same SAE in every form and is trained once.
+    """
+    found: dict[tuple[Any, ...], Point] = {}
+    for seed, form, ne, l1 in itertools.product(seeds, forms, ne_coefficients, l1_coefficients):
+        name = "none" if ne == 0 else form
+        found.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
+    return list(found.values())
+
+
+def sweep(
+    activations: Tensor,
+    todo: Sequence[Point],
+    train: Callable[[Point], Any],
+    *,
+    out: str | Path,
+    settings: dict[str, Any],
+    score: Callable[[Any], dict[str, float]] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Train and evaluate each point that has no record yet.
+
+    Parameters
+    ----------
+    activations : Tensor, shape (n, d_in)
+        To evaluate on.
+    todo : sequence of Point
+    train : callable (Point) -> SAE
+    out : str or Path
+        Folder for one JSON record a point; existing ones are kept, which is how a sweep goes
+        on after an interrupt.
+    settings : dict
+        What the points have in common; a folder with other settings is refused.
+    score : callable (SAE) -> dict of float, optional
+        Further measures, such as an accuracy.
+
+    Yields
+    ------
+    number : int
+        Points done so far.
+    record : dict
+        What is recorded of this one.
+    """
+    folder = Path(out)
+    _check_settings(folder, settings)
+    for number, point in enumerate(todo, start=1):
+        file = folder / RECORDS / f"{point.name}.json"
+        if file.exists():
+            yield number, json.loads(file.read_text(encoding="utf-8"))
+            continue
+        sae = train(point)
+        record: dict[str, Any] = {
+            **asdict(point),
+            **report_on(point.name, sae, activations).as_dict(),
+            **(score(sae) if score else {}),
+        }
+        _write_json(file, record)
+        yield number, record
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    file = folder / "sweep.json"
+    plain = json.loads(json.dumps(settings))
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
+        if changed:
+            raise RunError(
+                f"{folder} holds a sweep with other settings: "
+                + ", ".join(f"{k} was {before.get(k)!r}, is {plain.get(k)!r}" for k in changed[:4])
+                + ". Choose another output folder, or give the same settings to go on."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
+    _write_json(file, plain)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".partial")
+    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(aside, file)
+
+
+def read_sweep(out: str | Path) -> pd.DataFrame:
+    """All records of a sweep, one row a point."""
+    files = sorted((Path(out) / RECORDS).glob("*.json"))
+    if not files:
+        raise RunError(f"{out} holds no records of a sweep; make one with: polyseme sweep")
+    return pd.DataFrame([json.loads(file.read_text(encoding="utf-8")) for file in files])
+
+
+def at_equal_l0(
+    records: pd.DataFrame, l0: float, measures: Sequence[str] = ("fvu", "mean_distance")
+) -> pd.DataFrame:
+    """Measures at one L0: between the two L1 coefficients whose SAEs lie around it.
+
+    Parameters
+    ----------
+    records : pandas.DataFrame
+        As `read_sweep` gives them.
+    l0 : float
+    measures : sequence of str
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each form, NE coefficient and seed for which some SAE is sparser and some
+        is denser; linear in log L0 between its neighbours. Others are left out.
+    """
+    rows = []
+    keys = ["form", "ne_coefficient", "seed"]
+    for key, group in records.groupby(keys, sort=True):
+        ordered = group.sort_values("l0")
+        at = ordered["l0"].to_numpy(float)
+        if len(at) and at[0] <= l0 <= at[-1]:
+            row = dict(zip(keys, key, strict=True))
+            for measure in measures:
+                row[measure] = float(
+                    np.interp(np.log(l0), np.log(at), ordered[measure].to_numpy(float))
+                )
+            rows.append(row)
+    return pd.DataFrame(rows, columns=[*keys, *measures])
+
+
+def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean, and half the width of its confidence interval (Student's t); NaN below two values."""
+    array = np.asarray(values, dtype=float)
+    n = len(array)
+    if n < 2:
+        return (float(array.mean()) if n else float("nan")), float("nan")
+    error = array.std(ddof=1) / np.sqrt(n)
+    return float(array.mean()), float(error * stats.t.ppf(0.5 + confidence / 2, n - 1))
+
+
+def pareto(records: pd.DataFrame, l0: float, measures: Sequence[str]) -> pd.DataFrame:
+    """Means over seeds at one L0, with 95% confidence intervals of the mean.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``form``, ``ne_coefficient``, ``seeds``; each measure and ``<measure>_ci``, half the
+        width of its interval.
+    """
+    points_at = at_equal_l0(records, l0, measures)
+    rows = []
+    for (form, ne), group in points_at.groupby(["form", "ne_coefficient"], sort=True):
+        row: dict[str, Any] = {"form": form, "ne_coefficient": ne, "seeds": len(group)}
+        for measure in measures:
+            row[measure], row[f"{measure}_ci"] = mean_and_interval(group[measure].tolist())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def draw_pareto(
+    table: pd.DataFrame, l0: float, path: str | Path | None = None, x: str = "fvu"
+) -> Any:
+    """Distance, calibrated distance, dead latents and participation ratio against FVU.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `pareto`.
+    l0 : float
+        At which it was made.
+    path : str or Path, optional
+        Where to save the figure.
+    x : str
+        The price.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("Drawing a figure", "matplotlib", "figures") from error
+    shown = [
+        (key, title)
+        for key, title in (
+            ("mean_distance", "mean distance"),
+            ("calibrated_distance", "calibrated distance"),
+            ("dead_share", "dead latents"),
+            ("median_participation_ratio", "participation ratio (median)"),
+        )
+        if key in table
+    ]
+    if not shown:
+        raise InputError("The table has none of the measures that are drawn.")
+    figure = Figure(figsize=(4.2 * len(shown), 4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(shown)))
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+    plain = table[table["form"] == "none"]
+    for ax, (key, title) in zip(axes, shown, strict=True):
+        forms = [form for form in table["form"].unique() if form != "none"]
+        for form, colour in zip(forms, itertools.cycle(colours), strict=False):
+            line = pd.concat([plain, table[table["form"] == form]]).sort_values("ne_coefficient")
+            ax.errorbar(
+                line[x],
+                line[key],
+                xerr=line[f"{x}_ci"],
+                yerr=line[f"{key}_ci"],
+                marker="o",
+                ms=4,
+                lw=1,
+                capsize=2,
+                color=colour,
+                label=form,
+            )
+            for _, row in line.iterrows():
+                ax.annotate(
+                    f"{row['ne_coefficient']:g}",
+                    (row[x], row[key]),
+                    fontsize=6.5,
+                    xytext=(3, 3),
+                    textcoords="offset points",
+                    color=colour,
+                )
+        ax.set_xlabel(f"{x.upper()} at L0 = {l0:g}", fontsize=9)
+        ax.set_title(title, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    axes[0].legend(frameon=False, fontsize=8)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return figure

@@ -1,0 +1,259 @@
+"""Batches of activations of equal size, in an order that can be gone on with at any step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyseme.errors import InputError
+
+_SAMPLED_ROWS = 1024
+
+
+class RowBatches:
+    """Rows of an array, shuffled anew in each epoch; no row is left out.
+
+    The order follows from the seed and the number of the epoch alone, so that any step can be
+    gone on with. A batch may hold the end of one epoch and the beginning of the next.
+
+    Parameters
+    ----------
+    rows : Tensor or array, shape (n, d)
+        It stays where it is, on its device or on disk; a batch of it is copied at a time.
+    batch_size : int
+    seed : int
+    """
+
+    def __init__(self, rows: Any, batch_size: int, seed: int) -> None:
+        if len(rows.shape) != 2 or not rows.shape[1]:
+            raise InputError(
+                f"activations has shape {tuple(rows.shape)}; (rows, d_in) is expected: put the "
+                "positions of sequences or images one below the other."
+            )
+        if rows.shape[0] < batch_size:
+            raise InputError(_too_few(rows.shape[0], batch_size))
+        self._rows = rows.detach() if isinstance(rows, Tensor) else rows
+        self._size = batch_size
+        self.d_in = int(rows.shape[1])
+        self.n_rows = int(rows.shape[0])
+        self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
+        _as_float32(self._take(torch.arange(0)), "activations")  # refuses what is not numbers
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Tensor:
+            digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            return torch.randperm(self.n_rows, generator=generator)
+
+        self._order = order
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Shape, type, and a digest of rows evenly spread over the array."""
+        places = np.linspace(0, self.n_rows - 1, min(_SAMPLED_ROWS, self.n_rows)).astype(np.int64)
+        return {
+            "shape": [self.n_rows, self.d_in],
+            "dtype": str(self._rows.dtype).removeprefix("torch."),
+            "digest": digest(_as_float32(self._take(torch.from_numpy(places)), "activations")),
+        }
+
+    def from_step(self, step: int, expected: str | None = None) -> Iterator[Tensor]:
+        """The batches from a step on, counted from 0, without end."""
+        while True:
+            places = self._places(step)
+            batch = _as_float32(self._take(places), "activations")
+            refuse_non_finite(
+                batch, step, lambda row, places=places: f"row {int(places[row])} of the array"
+            )
+            yield batch
+            step += 1
+
+    def _places(self, step: int) -> Tensor:
+        start, end = step * self._size, (step + 1) * self._size
+        parts = []
+        while start < end:
+            epoch, offset = divmod(start, self.n_rows)
+            part = self._order(epoch)[offset : offset + end - start]
+            parts.append(part)
+            start += len(part)
+        return torch.cat(parts)
+
+    def _take(self, places: Tensor) -> Any:
+        if isinstance(self._rows, Tensor):
+            return self._rows[places.to(self._rows.device)]
+        return self._rows[places.numpy()]
+
+
+class StreamBatches:
+    """Batches of any size from an iterable, cut anew to equal size, in their order.
+
+    An iterable that can be gone through again (a list, a ``DataLoader``) is, when it ends; an
+    iterator that ends before the training does is refused there. Cutting keeps every row: a
+    remainder opens the next batch.
+
+    Parameters
+    ----------
+    batches : iterable of Tensor or array, shape (B, d)
+    batch_size : int
+    """
+
+    def __init__(self, batches: Iterable[Any], batch_size: int) -> None:
+        self._batches = batches
+        self._size = batch_size
+        self._passes = iter(batches)
+        self._once = self._passes is batches
+        self._number = 0
+        self._rows_in_pass = 0
+        self.d_in = 0
+        first = self._next_rows(0)
+        self._waiting = [first]
+        self.d_in = int(first.shape[1])
+        self.device = first.device
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What is known before the batches are seen; the rest is checked when they are."""
+        return {"d_in": self.d_in}
+
+    def from_step(self, step: int, expected: str | None = None) -> Iterator[Tensor]:
+        """The batches from a step on, counted from 0; those before it are read and dropped.
+
+        Parameters
+        ----------
+        step : int
+        expected : str, optional
+            Digest of the batch before that step; another one means other activations.
+        """
+        for now in range(step):
+            batch = self._batch(now)
+            if now == step - 1 and expected is not None and digest(batch) != expected:
+                raise InputError(
+                    f"The activations of step {step} are not those that the unfinished training "
+                    "saw there. To go on with it, give the same batches in the same order, from "
+                    "the first on."
+                )
+        while True:
+            batch = self._batch(step)
+            refuse_non_finite(batch, step, lambda row: f"row {row} of the batch")
+            yield batch
+            step += 1
+
+    def _batch(self, step: int) -> Tensor:
+        while sum(len(rows) for rows in self._waiting) < self._size:
+            self._waiting.append(self._next_rows(step))
+        rows = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting = [rows[self._size :]]
+        return rows[: self._size]
+
+    def _next_rows(self, step: int) -> Tensor:
+        while True:
+            try:
+                given = next(self._passes)
+            except StopIteration:
+                self._start_again(step)
+                continue
+            self._number += 1
+            rows = self._check(given)
+            if len(rows):
+                self._rows_in_pass += len(rows)
+                return rows
+
+    def _start_again(self, step: int) -> None:
+        if not self._rows_in_pass:
+            raise InputError(
+                "activations is an iterable that gives no rows. Give batches of shape (B, d_in)."
+            )
+        if self._once:
+            raise InputError(
+                f"activations is an iterator that ended after {step} whole batches, before the "
+                "training did. Give fewer steps, or an iterable that can be gone through again, "
+                "such as a list."
+            )
+        if self._rows_in_pass < self._size:
+            raise InputError(_too_few(self._rows_in_pass, self._size))
+        self._passes, self._rows_in_pass = iter(self._batches), 0
+
+    def _check(self, given: Any) -> Tensor:
+        what = f"Batch {self._number} of activations"
+        if not isinstance(given, Tensor | np.ndarray):
+            raise InputError(
+                f"{what} is a {type(given).__name__}; a tensor or an array of shape (B, d_in) is "
+                "expected."
+            )
+        if given.ndim != 2 or not given.shape[1]:
+            raise InputError(f"{what} has shape {tuple(given.shape)}; (B, d_in) is expected.")
+        if self.d_in and given.shape[1] != self.d_in:
+            raise InputError(
+                f"{what} has rows of {given.shape[1]} values, those before it of {self.d_in}; "
+                "all must be of one site."
+            )
+        # A copy: whoever gives the batches may write the next one into the same memory.
+        return _as_float32(given.detach().clone() if isinstance(given, Tensor) else given, what)
+
+
+Batches = RowBatches | StreamBatches
+
+
+def batches_of(activations: Any, batch_size: int, seed: int) -> Batches:
+    """Batches of an array, or of an iterable of batches.
+
+    Raises
+    ------
+    InputError
+        It is neither, has another number of dimensions than 2, or too few rows.
+    """
+    if isinstance(activations, Tensor | np.ndarray):
+        return RowBatches(activations, batch_size, seed)
+    if isinstance(activations, Iterable) and not isinstance(activations, str | bytes | dict):
+        return StreamBatches(activations, batch_size)
+    raise InputError(
+        f"activations is a {type(activations).__name__}; a tensor or an array of shape (rows, "
+        "d_in), or an iterable of such batches, is expected."
+    )
+
+
+def digest(rows: Tensor) -> str:
+    """Digest of the values of a tensor."""
+    values = rows.detach().cpu().contiguous().numpy()
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
+
+
+def refuse_non_finite(batch: Tensor, step: int, where: Any) -> None:
+    """Stop at a batch that holds NaN or infinity.
+
+    Raises
+    ------
+    InputError
+        Naming the step, counted from 1, and where the value is.
+    """
+    good = torch.isfinite(batch)
+    if bool(good.all()):
+        return
+    row, column = (int(index) for index in (~good).nonzero()[0])
+    raise InputError(
+        f"activations holds {batch[row, column].item()} at step {step + 1} ({where(row)}, column "
+        f"{column}), so training stopped before that step. Leave such rows out, or find where "
+        "they come from."
+    )
+
+
+def _as_float32(values: Any, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        if values.is_complex() or values.dtype == torch.bool:
+            raise InputError(f"{what} holds {values.dtype} values; real numbers are expected.")
+        return values.to(torch.float32)
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"{what} holds {values.dtype} values; real numbers are expected.")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused where it is used
+        return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def _too_few(n_rows: int, batch_size: int) -> str:
+    return (
+        f"activations has {n_rows} rows, fewer than batch_size {batch_size}. Give more rows, or a "
+        "smaller batch_size."
+    )

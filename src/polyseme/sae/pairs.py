@@ -1,0 +1,257 @@
+"""The active pairs of a batch, and the two products over them that the NE loss is made of.
+
+Of each pair (input, neuron) the inner product of the input with a row that belongs to the
+neuron, and of each neuron a weighted sum of the inputs that it is paired with. No tensor here
+has a row of d_in numbers for each pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+# Neurons that are worked on at once, so that what is between two products stays in the cache.
+_CHUNK = 2048
+# Share of the batch above which a neuron is quicker with dense products over the whole batch.
+_DENSE = 1 / 8
+
+# Bytes that a part of the inputs may take, and the fewest columns that are worth a part.
+_CACHE = 1_600_000
+_NARROWEST = 64
+
+# The gradient of a weighted embedding bag by its weights: for pair p the inner product
+# rows[owner[p]]·inputs[index[p]]. torch has no public function for it that is as quick and
+# without a warning (torch.sparse.sampled_addmm is the nearest).
+_sampled_product = torch.ops.aten._embedding_bag_per_sample_weights_backward
+
+
+Parts = list[Tensor]
+"""A matrix, some of its columns after the others."""
+
+
+def column_parts(inputs: Tensor) -> list[slice]:
+    """Columns of the parts to work in.
+
+    A product over a pattern reads inputs in no order, so it is twice as quick or more where
+    the part that it reads stays in a core's cache.
+    """
+    n_inputs, width = inputs.shape
+    if inputs.device.type == "cpu":
+        fitting = max(_CACHE // max(1, n_inputs * inputs.element_size()), _NARROWEST)
+        width = -(-width // -(-width // fitting)) if width else 0
+    return [slice(k, k + width) for k in range(0, inputs.shape[1], max(1, width))]
+
+
+def split(matrix: Tensor, columns: list[slice]) -> Parts:
+    """Parts of a matrix, each in one piece."""
+    return [matrix[:, part].contiguous() for part in columns]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some neurons, and the pairs of each: neuron by neuron, inputs in ascending order."""
+
+    neurons: slice | Tensor
+    """Which neurons of the layer: a range, or their numbers."""
+    pairs: slice | Tensor
+    """Which pairs, of all pairs of the layer."""
+    inputs: Tensor
+    """Of each pair, the number of the input."""
+    owners: Tensor
+    """Of each pair, the number of the neuron within the block."""
+    offsets: Tensor
+    """Where each neuron's pairs start, and the number of pairs at the end."""
+    dense: bool
+    """Whether products are made over the whole batch."""
+    complete: bool = False
+    """Whether every neuron is paired with every input."""
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Rows of these neurons: a view for a range, else a copy."""
+        return rows[self.neurons]
+
+    def products(self, inputs: Parts, rows: Parts) -> Tensor:
+        """Of each pair, the inner product of its input's and its neuron's row."""
+        out: Tensor | float = 0.0
+        bags = (self.inputs, self.offsets[:-1], self.owners)
+        for x, y in zip(inputs, rows, strict=True):
+            out += (y @ x.T).view(-1) if self.dense else _sampled_product(y, x, *bags, 0)
+        assert isinstance(out, Tensor)
+        return out[self._cells(len(inputs[0]))] if self.dense and not self.complete else out
+
+    def sums(self, inputs: Parts, factors: Tensor) -> Iterator[Tensor]:
+        """Of each neuron, the sum over its pairs of factor · input, part by part."""
+        if not self.dense:
+            for x in inputs:
+                yield embedding_bag(
+                    self.inputs,
+                    x,
+                    self.offsets,
+                    mode="sum",
+                    per_sample_weights=factors,
+                    include_last_offset=True,
+                )
+            return
+        n_inputs, n_neurons = len(inputs[0]), len(self.offsets) - 1
+        if not self.complete:
+            cells = factors.new_zeros(n_neurons * n_inputs)
+            factors = cells.index_copy_(0, self._cells(n_inputs), factors)
+        for x in inputs:
+            yield factors.view(n_neurons, n_inputs) @ x
+
+    def _cells(self, n_inputs: int) -> Tensor:
+        return self.owners * n_inputs + self.inputs
+
+
+def every_pair(n_neurons: int, n_inputs: int, device: torch.device) -> Block:
+    """Every neuron of a block with every input."""
+    numbers = torch.arange(n_neurons * n_inputs, device=device)
+    return Block(
+        neurons=slice(None),
+        pairs=slice(None),
+        inputs=numbers % n_inputs,
+        owners=numbers // n_inputs,
+        offsets=torch.arange(n_neurons + 1, device=device) * n_inputs,
+        dense=True,
+        complete=True,
+    )
+
+
+class ActivePairs:
+    """The pairs (input, neuron) with a positive activation, found once for a training step.
+
+    Attributes
+    ----------
+    n_inputs, n_neurons : int
+        Shape of the activations.
+    inputs, neurons : Tensor
+        int64 (P,): the pairs, ordered by neuron, then by input.
+    counts : Tensor
+        int64 (n_neurons,): active inputs of each neuron.
+    """
+
+    def __init__(self, activations: Tensor) -> None:
+        self.n_inputs, self.n_neurons = activations.shape
+        self._activations = activations
+        with torch.no_grad():
+            inputs, neurons = self._find(activations.detach())
+        self.inputs, self.neurons = inputs, neurons
+        self.counts = torch.bincount(neurons, minlength=self.n_neurons)
+        self._blocks: list[Block] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def values(self) -> Tensor:
+        """Activation of each pair, differentiable."""
+        a = self._activations
+        if a.layout is torch.strided:
+            return a[self.inputs, self.neurons]
+        a = a.coalesce()
+        _, columns = a.indices()
+        order = _order(columns, self.n_neurons)
+        return a.values()[order[(a.values().detach() > 0)[order]]]
+
+    def blocks(self) -> list[Block]:
+        """Every neuron once: the sparse ones in ranges, then the dense ones by number.
+
+        A range spans its dense neurons too, without their pairs, so it comes first.
+        """
+        if self._blocks is None:
+            self._blocks = list(self._make_blocks())
+        return self._blocks
+
+    def _make_blocks(self) -> Iterator[Block]:
+        counts, inputs, pairs = self.counts, self.inputs, None
+        is_dense = counts > self.n_inputs * _DENSE
+        some_dense = bool(is_dense.any())
+        if some_dense:
+            kept = ~is_dense[self.neurons]
+            pairs = kept.nonzero().view(-1)
+            inputs, counts = inputs[pairs], counts * ~is_dense
+        yield from self._ranges(counts, inputs, pairs)
+        if some_dense:
+            yield from self._groups(is_dense.nonzero().view(-1))
+
+    def _ranges(self, counts: Tensor, inputs: Tensor, pairs: Tensor | None) -> Iterator[Block]:
+        offsets = _offsets(counts)
+        n_blocks = -(-self.n_neurons // _CHUNK)
+        edges = [k * self.n_neurons // n_blocks for k in range(n_blocks + 1)]
+        starts = offsets[edges].tolist()
+        for k in range(len(edges) - 1):
+            neurons, part = slice(edges[k], edges[k + 1]), slice(starts[k], starts[k + 1])
+            yield Block(
+                neurons=neurons,
+                pairs=part if pairs is None else pairs[part],
+                inputs=inputs[part],
+                owners=_owners(counts[neurons], part.stop - part.start),
+                offsets=offsets[edges[k] : edges[k + 1] + 1] - starts[k],
+                dense=False,
+            )
+
+    def _groups(self, dense: Tensor) -> Iterator[Block]:
+        starts = _offsets(self.counts)
+        for numbers in torch.split(dense, _CHUNK):
+            counts = self.counts[numbers]
+            offsets = _offsets(counts)
+            owners = _owners(counts, int(offsets[-1]))
+            pairs = torch.arange(len(owners), device=owners.device)
+            pairs += (starts[numbers] - offsets[:-1])[owners]
+            yield Block(numbers, pairs, self.inputs[pairs], owners, offsets, dense=True)
+
+    def _find(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        if a.layout is not torch.strided:
+            return self._find_sparse(a)
+        if a.device.type != "cpu":
+            neurons, inputs = (a.T > 0).nonzero().unbind(1)
+            return inputs, neurons
+        # NumPy's comparison and search are several times as quick as torch's on the CPU.
+        values = (a.float() if a.dtype is torch.bfloat16 else a).numpy()
+        at = np.flatnonzero(values > 0)
+        rows, columns = (torch.from_numpy(part) for part in np.divmod(at, self.n_neurons))
+        order = _order(columns, self.n_neurons)
+        return rows[order], columns[order]
+
+    def _find_sparse(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the stored cells; one that is stored twice counts with its sum."""
+        order = self._ascending(a)
+        if order is None:
+            a = a.coalesce()
+            order = self._ascending(a)
+            assert order is not None
+        rows, columns = a._indices()
+        order = order[(a._values() > 0)[order]]
+        return rows[order], columns[order]
+
+    def _ascending(self, a: Tensor) -> Tensor | None:
+        """Order of the stored cells by neuron, then input; None where that takes more."""
+        rows, columns = a._indices()
+        order = _order(columns, self.n_neurons)
+        cells = (columns * self.n_inputs + rows)[order]
+        return order if bool((cells[1:] > cells[:-1]).all()) else None
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _owners(counts: Tensor, total: int) -> Tensor:
+    numbers = torch.arange(len(counts), device=counts.device)
+    return torch.repeat_interleave(numbers, counts, output_size=total)
+
+
+def _order(neurons: Tensor, n_neurons: int) -> Tensor:
+    """Stable order by neuron."""
+    if neurons.device.type != "cpu":
+        return torch.argsort(neurons, stable=True)
+    # Radix sort by 16 bits at a time, which NumPy does for this type and torch does not.
+    keys = neurons.numpy()
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    if n_neurons > 1 << 16:
+        order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
+    return torch.from_numpy(order)

@@ -1,0 +1,86 @@
+"""What is kept of a training, beside the SAE that came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from polyseme.errors import InputError
+from polyseme.sae.checkpoint import (
+    FORMAT,
+    FORMAT_VERSION,
+    RECORD_JSON,
+    RECORD_TENSORS,
+    encode_json,
+    save_tensors,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRecord:
+    """How an SAE was trained.
+
+    Attributes
+    ----------
+    details : dict
+        Settings, data, conventions, versions and the losses of the last step: what the SAE's own
+        metadata holds under "polyseme".
+    history : dict of str to list
+        The losses over the training, thinned: "step" (counted from 1), "loss", each term of it
+        by SAELens's name ("mse_loss", "ne_loss", ...; with its coefficient, so that they add up
+        to "loss"), "l0", and "ne_distance", the NE term without its coefficient.
+    tensors : dict of str to Tensor
+        "n_forward_passes_since_fired", shape (d_sae,), and, with the NE loss, the state of its
+        term by names that begin with "ne.": among them the running means.
+    """
+
+    details: dict[str, Any]
+    history: dict[str, list[float | None]]
+    tensors: dict[str, Tensor]
+
+    def save(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Write the record into the folder of the SAE."""
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "fingerprint": dict(fingerprint),
+            "details": self.details,
+            "history": self.history,
+        }
+        (folder / RECORD_JSON).write_bytes(encode_json(content))
+        save_tensors(folder / RECORD_TENSORS, self.tensors)
+
+
+def read_training(folder: str | Path) -> TrainingRecord:
+    """The record of the training of an SAE that `train_sae` wrote.
+
+    Raises
+    ------
+    InputError
+        The folder holds no such record, or one that is damaged or of another version.
+    """
+    path = Path(folder)
+    if not (path / RECORD_JSON).is_file():
+        raise InputError(
+            f"{path} has no {RECORD_JSON}, so it is not the folder of an SAE that polyseme trained."
+        )
+    try:
+        content = json.loads((path / RECORD_JSON).read_bytes())
+        if content["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{path / RECORD_JSON} is of version {content['format_version']}, this polyseme "
+                f"reads version {FORMAT_VERSION}. Read it with the polyseme that wrote it."
+            )
+        tensors = load_file(path / RECORD_TENSORS)
+        return TrainingRecord(content["details"], content["history"], tensors)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The record of the training in {path} is damaged: {error}.") from error

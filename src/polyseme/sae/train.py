@@ -1,0 +1,442 @@
+"""Training an SAE on activations, with the NE loss where it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib import metadata as installed
+from numbers import Integral
+from pathlib import Path
+from types import FrameType
+from typing import Any, SupportsFloat
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor, nn
+
+from polyseme import __version__
+from polyseme.errors import InputError, one_of
+from polyseme.sae.batches import Batches, RowBatches, batches_of, digest
+from polyseme.sae.checkpoint import RESUME, TrainingFolder, encode_json
+from polyseme.sae.load import import_sae_lens, load_sae, sae_tensors
+from polyseme.sae.ne_loss import FORMS
+from polyseme.sae.record import TrainingRecord, read_training
+from polyseme.sae.trainer import (
+    ARCHITECTURES,
+    GRADIENT_CLIP_NORM,
+    WITH_K,
+    WITH_L1,
+    Trainer,
+    build_sae,
+    start_from,
+)
+
+EPOCHS = 10
+
+
+def train_sae(
+    activations: Any,
+    d_sae: int,
+    *,
+    architecture: str = "standard",
+    ne_coefficient: float = 0.0,
+    ne_form: str = "weighted",
+    ne_momentum: float = 0.9,
+    ne_start: int = 0,
+    l1_coefficient: float | None = None,
+    k: float | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    init_from: nn.Module | str | Path | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+    architecture_options: Mapping[str, Any] | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Any:
+    """Train a sparse autoencoder by SAELens, with the NE loss if its coefficient is positive.
+
+    The losses are SAELens's, so published coefficients may need converting:
+
+    - The reconstruction error is *summed* over the d_in coordinates and averaged over the batch.
+      Coefficients (of L1 and NE alike) that were published for an error averaged over coordinates
+      are to be multiplied by d_in.
+    - The L1 loss is the sum over latents of activation times the norm of the latent's decoder
+      row, averaged over the batch. It equals the sum of activations where those norms are 1.
+    - The NE loss is a mean over active pairs (`polyseme.ne_loss`), times ``ne_coefficient``.
+    - The optimizer is Adam; the norm of the gradient is clipped to 1, which SAELens fixes. So
+      losses that are much larger than 1 train at a smaller effective rate: scale the activations.
+
+    Parameters
+    ----------
+    activations : Tensor, array or iterable
+        Shape (n, d_in): shuffled anew in each epoch, by the seed; it stays on its device, or on
+        disk if it is memory-mapped. Or an iterable of batches (B, d_in), taken in their order;
+        batches of varying size are cut anew to ``batch_size`` rows, and none is lost. Values are
+        taken as float32.
+    d_sae : int
+        Number of latents.
+    architecture : str
+        "standard" (ReLU and L1), "topk", "batchtopk", "jumprelu", "gated" or
+        "matryoshka_batchtopk".
+    ne_coefficient : float
+        Of the NE loss. 0 leaves it out.
+    ne_form : str
+        The form of the NE loss, as in `polyseme.ne_loss`.
+    ne_momentum : float
+        Of the running means of the inputs that activate each latent, in [0, 1).
+    ne_start : int
+        Number of steps without the NE loss at the start. The means are started then.
+    l1_coefficient : float, optional
+        For "standard" and "gated"; 1 if it is not given.
+    k : int or float, optional
+        Active latents for each input ("topk"), or on average ("batchtopk" and
+        "matryoshka_batchtopk"). An eighth of d_sae, but at most 32, if it is not given.
+    steps : int, optional
+        Number of batches to train on. Needed for an iterable.
+    epochs : float, optional
+        Instead of steps, for an array: passes over it; 10 if neither is given.
+    batch_size : int
+    lr : float
+        Adam's learning rate.
+    weight_decay : float
+        Added to the gradient, times the weight (Adam's own, not AdamW's).
+    seed : int
+        Decides the SAE's first weights and the order of the rows.
+    init_from : torch.nn.Module, str or Path, optional
+        An SAE to start from, or what `load_sae` takes.
+    out : str or Path, optional
+        Folder to write the SAE to, as SAELens does, with the record of the training beside it.
+        Checkpoints are kept in ``<out>.partial`` meanwhile.
+    overwrite : bool
+        Replace an SAE in ``out``, once the new one is complete.
+    resume : bool
+        Go on with an interrupted training of the same settings, or begin if there is none. On
+        the CPU, the result is the same to the bit. An iterable must give the same batches again,
+        from the first on.
+    checkpoint_every : int
+        Steps between checkpoints. One is also written at an interrupt and when the activations
+        fail.
+    progress : bool
+        Show a progress bar on the terminal.
+    device : str or torch.device, optional
+        Where to train; where the activations are, if it is not given.
+    architecture_options : mapping, optional
+        More fields of SAELens's configuration of the architecture, such as
+        ``{"aux_loss_coefficient": 0.03}`` or ``{"l0_coefficient": 0.5}``.
+    trainer_options : mapping, optional
+        Fields of SAELens's ``SAETrainerConfig`` for the rates: ``lr_scheduler_name``, ``lr_end``,
+        ``lr_warm_up_steps``, ``lr_decay_steps``, ``n_restart_cycles``, ``adam_beta1``,
+        ``adam_beta2``, ``dead_feature_window``, ``feature_sampling_window``.
+    metadata : mapping, optional
+        Plain JSON to add to the SAE's metadata, such as SAELens's ``model_name``, ``hook_name``.
+
+    Returns
+    -------
+    sae_lens.SAE
+        The SAE for inference, in evaluation mode: what stock SAELens loads from ``out``. Its
+        ``cfg.metadata["polyseme"]`` tells the settings; its ``training_record`` is a
+        `TrainingRecord`, which `read_training` reads from ``out``.
+
+    Raises
+    ------
+    InputError
+        An argument is of no use, the activations hold NaN or infinity, or the training diverges.
+    RunError
+        ``out`` is in the way, in use, or holds another training than the one to resume.
+    MissingDependencyError
+        sae-lens is not installed.
+    """
+    settings: dict[str, Any] = {
+        "architecture": _choice("architecture", architecture, ARCHITECTURES),
+        "d_sae": _integer("d_sae", d_sae, 1),
+        "ne_coefficient": _number("ne_coefficient", ne_coefficient),
+        "ne_form": _choice("form of the NE loss", ne_form, FORMS),
+        "ne_momentum": _momentum(ne_momentum),
+        "ne_start": _integer("ne_start", ne_start, 0),
+        "batch_size": _integer("batch_size", batch_size, 1),
+        "lr": _number("lr", lr, above=True),
+        "weight_decay": _number("weight_decay", weight_decay),
+        "seed": _integer("seed", seed, 0),
+        "architecture_options": dict(architecture_options or {}),
+        "trainer_options": dict(trainer_options or {}),
+        "metadata": dict(metadata or {}),
+    }
+    settings |= _sparsity(settings, l1_coefficient, k)
+    every = _integer("checkpoint_every", checkpoint_every, 1)
+    if resume and out is None:
+        raise InputError("resume is set, but out is not. Give the folder of the training.")
+    import_sae_lens("Training an SAE")
+    batches = batches_of(activations, settings["batch_size"], settings["seed"])
+    settings["steps"] = _steps(batches, settings["batch_size"], steps, epochs)
+    _refuse_what_is_not_json(settings)
+    place = torch.device(device) if device is not None else batches.device
+    sae = build_sae(architecture, batches.d_in, settings, settings["metadata"])
+    if init_from is not None:
+        source = load_sae(init_from) if isinstance(init_from, str | Path) else init_from
+        start_from(sae, source)
+        settings["init_from"] = _digest_of(source)
+    trainer = Trainer(sae, settings, place)
+    fingerprint = {"settings": settings, "data": batches.fingerprint()}
+
+    folder = None
+    if out is not None:
+        folder = TrainingFolder(out, fingerprint, overwrite=overwrite, resume=resume)
+    with folder or nullcontext():
+        if folder is None or not folder.finished:
+            _train(trainer, batches, folder, every, progress)
+            return _finish(trainer, fingerprint, folder, place)
+        return _open(folder.path, place)
+
+
+# The training.
+
+
+def _train(
+    trainer: Trainer, batches: Batches, folder: TrainingFolder | None, every: int, progress: bool
+) -> None:
+    seen = None
+    if folder is not None and (found := folder.load()) is not None:
+        tensors, content = found
+        trainer.restore(tensors, content)
+        seen = str(content["last_batch"])
+    stream = batches.from_step(trainer.done, seen)
+    batch: Tensor | None = None
+    saved = trainer.done
+
+    def save() -> None:
+        nonlocal saved
+        if folder is not None and batch is not None and trainer.done > saved:
+            tensors, content = trainer.state()
+            folder.save(trainer.done, tensors, content | {"last_batch": digest(batch)})
+            saved = trainer.done
+
+    whole = True  # between two steps: what is there can be saved
+    with _interrupt_between_steps() as pause, _bar(progress, trainer) as show:
+        try:
+            while trainer.done < trainer.steps:
+                pause()
+                following = next(stream)
+                whole, batch = False, following
+                trainer.step(batch)
+                whole = True
+                if trainer.done % every == 0 or trainer.done == trainer.steps:
+                    save()
+                show()
+        except BaseException as error:
+            if whole:
+                save()
+            if saved and folder is not None:
+                error.add_note(f"The checkpoint of step {saved} is kept; {RESUME} goes on from it.")
+            raise
+
+
+def _finish(
+    trainer: Trainer,
+    fingerprint: Mapping[str, Any],
+    folder: TrainingFolder | None,
+    device: torch.device,
+) -> Any:
+    details = {
+        "polyseme_version": __version__,
+        "sae_lens_version": installed.version("sae-lens"),
+        "torch_version": torch.__version__,
+        **fingerprint,
+        "reconstruction_loss": "squared error, summed over coordinates, mean over the batch",
+        "optimizer": "Adam",
+        "gradient_clip_norm": GRADIENT_CLIP_NORM,
+        "last_step": trainer.losses,
+    }
+
+    def write(path: Path, identity: Mapping[str, Any]) -> None:
+        tensors = trainer.finish(path, details)
+        TrainingRecord(details, trainer.history, tensors).save(path, identity)
+
+    if folder is not None:
+        folder.publish(write)
+        return _open(folder.path, device)
+    with tempfile.TemporaryDirectory() as path:
+        write(Path(path), fingerprint)
+        return _open(Path(path), device)
+
+
+def _open(path: Path, device: torch.device) -> Any:
+    sae: Any = load_sae(path, device=device)
+    sae.training_record = read_training(path)
+    return sae
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold back an interrupt until the caller calls what this yields; a second one acts at once.
+
+    In the middle of a step some weights have moved and others have not: nothing whole to save.
+    """
+    caught = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal caught
+        if caught:
+            raise KeyboardInterrupt
+        caught = True
+
+    def pause() -> None:
+        if caught:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may set handlers, and only it is interrupted.
+        yield pause
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield pause
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _bar(show: bool, trainer: Trainer) -> Iterator[Callable[[], None]]:
+    """A progress bar; what this yields brings it up to date."""
+    with Progress(
+        TextColumn("training {task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    ) as bars:
+        task = bars.add_task("", total=trainer.steps, completed=trainer.done)
+
+        def update() -> None:
+            told = " ".join(
+                f"{name.removesuffix('_loss')} {value:.3g}"
+                for name, value in trainer.losses.items()
+                if name in ("loss", "ne_loss", "l0")
+            )
+            bars.update(task, completed=trainer.done, description=told)
+
+        yield update
+
+
+# Checks of the arguments.
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{name} is {value!r}; a whole number of at least {least} is expected.")
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    """As a float; NaN for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        return math.nan
+    return float(value)
+
+
+def _number(name: str, value: Any, *, above: bool = False) -> float:
+    number = _float(value)
+    if not math.isfinite(number) or number < 0 or (above and number == 0):
+        kind = "above 0" if above else "of at least 0"
+        raise InputError(f"{name} is {value!r}; a finite number {kind} is expected.")
+    return number
+
+
+def _choice(kind: str, value: Any, allowed: Iterable[str]) -> str:
+    names = list(allowed)
+    if value not in names:
+        raise InputError(one_of(kind, str(value), names))
+    return str(value)
+
+
+def _momentum(value: Any) -> float:
+    if not 0 <= (number := _float(value)) < 1:
+        raise InputError(
+            f"ne_momentum is {value!r}; a number of at least 0 and below 1 is expected: the share "
+            "of the old mean that stays."
+        )
+    return number
+
+
+def _sparsity(settings: Mapping[str, Any], l1: Any, k: Any) -> dict[str, Any]:
+    """What makes the architecture sparse, and nothing that it would ignore."""
+    architecture, d_sae = settings["architecture"], settings["d_sae"]
+    for name, value, takes in (("l1_coefficient", l1, WITH_L1), ("k", k, WITH_K)):
+        if value is not None and architecture not in takes:
+            raise InputError(
+                f"{name} is {value!r}, but the architecture {architecture!r} has none: it is for "
+                f"{', '.join(takes)}. Leave it out."
+            )
+    if architecture in WITH_L1:
+        return {"l1_coefficient": _number("l1_coefficient", 1.0 if l1 is None else l1)}
+    if architecture not in WITH_K:
+        return {}
+    if k is None:
+        k = min(32, max(1, d_sae // 8))
+    found = _integer("k", k, 1) if architecture == "topk" else _number("k", k, above=True)
+    if found > d_sae:
+        raise InputError(f"k is {k!r}, more than the {d_sae} latents of d_sae. Give a smaller one.")
+    if int(found * settings["batch_size"]) < 1:
+        raise InputError(
+            f"k is {k!r}, which leaves no active latent in a batch of {settings['batch_size']}. "
+            "Give a larger one."
+        )
+    return {"k": found}
+
+
+def _steps(batches: Batches, batch_size: int, steps: Any, epochs: Any) -> int:
+    if steps is not None and epochs is not None:
+        raise InputError(f"steps is {steps!r} and epochs is {epochs!r}; give one of them.")
+    if steps is not None:
+        return _integer("steps", steps, 1)
+    if not isinstance(batches, RowBatches):
+        raise InputError(
+            "activations is an iterable of batches, which does not tell how many there are. Give "
+            "steps, the number of batches to train on."
+        )
+    passes = _number("epochs", EPOCHS if epochs is None else epochs, above=True)
+    return max(1, int(passes * batches.n_rows // batch_size))
+
+
+def _refuse_what_is_not_json(settings: Mapping[str, Any]) -> None:
+    for name in ("architecture_options", "trainer_options", "metadata"):
+        try:
+            encode_json(settings[name])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{name} must be plain JSON (no NaN, no NumPy scalars), as it is saved with the "
+                f"SAE: {error}."
+            ) from None
+    if "polyseme" in settings["metadata"]:
+        raise InputError("metadata holds 'polyseme', which is for polyseme's own. Rename it.")
+
+
+def _digest_of(sae: nn.Module) -> str:
+    tensors = sorted(sae_tensors(sae).items())
+    told = "".join(f"{name}{digest(tensor)}" for name, tensor in tensors)
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
