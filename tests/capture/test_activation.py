@@ -135,17 +135,30 @@ def test_a_chain_ends_where_other_tensors_come_in(order: str, name: str) -> None
     assert found(Residual(order), torch.randn(2, 6), "first").activation.name == name
 
 
-def test_two_readers_of_one_tensor_do_not_mix() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(6, 6)
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda y: torch.relu(y) + torch.tanh(y), "identity"),
+        (lambda y: y * torch.sigmoid(y), "identity"),
+        (lambda y: torch.sigmoid(y) * y, "identity"),
+        (lambda y: 0.5 * y * (1 + torch.tanh(y + y**3)), "identity"),
+        (lambda y: torch.tanh(torch.relu(y)) * torch.relu(y + 1), "identity"),
+        (lambda y: torch.relu(y) ** 2, "relu"),
+        (lambda y: torch.relu(y) * y.shape[1] if y.detach().numel() else y, "relu"),
+    ],
+)
+def test_a_function_spelled_out_is_not_taken_for_one_of_its_parts(
+    function: Callable[[Tensor], Tensor], name: str
+) -> None:
+    assert found(Functional(function), torch.randn(2, 7), "first").activation.name == name
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            return torch.relu(y) + torch.tanh(y)
 
-    assert found(Two(), torch.randn(2, 6), "first").activation.name == "relu"
+def test_a_residual_after_the_nonlinearity_leaves_the_chain_before_it() -> None:
+    def gated(y: Tensor) -> Tensor:
+        a = torch.relu(y)
+        return torch.tanh(a) + a
+
+    assert found(Functional(gated), torch.randn(2, 7), "first").activation.name == "relu"
 
 
 def test_sites_are_told_apart() -> None:

@@ -147,10 +147,10 @@ def test_all_of_it_equals_the_oracle(select: Selector, oracle: Callable[..., lis
         every, handed = expected[name]
         strongest = every.max(axis=1)
         for selection, choose in (
-            (found.examples, oracle),
-            (found.random, partial(oracles.random_active, k=N_RANDOM, seed=SEED)),
+            (found.examples, lambda values, _: oracle(values)),
+            (found.random, lambda values, j: oracles.random_active(values, N_RANDOM, SEED, j)),
         ):
-            wanted = [choose(strongest[:, j].tolist()) for j in range(strongest.shape[1])]
+            wanted = [choose(strongest[:, j].tolist(), j) for j in range(strongest.shape[1])]
             assert selection.counts.tolist() == [len(chosen) for chosen in wanted]
             assert selection.index.tolist() == [i for chosen in wanted for i in chosen]
             rows = (selection.index, selection.neuron)

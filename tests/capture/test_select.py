@@ -26,21 +26,21 @@ from polyseme.capture.select import priorities
 from polyseme.errors import InputError
 from reference import oracles
 
-Oracle = Callable[[Sequence[float]], list[int]]
+Oracle = Callable[[Sequence[float], int], list[int]]
 N_NEURONS = 5
 
 CASES: dict[str, tuple[Selector, Oracle]] = {
-    "top 1": (TopK(1), lambda v: oracles.top_k(v, 1)),
-    "top 7": (TopK(7), lambda v: oracles.top_k(v, 7)),
-    "above 0.75": (AboveFraction(0.75, 9), lambda v: oracles.above_fraction(v, 0.75, 9)),
-    "above 0.1": (AboveFraction(0.1, 5), lambda v: oracles.above_fraction(v, 0.1, 5)),
-    "above 1": (AboveFraction(1.0, 100), lambda v: oracles.above_fraction(v, 1.0, 100)),
-    "first": (FirstActive(6), lambda v: oracles.first_active(v, 6, 0.0)),
-    "first, minimum": (FirstActive(8, 0.3), lambda v: oracles.first_active(v, 8, 0.3)),
-    "stratified": (Stratified(6, 3), lambda v: oracles.stratified(v, 6, 3, 0)),
-    "stratified, rest": (Stratified(7, 3, 9), lambda v: oracles.stratified(v, 7, 3, 9)),
-    "stratified, one": (Stratified(2, 1, 1), lambda v: oracles.stratified(v, 2, 1, 1)),
-    "random": (RandomActive(5, 3), lambda v: oracles.random_active(v, 5, 3)),
+    "top 1": (TopK(1), lambda v, _: oracles.top_k(v, 1)),
+    "top 7": (TopK(7), lambda v, _: oracles.top_k(v, 7)),
+    "above 0.75": (AboveFraction(0.75, 9), lambda v, _: oracles.above_fraction(v, 0.75, 9)),
+    "above 0.1": (AboveFraction(0.1, 5), lambda v, _: oracles.above_fraction(v, 0.1, 5)),
+    "above 1": (AboveFraction(1.0, 100), lambda v, _: oracles.above_fraction(v, 1.0, 100)),
+    "first": (FirstActive(6), lambda v, _: oracles.first_active(v, 6, 0.0)),
+    "first, minimum": (FirstActive(8, 0.3), lambda v, _: oracles.first_active(v, 8, 0.3)),
+    "stratified": (Stratified(6, 3), lambda v, _: oracles.stratified(v, 6, 3, 0)),
+    "stratified, rest": (Stratified(7, 3, 9), lambda v, _: oracles.stratified(v, 7, 3, 9)),
+    "stratified, one": (Stratified(2, 1, 1), lambda v, _: oracles.stratified(v, 2, 1, 1)),
+    "random": (RandomActive(5, 3), lambda v, j: oracles.random_active(v, 5, 3, j)),
 }
 
 
@@ -79,7 +79,7 @@ def feed(stream: Stream, values: np.ndarray, part: slice, first: int = 0) -> tor
 
 
 def assert_is(selection: Selection, values: np.ndarray, oracle: Oracle) -> None:
-    expected = [oracle(values[:, j].tolist()) for j in range(values.shape[1])]
+    expected = [oracle(values[:, j].tolist(), j) for j in range(values.shape[1])]
     assert selection.counts.tolist() == [len(chosen) for chosen in expected]
     neuron = np.repeat(np.arange(values.shape[1]), selection.counts)
     assert np.array_equal(selection.neuron, neuron)
@@ -278,6 +278,14 @@ def test_the_random_sample_is_fair_and_seeded() -> None:
     assert hits.mean() == 10
     assert 2.5 < hits.std() < 3.7
     assert abs(hits[:500].sum() - 5000) < 300
+
+
+def test_neurons_show_different_random_inputs() -> None:
+    stream = Stream(RandomActive(10), 4)
+    stream.update(torch.ones(1000, 4), torch.arange(1000))
+    chosen = stream.result()
+    samples = {tuple(chosen.index[chosen.neuron == j].tolist()) for j in range(4)}
+    assert len(samples) == 4
 
 
 def test_priorities_equal_the_oracle_and_differ() -> None:

@@ -194,9 +194,9 @@ def first_active(values: Sequence[float], n: int, minimum: float) -> list[int]:
     return [i for i, v in enumerate(values) if v > 0 and np.float32(v) >= least][:n]
 
 
-def random_active(values: Sequence[float], k: int, seed: int) -> list[int]:
+def random_active(values: Sequence[float], k: int, seed: int, neuron: int) -> list[int]:
     active = [i for i, v in enumerate(values) if v > 0]
-    return sorted(sorted(active, key=lambda i: priority(i, seed))[:k])
+    return sorted(sorted(active, key=lambda i: priority(i * 2**24 + neuron, seed))[:k])
 
 
 def band(value: float, maximum: float, bins: int) -> int:

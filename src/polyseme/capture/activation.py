@@ -31,6 +31,10 @@ _NONLINEAR = frozenset(
 )
 
 
+# Functions that look at a tensor without making anything of it.
+_LOOKS = frozenset({"__get__", "detach", "size", "requires_grad_"})
+
+
 @dataclass(frozen=True)
 class _Step:
     function: Callable[..., Tensor]
@@ -47,7 +51,8 @@ class Activation:
     ----------
     steps : tuple
         Functions in the order in which the model applies them; none where it does something
-        else with the output, so that the activation is the output itself.
+        else with the output, such as a nonlinearity spelled out in several operations, so that
+        the activation is the output itself.
     """
 
     steps: tuple[_Step, ...] = ()
@@ -104,6 +109,8 @@ class Watch(TorchFunctionMode):
         self._ends = ends or {}
         self._edit = edit
         self._followed: dict[int, tuple[str, Tensor]] = {}
+        # Tensors that a step has read: site, tensor, number of steps before that one.
+        self._read: dict[int, tuple[str, Tensor, int]] = {}
         self._steps: dict[str, list[_Step]] = {}
 
     def follow(self, name: str, output: Tensor) -> Tensor | None:
@@ -130,14 +137,17 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if self._edit is None and isinstance(result, Tensor) and name not in _LOOKS:
+            self._forget_what_is_read_again((*args, *kwargs.values()))
         known = self._followed.get(id(args[0])) if args else None
         if known is None or name not in _AFFINE | _NONLINEAR or not isinstance(result, Tensor):
             return result
         site, before = known
         steps = self._steps[site]
-        steps.append(_Step(_same_function(name, func), name.strip("_"), args[1:], kwargs))
-        # Of two functions that read the same tensor only the first counts.
         del self._followed[id(before)]
+        if result is not before:
+            self._read[id(before)] = (site, before, len(steps))
+        steps.append(_Step(_same_function(name, func), name.strip("_"), args[1:], kwargs))
         end = self._ends.get(site)
         if self._edit is not None and end is not None and len(steps) == len(end.steps):
             edited = self._edit(site, result)
@@ -149,3 +159,19 @@ class Watch(TorchFunctionMode):
             return edited
         self._followed[id(result)] = (site, result)
         return result
+
+    def _forget_what_is_read_again(self, arguments: tuple[Any, ...]) -> None:
+        """End a site's chain before a tensor that two functions read.
+
+        ``x * sigmoid(x)`` is neither of its parts: what the model does with x is not the chain
+        of functions that was seen.
+        """
+        for argument in arguments:
+            known = self._read.get(id(argument))
+            if known is None:
+                continue
+            site, _, n_steps = known
+            del self._steps[site][n_steps:]
+            for table in (self._followed, self._read):
+                for key in [key for key, entry in table.items() if entry[0] == site]:
+                    del table[key]

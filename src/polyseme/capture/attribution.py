@@ -235,6 +235,10 @@ def logit_effects(
     effects : LogitEffects or None
         At the end; None there too if the site does not reach the logits.
     """
+    if isinstance(site, SAESite) and site.decoder is None:
+        # Nothing says where in the model its reconstruction would go.
+        yield 1.0, None
+        return
     feed = Feed(model)
     gradient = np.zeros((site.n_neurons, n_classes))
     ablation = np.zeros((site.n_neurons, n_classes))

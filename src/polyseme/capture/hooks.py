@@ -54,8 +54,8 @@ class Feed:
             batch = batch.to(self.dtype)
         try:
             return self._model(batch)
-        except InputError:
-            # From a hook of ours, which has said what is wrong.
+        except (InputError, torch.OutOfMemoryError):
+            # From a hook of ours, which has said what is wrong; or not about the inputs.
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = tuple(batch.shape[1:])

@@ -41,7 +41,7 @@ def _number(name: str, value: Any, least: float, most: float, *, open_below: boo
 
 
 def priorities(index: Tensor, seed: int) -> Tensor:
-    """Pseudo-random order of inputs: a number in [0, 2⁶³) for each index, never two alike.
+    """Pseudo-random order of inputs: a number in [0, 2⁶³) for each index.
 
     It depends on the index and the seed alone, so a sample of the lowest is the same for any
     batching and on any device (the finaliser of splitmix64; shape and dtype int64 are kept).
@@ -327,19 +327,28 @@ class RandomActive(Selector):
     def capacity(self) -> int:
         return self.k
 
+    def _order(self, index: Tensor, neurons: Tensor) -> Tensor:
+        # The neuron takes part, or all neurons would show the same few inputs.
+        return priorities((index << 24) + neurons, self.seed)
+
+    def _order_kept(self, kept: Kept) -> Tensor:
+        neurons = torch.arange(len(kept.index), device=kept.index.device)
+        return self._order(kept.index, neurons[:, None])
+
     def reduce(self, kept: Kept) -> Tensor:
-        return (_rank(kept, priorities(kept.index, self.seed)) < self.k) & kept.valid
+        return (_rank(kept, self._order_kept(kept)) < self.k) & kept.valid
 
     def bar(self, kept: Kept) -> Tensor | None:
         # Here the bar is a priority to stay below, not an activation to exceed.
-        order = priorities(kept.index, self.seed).masked_fill(~kept.valid, _NOT_YET)
+        order = self._order_kept(kept).masked_fill(~kept.valid, _NOT_YET)
         return order.sort(dim=1).values[:, self.k - 1]
 
     def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
         active = values > 0
         if bar is None:
             return active
-        return active & (priorities(index, self.seed)[:, None] < bar)
+        neurons = torch.arange(values.shape[1], device=values.device)
+        return active & (self._order(index[:, None], neurons) < bar)
 
     @property
     def strongest_first(self) -> bool:

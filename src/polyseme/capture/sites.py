@@ -316,7 +316,8 @@ def find_sites(model: nn.Module, names: str | Site | Iterable[str | Site]) -> li
     wanted = list(names)
     for name in wanted:
         for site in [name] if isinstance(name, Site) else _match(model, known, name):
-            found.setdefault(site.name, site)
+            if all(site.module is not other.module for other in found.values()):
+                found[site.name] = site
     if not found:
         raise SiteError(f"sites is {wanted!r}, which names no site. {_choices(known)}")
     order = {id(module): number for number, (_, module) in enumerate(model.named_modules())}

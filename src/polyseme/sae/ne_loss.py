@@ -51,6 +51,29 @@ FORMS = ("weighted", "unweighted", "calibrated")
 BACKGROUND = 32
 
 
+class _Memory:
+    """Tensors that one step leaves to the next: taking new memory costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Any values in the shape of a tensor, in one piece."""
+        kept = self._kept.get(name)
+        fits = kept is not None and kept.dtype == dtype and kept.device == like.device
+        if kept is None or not fits or len(kept) < like.numel():
+            kept = self._kept[name] = torch.empty(like.numel(), dtype=dtype, device=like.device)
+        return kept[: like.numel()].view(like.shape)
+
+    def copy(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy, kept for the next of that name."""
+        return self.take(name, x, dtype).copy_(x)
+
+    def product(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """x ∘ y, kept for the next of that name."""
+        return torch.mul(x, y, out=self.take(name, x, x.dtype))
+
+
 @dataclass
 class _Compared:
     """Pairs whose vectors were compared, with what their gradient is made of."""
@@ -84,6 +107,7 @@ def _compare(
     squares: Parts,
     w2: Parts | None,
     means: Parts,
+    memory: _Memory,
     side: Tensor | None = None,
 ) -> _Compared:
     """Distance of each pair, weighted by ``w2``, or as they are without it.
@@ -95,7 +119,10 @@ def _compare(
         a2 = _total([x.sum(1) for x in squares])[pairs.inputs]
         b2 = _total([m.square().sum(1) for m in means])
     else:
-        scaled = [w * m for w, m in zip(w2, means, strict=True)]
+        scaled = [
+            memory.product(f"scaled{k}", w, m)
+            for k, (w, m) in enumerate(zip(w2, means, strict=True))
+        ]
         numerator = pairs.products(inputs, scaled)
         a2 = pairs.products(squares, w2)
         b2 = _total([w.mul_(m).sum(1) for w, m in zip(scaled, means, strict=True)])
@@ -113,13 +140,7 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
-def _rescaled(rows: Tensor, length: Tensor) -> Tensor:
-    """Rows over their lengths, in one piece whatever the layout of W."""
-    out = torch.empty(rows.shape, dtype=length.dtype, device=rows.device)
-    return torch.div(rows, length[:, None], out=out)
-
-
-def _raw_distances(pairs: ActivePairs, h: Tensor, means: Tensor) -> Tensor:
+def _raw_distances(pairs: ActivePairs, h: Tensor, means: Tensor, memory: _Memory) -> Tensor:
     """(P,): D(h_b, m_j) of each active pair."""
     columns = column_parts(h)
     inputs, squares = split(h, columns), split(h.square(), columns)
@@ -127,7 +148,7 @@ def _raw_distances(pairs: ActivePairs, h: Tensor, means: Tensor) -> Tensor:
     for block in pairs.blocks():
         if len(block.inputs):
             m = split(block.of(means), columns)
-            out[block.pairs] = _compare(block, inputs, squares, None, m).distances
+            out[block.pairs] = _compare(block, inputs, squares, None, m, memory).distances
     return out
 
 
@@ -137,6 +158,7 @@ def _weighted_loss(
     W: Tensor,
     means: Tensor,
     background: Tensor | None,
+    memory: _Memory,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The weighted form, less that of the background if there is one, and its gradient by W."""
@@ -153,13 +175,12 @@ def _weighted_loss(
                 gradient[block.neurons] = 0
             continue
         # A cosine does not depend on the length of a row; this keeps the squares in range.
-        rows = block.of(W)
-        length = torch.maximum(rows.amax(1), -rows.amin(1)).to(h.dtype)
+        w = [memory.copy(f"w{k}", block.of(W[:, part]), h.dtype) for k, part in enumerate(columns)]
+        length = torch.stack([torch.maximum(x.amax(1), -x.amin(1)) for x in w]).amax(0)
         length = torch.where(length > 0, length, 1)
-        w = [_rescaled(rows[:, part], length) for part in columns]
-        w2 = [x.square() for x in w]
+        w2 = [memory.product(f"w2{k}", x.div_(length[:, None]), x) for k, x in enumerate(w)]
         m = [block.of(means)[:, part] for part in columns]
-        compared = _compare(block, inputs, squares, w2, m)
+        compared = _compare(block, inputs, squares, w2, m, memory)
         loss += share * compared.distances.sum()
         changes = (
             compared.gradient(inputs, squares, m, (share / length)[block.owners])
@@ -171,7 +192,7 @@ def _weighted_loss(
             side = _total([x @ y.T for x, y in zip(w, noise, strict=True)]).sign_()
             turned = [side @ x / len(background) for x in noise]
             shares = block.of(pairs.counts) * (-share / len(background))
-            compared = _compare(every, noise, noise_squares, w2, turned, side.view(-1))
+            compared = _compare(every, noise, noise_squares, w2, turned, memory, side.view(-1))
             loss += compared.distances @ shares[every.owners]
             less = compared.gradient(noise, noise_squares, turned, (shares / length)[every.owners])
             if changes is not None:
@@ -243,13 +264,25 @@ def ne_loss(
         raise InputError(one_of("form of the NE loss", str(form), FORMS))
     if background is not None:
         _check_background(background, form, h.shape[1])
+    return _ne_loss(h, W, a, means, form, background, _Memory())
+
+
+def _ne_loss(
+    h: Tensor,
+    W: Tensor,
+    a: Tensor | ActivePairs,
+    means: Tensor,
+    form: str,
+    background: Tensor | None,
+    memory: _Memory,
+) -> Tensor:
     pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
     dtype = torch.promote_types(torch.promote_types(W.dtype, h.dtype), torch.float32)
     means = means.detach().to(dtype)
     h = h.detach().to(dtype)
     if form == "unweighted":
         with torch.no_grad():
-            distances = _raw_distances(pairs, h, means)
+            distances = _raw_distances(pairs, h, means, memory)
         values = pairs.values().to(dtype)
         return values @ distances / values.sum() if len(pairs) else values.sum()
     if form == "calibrated":
@@ -258,7 +291,9 @@ def ne_loss(
         background = background.detach().to(dtype)
     differentiate = W.requires_grad and torch.is_grad_enabled()
     with torch.no_grad():
-        loss, gradient = _weighted_loss(pairs, h, W.detach(), means, background, differentiate)
+        loss, gradient = _weighted_loss(
+            pairs, h, W.detach(), means, background, memory, differentiate
+        )
     if gradient is None:
         return loss
     return cast(Tensor, _Known.apply(W, loss, gradient))  # type: ignore[no-untyped-call]
@@ -427,6 +462,7 @@ class NETerm:
         self.coefficient = coefficient
         self.form = form
         self.running = RunningMeans(d_sae, d_in, momentum, device, dtype)
+        self._memory = _Memory()
 
     def step(self, h: Tensor, W: Tensor, a: Tensor) -> Tensor:
         """Take the batch into the means, then give the loss.
@@ -444,7 +480,7 @@ class NETerm:
         _check(h, a, W, self.running.means)
         pairs = ActivePairs(a)
         self.running.update(h, pairs)
-        return ne_loss(h, W, pairs, self.running.means, form=self.form)
+        return _ne_loss(h, W, pairs, self.running.means, self.form, None, self._memory)
 
     def to(self, device: torch.device | str) -> None:
         """Move the running means."""

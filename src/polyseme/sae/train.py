@@ -315,6 +315,7 @@ def _interrupt_between_steps() -> Iterator[Callable[[], None]]:
         yield pause
     finally:
         signal.signal(signal.SIGINT, before)
+    pause()
 
 
 @contextmanager

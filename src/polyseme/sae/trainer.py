@@ -230,11 +230,18 @@ class Trainer:
         Raises
         ------
         InputError
-            The loss is NaN or infinite; the SAE is then of no use any more.
+            The loss is NaN or infinite, and the SAE of no use any more; or torch lacks a kernel.
         """
         trainer = self._trainer
         trainer.maybe_reset_sparsity()
-        output = trainer.step(batch)
+        try:
+            output = trainer.step(batch)
+        except NotImplementedError as error:
+            raise InputError(
+                f"torch cannot do a step of this SAE on {trainer.cfg.device} "
+                f"({str(error).split('.')[0]}). With use_sparse_activations, give "
+                "rescale_acts_by_decoder_norm=False too, or leave it out."
+            ) from error
         trainer.n_training_steps += 1
         loss = float(output.loss.detach())
         if not math.isfinite(loss):
