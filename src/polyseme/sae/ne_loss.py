@@ -207,16 +207,18 @@ class _Known(torch.autograd.Function):
     """A value whose gradient was computed together with it."""
 
     @staticmethod
-    def forward(ctx: Any, W: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, W: Tensor, value: Tensor, gradient: Tensor, once: bool) -> Tensor:
         ctx.save_for_backward(gradient)
-        ctx.dtype = W.dtype
+        ctx.once, ctx.dtype = once, W.dtype
         return value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        # Changed in place it cannot be given again: torch refuses what was saved and changed.
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.dtype), None, None
+        gradient = gradient.mul_(upstream) if ctx.once else gradient * upstream
+        return gradient.to(ctx.dtype), None, None, None
 
 
 def ne_loss(
@@ -264,7 +266,7 @@ def ne_loss(
         raise InputError(one_of("form of the NE loss", str(form), FORMS))
     if background is not None:
         _check_background(background, form, h.shape[1])
-    return _ne_loss(h, W, a, means, form, background, _Memory())
+    return _ne_loss(h, W, a, means, form, background)
 
 
 def _ne_loss(
@@ -274,8 +276,11 @@ def _ne_loss(
     means: Tensor,
     form: str,
     background: Tensor | None,
-    memory: _Memory,
+    memory: _Memory | None = None,
 ) -> Tensor:
+    """`ne_loss`; with a memory, which is for one step at a time, its gradient is given once."""
+    once = memory is not None
+    memory = memory or _Memory()
     pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
     dtype = torch.promote_types(torch.promote_types(W.dtype, h.dtype), torch.float32)
     means = means.detach().to(dtype)
@@ -296,7 +301,7 @@ def _ne_loss(
         )
     if gradient is None:
         return loss
-    return cast(Tensor, _Known.apply(W, loss, gradient))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Known.apply(W, loss, gradient, once))  # type: ignore[no-untyped-call]
 
 
 def _check(h: Tensor, a: Tensor | ActivePairs, *rows: Tensor) -> None:
