@@ -59,6 +59,7 @@ THIRD_PARTY = {
     "PIL": ("pillow", "images"),
     "mlxtend": ("mlxtend", "demo"),
     "datasets": ("datasets", "hub"),
+    "sae_lens": ("sae-lens", "sae"),
 }
 
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "scipy", "sklearn"}

@@ -27,13 +27,16 @@ _NAMES = {
     "cluster": "core",
     "gated_gradient": "core",
     "list_sites": "capture",
+    "load_sae": "sae",
+    "ne_loss": "sae",
     "neuron_embeddings": "core",
     "open_run": "views",
     "participation_ratio": "core",
     "polysemanticity": "core",
     "read_images": "data",
+    "train_sae": "sae",
 }
-_NEED_TORCH = frozenset({"capture", "pipeline"})
+_NEED_TORCH = frozenset({"capture", "pipeline", "sae"})
 
 __all__ = [*_NAMES, "__version__"]
 
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     )
     from polyseme.data import Images, read_images
     from polyseme.pipeline import analyse
+    from polyseme.sae import load_sae, ne_loss, train_sae
     from polyseme.views import Neuron, Run, open_run
 
 
