@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     )
     from polyseme.data import Images, read_images
     from polyseme.pipeline import analyse
-    from polyseme.sae import load_sae, ne_loss, train_sae
+    from polyseme.sae import load_sae, train_sae
+    from polyseme.sae.ne_loss import ne_loss
     from polyseme.views import Neuron, Run, open_run
 
 

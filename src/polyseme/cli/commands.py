@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], None] = options.run
         run(options)
     except PolysemeError as error:
-        print(f"polyseme: {error}", file=sys.stderr)
+        # Notes tell what was kept, such as the last good checkpoint.
+        notes = " ".join(getattr(error, "__notes__", []))
+        print(f"polyseme: {error}{f' {notes}' if notes else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         how = "--resume instead of --overwrite" if _overwrites(options) else "--resume"

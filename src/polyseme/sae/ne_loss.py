@@ -45,9 +45,10 @@ from torch.autograd.function import once_differentiable
 from polyseme.errors import InputError, one_of
 from polyseme.sae.pairs import (
     ActivePairs,
+    Batch,
     Block,
+    Memory,
     Parts,
-    column_parts,
     every_pair,
     row_products,
     sum_of,
@@ -120,6 +121,15 @@ def _compare(
     return _Compared(pairs, batch, means, a2, b2, cosines, inverse_a, inverse)
 
 
+def _rescale(rows: Parts) -> Tensor:
+    """Divide rows in place by their largest entries, which are returned; no cosine changes."""
+    length = torch.stack([x.abs().amax(1) for x in rows]).amax(0)
+    length = torch.where(length > 0, length, 1)
+    for x in rows:
+        x /= length[:, None]
+    return length
+
+
 def _raw_distances(pairs: ActivePairs, batch: Batch, means: Tensor, memory: Memory) -> Tensor:
     """(P,): D(h_b, m_j) of each active pair."""
     out = means.new_empty(len(pairs))
@@ -152,15 +162,14 @@ def _weighted_loss(
             memory.copy(f"w{part.start}", block.of(W[:, part]), batch.dtype)
             for part in batch.columns
         ]
+        # Every neuron meets the background, active or not, so its row is rescaled beforehand.
+        length: Tensor | float = 1.0 if background is None else _rescale(w)
         w2 = memory.products("w²", w, w)
         m = [block.of(means[:, part]) for part in batch.columns]
         compared = _compare(block, batch, w2, m, memory)
-        length: Tensor | float = 1.0
-        if compared.out_of_range():
-            # A cosine does not depend on the length of a row.
-            length = torch.stack([x.abs().amax(1) for x in w]).amax(0)
-            length = torch.where(length > 0, length, 1)
-            w2 = memory.products("w²", [x.div_(length[:, None]) for x in w], w)
+        if background is None and compared.out_of_range():
+            length = _rescale(w)
+            w2 = memory.products("w²", w, w)
             compared = _compare(block, batch, w2, m, memory)
         gain += share * compared.cosines.sum()
         shares = share / length
@@ -171,7 +180,7 @@ def _weighted_loss(
             side = sum_of(x @ y.T for x, y in zip(w, background.inputs, strict=True)).sign_()
             turned = [side @ x / background.n_inputs for x in background.inputs]
             compared = _compare(noise, background, w2, turned, memory, side.view(-1))
-            weights = block.of(pairs.counts) * (-share / background.n_inputs)
+            weights = block.counts.to(batch.dtype) * (-share / background.n_inputs)
             gain += compared.cosines @ weights[noise.owners]
             less = compared.gradient((weights / length)[noise.owners])
             changes = (x.add_(y) for x, y in zip(changes, less, strict=True))
@@ -376,21 +385,20 @@ class RunningMeans:
 
     @torch.no_grad()
     def _update(self, pairs: ActivePairs, batch: Batch) -> None:
-        active = pairs.counts > 0
-        kept = torch.where(self.seen, self.momentum, 0.0).to(batch.dtype)
-        kept = torch.where(active, kept, 1)
-        each = (1 - kept) / pairs.counts.clamp(min=1)
         for block in pairs.blocks():
             if not len(block.inputs):
                 continue
-            old, new = block.of(kept)[:, None], block.of(each)[block.owners]
+            old = torch.where(block.of(self.seen), self.momentum, 0.0).to(batch.dtype)
+            old = torch.where(block.counts > 0, old, 1)
+            new = ((1 - old) / block.counts.clamp(min=1))[block.owners]
+            old = old[:, None]
             for part, change in zip(batch.columns, block.sums(batch.inputs, new), strict=True):
                 means = self.means[:, part]
                 if isinstance(block.neurons, slice):
                     torch.addcmul(change, block.of(means), old, out=block.of(means))
                 else:
                     means[block.neurons] = change.addcmul_(block.of(means), old)
-        self.seen |= active
+        self.seen |= pairs.counts > 0
 
     def to(self, device: torch.device | str) -> None:
         """Move the means."""

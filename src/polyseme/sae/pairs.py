@@ -87,6 +87,7 @@ class Batch:
 
     @cached_property
     def squares(self) -> Parts:
+        """The square of each number."""
         return self._memory.products(f"{self._name}²", self.inputs, self.inputs)
 
 
@@ -122,6 +123,11 @@ class Block:
     """Whether products are made over the whole batch."""
     complete: bool = False
     """Whether every neuron is paired with every input."""
+
+    @property
+    def counts(self) -> Tensor:
+        """Of each neuron, the number of its pairs that are in this block."""
+        return self.offsets.diff()
 
     def of(self, rows: Tensor) -> Tensor:
         """Rows of these neurons: a view for a range, else a copy."""
@@ -188,6 +194,8 @@ class ActivePairs:
     """
 
     def __init__(self, activations: Tensor) -> None:
+        if activations.layout not in (torch.strided, torch.sparse_coo):
+            activations = activations.to_sparse(layout=torch.sparse_coo)
         self.n_inputs, self.n_neurons = activations.shape
         self._activations = activations
         with torch.no_grad():
@@ -232,7 +240,7 @@ class ActivePairs:
 
     def _ranges(self, counts: Tensor, inputs: Tensor, pairs: Tensor | None) -> Iterator[Block]:
         offsets = _offsets(counts)
-        n_blocks = -(-self.n_neurons // _CHUNK)
+        n_blocks = max(1, -(-self.n_neurons // _CHUNK))
         edges = [k * self.n_neurons // n_blocks for k in range(n_blocks + 1)]
         starts = offsets[edges].tolist()
         for k in range(len(edges) - 1):
