@@ -300,14 +300,14 @@ def _ranking(run: Run, title: str, rows: pd.DataFrame) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("neuron", "n", "features", "mean", "max", "intra", "inter"):
         table.add_column(name, justify="right")
-    table.add_column("largest, by digit", no_wrap=True)
+    table.add_column("two largest, by digit", no_wrap=True)
     for _, row in rows.iterrows():
         numbers: list[Any] = [row["neuron"], row["n_examples"], row["n_clusters"]]
         distances = [
             row[f"{name}_distance"] for name in ("mean", "max", "intra_cluster", "inter_cluster")
         ]
         digits = []
-        for feature in run.neuron(SITE, int(row["neuron"])).features[:3]:
+        for feature in run.neuron(SITE, int(row["neuron"])).features[:2]:
             digit, n = next(iter(feature.label_counts().items()))
             digits.append(f"{digit} ({n}/{feature.n_examples})")
         labels = " ".join(digits)

@@ -121,6 +121,25 @@ def test_a_spliced_model_gives_the_spliced_logits_and_its_latents_are_a_site(
     assert effects == pytest.approx(direction * mean, rel=1e-3, abs=1e-5)
 
 
+def test_an_sae_of_a_convolution_reads_every_position(tmp_path: Path) -> None:
+    conv = torch.nn.Conv2d(1, 5, 2)
+    model = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(20, 3))
+    sae, x = SAE(), torch.randn(60, 1, 3, 3)
+    h = torch.relu(conv(x)).detach()  # (60, 5, 2, 2)
+    [site] = find_sites(model, "0")
+    rows = torch.cat(list(site_activations(model, site, x.split(25))))
+    assert torch.equal(rows, h.permute(0, 2, 3, 1).reshape(-1, 5))
+    spliced = WithSAE(model, "0", sae, x)
+    with torch.no_grad():
+        back = sae.decode(sae.encode(h.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        assert torch.allclose(spliced(x), model[3](back.flatten(1)), atol=1e-6)
+    run = ps.analyse(spliced, x, sites="sae", out=tmp_path / "run", panels=False, progress=False)
+    strongest = sae.encode(h.permute(0, 2, 3, 1)).detach().flatten(1, 2).amax(dim=1).numpy()
+    assert run.neurons()["max_activation"].tolist() == pytest.approx(
+        np.maximum(strongest.max(axis=0), 0).tolist(), rel=1e-5
+    )
+
+
 def test_an_sae_of_another_width_or_shape_is_refused() -> None:
     model = Classifier()
     x, _ = data(4)

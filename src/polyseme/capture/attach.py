@@ -55,32 +55,34 @@ def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> It
         yield seen[0]
 
 
+def _last(site: Site, activations: Tensor) -> Tensor:
+    """Activations with the neurons on the last axis: (B, ..., n_neurons)."""
+    return activations.movedim(1, -1) if site.kind == "conv" else activations
+
+
 def rows_of(site: Site, activations: Tensor) -> Tensor:
     """Activations as the model has them, as rows of one position each: (m, n_neurons)."""
-    last = activations.movedim(1, -1) if site.kind == "conv" else activations
+    last = _last(site, activations)
     return last.reshape(-1, last.shape[-1])
 
 
 @contextmanager
 def replacing(site: Site, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Put rows of activations through a function on their way through the model.
+    """Put activations through a function on their way through the model.
 
     Parameters
     ----------
     site : Site
         With its activation known.
-    function : callable (rows) -> Tensor or None
-        Maps (m, n_neurons) to the same shape; None leaves the activations as they are.
+    function : callable (activations) -> Tensor or None
+        Maps (B, ..., n_neurons) to the same shape; None leaves the activations as they are.
     """
 
     def edit(activations: Tensor) -> Tensor | None:
-        changed = function(rows_of(site, activations))
-        if changed is None:
-            return None
-        if site.kind == "conv":
-            shape = activations.movedim(1, -1).shape
-            return changed.reshape(shape).movedim(-1, 1)
-        return changed.reshape(activations.shape)
+        changed = function(_last(site, activations))
+        if changed is None or site.kind != "conv":
+            return changed
+        return changed.movedim(-1, 1)
 
     with edit_site(site, edit):
         yield
@@ -94,7 +96,7 @@ class _Decode(nn.Module):
         self._decode = decode
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Reconstruction (m, d_in) from latents (m, d_sae)."""
+        """Reconstruction (..., d_in) from latents (..., d_sae)."""
         return self._decode(latents)
 
 
@@ -125,12 +127,12 @@ class AttachedSAE(nn.Module):
         return weight
 
     def encode(self, activations: Tensor) -> Tensor:
-        """Latents (m, d_sae)."""
+        """Latents (..., d_sae)."""
         latents: Tensor = self.sae.encode(activations)
         return latents
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Reconstruction (m, d_in)."""
+        """Reconstruction (..., d_in)."""
         reconstruction: Tensor = self.decoder(self.encode(activations))
         return reconstruction
 
@@ -175,9 +177,9 @@ class WithSAE(nn.Module):
     def forward(self, inputs: Tensor) -> Any:
         """The model's output for its inputs."""
 
-        def through(rows: Tensor) -> Tensor | None:
-            reconstruction: Tensor = self.sae(rows)
-            return reconstruction.to(rows.dtype) if self.splice else None
+        def through(activations: Tensor) -> Tensor | None:
+            reconstruction: Tensor = self.sae(activations)
+            return reconstruction.to(activations.dtype) if self.splice else None
 
         with replacing(self._site, through):
             return self.model(inputs)

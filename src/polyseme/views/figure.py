@@ -130,6 +130,7 @@ def _draw_logits(axes: Any, panel: ImagePanel) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color=_MUTED, lw=0.8)
     axes.tick_params(axis="x", labelsize=7.5)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_title("logit effects, mean over examples", fontsize=9.5)
     axes.legend(fontsize=6.5, frameon=False, loc="best", handlelength=1)
     _bare(axes)
