@@ -92,6 +92,7 @@ def make_step(sae: Any, lr: float, coefficients: dict[str, float]) -> Callable[.
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
 
     def step(batch: Tensor, term: NETerm | None = None) -> Any:
+        rows = sae.W_enc.T  # before the forward pass, for the reason that NETerm.step gives
         output = sae.training_forward_pass(
             TrainStepInput(
                 sae_in=batch,
@@ -103,7 +104,7 @@ def make_step(sae: Any, lr: float, coefficients: dict[str, float]) -> Callable[.
         )
         loss = output.loss
         if term is not None:
-            loss = loss + term.coefficient * term.step(batch, sae.W_enc.T, output.feature_acts)
+            loss = loss + term.coefficient * term.step(batch, rows, output.feature_acts)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

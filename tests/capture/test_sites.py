@@ -322,3 +322,10 @@ def test_a_long_list_of_sites_is_cut_short() -> None:
 def test_a_site_shows_what_it_is() -> None:
     (site,) = find_sites(nn.Sequential(nn.Linear(3, 4)), "0")
     assert repr(site) == "LinearSite('0', 4 neurons × 3)"
+
+
+@pytest.mark.parametrize("sites", [0, [1], nn.Linear(2, 2), [None]])
+def test_sites_are_named_by_text(sites: object) -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(SiteError, match=r"sites holds a \w+ \(.*names of layers, as text"):
+        find_sites(model, sites)  # type: ignore[arg-type]

@@ -313,7 +313,13 @@ def find_sites(model: nn.Module, names: str | Site | Iterable[str | Site]) -> li
     if isinstance(names, str | Site):
         names = [names]
     found: dict[str, Site] = {}
-    wanted = list(names)
+    wanted = list(names) if isinstance(names, Iterable) else [names]
+    for name in wanted:
+        if not isinstance(name, str | Site):
+            raise SiteError(
+                f"sites holds a {type(name).__name__} ({str(name)[:60]!r}); names of layers, as "
+                f"text, are expected. {_choices(known)}"
+            )
     for name in wanted:
         for site in [name] if isinstance(name, Site) else _match(model, known, name):
             if all(site.module is not other.module for other in found.values()):

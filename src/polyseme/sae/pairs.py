@@ -273,7 +273,8 @@ class ActivePairs:
         # NumPy's comparison and search are several times as quick as torch's on the CPU.
         values = (a.float() if a.dtype is torch.bfloat16 else a).numpy()
         at = np.flatnonzero(values > 0)
-        rows, columns = (torch.from_numpy(part) for part in np.divmod(at, self.n_neurons))
+        of_row = at // max(1, self.n_neurons)
+        rows, columns = torch.from_numpy(of_row), torch.from_numpy(at - of_row * self.n_neurons)
         order = _order(columns, self.n_neurons)
         return rows[order], columns[order]
 
