@@ -368,13 +368,13 @@ def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]
     children = trees[:, :, :2].astype(np.int64)
     merged = trees[:, :, 2] < threshold
     rows = np.arange(n_neurons)
-    root = np.tile(np.arange(2 * n - 1), (n_neurons, 1))
-    for merge in range(n - 2, -1, -1):
-        # From the top down, so that a parent already knows its root.
-        at = rows[merged[:, merge]]
-        above = root[at, n + merge]
-        root[at, children[at, merge, 0]] = above
-        root[at, children[at, merge, 1]] = above
+    nodes = np.arange(2 * n - 1)
+    root = np.tile(nodes, (n_neurons, 1))
+    above = np.where(merged[:, :, None], nodes[n:, None], children)
+    np.put_along_axis(root, children.reshape(n_neurons, -1), above.reshape(n_neurons, -1), axis=1)
+    for _ in range(n.bit_length()):
+        # Each node looks up where its parent points, so that paths halve.
+        root = np.take_along_axis(root, root, axis=1)
     root = root[:, :n]
     flat = root + rows[:, None] * (2 * n - 1)
     count = np.bincount(flat.ravel(), minlength=n_neurons * (2 * n - 1))
