@@ -469,9 +469,7 @@ class NETerm:
     def step(self, h: Tensor, W: Tensor, a: Tensor) -> Tensor:
         """Take the batch into the means, then give the loss.
 
-        Its gradient can be taken once. Where W is a parameter turned over, turn it over before
-        the SAE's own forward pass: then torch adds this gradient of the parameter to the other
-        in place, instead of making a third.
+        Its gradient can be taken once.
 
         Parameters
         ----------

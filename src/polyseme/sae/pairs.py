@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -273,10 +274,10 @@ class ActivePairs:
         # NumPy's comparison and search are several times as quick as torch's on the CPU.
         values = (a.float() if a.dtype is torch.bfloat16 else a).numpy()
         at = np.flatnonzero(values > 0)
-        of_row = at // max(1, self.n_neurons)
-        rows, columns = torch.from_numpy(of_row), torch.from_numpy(at - of_row * self.n_neurons)
-        order = _order(columns, self.n_neurons)
-        return rows[order], columns[order]
+        rows = at // max(1, self.n_neurons)
+        columns = at - rows * self.n_neurons
+        order = _radix_order(columns, self.n_neurons)
+        return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])
 
     def _find_sparse(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The same from the stored cells; one that is stored twice counts with its sum."""
@@ -310,9 +311,15 @@ def _order(neurons: Tensor, n_neurons: int) -> Tensor:
     """Stable order by neuron."""
     if neurons.device.type != "cpu":
         return torch.argsort(neurons, stable=True)
-    # Radix sort by 16 bits at a time, which NumPy does for this type and torch does not.
-    keys = neurons.numpy()
+    return torch.from_numpy(_radix_order(neurons.numpy(), n_neurons))
+
+
+def _radix_order(keys: NDArray[np.int64], n_keys: int) -> NDArray[np.int64]:
+    """Stable order of integers below ``n_keys``, by 16 bits at a time.
+
+    NumPy sorts this type by its digits, which is many times as quick as torch's sort.
+    """
     order = np.argsort(keys.astype(np.uint16), kind="stable")
-    if n_neurons > 1 << 16:
+    if n_keys > 1 << 16:
         order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
-    return torch.from_numpy(order)
+    return order
