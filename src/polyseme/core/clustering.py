@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import fastcluster
@@ -18,9 +18,9 @@ from polyseme.core.distances import unit_rows
 from polyseme.core.metrics import Polysemanticity
 from polyseme.errors import InputError
 
-# Neurons that one task clusters: enough to hide the call's overhead, few enough that their
-# Gram matrices stay in a core's cache.
-_CHUNK = 16
+# Pairs of examples that one task works on: enough to hide the calls' overhead, few enough that
+# their distances stay near a core's cache.
+_PAIRS = 250_000
 
 
 @dataclass(frozen=True)
@@ -184,15 +184,16 @@ def cluster_many(
             )
     # Lone examples take part in no distance, so nothing later looks at them.
     _check_finite(values, np.flatnonzero(sizes == 1), 1)
-    work = _Work(values, sizes, linkage)
+    work = _Work(values, sizes, limit, linkage)
     # Neurons with equally many examples share a chunk, so that every step is one array call.
     order = np.argsort(sizes, kind="stable")
     runs = np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1) if n_neurons else []
     chunks = [
-        run[at : at + _CHUNK]
+        run[at : at + step]
         for run in runs
         if sizes[run[0]] > 1
-        for at in range(0, len(run), _CHUNK)
+        for step in [int(np.clip(_PAIRS // sizes[run[0]] ** 2, 1, 256))]
+        for at in range(0, len(run), step)
     ]
     workers = min(threads or os.cpu_count() or 1, len(chunks))
     if workers > 1:
@@ -203,48 +204,62 @@ def cluster_many(
     else:
         for chunk in chunks:
             work.chunk(chunk)
-    labels = np.full((n_neurons, n), -1, dtype=np.int64)
-    for run in runs:
-        size = int(sizes[run[0]])
-        if size:
-            labels[run, :size] = cut_trees(work.trees[run, : size - 1], limit)
-    return work.result(labels, limit)
+    return work.found
 
 
-@dataclass
 class _Work:
-    """Arrays that the chunks of one `cluster_many` fill in."""
+    """What one `cluster_many` finds, filled in chunk by chunk."""
 
-    values: Floats
-    sizes: NDArray[np.int64]
-    linkage: str
-    trees: NDArray[np.float64] = field(init=False)
-    max_distance: NDArray[np.float64] = field(init=False)
-    sums: NDArray[np.float64] = field(init=False)
-    pairs: dict[int, NDArray[Any]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        n_neurons, n = self.values.shape[:2]
-        self.trees = np.zeros((n_neurons, max(n - 1, 0), 4))
-        self.max_distance = np.full(n_neurons, np.nan)
-        # Sum of the distances between the two sides of each merge.
-        self.sums = np.zeros((n_neurons, max(n - 1, 0)))
-        self.pairs = {}
+    def __init__(
+        self, values: Floats, sizes: NDArray[np.int64], threshold: float, linkage: str
+    ) -> None:
+        n_neurons, n = values.shape[:2]
+        self.values = values
+        # The condensed distances' places in a flattened matrix, by number of examples.
+        self.pairs: dict[int, NDArray[Any]] = {}
+        self.found = Clusterings(
+            # A lone example is a cluster; of two and more, the chunks tell.
+            labels=np.where((sizes[:, None] == 1) & (np.arange(n) == 0), 0, -1),
+            trees=np.zeros((n_neurons, max(n - 1, 0), 4)),
+            n_examples=sizes,
+            n_clusters=np.minimum(sizes, 1),
+            max_distance=np.full(n_neurons, np.nan),
+            mean_distance=np.full(n_neurons, np.nan),
+            intra_cluster_distance=np.full(n_neurons, np.nan),
+            inter_cluster_distance=np.full(n_neurons, np.nan),
+            threshold=threshold,
+            linkage=linkage,
+        )
 
     def chunk(self, neurons: NDArray[np.int64]) -> None:
-        """Trees of a few neurons with equally many examples, two or more."""
-        n = int(self.sizes[neurons[0]])
+        """Trees, clusters and metrics of a few neurons with equally many examples, over one."""
+        found, linkage = self.found, self.found.linkage
+        n = int(found.n_examples[neurons[0]])
         first, last = int(neurons[0]), int(neurons[-1])
         # A slice is a view; picking rows out by number would copy the embeddings.
         consecutive = last - first == len(neurons) - 1 and bool((np.diff(neurons) == 1).all())
         picked = self.values[first : last + 1] if consecutive else self.values[neurons]
         distances = self._condensed(picked[:, :n], neurons)
-        self.max_distance[neurons] = distances.max(axis=1)
-        for neuron, row in zip(neurons, distances, strict=True):
-            tree = fastcluster.linkage(row, self.linkage, preserve_input=self.linkage == "single")
-            self.trees[neuron, : n - 1] = tree
-            if self.linkage == "single":
-                self.sums[neuron, : n - 1] = _sums_of_merges(tree, row)
+        found.max_distance[neurons] = distances.max(axis=1)
+        trees = np.empty((len(neurons), n - 1, 4))
+        # Sum of the distances between the two sides of each merge.
+        sums = np.empty((len(neurons), n - 1))
+        for tree, summed, row in zip(trees, sums, distances, strict=True):
+            tree[:] = fastcluster.linkage(row, linkage, preserve_input=linkage == "single")
+            if linkage == "single":
+                summed[:] = _sums_of_merges(tree, row)
+        n_pairs, heights = _pairs_of_merges(trees), trees[:, :, 2]
+        if linkage == "average":
+            # Each height is a mean over the pairs that its merge joins.
+            np.multiply(heights, n_pairs, out=sums)
+        merged = heights < found.threshold
+        labels = cut_trees(trees, found.threshold)
+        found.trees[neurons, : n - 1] = trees
+        found.labels[neurons, :n] = labels
+        found.n_clusters[neurons] = labels.max(axis=1) + 1
+        found.mean_distance[neurons] = sums.sum(axis=1) / n_pairs.sum(axis=1)
+        found.intra_cluster_distance[neurons] = _mean_of(sums, n_pairs, merged)
+        found.inter_cluster_distance[neurons] = _mean_of(sums, n_pairs, ~merged)
 
     def _condensed(self, values: Floats, neurons: NDArray[np.int64]) -> NDArray[np.float64]:
         """Distances of all pairs i < j of each neuron, float64, shape (n_neurons, pairs)."""
@@ -267,34 +282,9 @@ class _Work:
         gram *= inverse[:, :, None]
         gram *= inverse[:, None, :]
         cosines = np.take(gram.reshape(len(gram), n * n), self.pairs[n], axis=1)
-        distances = np.subtract(1, cosines, dtype=np.float64)
-        np.clip(distances, 0, 2, out=distances)
-        return np.asarray(distances, dtype=np.float64)
-
-    def result(self, labels: NDArray[np.int64], threshold: float) -> Clusterings:
-        """Metrics from the trees: each merge's height is a mean over the pairs that it joins."""
-        n_pairs, heights = _pairs_of_merges(self.trees), self.trees[:, :, 2]
-        sums = heights * n_pairs if self.linkage == "average" else self.sums
-        merged = (heights < threshold) & (n_pairs > 0)
-
-        def mean(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-            count = (n_pairs * chosen).sum(axis=1)
-            total = (sums * chosen).sum(axis=1)
-            out = np.full(len(count), np.nan)
-            return np.asarray(np.divide(total, count, out=out, where=count > 0))
-
-        return Clusterings(
-            labels=labels,
-            trees=self.trees,
-            n_examples=self.sizes,
-            n_clusters=labels.max(axis=1, initial=-1) + 1,
-            max_distance=self.max_distance,
-            mean_distance=mean(n_pairs > 0),
-            intra_cluster_distance=mean(merged),
-            inter_cluster_distance=mean(~merged & (n_pairs > 0)),
-            threshold=threshold,
-            linkage=self.linkage,
-        )
+        np.clip(cosines, -1, 1, out=cosines)
+        distances = cosines.astype(np.float64)
+        return np.subtract(1, distances, out=distances)
 
 
 def _check_finite(values: Floats, neurons: NDArray[np.int64], n: int) -> None:
@@ -314,23 +304,23 @@ def _is_safe(squares: Floats) -> bool:
     return bool(inside.all())
 
 
-def _sizes(trees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Examples below each node: leaves, then merges. Shape (n_neurons, 2n - 1)."""
-    leaves = np.ones((len(trees), trees.shape[1] + 1))
-    return np.concatenate([leaves, trees[:, :, 3]], axis=1)
-
-
 def _pairs_of_merges(trees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Number of pairs of examples that each merge joins; 0 in padding."""
-    # A padded tree numbers its nodes from its own count of examples, not from the width.
-    n_merges = (trees[:, :, 3] > 0).sum(axis=1)
-    children = trees[:, :, :2].astype(np.int64)
-    shift = trees.shape[1] - n_merges[:, None, None]
-    children = np.where(children > n_merges[:, None, None], children + shift, children)
-    rows = np.arange(len(trees))[:, None]
-    sizes = _sizes(trees)
-    pairs = sizes[rows, children[:, :, 0]] * sizes[rows, children[:, :, 1]]
-    return np.asarray(np.where(trees[:, :, 3] > 0, pairs, 0), dtype=np.float64)
+    """Number of pairs of examples that each merge joins, shape (n_neurons, n - 1)."""
+    leaves = np.ones((len(trees), trees.shape[1] + 1))
+    sizes = np.concatenate([leaves, trees[:, :, 3]], axis=1)
+    sides = np.take_along_axis(
+        sizes, trees[:, :, :2].reshape(len(trees), -1).astype(np.int64), axis=1
+    )
+    return np.asarray(sides[:, ::2] * sides[:, 1::2])
+
+
+def _mean_of(
+    sums: NDArray[np.float64], n_pairs: NDArray[np.float64], chosen: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Mean distance over the pairs of the chosen merges; NaN where there are none."""
+    count = (n_pairs * chosen).sum(axis=1)
+    out = np.full(len(count), np.nan)
+    return np.divide((sums * chosen).sum(axis=1), count, out=out, where=count > 0)
 
 
 def _sums_of_merges(
@@ -367,21 +357,22 @@ def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]
     n_neurons, n = len(trees), trees.shape[1] + 1
     children = trees[:, :, :2].astype(np.int64)
     merged = trees[:, :, 2] < threshold
-    rows = np.arange(n_neurons)
-    nodes = np.arange(2 * n - 1)
-    root = np.tile(nodes, (n_neurons, 1))
-    above = np.where(merged[:, :, None], nodes[n:, None], children)
-    np.put_along_axis(root, children.reshape(n_neurons, -1), above.reshape(n_neurons, -1), axis=1)
+    # Nodes of all trees are numbered through, so that looking one up is one flat index.
+    n_nodes = 2 * n - 1
+    offsets = np.arange(n_neurons)[:, None] * n_nodes
+    root = np.arange(n_neurons * n_nodes)
+    parents = offsets + np.arange(n, n_nodes)
+    children += offsets[:, :, None]
+    root[children] = np.where(merged[:, :, None], parents[:, :, None], children)
     for _ in range(n.bit_length()):
         # Each node looks up where its parent points, so that paths halve.
-        root = np.take_along_axis(root, root, axis=1)
-    root = root[:, :n]
-    flat = root + rows[:, None] * (2 * n - 1)
-    count = np.bincount(flat.ravel(), minlength=n_neurons * (2 * n - 1))
-    first = np.full(n_neurons * (2 * n - 1), n)
+        root = root[root]
+    root = root.reshape(n_neurons, n_nodes)[:, :n]
+    count = np.bincount(root.ravel(), minlength=n_neurons * n_nodes)
+    first = np.full(n_neurons * n_nodes, n)
     # Written from the last example to the first: what stays is the earliest.
-    first[flat[:, ::-1].ravel()] = np.tile(np.arange(n - 1, -1, -1), n_neurons)
-    key = (first - count * (n + 1)).reshape(n_neurons, 2 * n - 1)
-    rank = np.empty_like(key)
-    np.put_along_axis(rank, key.argsort(axis=1, kind="stable"), np.arange(2 * n - 1)[None], axis=1)
-    return np.asarray(np.take_along_axis(rank, root, axis=1), dtype=np.int64)
+    first[root[:, ::-1]] = np.arange(n - 1, -1, -1)
+    key = (first - count * (n + 1)).reshape(n_neurons, n_nodes)
+    rank = np.empty(n_neurons * n_nodes, dtype=np.int64)
+    rank[key.argsort(axis=1) + offsets] = np.arange(n_nodes)
+    return np.asarray(rank[root], dtype=np.int64)
