@@ -320,7 +320,7 @@ def _mean_of(
     """Mean distance over the pairs of the chosen merges; NaN where there are none."""
     count = (n_pairs * chosen).sum(axis=1)
     out = np.full(len(count), np.nan)
-    return np.divide((sums * chosen).sum(axis=1), count, out=out, where=count > 0)
+    return np.asarray(np.divide((sums * chosen).sum(axis=1), count, out=out, where=count > 0))
 
 
 def _sums_of_merges(
