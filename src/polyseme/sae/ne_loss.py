@@ -121,13 +121,11 @@ def _compare(
     return _Compared(pairs, batch, means, a2, b2, cosines, inverse_a, inverse)
 
 
-def _rescale(rows: Parts) -> Tensor:
-    """Divide rows in place by their largest entries, which are returned; no cosine changes."""
+def _rescaled(rows: Parts) -> tuple[Parts, Tensor]:
+    """Rows over their largest entries, and these; no cosine changes."""
     length = torch.stack([x.abs().amax(1) for x in rows]).amax(0)
     length = torch.where(length > 0, length, 1)
-    for x in rows:
-        x /= length[:, None]
-    return length
+    return [x / length[:, None] for x in rows], length
 
 
 def _raw_distances(pairs: ActivePairs, batch: Batch, means: Tensor, memory: Memory) -> Tensor:
@@ -158,17 +156,16 @@ def _weighted_loss(
             if gradient is not None:
                 gradient[block.neurons] = 0
             continue
-        w = [
-            memory.copy(f"w{part.start}", block.of(W[:, part]), batch.dtype)
-            for part in batch.columns
-        ]
+        w = [block.of(W[:, part]).to(batch.dtype) for part in batch.columns]
         # Every neuron meets the background, active or not, so its row is rescaled beforehand.
-        length: Tensor | float = 1.0 if background is None else _rescale(w)
+        length: Tensor | float = 1.0
+        if background is not None:
+            w, length = _rescaled(w)
         w2 = memory.products("w²", w, w)
         m = [block.of(means[:, part]) for part in batch.columns]
         compared = _compare(block, batch, w2, m, memory)
         if background is None and compared.out_of_range():
-            length = _rescale(w)
+            w, length = _rescaled(w)
             w2 = memory.products("w²", w, w)
             compared = _compare(block, batch, w2, m, memory)
         gain += share * compared.cosines.sum()
@@ -186,8 +183,11 @@ def _weighted_loss(
             changes = (x.add_(y) for x, y in zip(changes, less, strict=True))
         if gradient is not None:
             for part, change, x in zip(batch.columns, changes, w, strict=True):
-                # Turned over, since torch has a quick way from rows to columns in one piece.
-                gradient.T[part, block.neurons] = change.mul_(x).T
+                if isinstance(block.neurons, slice):
+                    # Turned over, as SAELens keeps W so: what is written is in one piece.
+                    torch.mul(change.T, x.T, out=gradient.T[part, block.neurons])
+                else:
+                    gradient.T[part, block.neurons] = change.mul_(x).T
     constant = 0 if background is not None or not len(pairs) else 1
     return constant - gain, gradient
 
