@@ -140,6 +140,12 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     return model, images, torch.cat(list(attach.site_activations(model, site, batches)))
 
 
+def _labelled(images: Any) -> Any:
+    for at in range(0, len(images), 512):
+        rows = slice(at, at + 512)
+        yield images.inputs(rows), images.labels[rows]
+
+
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "architecture": options.architecture,
@@ -208,7 +214,7 @@ def _compare(options: argparse.Namespace) -> None:
         resume=options.resume,
         progress=not options.quiet,
     )
-    print_comparison(comparison, Console())
+    Console().print(comparison.table())
     figure = Path(options.out) / "comparison.png"
     comparison.figure(figure)
     print(f"The runs of the latents are in {options.out}, the figure is {figure}.")
@@ -228,33 +234,17 @@ def _trained_on(sae: Any) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-def print_comparison(comparison: Any, console: Any) -> None:
-    """The comparison as a table on the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("")
-    for report in comparison.reports:
-        table.add_column(report.name, justify="right")
-    for name, values in comparison.rows():
-        if values:
-            table.add_row(name, *values)
-        else:
-            table.add_row(f"[bold]{name}[/bold]")
-    console.print(table)
-
-
 def _sweep(options: argparse.Namespace) -> None:
     sae_package = module("polyseme.sae", "Training an SAE")
     sweeping = module("polyseme.evaluate.sweep", "A sweep")
+    evaluating = module("polyseme.evaluate.sae", "Evaluating an SAE")
     from rich.console import Console
     from rich.progress import track
 
     def several(value: Any) -> tuple[float, ...]:
         return value if isinstance(value, tuple) else (value,)
 
-    _, _, activations = _prepare(options)
+    model, images, activations = _prepare(options)
     forms = [form.strip() for form in options.forms.split(",")]
     todo = sweeping.points(several(options.ne), several(options.l1), range(options.seeds), forms)
     settings = {
@@ -276,7 +266,18 @@ def _sweep(options: argparse.Namespace) -> None:
             **_settings(options),
         )
 
-    work = sweeping.sweep(activations, todo, train, out=options.out, settings=settings)
+    def score(sae: Any) -> dict[str, float]:
+        splice = evaluating.evaluate_splice(model, options.site, sae, _labelled(images))
+        return {"accuracy": splice.spliced_accuracy, "recovered": splice.recovered}
+
+    work = sweeping.sweep(
+        activations,
+        todo,
+        train,
+        out=options.out,
+        settings=settings,
+        score=None if images.labels is None else score,
+    )
     for _ in track(
         work,
         f"{len(todo)} SAEs",
@@ -287,7 +288,8 @@ def _sweep(options: argparse.Namespace) -> None:
         pass
     records = sweeping.read_sweep(options.out)
     l0 = options.l0 or float(records["l0"].median())
-    table = sweeping.pareto(records, l0, sweeping.MEASURES)
+    measures = [name for name in sweeping.MEASURES if name in records]
+    table = sweeping.pareto(records, l0, measures)
     if table.empty:
         raise InputError(
             f"No L1 coefficients of the sweep lie around an L0 of {l0:.1f} (they gave "
@@ -296,10 +298,8 @@ def _sweep(options: argparse.Namespace) -> None:
         )
     print(f"At L0 = {l0:.1f}, means over seeds ± half of the 95% confidence interval:")
     for _, row in table.iterrows():
-        measures = "  ".join(
-            f"{name} {row[name]:.4f} ± {row[f'{name}_ci']:.4f}" for name in sweeping.MEASURES
-        )
-        print(f"{row['form']:>10} ne {row['ne_coefficient']:<6g} n={row['seeds']}  {measures}")
+        values = "  ".join(f"{name} {row[name]:.4f} ± {row[f'{name}_ci']:.4f}" for name in measures)
+        print(f"{row['form']:>10} ne {row['ne_coefficient']:<6g} n={row['seeds']}  {values}")
     figure = Path(options.out) / "pareto.png"
     sweeping.draw_pareto(table, l0, figure)
     print(f"The records are in {options.out}, the figure is {figure}.")

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from torch import Tensor, nn
 
 from polyseme.capture import Batch, Collector, FirstActive, Selector, Site, find_sites
@@ -158,6 +160,19 @@ class Comparison:
                 (title, [_text(form, value) for value in np.asarray(matched.loc[key], dtype=float)])
             )
         return lines
+
+    def table(self) -> Table:
+        """`rows` as a table for the terminal."""
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("")
+        for report in self.reports:
+            table.add_column(report.name, justify="right")
+        for name, values in self.rows():
+            if values:
+                table.add_row(name, *values)
+            else:
+                table.add_row(f"[bold]{name}[/bold]")
+        return table
 
     def figure(self, path: str | Path | None = None) -> Any:
         """Distributions of what matters, one colour an SAE.

@@ -21,6 +21,7 @@ from polyseme.evaluate.compare import report_on
 RECORDS = "records"
 MEASURES = (
     "fvu",
+    "accuracy",
     "mean_distance",
     "calibrated_distance",
     "dead_share",

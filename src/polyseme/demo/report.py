@@ -1,0 +1,124 @@
+"""What the demo found, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from polyseme.demo.job import SITE, Demo
+from polyseme.views import Run
+
+
+def report(demo: Demo, console: Console) -> None:
+    """Print what the demo found."""
+    data = demo.run.metadata["data"]
+    summary = demo.run.summary().iloc[0]
+    console.print(
+        f"\nA classifier of {data['n_inputs']:,} digits ({data['name']}) with 64 hidden neurons, "
+        f"{demo.accuracy:.1%} right on digits that it has not seen."
+    )
+    table = Table(
+        title="Its hidden neurons",
+        title_justify="left",
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_row("neurons", f"{summary['neurons']}")
+    table.add_row("dead neurons (no example)", f"{summary['dead']} ({summary['dead_share']:.1%})")
+    table.add_row("features a neuron, mean", f"{summary['mean_clusters']:.1f}")
+    for name in (
+        "max_distance",
+        "mean_distance",
+        "intra_cluster_distance",
+        "inter_cluster_distance",
+    ):
+        over = f"mean over {summary[name + '_n']} neurons"
+        table.add_row(name.replace("_", " "), f"{summary[name]:.3f}  ({over})")
+    table.add_row(
+        "participation ratio of the weights",
+        f"{summary['median_participation_ratio']:.0f}  (median)",
+    )
+    console.print(table)
+    for title, rows in (
+        ("Most polysemantic (by mean cosine distance)", demo.most),
+        ("Least polysemantic", demo.least),
+    ):
+        console.print(_ranking(demo.run, title, rows))
+    folder = demo.run.path.parent
+    console.print("Figures, one panel a neuron:")
+    for path in demo.figures[:-1]:
+        console.print(f"  {path}", soft_wrap=True)
+    console.print(
+        "\nTwo sparse autoencoders of the hidden layer: a standard one, and one trained with the "
+        "NE loss.",
+        soft_wrap=True,
+    )
+    console.print(demo.comparison.table())
+    console.print(
+        f"The distributions: {demo.figures[-1]}\n"
+        f"The SAEs: {folder / 'saes'}   the runs of their latents: {folder / 'latents'}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"The run: {demo.run.path}   the classifier: {folder / 'classifier.safetensors'}\n\n"
+        "Next, look at any neuron from Python:\n"
+        "  import polyseme as ps\n"
+        f"  run = ps.open_run({str(demo.run.path)!r})\n"
+        f"  run.neuron({_first(demo.most)}).figure('neuron.png')\n"
+        "or analyse a model of your own:\n"
+        "  polyseme analyse mypackage.models:load --data images.npz --sites 'features.*' "
+        "--out runs/mine",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _first(rows: pd.DataFrame) -> int:
+    # Of few digits, no neuron may have examples enough to be ranked.
+    return int(rows["neuron"].iloc[0]) if len(rows) else 0
+
+
+def _ranking(run: Run, title: str, rows: pd.DataFrame) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("neuron", "n", "features", "mean", "max", "intra", "inter"):
+        table.add_column(name, justify="right")
+    table.add_column("two largest, by digit", no_wrap=True)
+    for _, row in rows.iterrows():
+        numbers: list[Any] = [row["neuron"], row["n_examples"], row["n_clusters"]]
+        distances = [
+            row[f"{name}_distance"] for name in ("mean", "max", "intra_cluster", "inter_cluster")
+        ]
+        digits = []
+        for feature in run.neuron(SITE, int(row["neuron"])).features[:2]:
+            digit, n = next(iter(feature.label_counts().items()))
+            digits.append(f"{digit} ({n}/{feature.n_examples})")
+        labels = " ".join(digits)
+        table.add_row(*map(str, numbers), *(f"{value:.3f}" for value in distances), labels)
+    return table
+
+
+def as_json(demo: Demo) -> str:
+    """The demo's numbers as JSON."""
+    summary = demo.run.summary().iloc[0].to_dict()
+    numbers = {k: v if isinstance(v, str) else float(v) for k, v in summary.items()}
+    return json.dumps(
+        {
+            "accuracy": demo.accuracy,
+            # JSON has no NaN.
+            "summary": {k: None if v != v else v for k, v in numbers.items()},
+            "most": demo.most["neuron"].tolist(),
+            "least": demo.least["neuron"].tolist(),
+            "run": str(demo.run.path),
+            "saes": {
+                name: {k: None if v != v else float(v) for k, v in measures.items()}
+                for name, measures in demo.comparison.frame().to_dict().items()
+            },
+            "figures": [str(path) for path in demo.figures],
+        }
+    )
