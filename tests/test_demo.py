@@ -17,6 +17,7 @@ from rich.console import Console
 import polyseme as ps
 from polyseme import cli, demo
 from polyseme.data.handwritten import digits
+from polyseme.demo import job
 from polyseme.errors import InputError
 
 
@@ -27,7 +28,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(folder):
-    return demo.run_demo(out=folder, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "SAE_STEPS", 1000)
+        yield demo.run_demo(out=folder, progress=False)
 
 
 @pytest.fixture
@@ -78,16 +81,40 @@ def test_its_ranking(made):
 
 def test_its_figures(made, folder):
     expected = [*made.most["neuron"][:3], *made.least["neuron"][:2]]
-    assert [path.name for path in made.figures] == [f"neuron-{n:02d}.png" for n in expected]
+    names = [*(f"neuron-{n:02d}.png" for n in expected), "saes.png"]
+    assert [path.name for path in made.figures] == names
     for path in made.figures:
         assert path.parent == folder / "figures"
         with Image.open(path) as image:
             assert image.format == "PNG"
             assert image.width >= 1000
-            assert image.height >= 700
+            assert image.height >= 650
             pixels = np.asarray(image.convert("RGB").resize((500, 400)))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
-        assert (pixels.mean(axis=2) < 250).mean() > 0.2, "mostly white"
+        assert (pixels.mean(axis=2) < 250).mean() > (0.2 if "neuron" in path.name else 0.1)
+
+
+def test_its_saes(made, folder):
+    """Both SAEs are on disk, of the classifier's hidden layer, and their figures are theirs."""
+    model = demo.load_classifier(folder / "classifier.safetensors")
+    with torch.no_grad():
+        hidden = torch.relu(
+            model.layers[0](torch.from_numpy(digits().inputs(slice(0, 4000))).flatten(1))
+        )
+    frame = made.comparison.frame()
+    assert list(frame) == ["standard", "ne"]
+    for name, coefficient in (("standard", 0.0), ("ne", 60.0)):
+        sae = ps.load_sae(folder / "saes" / name)
+        with torch.no_grad():
+            latents = sae.encode(hidden)
+            error = (sae.decode(latents) - hidden).pow(2).sum()
+        spread = (hidden - hidden.mean(0)).pow(2).sum()
+        assert frame[name]["fvu"] == pytest.approx(float(error / spread), rel=1e-3)
+        assert frame[name]["l0"] == pytest.approx(float((latents > 0).sum(1).float().mean()), 1e-3)
+        details = sae.cfg.metadata["polyseme"]
+        assert details["settings"]["ne_coefficient"] == coefficient
+        assert ps.open_run(folder / "latents" / name).neurons().shape[0] == 512
+    assert frame["ne"]["mean_distance"] < 0.7 * frame["standard"]["mean_distance"]
 
 
 def test_its_report(made, folder):
@@ -116,6 +143,10 @@ def test_its_report(made, folder):
             assert f" {name} ({count}/{first.n_examples})" in line
     assert str(folder / "classifier.safetensors") in text
     assert all(str(path) in text for path in made.figures)
+    for name in ("dead latents", "FVU", "participation ratio (median)", "label purity"):
+        assert sum(line.strip().startswith(name) for line in text.splitlines()) >= 1
+    assert f"{made.comparison.frame()['ne']['fvu']:.4f}" in text
+    assert str(folder / "saes") in text
     assert f"run = ps.open_run({str(folder / 'hidden')!r})" in text
     assert f"run.neuron({made.most['neuron'].iloc[0]}).figure('neuron.png')" in text
 
@@ -124,8 +155,9 @@ def test_again_it_keeps_what_is_there(made, folder, no_drawing, monkeypatch, cap
     def never(*_, **__):
         raise AssertionError("it is there already")
 
-    monkeypatch.setattr(demo, "train_classifier", never)
+    monkeypatch.setattr(job, "train_classifier", never)
     files = [folder / "classifier.safetensors", folder / "hidden" / "run.json"]
+    files += [folder / "saes" / "ne" / "sae_weights.safetensors", folder / "latents/ne/run.json"]
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
     assert cli.main(["demo", "--out", str(folder), "--json"]) == 0
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
@@ -140,7 +172,8 @@ def test_again_it_keeps_what_is_there(made, folder, no_drawing, monkeypatch, cap
     summary = made.run.summary().iloc[0]
     assert found["summary"]["site"] == "layers.0"
     assert found["summary"]["mean_distance"] == pytest.approx(summary["mean_distance"])
-    assert [str(path) for _, path in no_drawing] == found["figures"]
+    assert [str(path) for _, path in no_drawing] == found["figures"][:-1]
+    assert found["saes"]["ne"]["fvu"] == pytest.approx(made.comparison.frame()["ne"]["fvu"])
 
 
 def test_another_seed_is_refused(made, folder, capsys):
@@ -194,7 +227,8 @@ def write_idx(folder, part, images, labels=None):
 @pytest.fixture
 def quick(monkeypatch, no_drawing):
     short = functools.partial(demo.train_classifier, steps=150)
-    monkeypatch.setattr(demo, "train_classifier", short)
+    monkeypatch.setattr(job, "train_classifier", short)
+    monkeypatch.setattr(job, "SAE_STEPS", 20)
     return no_drawing
 
 
@@ -227,6 +261,7 @@ def test_hardly_any_digits(tmp_path, quick, capsys):
     assert cli.main(arguments) == 0
     assert "run.neuron(0).figure('neuron.png')" in capsys.readouterr().out
     assert quick == []
+    assert (tmp_path / "out" / "saes" / "ne").is_dir()
     assert cli.main([*arguments, "--json"]) == 0
     text = capsys.readouterr().out
     assert json.loads(text, parse_constant=pytest.fail)["most"] == []

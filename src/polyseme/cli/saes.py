@@ -122,7 +122,7 @@ def add_sweep(commands: Any) -> None:
     command.add_argument("--l1", type=numbers, default=(3, 5, 8), help="coefficients: 3,5,8")
     command.add_argument("--forms", default="weighted", help="of the NE loss, by commas")
     command.add_argument("--seeds", type=int, default=5, help="how many; default: %(default)s")
-    command.add_argument("--l0", type=float, help="to compare at; default: the median of all SAEs")
+    command.add_argument("--l0", type=float, help="to compare at; default: where most overlap")
     _add_training(command)
 
 
@@ -287,7 +287,7 @@ def _sweep(options: argparse.Namespace) -> None:
     ):
         pass
     records = sweeping.read_sweep(options.out)
-    l0 = options.l0 or float(records["l0"].median())
+    l0 = options.l0 or sweeping.common_l0(records)
     measures = [name for name in sweeping.MEASURES if name in records]
     table = sweeping.pareto(records, l0, measures)
     if table.empty:
@@ -300,6 +300,12 @@ def _sweep(options: argparse.Namespace) -> None:
     for _, row in table.iterrows():
         values = "  ".join(f"{name} {row[name]:.4f} ± {row[f'{name}_ci']:.4f}" for name in measures)
         print(f"{row['form']:>10} ne {row['ne_coefficient']:<6g} n={row['seeds']}  {values}")
+    curves = records.groupby(["form", "ne_coefficient", "seed"]).ngroups
+    if missing := curves - int(table["seeds"].sum()):
+        print(
+            f"{missing} of {curves} combinations of form, coefficient and seed are left out: their "
+            "SAEs are all sparser, or all denser, than that."
+        )
     figure = Path(options.out) / "pareto.png"
     sweeping.draw_pareto(table, l0, figure)
     print(f"The records are in {options.out}, the figure is {figure}.")

@@ -151,6 +151,7 @@ def _compare_saes(
             l1_coefficient=L1,
             weight_decay=WEIGHT_DECAY,
             steps=SAE_STEPS,
+            batch_size=min(256, len(activations)),
             seed=seed,
             out=folder / "saes" / name,
             overwrite=overwrite,

@@ -183,6 +183,20 @@ def at_equal_l0(
     return pd.DataFrame(rows, columns=[*keys, *measures])
 
 
+def common_l0(records: pd.DataFrame) -> float:
+    """The L0 at which most can be compared: in the middle of where most curves overlap."""
+    ranges = records.groupby(["form", "ne_coefficient", "seed"])["l0"].agg(["min", "max"])
+    edges = np.unique(ranges.to_numpy(float))
+    if len(edges) < 2:
+        return float(edges[0])
+    middles = np.sqrt(np.maximum(edges[:-1], 1e-9) * edges[1:])
+    covered = [int(((ranges["min"] <= l0) & (l0 <= ranges["max"])).sum()) for l0 in middles]
+    widths = np.log(np.maximum(edges[1:], 1e-9) / np.maximum(edges[:-1], 1e-9))
+    # Of equally good ones the widest, which further SAEs are least likely to leave.
+    best = max(range(len(middles)), key=lambda k: (covered[k], widths[k]))
+    return float(middles[best])
+
+
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Mean, and half the width of its confidence interval (Student's t); NaN below two values."""
     array = np.asarray(values, dtype=float)
