@@ -9,6 +9,8 @@ from polyseme.capture.attribution import (
 )
 from polyseme.capture.collect import Batch, Collected, Collector
 from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, read_sites
+from polyseme.capture.layers import Reading, Site
+from polyseme.capture.mlp import MLPSite
 from polyseme.capture.select import (
     AboveFraction,
     FirstActive,
@@ -19,7 +21,8 @@ from polyseme.capture.select import (
     Stream,
     TopK,
 )
-from polyseme.capture.sites import Reading, Site, find_sites, list_sites
+from polyseme.capture.sites import find_sites, list_sites
+from polyseme.capture.transformer import find_mlp_sites
 
 __all__ = [
     "AboveFraction",
@@ -29,6 +32,7 @@ __all__ = [
     "Feed",
     "FirstActive",
     "LogitEffects",
+    "MLPSite",
     "RandomActive",
     "Reading",
     "Selection",
@@ -43,6 +47,7 @@ __all__ = [
     "edit_site",
     "evaluating",
     "find_activations",
+    "find_mlp_sites",
     "find_sites",
     "list_sites",
     "logit_effects",

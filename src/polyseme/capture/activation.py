@@ -57,6 +57,12 @@ class Activation:
 
     steps: tuple[_Step, ...] = ()
 
+    @classmethod
+    def of(cls, function: Callable[[Tensor], Tensor]) -> Activation:
+        """A single nonlinearity, a function or a module, that is known beforehand."""
+        name = getattr(function, "__name__", type(function).__name__)
+        return cls((_Step(function, name, (), {}),))
+
     @property
     def name(self) -> str:
         """The functions' names, such as "batch_norm, relu"; "identity" without any."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations
-from polyseme.capture.sites import Site, find_sites
+from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, first_inputs
+from polyseme.capture.layers import Site
+from polyseme.capture.sites import find_sites
 from polyseme.errors import InputError, SiteError
 
 
@@ -30,20 +31,20 @@ def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> It
     ----------
     model : torch.nn.Module
     site : Site
-    batches : iterable of array or Tensor, shape (B, ...)
-        Inputs of the model.
+    batches : iterable of array or Tensor, shape (B, ...), or of a dict of them
+        Inputs of the model, see `Feed`.
 
     Yields
     ------
     Tensor of float, shape (B · positions, n_neurons)
-        What the nonlinearity gives at every position; on the model's device.
+        What the nonlinearity gives at every position, padding too; on the model's device.
     """
     feed = Feed(model)
     known = False
     for inputs in batches:
         with evaluating(model), torch.no_grad():
             if not known:
-                find_activations(model, [site], feed, inputs[:2])
+                find_activations(model, [site], feed, first_inputs(inputs, 2))
                 known = True
             seen: list[Tensor] = []
 
@@ -172,7 +173,7 @@ class WithSAE(nn.Module):
                 f"{self._site.n_neurons} neurons; give the site that the SAE was trained on."
             )
         with evaluating(model):
-            find_activations(model, [self._site], Feed(model), inputs[:2])
+            find_activations(model, [self._site], Feed(model), first_inputs(inputs, 2))
 
     def forward(self, inputs: Tensor) -> Any:
         """The model's output for its inputs."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.capture.hooks import Feed, edit_site, evaluating
-from polyseme.capture.sites import SAESite, Site
+from polyseme.capture.layers import SAESite, Site
 from polyseme.errors import InputError
 
 Floats = NDArray[np.float32]

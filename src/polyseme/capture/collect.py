@@ -11,10 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed, Gather, evaluating, find_activations, read_sites
+from polyseme.capture.hooks import (
+    Feed,
+    Gather,
+    evaluating,
+    find_activations,
+    first_inputs,
+    read_sites,
+)
+from polyseme.capture.layers import Reading, Site
 from polyseme.capture.pool import Pool
 from polyseme.capture.select import RandomActive, Selection, Selector, Stream, priorities
-from polyseme.capture.sites import Reading, Site
 from polyseme.capture.statistics import Statistics
 from polyseme.errors import InputError
 
@@ -84,7 +91,7 @@ class _SiteCollector:
         taken = self.examples.update(values, index, positions)
         drawn = self.random.update(values, index, positions)
         self._add_vectors(taken, positions, gather, index)
-        self._add_background(positions, gather, index)
+        self._add_background(reading, gather, index)
         return taken.any(dim=1) | drawn.any(dim=1)
 
     def _key(self, index: Any, place: Any) -> Any:
@@ -108,13 +115,16 @@ class _SiteCollector:
         keys: Array = self._key(index, self.site.place(positions, neurons)).cpu().numpy()
         return np.unique(keys)
 
-    def _add_background(self, positions: Tensor, gather: Gather, index: Tensor) -> None:
+    def _add_background(self, reading: Reading, gather: Gather, index: Tensor) -> None:
+        positions = reading.positions
         order = priorities(index, self._seed)
         known = self.background.state()["keys"]
+        wanted = torch.ones_like(index, dtype=torch.bool)
+        if reading.counted is not None:
+            wanted &= reading.counted
         if len(known) >= N_BACKGROUND:
-            rows = (order < int(known.max())).nonzero()[:, 0]
-        else:
-            rows = torch.arange(len(index), device=index.device)
+            wanted &= order < int(known.max())
+        rows = wanted.nonzero()[:, 0]
         if not len(rows):
             return
         # The place is one at which some neuron fired most: anywhere else may be padding.
@@ -170,16 +180,51 @@ class Batch:
 
     Attributes
     ----------
-    inputs : ndarray or Tensor, shape (B, ...)
-        What the model is called with.
+    inputs : ndarray or Tensor, shape (B, ...), or a dict of them
+        What the model is called with; a dict, such as ``input_ids`` and ``attention_mask``, by
+        keyword.
     raw : ndarray, shape (B, ...)
         The same as stored, to be kept for the examples.
     labels : ndarray of int64, shape (B,), optional
+    counted : ndarray or Tensor of bool, shape (B, positions), optional
+        Positions that count, such as those that are no padding: no neuron is read at another
+        one, and an input without any has activation 0. Without it, those that the attention
+        mask in ``inputs`` lets through, or all where there is no such mask.
     """
 
     inputs: Any
     raw: Array
     labels: Array | None = None
+    counted: Any = None
+
+    def positions(self, device: torch.device) -> Tensor | None:
+        """Which positions count, bool of shape (B, positions); None for all."""
+        counted = self.counted
+        if counted is None and isinstance(self.inputs, Mapping):
+            counted = self.inputs.get("attention_mask")
+            if counted is None and "input_ids" in self.inputs:
+                # Says what the batch and the positions are, for models that lay them in one row.
+                return torch.ones(
+                    tuple(self.inputs["input_ids"].shape), dtype=torch.bool, device=device
+                )
+        if counted is None:
+            return None
+        found = torch.as_tensor(counted).to(device).bool()
+        if found.ndim != 2 or len(found) != len(self.raw):
+            raise InputError(
+                f"counted has shape {tuple(found.shape)} for {len(self.raw)} inputs; a value for "
+                f"each position, ({len(self.raw)}, positions), is expected."
+            )
+        return found
+
+
+def _need_head(model: nn.Module, sites: list[Site]) -> bool:
+    """Whether any site is outside the base of a transformers model, such as in its logits."""
+    base = getattr(model, "base_model", None)
+    if not isinstance(base, nn.Module):
+        return True
+    inside = set(base.modules())
+    return any(site.output_module not in inside for site in sites)
 
 
 class Collector:
@@ -207,7 +252,7 @@ class Collector:
     ) -> None:
         self._model = model
         self._sites = sites
-        self._feed = Feed(model)
+        self._feed = Feed(model, head=_need_head(model, sites))
         self._collectors = {
             site.name: _SiteCollector(site, select, n_random, seed, self._feed.device)
             for site in sites
@@ -248,9 +293,11 @@ class Collector:
 
         with evaluating(self._model), torch.no_grad():
             if not self._activations_known:
-                find_activations(self._model, self._sites, self._feed, batch.inputs[:2])
+                few = first_inputs(batch.inputs, 2)
+                find_activations(self._model, self._sites, self._feed, few)
                 self._activations_known = True
-            with read_sites(self._model, self._sites, on_reading):
+            counted = batch.positions(self._feed.device)
+            with read_sites(self._model, self._sites, on_reading, counted):
                 self._feed(batch.inputs)
         rows = wanted.cpu().numpy()
         keys = index.cpu().numpy()[rows]
@@ -265,7 +312,14 @@ class Collector:
         self.is_whole = True
 
     def _check(self, inputs: Any) -> None:
+        if isinstance(inputs, Mapping):
+            for part in inputs.values():
+                self._check(part)
+            return
         values = inputs if torch.is_tensor(inputs) else torch.as_tensor(np.asarray(inputs))
+        if not values.is_floating_point():
+            # Whole numbers are finite, and those of tokens are not from a range of brightness.
+            return
         low, high = values.amin().item(), values.amax().item()
         if not (np.isfinite(low) and np.isfinite(high)):
             bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero()[0, 0].item()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.capture.activation import Watch
-from polyseme.capture.sites import Reading, SAESite, Site
+from polyseme.capture.layers import HiddenSite, Reading, SAESite, Site
 from polyseme.errors import InputError, SiteError
 
 Gather = Callable[[Tensor, Tensor], Tensor]
@@ -37,33 +38,72 @@ class Feed:
     Parameters
     ----------
     model : torch.nn.Module
+    head : bool
+        False leaves out the head of a transformers model, such as the logits over its
+        vocabulary, which sites inside the model do not need.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, *, head: bool = True) -> None:
+        base = getattr(model, "base_model", None)
+        self._model = base if not head and isinstance(base, nn.Module) else model
         tensors = [*model.parameters(), *model.buffers()]
         floating = [tensor for tensor in tensors if tensor.is_floating_point()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.dtype = floating[0].dtype if floating else torch.float32
 
     def __call__(self, inputs: Any) -> Any:
-        """The model's output for a batch, or an `InputError` that says what it would not take."""
-        batch = torch.as_tensor(np.asarray(inputs) if not torch.is_tensor(inputs) else inputs)
-        batch = batch.to(self.device)
-        if batch.is_floating_point():
-            batch = batch.to(self.dtype)
-        try:
+        """The model's output for a batch, or an `InputError` that says what it would not take.
+
+        Parameters
+        ----------
+        inputs : array or Tensor, shape (B, ...), or a dict of them
+            A dict, such as ``input_ids`` and ``attention_mask``, goes in by keyword.
+        """
+        if isinstance(inputs, Mapping):
+            named = {name: self._tensor(value) for name, value in inputs.items()}
+            with self._explained({name: tuple(t.shape) for name, t in named.items()}):
+                return self._model(**named, **_without_cache(self._model))
+        batch = self._tensor(inputs)
+        with self._explained(tuple(batch.shape[1:])):
             return self._model(batch)
+
+    def _tensor(self, values: Any) -> Tensor:
+        tensor = torch.as_tensor(values if torch.is_tensor(values) else np.asarray(values))
+        tensor = tensor.to(self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    @contextmanager
+    def _explained(self, shape: Any) -> Iterator[None]:
+        try:
+            yield
         except (InputError, torch.OutOfMemoryError):
             # From a hook of ours, which has said what is wrong; or not about the inputs.
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            shape = tuple(batch.shape[1:])
             reason = str(error).strip().splitlines()[0]
+            if isinstance(shape, dict):
+                given = ", ".join(f"{name} {size}" for name, size in shape.items())
+                raise InputError(
+                    f"The model cannot take a batch of {given}: {reason}. Give it the arrays "
+                    "that its own tokenizer makes, no longer than the model allows."
+                ) from error
             raise InputError(
                 f"The model cannot take a batch of inputs of shape {shape}: {reason}. "
                 f"{_first_layer(self._model)}Reshape the data, or wrap the model in one that does."
             ) from error
+
+
+def first_inputs(inputs: Any, n: int) -> Any:
+    """The first few inputs of a batch, be it an array or a dict of arrays."""
+    if isinstance(inputs, Mapping):
+        return {name: values[:n] for name, values in inputs.items()}
+    return inputs[:n]
+
+
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    # Keys and values kept for a next token that never comes are memory for nothing.
+    takes = "use_cache" in inspect.signature(model.forward).parameters
+    return {"use_cache": False} if takes else {}
 
 
 def _first_layer(model: nn.Module) -> str:
@@ -76,7 +116,12 @@ def _first_layer(model: nn.Module) -> str:
 
 
 @contextmanager
-def read_sites(model: nn.Module, sites: Sequence[Site], on_reading: OnReading) -> Iterator[None]:
+def read_sites(
+    model: nn.Module,
+    sites: Sequence[Site],
+    on_reading: OnReading,
+    counted: Tensor | None = None,
+) -> Iterator[None]:
     """Call back with every site's reading whenever the model runs; hooks always go again.
 
     Parameters
@@ -86,43 +131,70 @@ def read_sites(model: nn.Module, sites: Sequence[Site], on_reading: OnReading) -
     on_reading : callable (site, reading, gather)
         Called from within the forward pass, before a later layer can change a tensor in
         place. ``gather(rows, places)`` gives pre-neuron embeddings, see `Site.gather`.
+    counted : Tensor of bool, shape (B, positions), optional
+        Positions that count, for one run of the model: no reading is of another one. All of
+        them without it.
     """
+    reader = _Reader(on_reading, counted)
     with ExitStack() as hooks:
         for site in sites:
-            for handle in _hook(site, on_reading):
+            handles = reader.between(site) if isinstance(site, HiddenSite) else reader.at(site)
+            for handle in handles:
                 hooks.callback(handle.remove)
         yield
 
 
-def _hook(site: Site, on_reading: OnReading) -> list[Any]:
-    if not isinstance(site, SAESite):
+class _Reader:
+    """Makes the hooks that read sites."""
+
+    def __init__(self, on_reading: OnReading, counted: Tensor | None) -> None:
+        self._on_reading = on_reading
+        self._shape = None if counted is None else counted.shape
+        # Where every position counts there is nothing to leave out.
+        self._counted = None if counted is None or bool(counted.all()) else counted
+
+    def _batched(self, tensor: Tensor) -> Tensor:
+        """Rows of all positions one after the other, as some models lay them, by input."""
+        if self._shape is None or tensor.ndim != 2 or len(tensor) != self._shape.numel():
+            return tensor
+        return tensor.view(*self._shape, -1) if self._shape[1] > 1 else tensor
+
+    def at(self, site: Site) -> list[Any]:
+        """Hooks at a layer whose activations are made of its output."""
 
         def read(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            inputs = _first(args, kwargs)
-            on_reading(site, site.read(output), lambda r, p: site.gather(inputs, r, p))
+            inputs = self._batched(_first(args, kwargs))
+            reading = site.read(self._batched(output), self._counted)
+            self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
         return [site.module.register_forward_hook(read, with_kwargs=True)]
 
-    reached: list[Tensor] = []
+    def between(self, site: HiddenSite) -> list[Any]:
+        """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""
+        entered: list[Tensor] = []
+        reached: list[Tensor] = []
 
-    def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
-        reached.append(_first(args, kwargs))
+        def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
+            entered[:] = [_first(args, kwargs)]
+            reached.clear()
 
-    def read_sae(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        inputs = _first(args, kwargs)
-        activations = reached.pop() if reached else _encode(site, inputs)
-        reached.clear()
-        reading = site.read_activations(activations)
-        on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
+        def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
+            reached[:] = [_first(args, kwargs)]
 
-    handles = [site.module.register_forward_hook(read_sae, with_kwargs=True)]
-    if site.decoder is not None:
-        handles.append(site.decoder.register_forward_pre_hook(decoding, with_kwargs=True))
-    return handles
+        def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            inputs = self._batched(entered.pop())
+            found = reached.pop() if reached else _encode(site, inputs)
+            reading = site.read_activations(self._batched(found), self._counted)
+            self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
+
+        handles = [site.input_module.register_forward_pre_hook(entering, with_kwargs=True)]
+        if site.decoder is not None:
+            handles.append(site.decoder.register_forward_pre_hook(decoding, with_kwargs=True))
+        return [*handles, site.last_module.register_forward_hook(leaving, with_kwargs=True)]
 
 
-def _encode(site: SAESite, inputs: Tensor) -> Tensor:
-    if not callable(getattr(site.module, "encode", None)):
+def _encode(site: HiddenSite, inputs: Tensor) -> Tensor:
+    if isinstance(site, SAESite) and not callable(getattr(site.module, "encode", None)):
         raise SiteError(
             f"The SAE {site.name!r} neither calls its decoder nor has an encode method, so its "
             "activations cannot be read; give it an encode method."
@@ -147,7 +219,7 @@ def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs
         If the model does not reach a site, or reaches it more than once.
     """
     # An SAE's encoder may be called past the SAE, which is where it is read: both count.
-    calls = {site.name: {site.module: 0, site.output_module: 0} for site in sites}
+    calls = {site.name: dict.fromkeys(_reached_once(site), 0) for site in sites}
     watch = Watch()
 
     def follow(site: Site) -> Callable[..., None]:
@@ -177,9 +249,22 @@ def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs
                     else "wrap the model so that one call is one input."
                 )
             )
-        if not (isinstance(site, SAESite) and site.output_module is site.module):
+        if _has_chain(site):
             site.activation = watch.chains[site.name]
     return output
+
+
+def _reached_once(site: Site) -> list[nn.Module]:
+    if isinstance(site, HiddenSite):
+        return [site.input_module, site.last_module, site.output_module]
+    return [site.output_module]
+
+
+def _has_chain(site: Site) -> bool:
+    """Whether the activation is to be found out: an SAE's is, for its name alone."""
+    if isinstance(site, SAESite):
+        return site.output_module is not site.module
+    return not isinstance(site, HiddenSite)
 
 
 @contextmanager
@@ -195,15 +280,20 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
         convolution (B, channels, height, width).
     """
     with ExitStack() as stack:
-        if isinstance(site, SAESite):
+        if isinstance(site, HiddenSite):
             if site.decoder is None:
                 raise SiteError(f"The SAE {site.name!r} has no decoder module to edit before.")
 
-            def before(_: nn.Module, args: Any) -> Any:
-                edited = edit(args[0])
-                return None if edited is None else (edited, *args[1:])
+            def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+                given = _first(args, kwargs)
+                edited = edit(given)
+                if edited is None:
+                    return None
+                swap = [edited if value is given else value for value in args]
+                return tuple(swap), {k: edited if v is given else v for k, v in kwargs.items()}
 
-            stack.callback(site.decoder.register_forward_pre_hook(before).remove)
+            handle = site.decoder.register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
         else:
             watch = Watch({site.name: site.activation}, lambda _, tensor: edit(tensor))
 
