@@ -148,7 +148,7 @@ def test_what_is_missing_or_no_folder_is_explained(tmp_path, folder):
 def test_a_newer_version_says_what_to_do(folder):
     edit_json(folder, lambda run: run.update(format_version=7, files=None))
     with pytest.raises(
-        RunError, match=r"has format version 7, .* versions up to 1\. Upgrade it: pip install"
+        RunError, match=r"has format version 7, .* versions up to 2\. Upgrade it: pip install"
     ):
         RunFolder(folder)
 

@@ -1,4 +1,4 @@
-"""The run format, version 1: its files, columns, arrays and metadata.
+"""The run format, version 2: its files, columns, arrays and metadata.
 
 This is the one place that knows them; the writer casts to it and the reader checks against
 it. The prose is ``docs/run-format.md``.
@@ -7,7 +7,7 @@ it. The prose is ``docs/run-format.md``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 FORMAT = "polyseme-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 RUN_JSON = "run.json"
 INPUTS_FILE = "inputs.safetensors"
@@ -153,8 +153,13 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
 INPUT_ARRAYS: Mapping[str, Array] = MappingProxyType(
     {
         "index": Array(("int64",), ("M",)),
-        "pixels": Array(("uint8", "float32"), ("M", "...")),
+        "pixels": Array(("uint8", "float32"), ("M", "..."), required=False),
         "labels": Array(("int64",), ("M",), required=False),
+        "tokens": Array(("int32",), ("M", "L"), required=False),
+        "lengths": Array(("int32",), ("M",), required=False),
+        "vocabulary": Array(("int32",), ("V",), required=False),
+        "vocabulary_ends": Array(("int64",), ("V",), required=False),
+        "vocabulary_text": Array(("uint8",), ("T",), required=False),
     }
 )
 
@@ -175,6 +180,19 @@ SAFETENSORS_DTYPES: Mapping[str, str] = MappingProxyType(
         "F64": "float64",
     }
 )
+
+
+# What inputs are is said by which of these they have; all of a group, or none of it.
+INPUT_KINDS: tuple[tuple[str, ...], ...] = (
+    ("pixels",),
+    ("tokens", "lengths", "vocabulary", "vocabulary_ends", "vocabulary_text"),
+)
+
+
+def missing_inputs(names: Collection[str]) -> list[str]:
+    """What arrays of inputs lack to be images, or texts if they have tokens."""
+    images, texts = INPUT_KINDS
+    return [name for name in (texts if "tokens" in names else images) if name not in names]
 
 
 def site_file(number: int) -> str:

@@ -149,6 +149,12 @@ def check_index(index: np.ndarray) -> None:
         raise Problem(INPUTS_FILE, "'index' must be strictly increasing")
 
 
+def check_vocabulary(vocabulary: np.ndarray) -> None:
+    """Numbers of tokens that increase, so that a binary search finds one."""
+    if (vocabulary.size and vocabulary[0] < 0) or np.any(vocabulary[1:] <= vocabulary[:-1]):
+        raise Problem(INPUTS_FILE, "'vocabulary' must be strictly increasing, from 0")
+
+
 def check_histogram(number: int, histogram: np.ndarray) -> None:
     """Counts that are counts."""
     if np.any(histogram < 0):

@@ -35,12 +35,14 @@ from polyseme.store.format import (
     check_headers,
     data_files,
     decode_json,
+    missing_inputs,
     parse_files,
     parse_sites,
     require,
     site_file,
     table_file,
 )
+from polyseme.store.texts import check_texts, token_texts
 
 # A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
 # kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.
@@ -182,8 +184,9 @@ class RunFolder:
     def inputs(self) -> Mapping[str, np.ndarray]:
         """The inputs that examples point at; each array is loaded when it is first used.
 
-        ``index`` int64 (M,), ``pixels`` uint8 or float32 (M, ...), and where the data has them
-        ``labels`` int64 (M,). Row i is the input with number ``index[i]``.
+        ``index`` int64 (M,); for images ``pixels`` uint8 or float32 (M, ...), and where the
+        data has them ``labels`` int64 (M,); for texts ``tokens`` int32 (M, L) and ``lengths``
+        int32 (M,), see `token_texts`. Row i is the input with number ``index[i]``.
         """
         return self._input_arrays
 
@@ -243,6 +246,16 @@ class RunFolder:
                     arrays.load(name)
             for name in self._input_arrays:
                 self._input_arrays.load(name)
+            if "tokens" in self._input_arrays:
+                check_texts(self._input_arrays)
+
+    @cached_property
+    def token_texts(self) -> pd.Series[str]:
+        """How each token of a run of texts reads, by its number."""
+        with reporting(self.path):
+            if "tokens" not in self._input_arrays:
+                raise Problem(INPUTS_FILE, "it holds images, which have no tokens")
+            return token_texts(self._input_arrays)
 
     # --------------------------------------------------------------------------- reading
 
@@ -354,7 +367,19 @@ class RunFolder:
 
     @cached_property
     def _input_arrays(self) -> _Arrays:
-        return _Arrays(self, INPUTS_FILE, INPUT_ARRAYS, {}, {"index": invariants.check_index})
+        arrays = _Arrays(
+            self,
+            INPUTS_FILE,
+            INPUT_ARRAYS,
+            {},
+            {
+                "index": invariants.check_index,
+                "vocabulary": invariants.check_vocabulary,
+            },
+        )
+        for name in missing_inputs(arrays.headers):
+            raise Problem(INPUTS_FILE, f"the array {name!r} is missing")
+        return arrays
 
 
 class _Arrays(Mapping[str, np.ndarray]):

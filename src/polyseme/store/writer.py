@@ -33,6 +33,7 @@ from polyseme.store.format import (
     Problem,
     data_files,
     encode_json,
+    missing_inputs,
     parse_sites,
     site_file,
     table_file,
@@ -56,7 +57,7 @@ from polyseme.store.partial import (
 from polyseme.store.reader import RunFolder
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-# The metadata of a state is an array too: a safetensors header has a limited size.
+# An array, as a safetensors header has a limited size.
 _STATE_METADATA = "metadata.json"
 _WRITTEN_BY_US = ("format", "format_version", "polyseme_version", "created", "fingerprint", "files")
 
@@ -70,7 +71,7 @@ class RunWriter:
     Parameters
     ----------
     out : str or Path
-        The run folder to make; its parents are made too.
+        The run folder to make, with its parents.
     fingerprint : mapping
         JSON that identifies the analysis: settings, model and data. Two analyses with equal
         fingerprints are taken for the same.
@@ -314,8 +315,9 @@ class RunWriter:
         Parameters
         ----------
         arrays : mapping of str to ndarray
-            ``index`` int64 (M,), strictly increasing; ``pixels`` uint8 or float32 (M, ...);
-            optionally ``labels`` int64 (M,). Other arrays are kept as they are.
+            ``index`` int64 (M,), strictly increasing. Images: ``pixels`` uint8 or float32
+            (M, ...), optionally ``labels`` int64 (M,). Texts: ``tokens`` int32 (M, L), ``lengths``
+            int32 (M,), and `vocabulary_arrays`. Others are kept as they are.
 
         Raises
         ------
@@ -352,6 +354,7 @@ class RunWriter:
     ) -> None:
         file = self._at_work().run / name
         missing = [key for key, array in schema.items() if array.required and key not in arrays]
+        missing += missing_inputs(arrays) if schema is INPUT_ARRAYS else []
         if missing:
             raise InputError(f"{name} needs the array {missing[0]!r}; got {sorted(arrays)}.")
         plain = {}
