@@ -1,7 +1,21 @@
-"""Readers of images, and the small real data that the demo uses."""
+"""Readers of images and texts, and the small real data that the demo uses."""
 
+from polyseme.data.contexts import Contexts, TokenBatch
 from polyseme.data.handwritten import digits, mnist
 from polyseme.data.images import Images
 from polyseme.data.readers import read_images
+from polyseme.data.text import Part, Texts, read_text
+from polyseme.data.tokens import pieces
 
-__all__ = ["Images", "digits", "mnist", "read_images"]
+__all__ = [
+    "Contexts",
+    "Images",
+    "Part",
+    "Texts",
+    "TokenBatch",
+    "digits",
+    "mnist",
+    "pieces",
+    "read_images",
+    "read_text",
+]

@@ -1,7 +1,9 @@
-"""Reading binary files that may be truncated, damaged or hostile."""
+"""Finding files, and reading binary ones that may be truncated, damaged or hostile."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,30 @@ from typing import BinaryIO
 from polyseme.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Whether a source that is no existing path can be meant as a data set of the hub."""
+    # 'data/mnist' may be a path or a data set: it is a path if there is a folder 'data'.
+    return (
+        isinstance(source, str)
+        and _HUB_NAME.fullmatch(source) is not None
+        and not Path(source).parent.is_dir()
+    )
+
+
+def missing_path(path: Path, accepted: str) -> InputError:
+    """Error for a path that does not exist, with near matches in its parent."""
+    hint = ""
+    if not path.parent.is_dir():
+        hint = f" There is no folder {str(path.parent)!r} either."
+    else:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+        near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+        if near:
+            hint = f" Did you mean {' or '.join(repr(str(path.parent / name)) for name in near)}?"
+    return InputError(f"The path {str(path)!r} does not exist.{hint} {accepted}")
 
 
 @contextmanager

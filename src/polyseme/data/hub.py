@@ -1,8 +1,8 @@
-"""Image data sets of the Hugging Face hub, read with the datasets library."""
+"""Data sets of the Hugging Face hub, of images or of texts, read with the datasets library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from polyseme.data.images import Images
 from polyseme.errors import InputError, MissingDependencyError, one_of
 
 
-def _load(name: str, split: str) -> tuple[Any, Any]:
+def _load(name: str, split: str, **options: Any) -> tuple[Any, Any]:
     """Return the datasets module and one split of a data set."""
     try:
         import datasets
@@ -26,25 +26,71 @@ def _load(name: str, split: str) -> tuple[Any, Any]:
         ) from error
     try:
         # Code that a data set brings along is never trusted: the default since datasets 2.16.
-        return datasets, datasets.load_dataset(name, split=split, trust_remote_code=False)
+        return datasets, datasets.load_dataset(
+            name, split=split, trust_remote_code=False, **options
+        )
     # Every exception: what a failed connection raises depends on the HTTP library behind it.
     except Exception as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, FileNotFoundError):
-            raise InputError(
-                f"{name!r}: no such path, and no data set of the hub by that name could be found "
-                f"({detail}). Check the spelling and your access, or give a local path."
-            ) from error
-        from_http = type(error).__module__.startswith(("http", "requests", "urllib3"))
-        if isinstance(error, OSError) or from_http:
-            raise InputError(
-                f"{name!r}: no such path, and the Hugging Face hub could not be reached "
-                f"({detail}). Check the connection, or give a local path."
-            ) from error
-        raise InputError(
-            f"{name!r}: the split {split!r} of this hub data set could not be loaded ({detail}). "
-            f"Check the split's name, or download the data and give a local path."
-        ) from error
+        raise _failure(name, split, error) from error
+
+
+def _failure(name: str, split: str, error: Exception) -> InputError:
+    detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, FileNotFoundError):
+        return InputError(
+            f"{name!r}: no such path, and no data set of the hub by that name could be found "
+            f"({detail}). Check the spelling and your access, or give a local path."
+        )
+    from_http = type(error).__module__.startswith(("http", "requests", "urllib3"))
+    if isinstance(error, OSError) or from_http:
+        return InputError(
+            f"{name!r}: no such path, and the Hugging Face hub could not be reached "
+            f"({detail}). Check the connection, or give a local path."
+        )
+    return InputError(
+        f"{name!r}: the split {split!r} of this hub data set could not be loaded ({detail}). "
+        f"Check the split's name, or download the data and give a local path."
+    )
+
+
+def hub_rows(name: str, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
+    """Find one split of a data set of the hub, whose rows are then streamed.
+
+    Parameters
+    ----------
+    name : str
+        "owner/name".
+    split : str
+        As the hub names it.
+
+    Returns
+    -------
+    function
+        Gives the rows from the first on, each {column: value}, whenever it is called. It
+        raises an InputError if the connection is lost.
+
+    Raises
+    ------
+    InputError
+        If the hub cannot be reached, or has no such data set or split.
+    MissingDependencyError
+        If the datasets library is not installed.
+    """
+    _, found = _load(name, split, streaming=True)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        at = iter(found)
+        while True:
+            try:
+                row = dict(next(at))
+            except StopIteration:
+                return
+            # As in _load.
+            except Exception as error:
+                raise _failure(name, split, error) from error
+            yield row
+
+    return rows
 
 
 def _column(

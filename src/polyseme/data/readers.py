@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from polyseme.data.arrays import read_npy, read_npz
+from polyseme.data.files import is_hub_name, missing_path
 from polyseme.data.folders import SUFFIXES, read_folder
 from polyseme.data.hub import read_hub
 from polyseme.data.idx import IdxName, idx_files, is_idx, read_idx_folder, read_idx_images
@@ -19,7 +18,6 @@ _ACCEPTED = (
     "Accepted are a folder of MNIST-style IDX files or of image files, a single IDX file, a .npy "
     "or .npz file, and a hub data set as 'owner/name'."
 )
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def read_images(
@@ -106,10 +104,9 @@ def _read(
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     if not path.exists():
-        # 'data/mnist' may be a path or a data set: it is a path if there is a folder 'data'.
-        if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not path.parent.is_dir():
-            return read_hub(source, split, images_key, labels_key, limit)
-        raise _missing(path)
+        if is_hub_name(source):
+            return read_hub(str(source), split, images_key, labels_key, limit)
+        raise missing_path(path, _ACCEPTED)
     if path.is_file() and suffix == ".npz":
         return read_npz(path, path.name, split, images_key, labels_key, limit)
     if images_key is not None or labels_key is not None:
@@ -142,16 +139,3 @@ def _read(
     if idx_name is not None and idx_name.what == "images":
         labels = idx_files(path.parent).get(IdxName(idx_name.prefix, idx_name.split, "labels"))
     return read_idx_images(path, labels, path.name, limit)
-
-
-def _missing(path: Path) -> InputError:
-    """Error for a path that does not exist, with near matches in its parent."""
-    hint = ""
-    if not path.parent.is_dir():
-        hint = f" There is no folder {str(path.parent)!r} either."
-    else:
-        names = sorted(entry.name for entry in path.parent.iterdir())
-        near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-        if near:
-            hint = f" Did you mean {' or '.join(repr(str(path.parent / name)) for name in near)}?"
-    return InputError(f"The path {str(path)!r} does not exist.{hint} {_ACCEPTED}")

@@ -1,0 +1,301 @@
+"""Texts as a language model reads them: contexts of tokens, all of one length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.data.text import Texts
+from polyseme.errors import InputError, one_of
+
+_LEAVE_OUT = ("special", "first")
+# transformers gives a tokenizer without a limit the limit 1e30.
+_NO_LIMIT = 1_000_000
+_WANTED = (
+    "a tokenizer of transformers is expected, such as AutoTokenizer.from_pretrained(...); a "
+    "Tokenizer of tokenizers becomes one by PreTrainedTokenizerFast(tokenizer_object=...)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """A batch of contexts, what a model is given and what is counted of it."""
+
+    ids: NDArray[np.int64]
+    """(B, length): the tokens."""
+    attention: NDArray[np.bool_]
+    """(B, length): False for padding, which only follows the last token of a context."""
+    counted: NDArray[np.bool_]
+    """(B, length): False for padding and for whatever is left out."""
+
+
+class Contexts:
+    """Contexts of one length, cut from the tokens of texts.
+
+    The parts of the documents (`Texts.parts`) are tokenized one at a time, without special
+    tokens, and joined: a document of up to 65,536 characters is tokenized whole. Between two
+    documents stands the separator, SEP or EOS, unless a context begins there. The tokens are
+    then cut into contexts one after the other, so a context may hold the end of one document
+    and the beginning of the next. Each has at least one token of text. It begins with CLS or
+    BOS, and ends with SEP if the tokenizer has both CLS and SEP. Only the last context is
+    padded.
+
+    Parameters
+    ----------
+    texts : Texts
+        From `read_text`.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Or whatever is called as ``tokenizer(text, add_special_tokens=False, verbose=False)``,
+        gives a dict with ``input_ids``, a list of int, and has the attributes
+        ``bos_token_id``, ``eos_token_id``, ``cls_token_id``, ``sep_token_id``,
+        ``pad_token_id`` and ``all_special_ids``.
+    length : int, default 128
+        Tokens in a context, all that it begins and ends with among them; at least 3.
+    max_tokens : int, optional
+        Stop after so many tokens of the documents, whether they are counted or not. What
+        begins, ends, separates and pads comes on top.
+    leave_out : iterable of str, default ("special", "first")
+        What `TokenBatch.counted` leaves out besides padding: "special", the special tokens of
+        the tokenizer (that for unknown words is one of them); "first", whatever stands first
+        in a context, on which many models dump attention.
+
+    Attributes
+    ----------
+    texts : Texts
+    tokenizer
+    length, max_tokens, leave_out
+        As given.
+    name : str
+        That of the texts.
+
+    Raises
+    ------
+    InputError
+        If an argument does not have the form above, or the tokenizer's model takes fewer
+        tokens than ``length``.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        tokenizer: Any,
+        *,
+        length: int = 128,
+        max_tokens: int | None = None,
+        leave_out: Iterable[str] = _LEAVE_OUT,
+    ) -> None:
+        if not isinstance(texts, Texts):
+            raise InputError(
+                f"texts is a {type(texts).__name__}; Texts are expected: give read_text(texts)."
+            )
+        self.texts = texts
+        self.name = texts.name
+        self.tokenizer = tokenizer
+        self._find_special_tokens()
+        self.length = self._checked_length(length)
+        if max_tokens is not None:
+            _check_whole("max_tokens", max_tokens, 1, "Leave it out to take all.")
+        self.max_tokens = max_tokens
+        asked = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
+        for entry in asked:
+            if entry not in _LEAVE_OUT:
+                raise InputError(one_of("entry of leave_out", str(entry), _LEAVE_OUT))
+        self.leave_out = tuple(entry for entry in _LEAVE_OUT if entry in asked)
+
+    def __repr__(self) -> str:
+        return f"Contexts({self.name!r}: {self.length} tokens each)"
+
+    def _find_special_tokens(self) -> None:
+        kind = type(self.tokenizer).__name__
+        self._tokenize("a")
+        try:
+            bos, eos, cls, sep, pad = (
+                _id(getattr(self.tokenizer, f"{name}_token_id"))
+                for name in ("bos", "eos", "cls", "sep", "pad")
+            )
+            special = sorted({int(token) for token in self.tokenizer.all_special_ids})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"tokenizer is a {kind} that does not tell its special tokens ({error}); {_WANTED}."
+            ) from error
+        # RoBERTa has BOS and EOS too, and they are its CLS and SEP.
+        encoder = cls is not None and sep is not None
+        self._begin = cls if encoder or bos is None else bos
+        self._end = sep if encoder else None
+        self._separator = sep if encoder or eos is None else eos
+        self._padding = next(token for token in (pad, eos, 0) if token is not None)
+        self._special = special
+
+    def _checked_length(self, length: int) -> int:
+        _check_whole("length", length, 3, "It counts what a context begins and ends with too.")
+        limit = getattr(self.tokenizer, "model_max_length", None)
+        if isinstance(limit, int | float) and limit < _NO_LIMIT and length > limit:
+            raise InputError(
+                f"length is {length:,}; the tokenizer says that its model takes at most "
+                f"{limit:,} tokens. Give length={limit:.0f} or less."
+            )
+        return length
+
+    def _tokenize(self, text: str) -> list[int]:
+        # Not verbose: a text longer than the model takes is warned of, and it is cut up later.
+        if isinstance(self.tokenizer, str) or not callable(self.tokenizer):
+            raise InputError(f"tokenizer is a {type(self.tokenizer).__name__}; {_WANTED}.")
+        try:
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            return [int(token) for token in ids]
+        # Every exception: a model or a processor may be given, and raises what it likes.
+        except Exception as error:
+            raise InputError(
+                f"tokenizer is a {type(self.tokenizer).__name__} that made no tokens of a text "
+                f"({type(error).__name__}: {error}); {_WANTED}."
+            ) from error
+
+    def batches(self, size: int, start: int = 0) -> Iterator[TokenBatch]:
+        """Contexts in batches, the same contexts for any size of batch.
+
+        Parameters
+        ----------
+        size : int
+            Contexts in a batch, B; the last batch may have fewer.
+        start : int, default 0
+            Leave out so many contexts. Their text is still read and tokenized.
+
+        Yields
+        ------
+        TokenBatch
+            ids int64, attention bool and counted bool, each (B, length).
+
+        Raises
+        ------
+        InputError
+            If there are fewer contexts than ``start``, if no token came of the texts, or as for
+            `Texts.parts`.
+        """
+        _check_whole("size", size, 1, "It is the number of contexts in a batch.")
+        _check_whole("start", start, 0, "It is the number of contexts to leave out.")
+        return self._batches(size, start)
+
+    def _batches(self, size: int, start: int) -> Iterator[TokenBatch]:
+        bodies = self._bodies()
+        skipped = sum(1 for _ in islice(bodies, start))
+        if skipped < start:
+            raise InputError(
+                f"start is {start:,} and {self.name} makes {skipped:,} contexts of {self.length} "
+                f"tokens; to go on, the same texts, tokenizer and settings are expected."
+            )
+        any_yet = start > 0
+        while batch := list(islice(bodies, size)):
+            yield self._batch(batch)
+            any_yet = True
+        if not any_yet:
+            raise InputError(
+                f"The tokenizer made no token of {self.name}; at least one is expected. Check "
+                f"that the texts are in a script that the tokenizer knows."
+            )
+
+    def _bodies(self) -> Iterator[list[int]]:
+        """What stands between the beginning and the end of each context, which is never empty."""
+        room = self.length - (self._begin is not None) - (self._end is not None)
+        left = self.max_tokens
+        body: list[int] = []
+        between = False
+        for part in self.texts.parts():
+            between = between or part.first
+            ids = self._tokenize(part.text)[:left]
+            if ids and between:
+                between = False
+                if body and self._separator is not None:
+                    body.append(self._separator)
+            at = 0
+            while at < len(ids) or len(body) == room:
+                taken = ids[at : at + room - len(body)]
+                body += taken
+                at += len(taken)
+                if len(body) == room:
+                    yield body
+                    body = []
+            if left is not None:
+                left -= len(ids)
+                if not left:
+                    break
+        if body:
+            yield body
+
+    def _batch(self, bodies: list[list[int]]) -> TokenBatch:
+        ids = np.full((len(bodies), self.length), self._padding, dtype=np.int64)
+        attention = np.zeros(ids.shape, dtype=np.bool_)
+        begin = [] if self._begin is None else [self._begin]
+        end = [] if self._end is None else [self._end]
+        for row, body in enumerate(bodies):
+            context = begin + body + end
+            ids[row, : len(context)] = context
+            attention[row, : len(context)] = True
+        counted = attention.copy()
+        if "special" in self.leave_out:
+            counted &= ~np.isin(ids, self._special)
+        if "first" in self.leave_out:
+            counted[:, 0] = False
+        return TokenBatch(ids, attention, counted)
+
+    def settings(self) -> dict[str, Any]:
+        """How the contexts are cut, as JSON can hold it.
+
+        Returns
+        -------
+        dict
+            ``length``, ``max_tokens``, ``leave_out`` and ``special_ids``: the ids that
+            contexts ``begin`` and ``end`` with, the ``separator`` and the ``padding`` (None
+            where there is none), and ``left_out``, those that "special" leaves out.
+        """
+        return {
+            "length": self.length,
+            "max_tokens": self.max_tokens,
+            "leave_out": list(self.leave_out),
+            "special_ids": {
+                "begin": self._begin,
+                "end": self._end,
+                "separator": self._separator,
+                "padding": self._padding,
+                "left_out": self._special if "special" in self.leave_out else [],
+            },
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these contexts from others, as JSON can hold it.
+
+        Returns
+        -------
+        dict
+            ``name``, ``texts`` (`Texts.identity`, which reads files once), ``tokenizer`` (its
+            class, and the sha256 of its vocabulary if it has ``get_vocab``) and `settings`.
+        """
+        vocabulary: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
+        listed = json.dumps(sorted(vocabulary.items())).encode()
+        return {
+            "name": self.name,
+            "texts": self.texts.identity(),
+            "tokenizer": {
+                "class": type(self.tokenizer).__name__,
+                "vocabulary_sha256": sha256(listed).hexdigest() if vocabulary else None,
+            },
+            **self.settings(),
+        }
+
+
+def _id(token: Any) -> int | None:
+    """A token's id; None also for a negative one, by which some tokenizers say that."""
+    return None if token is None or int(token) < 0 else int(token)
+
+
+def _check_whole(name: str, value: Any, lowest: int, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise InputError(
+            f"{name} is {value!r}; it must be a whole number, {lowest} or more. {hint}"
+        )

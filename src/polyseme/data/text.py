@@ -1,0 +1,409 @@
+"""Texts from wherever they are stored, streamed document by document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from polyseme.data.files import is_hub_name, missing_path
+from polyseme.data.hub import hub_rows
+from polyseme.data.text_files import (
+    SUFFIXES,
+    checked_encoding,
+    digest,
+    files_below,
+    read_file,
+    suffix_of,
+    text_of,
+)
+from polyseme.errors import InputError
+
+_ACCEPTED = (
+    f"Accepted are a file that ends in {', '.join(SUFFIXES)}, a folder of such files, a hub data "
+    "set as 'owner/name', and a list or iterable of texts."
+)
+# In characters. A part has at least the first number, where the document goes on so far.
+_PART = 1 << 16
+_LONGEST_PART = 1 << 20
+_LINE_START = re.compile(r"\n\S")
+_TO_LAST_WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
+
+Documents = Iterator[Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of one document."""
+
+    text: str
+    """At most 1,048,576 characters, at least one."""
+    first: bool
+    """Whether a document begins here; if not, the text goes on from the part before."""
+
+
+def cut(chunks: Iterable[str]) -> Iterator[str]:
+    """Cut one document into parts, at places that do not depend on how it comes in.
+
+    A document of up to 65,536 characters stays whole. A longer one is cut at the first line
+    that begins without white space after so many characters. If there is none within 1,048,576
+    characters, it is cut after the last line end; failing that, which takes a line that long,
+    before the last white space; failing that too, after 1,048,576 characters.
+
+    Parameters
+    ----------
+    chunks : iterable of str
+        The document, cut anyhow.
+
+    Yields
+    ------
+    str
+        Not empty. Joined, they are the document.
+    """
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        at = 0
+        while len(held) - at > _LONGEST_PART:
+            end = _part_end(held, at)
+            yield held[at:end]
+            at = end
+        held = held[at:]
+    at = 0
+    while at < len(held):
+        end = _part_end(held, at)
+        yield held[at:end]
+        at = end
+
+
+def _part_end(text: str, at: int) -> int:
+    """Where the part that begins at ``at`` ends, from at most one character after the longest."""
+    limit = at + _LONGEST_PART
+    if found := _LINE_START.search(text, at + _PART - 1, limit + 1):
+        return found.start() + 1
+    if len(text) <= limit:
+        return len(text)
+    if (line_end := text.rfind("\n", at, limit)) >= 0:
+        return line_end + 1
+    # Before the space and not after it, as most tokenizers put a space with the next word.
+    found = _TO_LAST_WORD_END.match(text, at, limit + 1)
+    return found.end() if found else limit
+
+
+class Texts:
+    """Documents in a fixed order, streamed.
+
+    `read_text` makes them.
+
+    Attributes
+    ----------
+    name : str
+        What a run's metadata calls the data.
+    reiterable : bool
+        Whether it can be read more than once. Only an iterator cannot.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Documents],
+        identity: Callable[[], dict[str, Any]],
+        *,
+        reiterable: bool = True,
+    ) -> None:
+        self.name = name
+        self.reiterable = reiterable
+        self._read = read
+        self._identity = identity
+        self._begun = False
+
+    def __repr__(self) -> str:
+        return f"Texts({self.name!r})"
+
+    def parts(self) -> Iterator[Part]:
+        """The documents in parts of bounded length, the same ones on every reading.
+
+        A document without a character is passed over.
+
+        Yields
+        ------
+        Part
+            Cut as `cut` does: a document of up to 65,536 characters is one part.
+
+        Raises
+        ------
+        InputError
+            If the source turns out to be damaged or not to be text, or if it is an iterator
+            that was read before.
+        """
+        if self._begun and not self.reiterable:
+            raise InputError(
+                f"{self.name} is an iterator that was read before, and it can be read only once. "
+                f"Make it anew, or give a list, a file or an object whose __iter__ starts over."
+            )
+        self._begun = True
+        return self._parts()
+
+    def _parts(self) -> Generator[Part, None, None]:
+        for number, chunks in enumerate(self._read()):
+            first = True
+            for text in cut(chunks):
+                if not text.isascii():
+                    self._check_characters(text, number)
+                yield Part(text, first)
+                first = False
+
+    def _check_characters(self, text: str, number: int) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self.name}: document {number:,} holds U+{ord(text[error.start]):04X}, half of a "
+                f"surrogate pair, which is no character and which no tokenizer takes. Repair the "
+                f"text, for example with text.encode('utf-8', 'replace').decode()."
+            ) from error
+
+    def documents(self) -> Iterator[str]:
+        """The documents whole, in order.
+
+        A .txt file is one document, so that all of it is in memory; `parts` avoids this.
+
+        Yields
+        ------
+        str
+            Not empty.
+
+        Raises
+        ------
+        InputError
+            As for `parts`.
+        """
+        return _joined(self.parts())
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from other data, as JSON can hold it.
+
+        Returns
+        -------
+        dict
+            ``name``; for files also ``files``, each with its name, size in bytes and sha256,
+            and how they are read; for texts in memory their number and sha256; for a hub data
+            set its split and field. Files are read once for this.
+        """
+        return {"name": self.name, **self._identity()}
+
+
+def _joined(parts: Iterator[Part]) -> Iterator[str]:
+    held: list[str] = []
+    for part in parts:
+        if part.first and held:
+            yield "".join(held)
+            held = []
+        held.append(part.text)
+    if held:
+        yield "".join(held)
+
+
+def read_text(
+    source: str | Path | Iterable[str] | None = None,
+    *,
+    field: str = "text",
+    split: str = "train",
+    encoding: str = "utf-8",
+) -> Texts:
+    """Documents from files, from the Hugging Face hub or from memory, streamed in a fixed order.
+
+    Only as much as shows that there is some text is read here; the rest as it is needed, and
+    whatever is wrong with it is raised then.
+
+    Parameters
+    ----------
+    source : str, Path or iterable of str, optional
+        - A ``.txt`` file: one document. Line ends become line feeds.
+        - A ``.jsonl`` file: one object a line, with its text in ``field``. Blank lines are
+          passed over.
+        - A ``.parquet`` file with a column ``field``.
+        - A ``.txt`` or ``.jsonl`` file that is gzipped, with ``.gz`` after its suffix.
+        - A folder of such files, also in subfolders, sorted by path. Other and hidden files
+          are passed over.
+        - A data set of the Hugging Face hub (needs datasets): ``owner/name``. It is streamed.
+        - A list of texts, or any iterable. An iterator can be read only once.
+        - None for the real English that comes with Python: what its ``help()`` says about the
+          language, 79 documents of 465,000 characters together in Python 3.11.
+    field : str, default "text"
+        Where the text is, in JSON Lines, Parquet and hub data sets.
+    split : str, default "train"
+        Which part of a hub data set.
+    encoding : str, default "utf-8"
+        Of text and JSON Lines.
+
+    Returns
+    -------
+    Texts
+
+    Raises
+    ------
+    InputError
+        If the source does not exist, is damaged, holds no text, or if an argument is given
+        that does not apply to it.
+    MissingDependencyError
+        If datasets is needed and not installed.
+    """
+    encoding = checked_encoding(encoding)
+    given = {"field": field != "text", "split": split != "train", "encoding": encoding != "utf-8"}
+    if source is None:
+        _refuse(given, "the texts that come with Python", ())
+        return _python_topics()
+    if not isinstance(source, str | Path):
+        _refuse(given, f"a {type(source).__name__}", ())
+        return _from_memory(source)
+    path = Path(source).expanduser()
+    try:
+        if is_hub_name(source) and not path.exists():
+            _refuse(given, f"the hub data set {str(source)!r}", ("field", "split"))
+            return _checked(_from_hub(str(source), split, field))
+        texts = _from_files(path, field, encoding, given)
+    except OSError as error:
+        raise InputError(
+            f"{str(source)[:200]!r} could not be read ({error.strerror or error}). Check the path, "
+            f"and that you may read what is there; a text itself is given in a list, [text]."
+        ) from error
+    return _checked(texts)
+
+
+def _refuse(given: dict[str, bool], what: str, applying: tuple[str, ...]) -> None:
+    """Refuse an argument that would have no effect."""
+    for argument, is_given in given.items():
+        if is_given and argument not in applying:
+            raise InputError(
+                f"{argument} was given for {what}, to which it does not apply. Leave it out."
+            )
+
+
+def _checked(texts: Texts) -> Texts:
+    with closing(texts._parts()) as parts:
+        if not any(part.text.strip() for part in parts):
+            raise _empty(texts.name)
+    return texts
+
+
+def _empty(name: str) -> InputError:
+    return InputError(
+        f"{name} holds no text at all; at least one document with a character other than white "
+        f"space is expected. Check the source, or name another field."
+    )
+
+
+def _from_files(path: Path, field: str, encoding: str, given: dict[str, bool]) -> Texts:
+    if not path.exists():
+        raise missing_path(path, _ACCEPTED)
+    if path.is_dir():
+        files = files_below(path)
+        names = [file.relative_to(path).as_posix() for file in files]
+        if not files:
+            raise InputError(f"{path}: the folder has no file of text in it. {_ACCEPTED}")
+    else:
+        files, names = [path], [path.name]
+        if suffix_of(path) is None or not path.is_file():
+            raise InputError(f"{path}: not a file of text that polyseme can read. {_ACCEPTED}")
+    suffixes = {suffix_of(file) for file in files}
+    fields, characters = suffixes - {".txt"}, suffixes - {".parquet"}
+    applying = ("field",) * bool(fields) + ("encoding",) * bool(characters)
+    _refuse(given, str(path), applying)
+
+    def identity() -> dict[str, Any]:
+        listed = []
+        for name, file in zip(names, files, strict=True):
+            size, sha = digest(file)
+            listed.append({"name": name, "bytes": size, "sha256": sha})
+        known = {"field": field, "encoding": encoding}
+        return {"files": listed, **{argument: known[argument] for argument in applying}}
+
+    return Texts(
+        path.resolve().name,
+        lambda: chain.from_iterable(read_file(file, field, encoding) for file in files),
+        identity,
+    )
+
+
+def _from_hub(name: str, split: str, field: str) -> Texts:
+    rows = hub_rows(name, split)
+
+    def read() -> Documents:
+        for number, row in enumerate(rows()):
+            yield (text_of(row, field, f"{name!r} ({split}), row {number:,}"),)
+
+    return Texts(f"{name} ({split})", read, lambda: {"split": split, "field": field})
+
+
+def _python_topics() -> Texts:
+    from pydoc_data.topics import topics
+
+    documents = [topics[topic] for topic in sorted(topics)]
+    return Texts(
+        "pydoc_data.topics",
+        lambda: ((document,) for document in documents),
+        lambda: _identity_in_memory(documents),
+    )
+
+
+def _from_memory(source: Any) -> Texts:
+    kind = type(source).__name__
+    # The order of a set differs from one process to the next.
+    if isinstance(source, bytes | bytearray | dict | set | frozenset | Texts) or not isinstance(
+        source, Iterable
+    ):
+        raise InputError(f"source is a {kind}; that is not read as texts. {_ACCEPTED}")
+    if iter(source) is source:
+        return _from_iterator(source, kind)
+    listed = source if isinstance(source, list | tuple) else None
+    size = {"n": len(source)} if isinstance(source, Sized) else {}
+    return _checked(
+        Texts(
+            kind,
+            lambda: ((text,) for text in _strings(source, kind)),
+            lambda: dict(size) if listed is None else _identity_in_memory(listed),
+        )
+    )
+
+
+def _from_iterator(source: Iterator[str], kind: str) -> Texts:
+    texts, taken = _strings(source, kind), []
+    for text in texts:
+        taken.append(text)
+        if text.strip():
+            break
+    else:
+        raise _empty(f"The {kind}")
+    return Texts(
+        kind,
+        lambda: ((text,) for text in chain(taken, texts)),
+        dict,
+        reiterable=False,
+    )
+
+
+def _strings(items: Iterable[Any], kind: str) -> Iterator[str]:
+    for number, item in enumerate(items):
+        if not isinstance(item, str):
+            hint = " Take it out of each row first: (row['text'] for row in data)."
+            raise InputError(
+                f"Item {number:,} of the {kind} is a {type(item).__name__}; each must be a text, "
+                f"a str.{hint if isinstance(item, dict) else ' Leave it out or convert it.'}"
+            )
+        yield item
+
+
+def _identity_in_memory(documents: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    sha = sha256()
+    for document in documents:
+        encoded = document.encode("utf-8", "surrogatepass")
+        # With its length before it, so that where documents end counts too.
+        sha.update(b"%d:" % len(encoded))
+        sha.update(encoded)
+    return {"n": len(documents), "sha256": sha.hexdigest()}
