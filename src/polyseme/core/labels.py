@@ -1,0 +1,126 @@
+"""Labels of feature clusters without a language model: the tokens that set a cluster apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from polyseme.core.arrays import as_floats, to_numpy
+from polyseme.errors import InputError
+
+
+class DistinctiveTokens(NamedTuple):
+    """The tokens that set each cluster apart, the most distinctive first.
+
+    Attributes
+    ----------
+    tokens : ndarray of int64, shape (n_clusters, k)
+        Token ids; -1 where a cluster has fewer different tokens.
+    scores : ndarray of float64, shape (n_clusters, k)
+        Their class-based TF-IDF, greater than 0; NaN where there is no token.
+    """
+
+    tokens: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+def distinctive_tokens(
+    tokens: Any,
+    clusters: Any,
+    *,
+    n_clusters: int,
+    vocabulary: int,
+    k: int = 5,
+    weights: Any = None,
+) -> DistinctiveTokens:
+    """Tokens that are frequent in a cluster and rare elsewhere, by class-based TF-IDF.
+
+    The score of token t in cluster c is (Grootendorst, arXiv 2203.05794)::
+
+        tf(t, c) / Σ_t tf(t, c) · log(1 + A / Σ_c tf(t, c))
+
+    where tf counts how often t stands in c, and A is the mean number of tokens of a cluster.
+    Clusters without tokens are not counted in that mean.
+
+    Parameters
+    ----------
+    tokens : array of int, shape (n,)
+        Token ids, less than ``vocabulary``.
+    clusters : array of int, shape (n,)
+        Which cluster each token stands in, numbered from 0. With the clusters of many neurons
+        numbered one after the other, a token is weighed against all of them.
+    n_clusters, vocabulary : int
+    k : int
+        How many tokens of each cluster to return.
+    weights : array of float, shape (n,), optional
+        What each token counts, such as its importance; 0 or more. 1 by default.
+
+    Returns
+    -------
+    DistinctiveTokens
+        Equal scores are in the order of token ids.
+
+    Raises
+    ------
+    InputError
+        For a token, a cluster or a weight out of range, or arrays of different lengths.
+    """
+    if k < 1 or n_clusters < 0 or vocabulary < 0:
+        raise InputError(
+            f"k is {k}, n_clusters {n_clusters} and vocabulary {vocabulary}; at least 1, 0 and 0 "
+            "are expected."
+        )
+    ids = _numbers(tokens, "tokens", vocabulary, "vocabulary")
+    owner = _numbers(clusters, "clusters", n_clusters, "n_clusters")
+    amount = np.ones(len(ids)) if weights is None else as_floats(weights, "weights", 1, np.float64)
+    if not len(ids) == len(owner) == len(amount):
+        raise InputError(
+            f"tokens has {len(ids)} entries, clusters {len(owner)} and weights {len(amount)}; "
+            "one of each for every token is expected."
+        )
+    if (amount < 0).any():
+        where = int(np.argmax(amount < 0))
+        raise InputError(f"weights[{where}] is {amount[where]}; 0 or more is expected.")
+
+    # Adds up what stands in the same place, and sorts each row by token.
+    counts = sparse.coo_array((amount, (owner, ids)), shape=(n_clusters, vocabulary)).tocsr()
+    counts.sum_duplicates()
+    counts.eliminate_zeros()
+    row = np.repeat(np.arange(n_clusters), np.diff(counts.indptr))
+    sizes = np.bincount(row, counts.data, minlength=n_clusters)
+    frequency = np.bincount(counts.indices, counts.data, minlength=vocabulary)
+    mean_size = sizes.sum() / max(int(np.count_nonzero(sizes)), 1)
+    rarity = np.log1p(mean_size / frequency[counts.indices])
+    scores = counts.data / sizes[row] * rarity
+
+    # The sort is stable, so that equal scores stay in the order of tokens; and rounding must
+    # not decide between equal ones.
+    order = np.lexsort((-np.round(scores, 12), row))
+    rank = np.arange(len(order)) - counts.indptr[row]
+    kept = rank < k
+    found = DistinctiveTokens(
+        np.full((n_clusters, k), -1, np.int64), np.full((n_clusters, k), np.nan)
+    )
+    found.tokens[row[kept], rank[kept]] = counts.indices[order[kept]]
+    found.scores[row[kept], rank[kept]] = scores[order[kept]]
+    return found
+
+
+def _numbers(array: Any, name: str, limit: int, of: str) -> NDArray[np.int64]:
+    values = to_numpy(array)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise InputError(
+            f"{name} has shape {values.shape} and dtype {values.dtype}; one integer for each "
+            "token is expected."
+        )
+    bad = (values < 0) | (values >= limit)
+    if bad.any():
+        where = int(np.argmax(bad))
+        raise InputError(
+            f"{name}[{where}] is {values[where]}; numbers from 0 to {limit - 1}, less than "
+            f"{of}, are expected."
+        )
+    return values.astype(np.int64)
