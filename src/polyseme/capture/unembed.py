@@ -1,0 +1,225 @@
+"""Which tokens a neuron makes more or less likely, straight through the unembedding."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.capture.sites import LinearSite, Site
+from polyseme.core.arrays import as_floats
+from polyseme.errors import InputError, SiteError
+
+# Values of the largest matrix of effects that is ever held: 128 MiB.
+MAX_VALUES = 2**25
+
+
+class Unembedding(NamedTuple):
+    """What turns the last residual stream of a language model into logits.
+
+    Attributes
+    ----------
+    weight : Tensor of float, shape (vocabulary, d)
+        The LM head, detached.
+    gain : Tensor of float, shape (d,), or None
+        What the final norm multiplies by; None without such a norm.
+    centred : bool
+        Whether the final norm takes off the mean over d, as a layer norm does.
+    """
+
+    weight: Tensor
+    gain: Tensor | None
+    centred: bool
+
+
+class TopLogits(NamedTuple):
+    """The tokens whose logits each direction moves the most.
+
+    Attributes
+    ----------
+    promoted_ids, suppressed_ids : ndarray of int64, shape (n, k)
+        Token ids, the largest effect first; equal ones in the order of ids.
+    promoted, suppressed : ndarray of float32, shape (n, k)
+        The effects, in units of logits for a last residual stream of norm √d.
+    """
+
+    promoted_ids: NDArray[np.int64]
+    promoted: NDArray[np.float32]
+    suppressed_ids: NDArray[np.int64]
+    suppressed: NDArray[np.float32]
+
+
+def unembedding(model: nn.Module) -> Unembedding | None:
+    """The LM head of a `transformers` model and the linear part of its final norm.
+
+    The norm's division by the size of the residual stream is left out: it differs from input to
+    input, and changes neither the order of a direction's effects nor their signs. So is what a
+    model may do to its logits, a scale or a cap.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    Unembedding or None
+        None for a model without an LM head, and for one whose head is more than a matrix, as
+        those of masked language models are: callers leave logit effects out.
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    body: Any = getattr(model, "base_model", None)
+    if not isinstance(head, nn.Module) or not isinstance(body, nn.Module) or body is model:
+        return None
+    within = {id(parameter) for module in (body, head) for parameter in module.parameters()}
+    if any(id(parameter) not in within for parameter in model.parameters()):
+        return None
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    norm = _final_norm(body, weight.shape[1])
+    if norm is None:
+        return Unembedding(weight.detach(), None, False)
+    gain, centred = _probe(norm, weight)
+    return Unembedding(weight.detach(), gain, centred)
+
+
+def _final_norm(body: nn.Module, width: int) -> nn.Module | None:
+    """The last norm outside of the stack of layers.
+
+    Not simply the last one: some models make the final norm before they make their layers.
+    """
+    stacks = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
+    norms = [
+        module
+        for name, module in body.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and not any(name.startswith(f"{stack}.") for stack in stacks)
+        and all(parameter.shape == (width,) for parameter in module.parameters())
+    ]
+    return norms[-1] if norms else None
+
+
+@torch.no_grad()
+def _probe(norm: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
+    """Gain of a norm, and whether it takes off the mean, by what it does.
+
+    Its weight is not enough: of some norms the gain is 1 + weight.
+    """
+    # Of mean 0 and equal sizes, so that a norm divides all of it by the same number; large, so
+    # that the norm's epsilon is nothing to it.
+    size = 1000.0
+    signs = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
+    signs[1::2] = -1
+    # The difference of the two is without the norm's bias.
+    gain = (norm(signs * size) - norm(-signs * size)).float() / 2 * signs.float()
+    shift = norm(signs * size + size).float() - norm(signs * size).float()
+    return gain, bool(shift.abs().max() <= 1e-2 * gain.abs().max())
+
+
+def output_directions(site: Site) -> Tensor:
+    """What each neuron of a site writes to the residual stream, for an activation of 1.
+
+    Parameters
+    ----------
+    site : Site
+        The MLP of a transformer, or an SAE.
+
+    Returns
+    -------
+    Tensor of float, shape (n_neurons, d)
+        Detached: a column of an MLP's second weight, a row of an SAE's ``W_dec``.
+
+    Raises
+    ------
+    SiteError
+        For a site that is followed by no decoder.
+    """
+    decoder: nn.Module | None = getattr(site, "decoder", None)
+    # transformers' Conv1D is told by its look, so that transformers need not be imported.
+    if decoder is not None and (isinstance(decoder, nn.Linear) or hasattr(decoder, "nf")):
+        return LinearSite(site.name, decoder).weights().T
+    # An SAE may be held by a module that makes a site of it.
+    for module in (site.module, getattr(site.module, "sae", None)):
+        weight = getattr(module, "W_dec", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == site.n_neurons:
+            return weight.detach()
+    raise SiteError(
+        f"Site {site.name!r} has neither a linear decoder nor a W_dec of {site.n_neurons} rows, so "
+        "what its neurons write is not known; the MLP of a transformer or an SAE is expected."
+    )
+
+
+def top_logits(model: nn.Module, directions: Any, k: int = 10) -> TopLogits:
+    """Tokens that a write to the residual stream promotes and suppresses the most.
+
+    Each direction goes straight through the final norm's gain and the unembedding, past all
+    later layers: the direct logit effect, also called the logit lens of the weights. The mean
+    over the vocabulary is taken off, because softmax ignores what all logits have in common: a
+    token is promoted if its logit rises more than the others'.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With an `unembedding`.
+    directions : array or Tensor of float, shape (n, d)
+        Such as `output_directions`.
+    k : int
+        How many tokens to keep of each sort.
+
+    Returns
+    -------
+    TopLogits
+
+    Raises
+    ------
+    InputError
+        For a model without an unembedding, or directions of another length than it reads.
+    """
+    found = unembedding(model)
+    if found is None:
+        raise InputError(
+            f"The model is a {type(model).__name__} without an LM head that is one matrix after "
+            "the last layer; a causal language model, such as AutoModelForCausalLM loads, is "
+            "expected: leave logit effects out."
+        )
+    vocabulary, d = found.weight.shape
+    if not 1 <= k <= vocabulary:
+        raise InputError(f"k is {k}; 1 to {vocabulary}, the vocabulary's size, is expected.")
+    rows = as_floats(directions, "directions", 2, np.float32)
+    if rows.shape[1] != d:
+        raise InputError(
+            f"directions has shape {rows.shape}, but the unembedding reads {d} values; (n, {d}) is "
+            "expected: give directions of the residual stream."
+        )
+    weight = found.weight.float()
+    mean = weight.mean(dim=0)
+    kept: list[list[NDArray[Any]]] = [[], [], [], []]
+    step = max(1, MAX_VALUES // vocabulary)
+    for at in range(0, max(len(rows), 1), step):
+        part = torch.as_tensor(rows[at : at + step]).to(weight.device)
+        if found.centred:
+            part = part - part.mean(dim=1, keepdim=True)
+        if found.gain is not None:
+            part = part * found.gain
+        with torch.no_grad():
+            effects = part @ weight.T
+            effects -= (part @ mean)[:, None]
+            high, low = _top(effects, k), _top(effects.neg_(), k)
+        for column, tensor in zip(kept, (*high, low[0], -low[1]), strict=True):
+            column.append(tensor.cpu().numpy())
+    return TopLogits(*(np.concatenate(column) for column in kept))
+
+
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Columns and values of the k largest of each row; of equal ones the first columns."""
+    limit = values.topk(k, dim=1).values[:, -1:]
+    above, equal = values > limit, values == limit
+    # topk takes any of those that are equal to the last one.
+    room = k - above.sum(dim=1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
+    columns = kept.nonzero()[:, 1].reshape(-1, k)
+    found, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return columns.gather(1, order), found
