@@ -60,6 +60,7 @@ THIRD_PARTY = {
     "mlxtend": ("mlxtend", "demo"),
     "datasets": ("datasets", "hub"),
     "sae_lens": ("sae-lens", "sae"),
+    "transformers": ("transformers", "text"),
 }
 
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "scipy", "sklearn"}

@@ -51,6 +51,8 @@ class Collected:
         Row of ``vectors`` of each example.
     background : ndarray of float32, shape (n_groups, m, d_in)
         Pre-neuron embeddings of up to 256 inputs drawn at random, for calibrated metrics.
+    windows : ndarray of float16, shape (n_examples, before + 1 + after), optional
+        Activations around each example, as shares of its own; NaN beyond the input's ends.
     """
 
     site: Site
@@ -61,15 +63,24 @@ class Collected:
     vectors: Array
     vector: Array
     background: Array
+    windows: Array | None = None
 
 
 class _SiteCollector:
     """Everything that one site accumulates."""
 
     def __init__(
-        self, site: Site, select: Selector, n_random: int, seed: int, device: torch.device
+        self,
+        site: Site,
+        select: Selector,
+        n_random: int,
+        seed: int,
+        device: torch.device,
+        window: tuple[int, int] | None,
     ) -> None:
         self.site = site
+        self.window = window
+        self.windows = Pool()
         self.examples = Stream(select, site.n_neurons, device)
         self.random = Stream(RandomActive(n_random, seed), site.n_neurons, device)
         self.statistics = Statistics(site.n_neurons, device)
@@ -91,6 +102,7 @@ class _SiteCollector:
         taken = self.examples.update(values, index, positions)
         drawn = self.random.update(values, index, positions)
         self._add_vectors(taken, positions, gather, index)
+        self._add_windows(taken, reading, index)
         self._add_background(reading, gather, index)
         return taken.any(dim=1) | drawn.any(dim=1)
 
@@ -109,6 +121,30 @@ class _SiteCollector:
         self.vectors.add(keys.cpu().numpy(), vectors)
         if self.vectors.is_bloated:
             self.vectors.keep(self._live_vectors())
+
+    def _add_windows(self, taken: Tensor, reading: Reading, index: Tensor) -> None:
+        rows, neurons = taken.nonzero(as_tuple=True)
+        if self.window is None or reading.everywhere is None or not len(rows):
+            return
+        before, after = self.window
+        at = reading.positions[rows, neurons][:, None]
+        at = at + torch.arange(-before, after + 1, device=at.device)
+        n_positions = reading.everywhere.shape[1]
+        values = reading.everywhere[
+            rows[:, None], at.clamp(0, n_positions - 1), neurons[:, None]
+        ].float()
+        # Shares of the example's own activation, which is kept in full: half the memory.
+        values /= reading.activations[rows, neurons].float()[:, None]
+        values = values.clamp(-_LARGEST, _LARGEST)
+        values[(at < 0) | (at >= n_positions)] = torch.nan
+        keys = self._example_key(neurons, index[rows]).cpu().numpy()
+        self.windows.add(keys, values.half().cpu().numpy())
+        if self.windows.is_bloated:
+            held, inputs, _ = self.examples.held()
+            self.windows.keep(self._example_key(held, inputs).cpu().numpy())
+
+    def _example_key(self, neurons: Any, index: Any) -> Any:
+        return neurons * (1 << 32) + index
 
     def _live_vectors(self) -> Array:
         neurons, index, positions = self.examples.held()
@@ -147,7 +183,17 @@ class _SiteCollector:
         keys, vectors = self.vectors.sorted()
         _, background = self.background.sorted()
         d_in = self.site.d_in
+        windows = None
+        if self.window is not None:
+            width = sum(self.window) + 1
+            example = self._example_key(examples.neuron, examples.index)
+            self.windows.keep(example)
+            known, rows = self.windows.sorted()
+            windows = np.empty((0, width), np.float16)
+            if rows is not None:
+                windows = rows[np.searchsorted(known, example)]
         return Collected(
+            windows=windows,
             site=self.site,
             examples=examples,
             random=self.random.result(),
@@ -171,7 +217,8 @@ class _SiteCollector:
             getattr(self, part).restore(arrays)
 
 
-_PARTS = ("examples", "random", "statistics", "vectors", "background")
+_PARTS = ("examples", "random", "statistics", "vectors", "background", "windows")
+_LARGEST = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)
@@ -239,6 +286,8 @@ class Collector:
     n_random : int
         Random activating examples kept beside them.
     seed : int
+    window : (int, int), optional
+        Positions before and after each example whose activations are kept with it.
     """
 
     def __init__(
@@ -249,12 +298,13 @@ class Collector:
         *,
         n_random: int = 16,
         seed: int = 0,
+        window: tuple[int, int] | None = None,
     ) -> None:
         self._model = model
         self._sites = sites
         self._feed = Feed(model, head=_need_head(model, sites))
         self._collectors = {
-            site.name: _SiteCollector(site, select, n_random, seed, self._feed.device)
+            site.name: _SiteCollector(site, select, n_random, seed, self._feed.device, window)
             for site in sites
         }
         self._inputs = Pool()

@@ -26,11 +26,14 @@ class Reading:
     counted : Tensor of bool, shape (B,), optional
         Inputs with a position that counts; all of them where this is None. Any other input has
         activation 0 at position 0.
+    everywhere : Tensor, shape (B, positions, n_neurons), optional
+        The activations at all positions, those that do not count too.
     """
 
     activations: Tensor
     positions: Tensor
     counted: Tensor | None = None
+    everywhere: Tensor | None = None
 
 
 class Site(ABC):
@@ -151,6 +154,7 @@ _CHUNK = 4096
 
 
 def _strongest(activations: Tensor, counted: Tensor | None = None) -> Reading:
+    everywhere = activations
     if counted is not None:
         if counted.shape != activations.shape[:2]:
             raise InputError(
@@ -164,10 +168,12 @@ def _strongest(activations: Tensor, counted: Tensor | None = None) -> Reading:
     else:
         values, positions = activations.max(dim=1)
     if counted is None:
-        return Reading(values, positions)
+        return Reading(values, positions, everywhere=everywhere)
     some = counted.any(dim=1)
     nowhere = ~some[:, None]
-    return Reading(values.masked_fill(nowhere, 0), positions.masked_fill(nowhere, 0), some)
+    return Reading(
+        values.masked_fill(nowhere, 0), positions.masked_fill(nowhere, 0), some, everywhere
+    )
 
 
 def _flat_rows(tensor: Tensor) -> Tensor:

