@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,14 @@ class Tokenizer:
                 ids.append(1 if character == "?" else 3 + ord(character) % 80)
             before = character
         return {"input_ids": ids}
+
+
+class NoSpace(Tokenizer):
+    """As above, with no token for white space, as in WordPiece."""
+
+    def __call__(self, document: str, **options: Any) -> Any:
+        ids = super().__call__(document, **options)["input_ids"]
+        return {"input_ids": [token for token in ids if token != 2]}
 
 
 def oracle(
@@ -207,6 +217,18 @@ def test_documents_are_separated_except_where_a_context_begins() -> None:
         [91, 20, 21, 92],
         [91, 20, 92, 92],
     ]
+
+
+def test_a_part_without_tokens_does_not_hide_that_a_document_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text, "_PART", 2)
+    contexts = Contexts(read_text(["a", "#\nb", "##\n#c", "#"]), Tokenizer("eos"), length=6)
+    texts = [part.text for part in contexts.texts.parts()]
+    assert texts == ["a", "#\n", "b", "##\n", "#c", "#"]
+    assert [ids for ids, _, _ in rows(contexts)] == [[20, 92, 2, 21, 92, 2], [22, *[92] * 5]]
+    contexts = Contexts(read_text(["a", "##\n##\nb"]), NoSpace("eos"), length=3)
+    assert [ids for ids, _, _ in rows(contexts)] == [[20, 92, 21]]
 
 
 def test_max_tokens_counts_the_tokens_of_documents() -> None:
@@ -380,3 +402,17 @@ def test_a_cut_leaves_the_tokens_of_a_line_as_they_are(smollm2: Any, document: s
 
     first = "a line\n"
     assert tokens(first) + tokens("and" + document) == tokens(first + "and" + document)
+
+
+def test_neither_torch_nor_transformers_is_needed() -> None:
+    code = (
+        "import sys; from polyseme.data import Contexts, read_text\n"
+        "class Tokenizer:\n"
+        "    bos_token_id = eos_token_id = cls_token_id = sep_token_id = pad_token_id = None\n"
+        "    all_special_ids = []\n"
+        "    def __call__(self, text, **_): return {'input_ids': list(text.encode())}\n"
+        "assert len(list(Contexts(read_text(), Tokenizer()).batches(64))) > 50\n"
+        "print({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr

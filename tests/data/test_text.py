@@ -287,7 +287,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     [
         ("x.csv", b"a,b", r"x\.csv: not a file of text that .* ends in \.txt, \.txt\.gz, \.jsonl"),
         ("x.gz", b"a,b", r"x\.gz: not a file of text"),
-        ("x.txt", b"", r"^x\.txt holds no text at all; .* Check the source, or"),
+        ("x.txt", b"", r"^x\.txt holds no text at all; .* Check that it is the s"),
         ("x.txt", b" \n\t\n", r"^x\.txt holds no text at all"),
         ("x.jsonl", b'\n{"text": ""}\n\n', r"^x\.jsonl holds no text at all"),
         (
@@ -407,6 +407,7 @@ def test_arguments_that_do_not_apply_are_refused(tmp_path: Path) -> None:
         ({"a"}, "^source is a set"),
         (b"abc", "^source is a bytes"),
         (12, "^source is a int"),
+        ("", "^source is '', an empty path. Accepted are"),
         (["a\ud800"], r"^list: document 0 holds U\+D800, half of a surrogate pair, .*Repair the"),
     ],
 )

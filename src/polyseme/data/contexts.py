@@ -214,7 +214,7 @@ class Contexts:
                 if body and self._separator is not None:
                     body.append(self._separator)
             at = 0
-            while at < len(ids) or len(body) == room:
+            while at < len(ids):
                 taken = ids[at : at + room - len(body)]
                 body += taken
                 at += len(taken)

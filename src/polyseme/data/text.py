@@ -262,6 +262,8 @@ def read_text(
     if not isinstance(source, str | Path):
         _refuse(given, f"a {type(source).__name__}", ())
         return _from_memory(source)
+    if not str(source):
+        raise InputError(f"source is {source!r}, an empty path. {_ACCEPTED}")
     path = Path(source).expanduser()
     try:
         if is_hub_name(source) and not path.exists():
@@ -295,7 +297,7 @@ def _checked(texts: Texts) -> Texts:
 def _empty(name: str) -> InputError:
     return InputError(
         f"{name} holds no text at all; at least one document with a character other than white "
-        f"space is expected. Check the source, or name another field."
+        f"space is expected. Check that it is the source that you meant."
     )
 
 
