@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,14 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from polyseme.capture import Feed, evaluating, find_activations, find_sites
+from polyseme.capture import (
+    Feed,
+    MLPSite,
+    evaluating,
+    find_activations,
+    find_mlp_sites,
+    find_sites,
+)
 from polyseme.capture.attach import WithSAE
 from polyseme.capture.importance import (
     RankCorrelation,
@@ -21,18 +27,19 @@ from polyseme.capture.importance import (
     rank_correlation,
     token_importances,
 )
+from polyseme.capture.layers import LinearSite
 from polyseme.errors import InputError, SiteError
 
-from .models import SAE
+from .models import ParameterSAE
 
 transformers = pytest.importorskip("transformers")
 
-VOCABULARY, LENGTH, N_NEURONS, MASK = 40, 16, 20, 0
+VOCABULARY, LENGTH, D, N_NEURONS, MASK = 40, 16, 16, 20, 0
 
 
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=3, n_head=2, n_inner=N_NEURONS
+        vocab_size=VOCABULARY, n_positions=64, n_embd=D, n_layer=3, n_head=2, n_inner=N_NEURONS
     )
     return transformers.GPT2LMHeadModel(config)
 
@@ -40,7 +47,7 @@ def gpt2() -> nn.Module:
 def llama() -> nn.Module:
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=16,
+        hidden_size=D,
         intermediate_size=N_NEURONS,
         num_hidden_layers=3,
         num_attention_heads=2,
@@ -52,7 +59,7 @@ def llama() -> nn.Module:
 def bert() -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=16,
+        hidden_size=D,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=N_NEURONS,
@@ -61,22 +68,14 @@ def bert() -> nn.Module:
     return transformers.BertModel(config)
 
 
-DECODERS = {
-    "gpt2": "transformer.h.1.mlp.c_proj",
-    "llama": "model.layers.1.mlp.down_proj",
-    "bert": "encoder.layer.1.output.dense",
-}
-
-
-def made(kind: str) -> tuple[nn.Module, Any]:
+def made(kind: str) -> tuple[nn.Module, MLPSite]:
     """A random model, whose weights are large enough for attention to do something."""
     model = {"gpt2": gpt2, "llama": llama, "bert": bert}[kind]()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(5)
-    decoder = model.get_submodule(DECODERS[kind])
-    return model, SimpleNamespace(name="mlp", decoder=decoder, n_neurons=N_NEURONS)
+    return model, find_mlp_sites(model)[1]
 
 
 def contexts(m: int = 6, *, padded: bool = True) -> tuple[np.ndarray, ...]:
@@ -344,29 +343,66 @@ def test_later_layers_and_the_head_are_not_run_and_the_model_is_left_as_it_was()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_linear_site_and_an_sae_are_read_as_the_model_reads_them() -> None:
+def test_a_linear_site_is_read_through_its_activation() -> None:
     model, site = made("gpt2")
     data = contexts()
-    (linear,) = find_sites(model, "transformer.h.1.mlp.c_fc")
-    linear.activation = transformers.activations.ACT2FN["gelu_new"]
+    linear = LinearSite("c_fc", model.transformer.h[1].mlp.c_fc)
+    with evaluating(model):
+        find_activations(model, [linear], Feed(model), {"input_ids": data[0]})
+    if not linear.activation.steps:
+        linear.activation = site.activation
     for function in (token_importances, gradient_importances):
         expected = last(function(model, site, *data, mask_id=MASK))
         found = last(function(model, linear, *data, mask_id=MASK))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
-    sae = SAE(16, N_NEURONS)
-    sae.d_in = 16
-    sae.W_enc = sae.encoder.weight.T
-    sae.decode = sae.decoder
-    sae.encode = lambda x: F.relu(sae.encoder(x - sae.decoder.bias))
-    model.float()
-    wrapped = WithSAE(model, "transformer.h.1.mlp.c_proj", sae, data[0])
-    (latents,) = find_sites(wrapped, "sae")
-    behind = SimpleNamespace(name="sae", decoder=wrapped.sae.decoder, n_neurons=N_NEURONS)
-    for function in (token_importances, gradient_importances):
-        found = last(function(wrapped, latents, *data, mask_id=MASK))
-        np.testing.assert_array_equal(found, last(function(wrapped, behind, *data, mask_id=MASK)))
-        assert ((found > 0) & (found < 1)).any()
+
+def test_the_latents_of_an_sae_in_a_wrapped_model() -> None:
+    model, _ = made("gpt2")
+    data = contexts()
+    sae = ParameterSAE(D, N_NEURONS)
+    sae.decode = lambda latents: latents @ sae.W_dec + sae.b_dec
+    wrapped = WithSAE(model, "transformer.h.1.mlp.c_proj", sae, torch.from_numpy(data[0]))
+    (site,) = find_sites(wrapped, "sae")
+    found = last(token_importances(wrapped, site, *data, mask_id=MASK, before=5, after=3))
+    expected = oracle(drops_by_masking, wrapped, site, data, 5, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert ((found > 0) & (found < 1)).any()
+    estimate = last(gradient_importances(wrapped, site, *data, mask_id=MASK, before=5, after=3))
+    assert (np.isnan(estimate) == np.isnan(found)).all()
+    assert ((estimate > 0) & (estimate < 1)).any()
+
+
+def test_an_sae_without_a_decoder_module_is_read_by_its_encode() -> None:
+    class Coded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.sae = nn.Embedding(VOCABULARY, 4), ParameterSAE(4, N_NEURONS)
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.table
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.sae(self.table(ids).cumsum(dim=1))
+
+    model = Coded()
+    data = contexts()
+    (site,) = find_sites(model, "sae")
+
+    @torch.no_grad()
+    def drops_of(model: Any, _: Any, ids: np.ndarray, p: int, j: int) -> tuple[float, list[float]]:
+        def activation(ids: np.ndarray) -> float:
+            return float(model.sae.encode(model.table(torch.from_numpy(ids)).cumsum(dim=0))[p, j])
+
+        masked = [np.where(np.arange(len(ids)) == t, MASK, ids) for t in range(len(ids))]
+        return activation(ids), [activation(ids) - activation(other) for other in masked]
+
+    found = last(token_importances(model, site, *data, mask_id=MASK, before=5, after=3))
+    expected = oracle(drops_of, model, site, data, 5, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert ((found > 0) & (found < 1)).any()
+    estimate = last(gradient_importances(model, site, *data, mask_id=MASK, before=5, after=3))
+    assert ((estimate > 0) & (estimate < 1)).any()
 
 
 def test_no_examples() -> None:
@@ -445,7 +481,11 @@ def test_examples_without_an_order_have_no_correlation() -> None:
         (2, np.array([0, 4]), r"positions\[1\] is 4, which is padding or outside its context of 4"),
         (2, np.array([0, 3]), r"positions\[1\] is 3, which is padding or outside its context of 4"),
         (2, np.array([-1, 0]), r"positions\[0\] is -1, which is padding"),
-        (3, np.array([0, 20]), r"neurons\[1\] is 20, but site 'mlp' has 20 neurons, numbered from"),
+        (
+            3,
+            np.array([0, 20]),
+            r"neurons\[1\] is 20, but site '.*mlp' has 20 neurons, numbered from",
+        ),
     ],
 )
 def test_examples_that_do_not_fit(function: Any, at: int, value: Any, message: str) -> None:
@@ -467,7 +507,7 @@ def test_sizes_that_do_not_fit() -> None:
 def test_sites_that_do_not_fit() -> None:
     model, _ = made("gpt2")
     data = contexts()
-    away = SimpleNamespace(name="away", decoder=nn.Linear(3, 3), n_neurons=N_NEURONS)
+    away = MLPSite("away", [nn.Linear(2, N_NEURONS)], nn.Linear(N_NEURONS, 2), F.relu)
     with pytest.raises(SiteError, match="does not run site 'away' on token ids; name a layer that"):
         last(token_importances(model, away, *data, mask_id=MASK))
 
@@ -493,6 +533,16 @@ def test_sites_that_do_not_fit() -> None:
         InputError, match=r"is a Pooled without get_input_embeddings\(\); a transfo"
     ):
         last(gradient_importances(pooled, site, *one, mask_id=MASK))
+
+
+def test_a_mask_that_the_model_does_not_know() -> None:
+    model, site = made("gpt2")
+    with pytest.raises(
+        InputError, match=r"mask_id is 40, but the model knows 40 tokens, numbered from 0; give the"
+    ):
+        last(gradient_importances(model, site, *contexts(), mask_id=VOCABULARY))
+    with pytest.raises(InputError, match=r"The model cannot take a batch of input_ids"):
+        last(token_importances(model, site, *contexts(), mask_id=VOCABULARY))
 
 
 def test_a_site_without_gradients() -> None:

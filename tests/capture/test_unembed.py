@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture import find_sites, unembed
+from polyseme.capture import MLPSite, find_mlp_sites, find_sites, unembed
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.errors import InputError, SiteError
 
@@ -230,18 +229,15 @@ def test_directions_that_do_not_fit() -> None:
 # --- what a neuron writes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("gpt2", "transformer.h.1.mlp.c_proj"), ("llama", "model.layers.1.mlp.down_proj")],
-)
-def test_a_direction_is_what_an_activation_of_one_writes(kind: str, name: str) -> None:
-    decoder = made(kind).get_submodule(name)
-    site = SimpleNamespace(name="mlp", decoder=decoder, module=decoder, n_neurons=N_NEURONS)
-    found = output_directions(site)
-    assert not found.requires_grad
-    with torch.no_grad():
-        expected = decoder(torch.eye(N_NEURONS)) - decoder(torch.zeros(1, N_NEURONS))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_direction_is_what_an_activation_of_one_writes(kind: str) -> None:
+    for site in find_mlp_sites(made(kind)):
+        found = output_directions(site)
+        assert found.shape == (N_NEURONS, D)
+        assert not found.requires_grad
+        with torch.no_grad():
+            expected = site.decoder(torch.eye(N_NEURONS)) - site.decoder(torch.zeros(1, N_NEURONS))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_the_directions_of_saes() -> None:
@@ -290,9 +286,9 @@ def test_neurons_of_a_real_model_do_what_is_said_of_them() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(table)
         model.model.norm.weight.copy_(weights("output_norm.weight"))
-        module = model.model.layers[0].mlp.down_proj
-        module.weight.copy_(decoder)
-    site = SimpleNamespace(name="mlp", decoder=module, module=module, n_neurons=decoder.shape[1])
+        mlp = model.model.layers[0].mlp
+        mlp.down_proj.weight.copy_(decoder)
+    site = MLPSite("mlp", [mlp.gate_proj, mlp.up_proj], mlp.down_proj, mlp.act_fn)
     directions = output_directions(site)[:40]
     found = top_logits(model, directions, k=10)
     with torch.no_grad():

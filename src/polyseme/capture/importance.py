@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from polyseme.capture.hooks import Feed, evaluating
-from polyseme.capture.sites import SAESite, Site
+from polyseme.capture.layers import HiddenSite, Site
+from polyseme.capture.transformer import is_transformer
 from polyseme.errors import InputError, SiteError
 
 Floats = NDArray[np.float32]
@@ -159,7 +159,7 @@ def gradient_importances(
     """
     examples = _examples(site, ids, attention, positions, neurons, mask_id, before, after, causal)
     runner = _Runner(model, site, causal)
-    embedding = _input_embedding(model)
+    embedding = _input_embedding(model, mask_id)
     with torch.no_grad():
         mask = embedding(torch.tensor([mask_id], device=runner.device))[0]
     order = np.argsort(-examples.ends, kind="stable")
@@ -361,44 +361,43 @@ class _Runner:
     """Runs a model on token ids, as far as a site, for one activation of each context."""
 
     def __init__(self, model: nn.Module, site: Site, causal: bool) -> None:
-        self.device = Feed(model).device
         self._model = model
         self._site = site
         self._causal = causal
-        self._masks = callable(getattr(model, "get_input_embeddings", None))
-        # Keys and values are kept for a next token that never comes.
-        accepts = inspect.signature(model.forward).parameters
-        self._options = {"use_cache": False} if self._masks and "use_cache" in accepts else {}
+        self._feed = Feed(model)
+        self.device = self._feed.device
 
     def __call__(self, rows: _Rows) -> Tensor:
         """Activation of each context's neuron at its position, float32 (B,)."""
-        ids = torch.as_tensor(rows.ids, device=self.device)
+        ids = rows.ids
         attended = rows.attention
         if self._causal:
             # What comes after the position, padding too, does not matter to it; and attention
             # without a mask is faster.
             attended = attended | (np.arange(ids.shape[1]) > rows.positions[:, None])
-        options: dict[str, Any] = dict(self._options)
-        if not attended.all():
-            if not self._masks:
-                raise InputError(
-                    f"The contexts hold padding, and a {type(self._model).__name__} is called "
-                    "with token ids alone; a transformers model, which takes an attention mask, "
-                    "is expected, or contexts of equal length."
-                )
-            options["attention_mask"] = torch.as_tensor(attended, device=self.device).long()
+        given: Any = ids
+        if is_transformer(self._model):
+            given = {"input_ids": ids}
+            if not attended.all():
+                given["attention_mask"] = attended.astype(np.int64)
+        elif not attended.all():
+            raise InputError(
+                f"The contexts hold padding, and a {type(self._model).__name__} is called with "
+                "token ids alone; a transformers model, which takes an attention mask, is "
+                "expected, or contexts of equal length."
+            )
         with _stopping_at(self._site) as reached:
-            self._model(ids, **options)
+            self._feed(given)
         if not reached:
             raise SiteError(
                 f"The model does not run site {self._site.name!r} on token ids; name a layer "
                 "that it uses."
             )
         activations = reached[0]
-        if activations.shape[:-1].numel() != ids.numel():
+        if activations.shape[:-1].numel() != ids.size:
             raise SiteError(
                 f"Site {self._site.name!r} gave activations of shape {tuple(activations.shape)} "
-                f"for token ids of shape {tuple(ids.shape)}; {(*ids.shape, self._site.n_neurons)} "
+                f"for token ids of shape {ids.shape}; {(*ids.shape, self._site.n_neurons)} "
                 "is expected: name a layer that runs on each token."
             )
         at = torch.as_tensor(rows.positions, device=self.device)
@@ -423,20 +422,16 @@ def _stopping_at(site: Site) -> Iterator[list[Tensor]]:
     def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
         catch(_first(args, kwargs))
 
-    def encoded(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        assert isinstance(site, SAESite)
-        catch(site.encode(_first(args, kwargs)))
-
-    def leaving(_: nn.Module, args: Any, output: Tensor) -> None:
+    def leaving(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        if isinstance(site, HiddenSite):
+            catch(site.encode(_first(args, kwargs)))
         catch(site.activation(output))
 
-    decoder: nn.Module | None = getattr(site, "decoder", None)
-    if decoder is not None:
-        hook = decoder.register_forward_pre_hook(entering, with_kwargs=True)
-    elif isinstance(site, SAESite):
-        hook = site.module.register_forward_hook(encoded, with_kwargs=True)
+    if isinstance(site, HiddenSite) and site.decoder is not None:
+        hook = site.decoder.register_forward_pre_hook(entering, with_kwargs=True)
     else:
-        hook = site.output_module.register_forward_hook(leaving)
+        module = site.last_module if isinstance(site, HiddenSite) else site.output_module
+        hook = module.register_forward_hook(leaving, with_kwargs=True)
     try:
         yield caught
     except _Reached:
@@ -449,16 +444,25 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value))
 
 
-def _input_embedding(model: nn.Module) -> nn.Module:
+def _input_embedding(model: nn.Module, mask_id: int) -> nn.Module:
     # A model may be wrapped, as one with an SAE spliced in is.
     for module in model.modules():
         if callable(found := getattr(module, "get_input_embeddings", None)):
             embedding: nn.Module = found()
-            return embedding
-    raise InputError(
-        f"The model is a {type(model).__name__} without get_input_embeddings(); a transformers "
-        "model is expected: use token_importances, which needs no embeddings."
-    )
+            break
+    else:
+        raise InputError(
+            f"The model is a {type(model).__name__} without get_input_embeddings(); a "
+            "transformers model is expected: use token_importances, which needs no embeddings."
+        )
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    if mask_id >= len(weight):
+        raise InputError(
+            f"mask_id is {mask_id}, but the model knows {len(weight)} tokens, numbered from 0; "
+            "give the id of a token of its tokenizer."
+        )
+    return embedding
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture.sites import LinearSite, Site
+from polyseme.capture.layers import HiddenSite, Site, is_linear, linear_weight
 from polyseme.core.arrays import as_floats
 from polyseme.errors import InputError, SiteError
 
@@ -137,10 +137,9 @@ def output_directions(site: Site) -> Tensor:
     SiteError
         For a site that is followed by no decoder.
     """
-    decoder: nn.Module | None = getattr(site, "decoder", None)
-    # transformers' Conv1D is told by its look, so that transformers need not be imported.
-    if decoder is not None and (isinstance(decoder, nn.Linear) or hasattr(decoder, "nf")):
-        return LinearSite(site.name, decoder).weights().T
+    decoder = site.decoder if isinstance(site, HiddenSite) else None
+    if decoder is not None and is_linear(decoder):
+        return linear_weight(decoder).T
     # An SAE may be held by a module that makes a site of it.
     for module in (site.module, getattr(site.module, "sae", None)):
         weight = getattr(module, "W_dec", None)
