@@ -141,6 +141,8 @@ def test_byte_order_marks_line_ends_and_encodings(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n\r\n")
     assert documents(path) == ["one\ntwo\nthree\n\n"]
+    path.write_bytes(b"one\r")
+    assert documents(path) == ["one\n"]
     for encoding in ("latin-1", "utf-16", "cp1252"):
         path.write_bytes("naïve\r\n".encode(encoding))
         assert documents(path, encoding=encoding) == ["naïve\n"]
@@ -229,26 +231,40 @@ def test_a_longer_line_is_cut_before_white_space_if_there_is_any() -> None:
     assert lengths == [text._LONGEST_PART, text._LONGEST_PART, 2_500_000 - 2 * text._LONGEST_PART]
 
 
+def oracle_of_cuts(document: str, enough: int, longest: int) -> list[str]:
+    """The rule in its plainest form: every place where a part may end, and the one taken."""
+    parts = []
+    while document:
+        here = document[: longest + 1]
+        lines = [i for i in range(1, len(here)) if here[i - 1] == "\n"]
+        spaces = [i for i in range(1, len(here)) if here[i].isspace() and not here[i - 1].isspace()]
+        good = [i for i in lines if i >= enough and not here[i].isspace()]
+        if good:
+            end = good[0]
+        elif len(document) <= longest:
+            end = len(document)
+        else:
+            end = (lines or spaces or [longest])[-1]
+        parts.append(document[:end])
+        document = document[end:]
+    return parts
+
+
 @given(
-    st.text(alphabet="ab\n 🦜", max_size=120),
-    st.lists(st.integers(0, 120), max_size=6),
+    st.text(alphabet="ab\n 🦜", max_size=80) | st.text(alphabet="abcdefgh\n ", max_size=80),
+    st.lists(st.integers(0, 80), max_size=9),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_parts_do_not_depend_on_how_a_document_comes_in(
     monkeypatch: pytest.MonkeyPatch, document: str, cuts: list[int]
 ) -> None:
-    monkeypatch.setattr(text, "_PART", 5)
-    monkeypatch.setattr(text, "_LONGEST_PART", 11)
+    monkeypatch.setattr(text, "_PART", 4)
+    monkeypatch.setattr(text, "_LONGEST_PART", 7)
     whole = list(text.cut([document]))
+    assert whole == oracle_of_cuts(document, 4, 7)
     places = [0, *sorted(cuts), len(document)]
-    chunks = [document[a:b] for a, b in pairwise(places)]
-    assert list(text.cut(chunks)) == whole
-    assert "".join(whole) == document
-    assert all(0 < len(part) <= 11 for part in whole)
-    # Within a line only if it is a long one.
-    for before in whole[:-1]:
-        if not before.endswith("\n"):
-            assert "\n" not in before
+    assert list(text.cut(document[a:b] for a, b in pairwise(places))) == whole
+    assert list(text.cut(document)) == whole
 
 
 @given(st.text(max_size=60), st.integers(1, 9))

@@ -214,6 +214,7 @@ class Contexts:
                 if body and self._separator is not None:
                     body.append(self._separator)
             at = 0
+            # The separator may have filled a context: then none of the ids goes into it.
             while at < len(ids):
                 taken = ids[at : at + room - len(body)]
                 body += taken
@@ -290,7 +291,7 @@ class Contexts:
 
 
 def _id(token: Any) -> int | None:
-    """A token's id; None also for a negative one, by which some tokenizers say that."""
+    """A token's id, or None; some tokenizers say that there is none with a negative one."""
     return None if token is None or int(token) < 0 else int(token)
 
 
