@@ -19,6 +19,12 @@ from polyseme.cli.arguments import (
     to_device,
 )
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
+from polyseme.cli.texts import (
+    LANGUAGE_MODEL_HELP,
+    add_text_options,
+    analyse_language_model,
+    load_any_model,
+)
 from polyseme.errors import InputError, PolysemeError
 
 
@@ -103,19 +109,18 @@ def _add_analyse(commands: Any) -> None:
         _analyse,
         "Find what activates each neuron of a model, split it into features, write a run.",
     )
-    analyse.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    analyse.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}. {LANGUAGE_MODEL_HELP}")
     analyse.add_argument(
         "--data",
-        required=True,
         metavar="PATH",
         help="images: .npz, .npy, IDX files, a folder of images, or a data set on the hub",
     )
     analyse.add_argument(
         "--sites",
-        required=True,
         action="append",
         metavar="NAME",
-        help="a layer, or a glob such as 'features.*'; may be repeated (list: polyseme sites)",
+        help="a layer, or a glob such as 'features.*'; may be repeated (list: polyseme sites); "
+        "with --text, all MLPs by default",
     )
     analyse.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     analyse.add_argument(
@@ -128,18 +133,20 @@ def _add_analyse(commands: Any) -> None:
     analyse.add_argument(
         "--threshold",
         type=float,
-        help="cosine distance at which trees are cut (default: 0.05 for SAEs, 0.2 for others)",
+        help="cosine distance at which trees are cut (default: 0.05 for SAEs, 0.5 for texts, "
+        "0.2 for others)",
     )
     analyse.add_argument(
         "--linkage", default="average", metavar="NAME", help="average or single; default: average"
     )
     add_data_options(analyse)
+    add_text_options(analyse)
     analyse.add_argument(
         "--image-shape", type=image_shape, metavar="H,W", help="to show flat inputs as images"
     )
     work = analyse.add_argument_group("work")
     work.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
-    work.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
+    work.add_argument("--batch-size", type=int, help="default: 256, or 16 contexts of text")
     work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     work.add_argument(
         "--no-panels", action="store_true", help="no activation maps and logit effects: faster"
@@ -173,27 +180,39 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _analyse(options: argparse.Namespace) -> None:
     pipeline = module("polyseme.pipeline", "Analysing a model")
-    select = selector(options.select)
-    images = read_data(options)
-    model = load_model(options.model)
-    if options.device:
-        model = to_device(model, options.device)
-    run = pipeline.analyse(
-        model,
-        images,
-        sites=options.sites,
-        out=options.out,
-        select=select,
-        threshold=options.threshold,
-        linkage=options.linkage,
-        image_shape=options.image_shape,
-        panels=not options.no_panels,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        progress=not options.quiet,
-    )
+    shared: dict[str, Any] = {
+        "out": options.out,
+        "select": selector(options.select),
+        "threshold": options.threshold,
+        "linkage": options.linkage,
+        "seed": options.seed,
+        "overwrite": options.overwrite,
+        "resume": options.resume,
+        "progress": not options.quiet,
+    }
+    if (options.data is None) == (options.text is None):
+        raise InputError(
+            "Give --data for images or --text for a language model, one of them; --text alone "
+            "reads English that ships with Python."
+        )
+    if options.text is not None:
+        run = analyse_language_model(options, pipeline, shared)
+    else:
+        if not options.sites:
+            raise InputError(
+                "Which layers? Give --sites; their names are listed by: polyseme sites MODEL"
+            )
+        images = read_data(options)
+        model = load_model(options.model)
+        run = pipeline.analyse(
+            to_device(model, options.device) if options.device else model,
+            images,
+            sites=options.sites,
+            image_shape=options.image_shape,
+            panels=not options.no_panels,
+            batch_size=options.batch_size or 256,
+            **shared,
+        )
     for _, row in run.summary().iterrows():
         print(
             f"{row['site']}: {row['neurons']} neurons, {row['dead']} dead, "
@@ -205,7 +224,7 @@ def _analyse(options: argparse.Namespace) -> None:
 
 def _sites(options: argparse.Namespace) -> None:
     capture = module("polyseme.capture", "Listing a model's sites")
-    found = capture.list_sites(load_model(options.model))
+    found = capture.list_sites(load_any_model(options.model))
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."

@@ -2,16 +2,18 @@
 
 from polyseme.core.clustering import Clustering, Clusterings, cluster, cluster_many, cut_trees
 from polyseme.core.distances import cosine_distances
-from polyseme.core.embeddings import gated_gradient, neuron_embeddings
+from polyseme.core.embeddings import GATES, gate_factors, gated_gradient, neuron_embeddings
 from polyseme.core.features import assign, feature_centres, medoids
 from polyseme.core.metrics import (
     Polysemanticity,
     background_distance,
+    gated_background_distance,
     participation_ratio,
     polysemanticity,
 )
 
 __all__ = [
+    "GATES",
     "Clustering",
     "Clusterings",
     "Polysemanticity",
@@ -22,6 +24,8 @@ __all__ = [
     "cosine_distances",
     "cut_trees",
     "feature_centres",
+    "gate_factors",
+    "gated_background_distance",
     "gated_gradient",
     "medoids",
     "neuron_embeddings",

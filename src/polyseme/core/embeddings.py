@@ -82,6 +82,8 @@ def _sigmoid(x: Floats) -> tuple[Floats, Floats]:
     return s, s * (1 - s)
 
 
+GATES = ("silu", "gelu", "gelu_tanh", "relu", "sigmoid")
+
 # Each gives f(g) and f'(g); ReLU's slope at 0 is 0, as in torch.
 _GATES: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {
     "silu": _silu,
@@ -134,6 +136,14 @@ def gated_gradient(
                 f"{name} has shape {w.shape} and h has shape {x.shape}; "
                 f"({x.shape[1]},) is expected."
             )
-    f, slope = _GATES[activation](x @ gate + x.dtype.type(b_gate))
-    u = x @ up + x.dtype.type(b_up)
-    return np.asarray((slope * u)[:, None] * gate + f[:, None] * up, dtype=x.dtype)
+    g, u = x @ gate + x.dtype.type(b_gate), x @ up + x.dtype.type(b_up)
+    of_gate, of_up = gate_factors(g, u, activation)
+    return np.asarray(of_gate[:, None] * gate + of_up[:, None] * up, dtype=x.dtype)
+
+
+def gate_factors(g: Floats, u: Floats, activation: str) -> tuple[Floats, Floats]:
+    """Factors of ``w_gate`` and ``w_up`` in ∂a/∂h: ``f'(g)·u`` and ``f(g)``, of any shape."""
+    if activation not in _GATES:
+        raise InputError(one_of("gate activation", str(activation), _GATES))
+    f, slope = _GATES[activation](g)
+    return slope * u, f

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats, as_labels
 from polyseme.core.distances import cosine_distances, unit_rows
+from polyseme.core.embeddings import gate_factors
 from polyseme.core.features import cluster_sums
 from polyseme.errors import InputError
 
@@ -157,6 +158,54 @@ def background_distance(background: Any, weights: Any) -> Floats:
     norms = np.sqrt((h**2) @ (w**2).T)
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     sums = w * (inverse.T @ h)
+    alive = (norms > 0).sum(axis=0)
+    cos = (np.einsum("jd,jd->j", sums, sums) - alive) / (m * (m - 1))
+    return np.asarray(np.clip(1 - cos, 0, 2))
+
+
+def gated_background_distance(
+    background: Any,
+    w_gate: Any,
+    w_up: Any,
+    b_gate: Any = 0.0,
+    b_up: Any = 0.0,
+    *,
+    activation: str = "silu",
+) -> Floats:
+    """`background_distance` of gated neurons, ``a = f(w_gate·h + b_gate) (w_up·h + b_up)``.
+
+    Parameters
+    ----------
+    background : array or tensor, shape (m, d)
+    w_gate, w_up : array or tensor, shape (n_neurons, d)
+    b_gate, b_up : float or array, shape (n_neurons,)
+    activation : str
+        As for `gated_gradient`.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_neurons,)
+
+    Notes
+    -----
+    With ∂a/∂h = p w_gate + q w_up, the squared norm of h ⊙ ∂a/∂h is
+    ``p² h²·w_gate² + 2pq h²·(w_gate ⊙ w_up) + q² h²·w_up²``, so all neurons together cost seven
+    matrix products.
+    """
+    h = as_floats(background, "background", 2, np.float64)
+    gate, up = (as_floats(w, "weights", 2, np.float64) for w in (w_gate, w_up))
+    m = len(h)
+    if m < 2 or gate.shape != up.shape or h.shape[1] != gate.shape[1]:
+        raise InputError(
+            f"background has shape {h.shape}, w_gate {gate.shape} and w_up {up.shape}; at least "
+            "two rows, and weights of one shape, of as many values, are expected."
+        )
+    p, q = gate_factors(h @ gate.T + np.asarray(b_gate), h @ up.T + np.asarray(b_up), activation)
+    h2 = h**2
+    squares = p**2 * (h2 @ (gate**2).T) + 2 * p * q * (h2 @ (gate * up).T) + q**2 * (h2 @ (up**2).T)
+    norms = np.sqrt(np.maximum(squares, 0))
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    sums = gate * ((p * inverse).T @ h) + up * ((q * inverse).T @ h)
     alive = (norms > 0).sum(axis=0)
     cos = (np.einsum("jd,jd->j", sums, sums) - alive) / (m * (m - 1))
     return np.asarray(np.clip(1 - cos, 0, 2))

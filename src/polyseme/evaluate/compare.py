@@ -340,7 +340,7 @@ def latents_table(
     for _ in collector.run(batches()):
         pass
     [collected], _ = collector.result()
-    return site_tables(collected, cluster_site(collected, threshold, "average"))["neurons"]
+    return site_tables(collected, *cluster_site(collected, threshold, "average"))["neurons"]
 
 
 def report_on(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import operator
 import time
 from collections.abc import Iterable, Iterator
@@ -34,10 +32,19 @@ from polyseme.capture import (
 )
 from polyseme.capture.attribution import cells_of
 from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
+from polyseme.data.contexts import Contexts
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError
+from polyseme.pipeline.describe import (
+    check_options,
+    describe_model,
+    describe_selector,
+    digest,
+    plain,
+)
 from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
 from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
+from polyseme.pipeline.text import analyse_text
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
 
@@ -65,7 +72,7 @@ def analyse(
     baseline: float | Array = 0.0,
     random_examples: int = 16,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -79,8 +86,9 @@ def analyse(
     ----------
     model : torch.nn.Module
         On any device; inputs follow it there.
-    data : array, tensor, pair, path, Images, data set or iterable
-        See `polyseme.data.sources.as_source`. uint8 images are scaled to [0, 1]; for another
+    data : array, tensor, pair, path, Images, Contexts, data set or iterable
+        See `polyseme.data.sources.as_source`; `Contexts` of tokens go to `analyse_text`.
+        uint8 images are scaled to [0, 1]; for another
         scaling give `polyseme.data.Images` with a mean and a standard deviation.
     sites : str, Site, or a list of them
         Names of modules, or globs over them: ``"layers.0"``, ``"features.*"``. An SAE is a
@@ -112,7 +120,7 @@ def analyse(
     seed : int
         Of these.
     batch_size : int
-        Inputs in one forward pass.
+        Inputs in one forward pass; 256 by default, 16 of contexts.
     overwrite, resume : bool
         Replace a run that exists; or go on with an analysis that was interrupted.
     progress : bool
@@ -137,8 +145,31 @@ def analyse(
     -----
     On an interrupt the pass over the data is saved, and ``resume=True`` goes on from there.
     """
+    if isinstance(data, Contexts):
+        return analyse_text(
+            model,
+            data,
+            sites=sites,
+            out=out,
+            select=select,
+            threshold=threshold,
+            linkage=linkage,
+            random_examples=random_examples,
+            seed=seed,
+            batch_size=16 if batch_size is None else batch_size,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+        )
+    batch_size = 256 if batch_size is None else batch_size
     select = TopK() if select is None else select
-    _check(model, select, batch_size, random_examples, panel_examples)
+    check_options(
+        model,
+        select,
+        batch_size=batch_size,
+        random_examples=random_examples,
+        panel_examples=panel_examples,
+    )
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
     baseline = _check_baseline(baseline)
@@ -147,17 +178,17 @@ def analyse(
     source = as_source(data, labels)
     found = find_sites(model, sites)
     settings: dict[str, Any] = {
-        "select": _describe(select),
+        "select": describe_selector(select),
         "threshold": threshold,
         "linkage": linkage,
         "random_examples": int(random_examples),
-        "seed": _plain(seed),
+        "seed": plain(seed),
         "batch_size": int(batch_size),
         "panels": bool(panels),
         "panel_examples": int(panel_examples),
-        "baseline": baseline if isinstance(baseline, float) else _digest([baseline]),
+        "baseline": baseline if isinstance(baseline, float) else digest([baseline]),
     }
-    about = _describe_model(model)
+    about = describe_model(model)
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": settings,
@@ -219,8 +250,8 @@ class _Analysis:
                 threshold = self.settings["threshold"] or (
                     SAE_THRESHOLD if one.site.kind == "sae" else PIXEL_THRESHOLD
                 )
-                clusterings = cluster_site(one, threshold, self.settings["linkage"])
-                for name, frame in site_tables(one, clusterings).items():
+                clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
+                for name, frame in site_tables(one, clusterings, central).items():
                     tables[name].append(frame)
                 bars.update(task, total=1, completed=1)
                 arrays = site_arrays(one, clusterings)
@@ -423,26 +454,6 @@ class _Analysis:
         return None
 
 
-def _check(model: Any, select: Any, batch_size: int, random: int, panel: int) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model is a {type(model).__name__}; a torch.nn.Module is expected: if it is a "
-            "function that makes one, call it."
-        )
-    if not isinstance(select, Selector):
-        raise InputError(
-            f"select is {select!r}; a selector is expected: TopK(k), AboveFraction(fraction, "
-            "max_examples), FirstActive(n, minimum) or Stratified(k, bins)."
-        )
-    for name, value in (
-        ("batch_size", batch_size),
-        ("random_examples", random),
-        ("panel_examples", panel),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
-
-
 def _check_baseline(baseline: Any) -> float | Array:
     try:
         values = to_numpy(baseline).astype(np.float32)
@@ -465,35 +476,6 @@ def _check_image_shape(shape: Any) -> tuple[int, ...] | None:
         raise InputError(
             f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
         ) from error
-
-
-def _describe(select: Selector) -> dict[str, Any]:
-    fields: dict[str, Any] = dataclasses.asdict(select) if dataclasses.is_dataclass(select) else {}
-    return {"name": type(select).__name__, **{k: _plain(v) for k, v in fields.items()}}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _digest(arrays: Iterable[Any]) -> str:
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
-
-
-def _describe_model(model: nn.Module) -> dict[str, Any]:
-    sha = hashlib.sha256()
-    count = 0
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        count += tensor.numel()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().contiguous().reshape(-1)
-        sha.update(flat.view(torch.uint8).cpu().numpy().data if flat.numel() else b"")
-    return {"class": type(model).__name__, "n_parameters": count, "sha256": sha.hexdigest()}
 
 
 def _json_number(value: Any) -> Any:

@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from polyseme.capture import Collected
+from polyseme.capture import Collected, MLPSite, Site
 from polyseme.core import (
+    GATES,
     Clusterings,
     background_distance,
     cluster_many,
+    gate_factors,
+    gated_background_distance,
     medoids,
     participation_ratio,
 )
@@ -23,25 +27,37 @@ from polyseme.data.sources import Source
 Array = NDArray[Any]
 
 _BLOCK_BYTES = 256 << 20
+_GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 
-def cluster_site(one: Collected, threshold: float, linkage: str) -> Clusterings:
-    """Trees of all neurons of a site, in blocks of neurons that fit in memory."""
+def embeddings_of(one: Collected, examples: slice) -> Array:
+    """Neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
+    vectors, neurons = one.vectors[one.vector[examples]], one.examples.neuron[examples]
+    if one.site.kind != "gated":
+        return np.asarray(vectors * one.weights[neurons])
+    found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
+    return np.asarray(found.cpu().numpy())
+
+
+def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Clusterings, Array]:
+    """Trees of all neurons of a site, in blocks that fit in memory, and each feature's medoid."""
     counts = one.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
     size = max(1, _BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
-    blocks = []
+    blocks, central = [], [np.empty(0, np.int64)]
     for at in range(0, len(counts), size):
         part = counts[at : at + size]
         embeddings = np.zeros((len(part), width, one.site.d_in), np.float32)
-        for row, weights in enumerate(one.weights[at : at + size]):
-            mine = slice(offsets[at + row], offsets[at + row + 1])
-            np.multiply(
-                one.vectors[one.vector[mine]], weights, out=embeddings[row, : counts[at + row]]
-            )
-        blocks.append(cluster_many(embeddings, part, threshold=threshold, linkage=linkage))
-    return Clusterings(
+        filled = np.arange(width) < part[:, None]
+        embeddings[filled] = embeddings_of(one, slice(offsets[at], offsets[at + len(part)]))
+        found = cluster_many(embeddings, part, threshold=threshold, linkage=linkage)
+        blocks.append(found)
+        central += [
+            medoids(rows[:n], labels[:n])
+            for rows, labels, n in zip(embeddings, found.labels, part, strict=True)
+        ]
+    clusterings = Clusterings(
         **{
             field.name: np.concatenate([getattr(block, field.name) for block in blocks])
             for field in dataclasses.fields(Clusterings)
@@ -50,9 +66,12 @@ def cluster_site(one: Collected, threshold: float, linkage: str) -> Clusterings:
         threshold=threshold,
         linkage=linkage,
     )
+    return clusterings, np.concatenate(central)
 
 
-def site_tables(one: Collected, clusterings: Clusterings) -> dict[str, pd.DataFrame]:
+def site_tables(
+    one: Collected, clusterings: Clusterings, central: Array
+) -> dict[str, pd.DataFrame]:
     """The rows that one site adds to each table of the run."""
     site, chosen, statistics = one.site, one.examples, one.statistics
     counts = chosen.counts
@@ -88,13 +107,6 @@ def site_tables(one: Collected, clusterings: Clusterings) -> dict[str, pd.DataFr
             "vector": one.vector,
         }
     )
-    central = [
-        medoids(
-            one.vectors[one.vector[first[j] : first[j + 1]]] * one.weights[j],
-            clusterings.labels[j, : counts[j]],
-        )
-        for j in range(site.n_neurons)
-    ]
     features = (
         examples.groupby(["neuron", "feature"], sort=True)
         .agg(
@@ -105,7 +117,7 @@ def site_tables(one: Collected, clusterings: Clusterings) -> dict[str, pd.DataFr
         .reset_index()
     )
     features.insert(0, "site", site.name)
-    features["medoid"] = np.concatenate([np.empty(0, np.int64), *central])
+    features["medoid"] = central
     random = pd.DataFrame(
         {
             "site": site.name,
@@ -123,6 +135,11 @@ def _background(one: Collected) -> NDArray[np.float64]:
     per_group = one.site.n_neurons // len(groups)
     if groups.shape[1] < 2:
         return np.full(one.site.n_neurons, np.nan)
+    gate = gate_of(one.site)
+    if gate is not None:
+        return gated_background_distance(groups[0], **gate).astype(np.float64)
+    if one.site.kind == "gated":
+        return np.full(one.site.n_neurons, np.nan)
     return np.concatenate(
         [
             background_distance(rows, one.weights[g * per_group : (g + 1) * per_group])
@@ -131,7 +148,39 @@ def _background(one: Collected) -> NDArray[np.float64]:
     ).astype(np.float64)
 
 
+def gate_of(site: Site) -> dict[str, Any] | None:
+    """Weights, biases and nonlinearity of gated neurons, where core knows the nonlinearity."""
+    if not isinstance(site, MLPSite) or site.kind != "gated":
+        return None
+    grid = np.linspace(-8, 8, 641)
+    with torch.no_grad():
+        given = site.act(torch.from_numpy(grid).float()).numpy()
+    # By what it computes: transformers has several names for each.
+    for name in GATES:
+        if np.allclose(gate_factors(grid, np.ones_like(grid), name)[1], given, atol=1e-5):
+            break
+    else:
+        return None
+
+    def plain(tensor: Tensor | None) -> Array:
+        if tensor is None:
+            return np.zeros(site.n_neurons, np.float32)
+        return np.asarray(tensor.float().cpu().numpy())
+
+    return {
+        "w_gate": plain(site.weights()),
+        "w_up": plain(site.up_weights()),
+        "b_gate": plain(site.bias()),
+        "b_up": plain(site.up_bias()),
+        "activation": name,
+    }
+
+
 def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:
+    gate = gate_of(one.site)
+    extra = {} if one.windows is None else {"windows": one.windows}
+    if gate is not None:
+        extra |= {name: gate[short] for name, short in _GATE_ARRAYS.items()}
     merges = np.arange(clusterings.trees.shape[1]) < one.examples.counts[:, None] - 1
     return {
         "weights": one.weights,
@@ -140,6 +189,7 @@ def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:
         "histogram": one.statistics["histogram"],
         "histogram_upper": one.statistics["histogram_upper"],
         "background": one.background,
+        **extra,
     }
 
 

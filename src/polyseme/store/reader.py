@@ -357,7 +357,11 @@ class RunFolder:
                 self,
                 file,
                 SITE_ARRAYS,
-                {"n_neurons": site.n_neurons, "d_in": site.d_in},
+                {
+                    "n_neurons": site.n_neurons,
+                    "d_in": site.d_in,
+                    "n_examples": int(counts.sum()),
+                },
                 {
                     "tree": lambda tree: invariants.check_tree(number, tree, counts),
                     "histogram": lambda counts: invariants.check_histogram(number, counts),

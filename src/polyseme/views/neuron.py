@@ -18,15 +18,16 @@ from polyseme.core import (
     assign,
     feature_centres,
     medoids,
-    neuron_embeddings,
     polysemanticity,
 )
 from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
+from polyseme.views.embed import embeddings_of
 from polyseme.views.figure import draw_panel
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
 from polyseme.views.tables import Tables
+from polyseme.views.texts import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
 
@@ -144,6 +145,29 @@ class Neuron:
         found = np.searchsorted(self._folder.inputs["index"], inputs.to_numpy(np.int64))
         return np.asarray(found, dtype=np.int64)
 
+    def texts(self, frame: pd.DataFrame | None = None) -> list[TextWindow]:
+        """The text around examples, with the neuron's activation at each token.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame, optional
+            Rows of `examples`; by default all of them.
+
+        Raises
+        ------
+        InputError
+            The run is one of images.
+        """
+        chosen = self.examples if frame is None else frame
+        start = self._tables.rows("examples", self.info, self.number).start
+        first = self._tables.rows("examples", self.info, 0).start
+        rows = start - first + chosen["example"].to_numpy(np.int64)
+        return windows_of(self._folder, self.info, chosen, rows)
+
+    def tokens(self) -> dict[str, pd.DataFrame]:
+        """Tokens whose logits it promotes and suppresses most: ``token`` and ``logit``."""
+        return top_tokens(self._folder, self.info, self.number)
+
     def inputs(self, frame: pd.DataFrame | None = None) -> NDArray[Any]:
         """The inputs of examples, as stored: shape (n, *shape of one input).
 
@@ -169,7 +193,12 @@ class Neuron:
     @property
     def embeddings(self) -> Floats:
         """Neuron embeddings of its examples, shape (n_examples, d_in)."""
-        return np.asarray(neuron_embeddings(self.vectors, self.weights))
+        return self._embed(self.vectors)
+
+    def _embed(self, rows: Floats) -> Floats:
+        arrays = self._folder.site(self.info.number)
+        neurons = np.full(len(rows), self.number)
+        return embeddings_of(self.info, arrays, np.asarray(rows), neurons)
 
     @cached_property
     def clustering(self) -> Clustering:
@@ -249,7 +278,7 @@ class Neuron:
         if not self.features:
             return np.full(len(rows), -1, dtype=np.int64)
         centres = np.stack([feature.centre for feature in self.features])
-        return assign(neuron_embeddings(rows, self.weights), centres, self.threshold)
+        return assign(self._embed(rows), centres, self.threshold)
 
     def similar(self, k: int = 10) -> pd.DataFrame:
         """The features of other neurons that are most like this neuron's.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from polyseme.core.distances import unit_rows
 from polyseme.store import RunFolder, SiteInfo
+from polyseme.views.embed import embeddings_of
 
 
 class Tables:
@@ -79,7 +80,7 @@ class Tables:
             examples = starts[neuron] + features["medoid"].to_numpy(np.int64)
             vector = self.folder.examples["vector"].to_numpy()[examples]
             arrays = self.folder.site(info.number)
-            embeddings = arrays["vectors"][vector] * arrays["weights"][neuron]
+            embeddings = embeddings_of(info, arrays, arrays["vectors"][vector], neuron)
             self._medoids[info.number] = (features, unit_rows(embeddings))
         return self._medoids[info.number]
 

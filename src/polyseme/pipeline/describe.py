@@ -1,0 +1,65 @@
+"""What an analysis was asked to do and of which model, as JSON holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from polyseme.capture import Selector
+from polyseme.errors import InputError
+
+
+def check_options(model: Any, select: Any, **counts: Any) -> None:
+    """Refuse a model or a selector that is none, and counts below 1."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}; a torch.nn.Module is expected: if it is a "
+            "function that makes one, call it."
+        )
+    if not isinstance(select, Selector):
+        raise InputError(
+            f"select is {select!r}; a selector is expected: TopK(k), AboveFraction(fraction, "
+            "max_examples), FirstActive(n, minimum) or Stratified(k, bins)."
+        )
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
+
+
+def describe_selector(select: Selector) -> dict[str, Any]:
+    """A selector by name and settings."""
+    fields: dict[str, Any] = dataclasses.asdict(select) if dataclasses.is_dataclass(select) else {}
+    return {"name": type(select).__name__, **{k: plain(v) for k, v in fields.items()}}
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def digest(arrays: Iterable[Any]) -> str:
+    """SHA-256 of arrays."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """A model by its class, its size and its weights."""
+    sha = hashlib.sha256()
+    count = 0
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        count += tensor.numel()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).cpu().numpy().data if flat.numel() else b"")
+    return {"class": type(model).__name__, "n_parameters": count, "sha256": sha.hexdigest()}

@@ -1,0 +1,334 @@
+"""From a language model and texts to a run: one pass, then trees, labels and logit effects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import nn
+
+from polyseme.capture import (
+    Batch,
+    Collected,
+    Collector,
+    MLPSite,
+    Selector,
+    Site,
+    TopK,
+    find_sites,
+)
+from polyseme.capture.unembed import output_directions, top_logits, unembedding
+from polyseme.core.arrays import check_linkage, check_threshold
+from polyseme.core.labels import distinctive_tokens
+from polyseme.data.contexts import Contexts
+from polyseme.data.tokens import pieces
+from polyseme.errors import InputError
+from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
+from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
+from polyseme.store import RunWriter, vocabulary_arrays
+from polyseme.views import Run, open_run
+
+Array = NDArray[Any]
+
+# Chosen by eye on SmolLM2; see docs/language-models.md.
+TEXT_THRESHOLD, SAE_THRESHOLD = 0.5, 0.05
+CHECKPOINT_SECONDS = 300.0
+WINDOW = (20, 10)
+LOGITS, LABEL_WORDS = 10, 5
+
+
+def analyse_text(
+    model: nn.Module,
+    contexts: Contexts,
+    *,
+    sites: str | Site | Iterable[str | Site],
+    out: str | Path,
+    select: Selector | None = None,
+    threshold: float | None = None,
+    linkage: str = "average",
+    window: tuple[int, int] = WINDOW,
+    random_examples: int = 16,
+    seed: int = 0,
+    batch_size: int = 16,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Find which text activates each neuron, split it into features, and write it all to a run.
+
+    The text is read once, for all sites together. Each neuron has at most one example in a
+    context: the place where it fires most, among the tokens that count (`Contexts`).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A language model of transformers.
+    contexts : Contexts
+    sites : str, Site, or a list of them
+        Names or globs: ``"model.layers.*.mlp"`` for the neurons of every MLP.
+    out : str or Path
+        Folder of the run.
+    select : Selector, optional
+        Which examples stand for a neuron; by default ``TopK(100)``. The paper's are
+        ``AboveFraction(0.75, 100)``.
+    threshold : float, optional
+        Cosine distance in (0, 2] at which trees are cut; 0.5 by default, 0.05 for SAEs.
+    linkage : {"average", "single"}
+    window : (int, int)
+        Tokens before and after each example that are kept with their activations.
+    random_examples, seed, overwrite, resume, progress
+        As for `analyse`.
+    batch_size : int
+        Contexts in one forward pass.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    InputError, SiteError, RunError
+        As `analyse`.
+
+    References
+    ----------
+    A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
+    """
+    select = TopK() if select is None else select
+    check_options(model, select, batch_size=batch_size, random_examples=random_examples)
+    threshold = None if threshold is None else check_threshold(threshold)
+    check_linkage(linkage)
+    before, after = _check_window(window, contexts.length)
+    found = find_sites(model, sites)
+    settings = {
+        "select": describe_selector(select),
+        "threshold": threshold,
+        "linkage": linkage,
+        "window": [before, after],
+        "random_examples": int(random_examples),
+        "seed": plain(seed),
+        "batch_size": int(batch_size),
+    }
+    about = describe_model(model)
+    fingerprint = {
+        "sites": [site.name for site in found],
+        "settings": settings,
+        "model": about,
+        "data": contexts.identity(),
+    }
+    with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
+        if writer.finished:
+            return open_run(out)
+        return _TextAnalysis(model, contexts, found, writer, settings, progress).run(select, about)
+
+
+def _check_window(window: Any, length: int) -> tuple[int, int]:
+    try:
+        before, after = (int(n) for n in window)
+    except (TypeError, ValueError):
+        before = after = -1
+    if min(before, after) < 0 or max(before, after) > length:
+        raise InputError(
+            f"window is {window!r}; the numbers of tokens before and after an example, each from "
+            f"0 to the context's {length}, are expected."
+        )
+    return before, after
+
+
+class _TextAnalysis:
+    """The stages of one analysis."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        contexts: Contexts,
+        sites: list[Site],
+        writer: RunWriter,
+        settings: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        self.model, self.contexts, self.sites, self.writer = model, contexts, sites, writer
+        self.settings = settings
+        self.show = progress
+
+    def run(self, select: Selector, about: dict[str, Any]) -> Run:
+        with progress_bars(self.show) as bars:
+            collector = self.collect(select, bars)
+            collected, kept = collector.result()
+            task = bars.add_task("Logit effects", total=len(collected))
+            logits = []
+            for one in collected:
+                logits.append(self.logits(one))
+                bars.update(task, advance=1)
+            inputs = self.inputs(kept, logits)
+            tables: dict[str, list[pd.DataFrame]] = {
+                name: [] for name in ("neurons", "examples", "features", "random")
+            }
+            infos = []
+            task = bars.add_task("Features", total=len(collected))
+            for number, one in enumerate(collected):
+                infos.append(self.site(number, one, inputs, tables, logits[number]))
+                bars.update(task, advance=1)
+            self.writer.write_inputs(inputs)
+            self.writer.write_tables(
+                **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+            )
+            path = self.writer.finish(
+                {
+                    "sites": infos,
+                    "settings": self.settings,
+                    "model": about,
+                    "data": {
+                        "kind": "text",
+                        "n_inputs": collector.n_inputs,
+                        **self.contexts.identity(),
+                    },
+                }
+            )
+        return open_run(path)
+
+    def collect(self, select: Selector, bars: Progress) -> Collector:
+        """The pass over the text; saved now and then, when it is interrupted, and at its end."""
+        before, after = self.settings["window"]
+        collector = Collector(
+            self.model,
+            self.sites,
+            select,
+            n_random=self.settings["random_examples"],
+            seed=self.settings["seed"],
+            window=(before, after),
+        )
+        saved = self.writer.load_state("pass")
+        if saved is not None:
+            collector.restore(saved[0])
+            if saved[1].get("done"):
+                return collector
+        task = bars.add_task("Reading the text", total=self._n_contexts())
+        bars.update(task, completed=collector.n_inputs)
+        last = time.monotonic()
+        try:
+            with interrupt_between_steps() as pause:
+                for n in collector.run(self._batches(collector.n_inputs)):
+                    bars.update(task, completed=n)
+                    pause()
+                    if time.monotonic() - last > CHECKPOINT_SECONDS:
+                        self.writer.save_state("pass", collector.state(), {"done": False})
+                        last = time.monotonic()
+        except KeyboardInterrupt:
+            if collector.is_whole:
+                self.writer.save_state("pass", collector.state(), {"done": False})
+            raise
+        self.writer.save_state("pass", collector.state(), {"done": True})
+        return collector
+
+    def _n_contexts(self) -> int | None:
+        tokens = self.contexts.max_tokens
+        return None if tokens is None else -(-tokens // (self.contexts.length - 1))
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        for batch in self.contexts.batches(self.settings["batch_size"], start):
+            lengths = batch.attention.sum(axis=1, keepdims=True)
+            yield Batch(
+                {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)},
+                # The length goes along with the tokens: one row an input.
+                np.concatenate([batch.ids, lengths], axis=1).astype(np.int32),
+                counted=batch.counted,
+            )
+
+    def inputs(self, kept: dict[str, Array], logits: list[dict[str, Array]]) -> dict[str, Array]:
+        """The contexts that examples point at, and how every token in the run reads."""
+        rows = kept.get("pixels", np.empty((0, self.contexts.length + 1), np.int32))
+        tokens, lengths = rows[:, :-1], rows[:, -1]
+        named = [arrays[name].ravel() for arrays in logits for name in arrays if "tokens" in name]
+        used = np.unique(
+            np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
+        )
+        return {
+            "index": kept["index"],
+            "tokens": tokens,
+            "lengths": lengths,
+            **vocabulary_arrays(used, pieces(self.contexts.tokenizer, used.tolist())),
+        }
+
+    def site(
+        self,
+        number: int,
+        one: Collected,
+        inputs: dict[str, Array],
+        tables: dict[str, list[pd.DataFrame]],
+        logits: dict[str, Array],
+    ) -> dict[str, Any]:
+        """Everything of one site: tables, arrays, and what run.json says of it."""
+        threshold = self.settings["threshold"] or (
+            SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
+        )
+        clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
+        frames = site_tables(one, clusterings, central)
+        frames["features"]["label"] = self.labels(frames, inputs)
+        for name, frame in frames.items():
+            tables[name].append(frame)
+        self.writer.write_site(number, {**site_arrays(one, clusterings), **logits})
+        gate = gate_of(one.site)
+        return {
+            "name": one.site.name,
+            "kind": one.site.kind,
+            "n_neurons": one.site.n_neurons,
+            "d_in": one.site.d_in,
+            "activation": one.site.activation.name,
+            "gate": gate["activation"] if gate else None,
+            "threshold": threshold,
+        }
+
+    def labels(self, frames: dict[str, pd.DataFrame], inputs: dict[str, Array]) -> list[str]:
+        """The words that set each feature apart from the site's others."""
+        examples, features = frames["examples"], frames["features"]
+        if not len(features):
+            return []
+        before, after = self.settings["window"]
+        rows = np.searchsorted(inputs["index"], examples["input"].to_numpy())
+        at = examples["position"].to_numpy()[:, None] + np.arange(-before, after + 1)
+        inside = (at >= 0) & (at < inputs["lengths"][rows][:, None])
+        ids = inputs["tokens"][rows[:, None], np.clip(at, 0, inputs["tokens"].shape[1] - 1)]
+        vocabulary = inputs["vocabulary"]
+        # Features are ordered by neuron, then number, so one key finds an example's.
+        key, wanted = (
+            f["neuron"].to_numpy(np.int64) * (1 << 32) + f["feature"].to_numpy(np.int64)
+            for f in (features, examples)
+        )
+        cluster = np.searchsorted(key, wanted)
+        # The token that activates the neuron says more than those around it.
+        weights = np.where(np.arange(-before, after + 1) == 0, before + after + 1.0, 1.0)
+        found = distinctive_tokens(
+            np.searchsorted(vocabulary, ids[inside]),
+            np.broadcast_to(cluster[:, None], ids.shape)[inside],
+            n_clusters=len(features),
+            vocabulary=len(vocabulary),
+            k=LABEL_WORDS,
+            weights=np.broadcast_to(weights, ids.shape)[inside],
+        )
+        words = pieces(self.contexts.tokenizer, vocabulary.tolist())
+        return [
+            " ".join(dict.fromkeys(w for w in (words[t].strip() for t in row if t >= 0) if w))
+            for row in found.tokens
+        ]
+
+    def logits(self, one: Collected) -> dict[str, Array]:
+        """The tokens that each neuron promotes and suppresses most, where there is a head."""
+        if not isinstance(one.site, MLPSite) or unembedding(self.model) is None:
+            return {}
+        with torch.no_grad():
+            top = top_logits(self.model, output_directions(one.site), LOGITS)
+        return {
+            "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
+            "promoted_logits": np.asarray(top.promoted, np.float32),
+            "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
+            "suppressed_logits": np.asarray(top.suppressed, np.float32),
+        }
