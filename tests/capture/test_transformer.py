@@ -236,12 +236,23 @@ def test_quantised_weights_are_refused() -> None:
     model = tiny("llama")
     layer = model.model.layers[1].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
+    for look in (find_mlp_sites, list_sites):
+        with pytest.raises(
+            SiteError,
+            match=r"^The weights of layer 'model\.layers\.1\.mlp\.up_proj' are quantised "
+            r"\(torch\.int8\), so neurons have no weight vectors to read; load the model in flo",
+        ):
+            look(model)
+
+
+def test_a_model_that_wants_more_than_tokens() -> None:
+    model = tiny("gpt2")
+    model.transformer.forward = lambda input_ids, attention_mask, image=None: image.shape
     with pytest.raises(
-        SiteError,
-        match=r"^The weights of layer 'model\.layers\.1\.mlp\.up_proj' are quantised "
-        r"\(torch\.int8\), so neurons have no weight vectors to read; load the model in float32",
+        SiteError, match=r"^GPT2LMHeadModel does not run on 5 tokens alone, which is how its MLPs "
     ):
         find_mlp_sites(model)
+    assert {site.kind for site in list_sites(model)} == {"linear"}
 
 
 # --- names -------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def _locate(name: str) -> _Place:
             raise MissingDependencyError(f"The model {name!r}", distribution, "text")
         return _folder(Path(spec.submodule_search_locations[0], folder))
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _folder(path)
     if path.is_file():
         if path.suffix.lower() != ".gguf":

@@ -19,7 +19,7 @@ from polyseme.capture.layers import (
     sae_encoder,
 )
 from polyseme.capture.mlp import MLPSite
-from polyseme.capture.transformer import find_mlp_sites, is_transformer
+from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised
 from polyseme.errors import SiteError, one_of
 
 __all__ = [
@@ -64,6 +64,7 @@ def list_sites(model: nn.Module) -> list[Site]:
 def _mlps(model: nn.Module) -> list[MLPSite]:
     if not is_transformer(model):
         return []
+    refuse_quantised(model)
     try:
         return find_mlp_sites(model)
     except SiteError:

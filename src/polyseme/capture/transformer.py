@@ -103,6 +103,11 @@ def _refuse(model: nn.Module) -> None:
             f"{kind} is an encoder-decoder, whose decoder wants a text of its own; a model of one "
             "stack is expected: give its encoder, model.get_encoder()."
         )
+    refuse_quantised(model)
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise a `SiteError` if the weights of a linear layer are no floating-point numbers."""
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if "Linear" in type(module).__name__ and torch.is_tensor(weight):
@@ -141,7 +146,8 @@ def _run(model: nn.Module) -> Any:
     tokens = _tokens(model)
     try:
         return Feed(model, head=False)(tokens)
-    except InputError as error:
+    except (InputError, AttributeError, KeyError, AssertionError) as error:
+        # The latter three as models put it that miss an image, say.
         raise SiteError(
             f"{type(model).__name__} does not run on {_POSITIONS} tokens alone, which is how its "
             f"MLPs would be found: {error}"
