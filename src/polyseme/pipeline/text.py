@@ -41,7 +41,7 @@ Array = NDArray[Any]
 # Chosen by eye on SmolLM2; see docs/language-models.md.
 TEXT_THRESHOLD, SAE_THRESHOLD = 0.5, 0.05
 CHECKPOINT_SECONDS = 300.0
-WINDOW = (20, 10)
+WINDOW, _WIDEST = (20, 10), 1024
 LOGITS, LABEL_WORDS = 10, 5
 
 
@@ -106,7 +106,7 @@ def analyse_text(
     check_options(model, select, batch_size=batch_size, random_examples=random_examples)
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
-    before, after = _check_window(window, contexts.length)
+    before, after = _check_window(window)
     found = find_sites(model, sites)
     settings = {
         "select": describe_selector(select),
@@ -130,15 +130,15 @@ def analyse_text(
         return _TextAnalysis(model, contexts, found, writer, settings, progress).run(select, about)
 
 
-def _check_window(window: Any, length: int) -> tuple[int, int]:
+def _check_window(window: Any) -> tuple[int, int]:
     try:
         before, after = (int(n) for n in window)
     except (TypeError, ValueError):
         before = after = -1
-    if min(before, after) < 0 or max(before, after) > length:
+    if min(before, after) < 0 or max(before, after) > _WIDEST:
         raise InputError(
             f"window is {window!r}; the numbers of tokens before and after an example, each from "
-            f"0 to the context's {length}, are expected."
+            f"0 to {_WIDEST}, are expected: (20, 10)."
         )
     return before, after
 
