@@ -131,7 +131,11 @@ def gradient_importances(
     The drop by masking token t is estimated as ``(x_t - x_mask) · ∂a/∂x_t``, where x are the
     input embeddings, and a is the neuron's activation at p: attribution patching (Nanda, 2023;
     Syed et al., arXiv 2310.10348) of the tokens. What is done with the drops is the same.
-    Check it on some examples with `rank_correlation` before you rely on it.
+
+    It is rough: to replace a token is a large step, and attention and norms are far from linear
+    over it. In layers 2 and 15 of SmolLM2-135M its `rank_correlation` with masking was 0.11 and
+    0.08 (100 examples each), less than what the mere nearness to p reaches (0.40 in layer 2).
+    Check it on your model before you rely on it; what is shown to people is better masked.
 
     Parameters
     ----------
