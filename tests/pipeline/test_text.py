@@ -160,6 +160,15 @@ def test_windows(analysed):
         assert f"»{words[row.position]}«" in str(window)
 
 
+def test_texts_are_no_images(analysed):
+    neuron = analysed[3].neuron(analysed[3].neurons()["site"].iloc[0], 3)
+    for look in (neuron.figure, neuron.panel, neuron.inputs):
+        with pytest.raises(InputError, match=r"one of texts, not images; see its examples with te"):
+            look()
+    assert "features" in neuron._repr_html_()
+    assert len(neuron.similar(2)) > 0
+
+
 def test_labels_and_logits(analysed):
     family, model, contexts, run = analysed
     features = run.folder.features

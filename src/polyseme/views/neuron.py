@@ -177,7 +177,12 @@ class Neuron:
             Rows of `examples` or of `random_examples`; by default all examples.
         """
         chosen = self.examples if frame is None else frame
+        self._refuse_texts()
         return np.asarray(self._folder.inputs["pixels"][self._input_rows(chosen["input"])])
+
+    def _refuse_texts(self) -> None:
+        if "pixels" not in self._folder.inputs:
+            raise InputError("The run is one of texts, not images; see its examples with texts().")
 
     @cached_property
     def weights(self) -> Floats:
@@ -337,6 +342,7 @@ class Neuron:
         n_shown : int
             Most examples of each feature: the medoid, then the strongest.
         """
+        self._refuse_texts()
         folder = self._folder
         arrays, data, extra = (
             folder.site(self.info.number),
