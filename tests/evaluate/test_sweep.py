@@ -117,6 +117,7 @@ def test_at_one_l0_by_hand():
             "form": "weighted",
             "ne_coefficient": 20.0,
             "seed": 0,
+            "l1_coefficient": [1.0, 2.0, 4.0],
             "l0": [32.0, 8.0, 2.0],
             "fvu": [0.1, 0.3, 0.9],
         }
@@ -126,11 +127,17 @@ def test_at_one_l0_by_hand():
     assert at_equal_l0(table, 4, ["fvu"])["fvu"].tolist() == pytest.approx([0.6])
     assert at_equal_l0(table, 1.9, ["fvu"]).empty, "never beyond what was measured"
     assert at_equal_l0(table, 33, ["fvu"]).empty
+    # Where L0 rises again with the L1 coefficient, the better SAEs count.
+    risen = table.assign(l0=[32.0, 8.0, 20.0])
+    assert at_equal_l0(risen, 16, ["fvu"])["fvu"].tolist() == pytest.approx([0.2])
 
 
 def test_where_most_can_be_compared():
     def curve(ne, *l0):
-        return pd.DataFrame({"form": "weighted", "ne_coefficient": ne, "seed": 0, "l0": l0})
+        l1 = range(len(l0), 0, -1)
+        return pd.DataFrame(
+            {"form": "weighted", "ne_coefficient": ne, "seed": 0, "l0": l0, "l1_coefficient": l1}
+        )
 
     table = pd.concat([curve(1, 2, 8), curve(2, 4, 16), curve(3, 5, 7), curve(4, 100, 200)])
     assert common_l0(table) == pytest.approx(35**0.5)

@@ -161,7 +161,11 @@ def _strongest(activations: Tensor, counted: Tensor | None = None) -> Reading:
                 f"counted has shape {tuple(counted.shape)}, but the layer has "
                 f"{tuple(activations.shape[:2])} inputs and positions; the same is expected."
             )
-        activations = activations.masked_fill(~counted[..., None], -torch.inf)
+        # Mostly it is the first position that is left out: a slice, where a mask would copy all.
+        first = int(counted.any(dim=0).to(torch.uint8).argmax())
+        activations = activations[:, first:]
+        if not bool(counted[:, first:].all()):
+            activations = activations.masked_fill(~counted[:, first:, None], -torch.inf)
     if activations.shape[1] == 1:
         values = activations[:, 0]
         positions = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
@@ -169,6 +173,7 @@ def _strongest(activations: Tensor, counted: Tensor | None = None) -> Reading:
         values, positions = activations.max(dim=1)
     if counted is None:
         return Reading(values, positions, everywhere=everywhere)
+    positions = positions + first
     some = counted.any(dim=1)
     nowhere = ~some[:, None]
     return Reading(

@@ -153,7 +153,7 @@ def read_sweep(out: str | Path) -> pd.DataFrame:
 def at_equal_l0(
     records: pd.DataFrame, l0: float, measures: Sequence[str] = ("fvu", "mean_distance")
 ) -> pd.DataFrame:
-    """Measures at one L0: between the two L1 coefficients whose SAEs lie around it.
+    """Measures at one L0: between two neighbouring L1 coefficients whose SAEs lie around it.
 
     Parameters
     ----------
@@ -166,20 +166,25 @@ def at_equal_l0(
     -------
     pandas.DataFrame
         One row for each form, NE coefficient and seed for which some SAE is sparser and some
-        is denser; linear in log L0 between its neighbours. Others are left out.
+        is denser; linear in log L0 between the two. Where several pairs lie around it, as L0
+        need not fall with the L1 coefficient, the smaller coefficients count. Others are left
+        out.
     """
     rows = []
     keys = ["form", "ne_coefficient", "seed"]
     for key, group in records.groupby(keys, sort=True):
-        ordered = group.sort_values("l0")
-        at = ordered["l0"].to_numpy(float)
-        if len(at) and at[0] <= l0 <= at[-1]:
-            row = dict(zip(keys, key, strict=True))
-            for measure in measures:
-                row[measure] = float(
-                    np.interp(np.log(l0), np.log(at), ordered[measure].to_numpy(float))
-                )
-            rows.append(row)
+        ordered = group.sort_values("l1_coefficient")
+        for pair in zip(range(len(ordered) - 1), range(1, len(ordered)), strict=True):
+            two = ordered.iloc[list(pair)].sort_values("l0")
+            at = two["l0"].to_numpy(float)
+            if at[0] <= l0 <= at[1]:
+                row = dict(zip(keys, key, strict=True))
+                for measure in measures:
+                    row[measure] = float(
+                        np.interp(np.log(l0), np.log(at), two[measure].to_numpy(float))
+                    )
+                rows.append(row)
+                break
     return pd.DataFrame(rows, columns=[*keys, *measures])
 
 
