@@ -244,7 +244,8 @@ REFUSED = {
     "no submodule": (["sites", "json.nets:net"], r"There is no module 'json\.nets' to load"),
     "no attribute": (["sites", "models.py:nett"], r"has no 'nett'.* Did you mean 'net'"),
     "no inner attribute": (["sites", "models.py:Box.nett"], r"has no 'Box\.nett'"),
-    "no colon": (["sites", "models"], r"given as 'models'; MODULE:NAME or FILE\.py:NAME is expect"),
+    "no colon": (["sites", "models.py"], r"given as 'models\.py'; MODULE:NAME or FILE\.py:NAME is"),
+    "no language model": (["sites", "./models"], r"A model of your own is given as MODULE:NAME or"),
     "no name": (["sites", "models.py:"], r"MODULE:NAME or FILE\.py:NAME is expected"),
     "a number": (["sites", "models.py:number"], r"gives a int; a torch\.nn\.Module is expected"),
     "a function that gives text": (["sites", "models.py:gives_text"], r"gives a str; a torch"),
@@ -388,7 +389,7 @@ def test_selectors_that_are_right(place, capsys, text, expected):
     [
         ([], "the following arguments are required: COMMAND"),
         (["analyze"], "invalid choice: 'analyze'"),
-        (["analyse", "m.py:net"], "required: --data, --sites, --out"),
+        (["analyse", "m.py:net"], "required: --out"),
         (analyse("--threshold", "wide"), "argument --threshold: invalid float value: 'wide'"),
         (analyse("--mean", "grey"), "argument --mean: 'grey' is no number; give one, or one a ch"),
         (analyse("--image-shape", "big"), "argument --image-shape: 'big' is no shape; give heig"),
@@ -438,7 +439,8 @@ def test_what_an_interrupt_says(place, capsys, monkeypatch, arguments, message):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("polyseme.cli.commands.load_model", interrupt)
+    for name in ("load_model", "load_any_model"):
+        monkeypatch.setattr(f"polyseme.cli.commands.{name}", interrupt)
     status, _, err = said(capsys, *arguments)
     assert status == 130
     assert err == f"polyseme: interrupted{message}\n"

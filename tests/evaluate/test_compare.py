@@ -1,29 +1,20 @@
-"""Comparisons: side by side, at matched density, at matched L0; and sweeps."""
+"""Comparisons: side by side, at matched density, at matched L0."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 import polyseme as ps
-from polyseme.errors import InputError, RunError
-from polyseme.evaluate.compare import Comparison, at_l0, compare, latents_table, report_on
+from polyseme.errors import InputError
+from polyseme.evaluate.compare import Comparison, at_l0, compare, latents_table
 from polyseme.evaluate.sae import evaluate_reconstruction
 from polyseme.evaluate.sweep import (
-    Point,
-    at_equal_l0,
-    draw_pareto,
-    mean_and_interval,
-    pareto,
     points,
-    read_sweep,
-    sweep,
 )
 
 from .models import SAE, Classifier, data
@@ -142,90 +133,3 @@ def test_every_combination_and_plain_saes_once() -> None:
     assert len(found) == len(set(found)) == 2 * 2 * 3
     assert sum(point.form == "none" for point in found) == 4
     assert [point.seed for point in found] == [0] * 6 + [1] * 6
-
-
-def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    h = torch.relu(torch.randn(200, 5))
-    todo = points([0.0, 1.0], [0.1], [0, 1])
-    trained: list[str] = []
-
-    def train(point: Point) -> SAE:
-        trained.append(point.name)
-        torch.manual_seed(point.seed)
-        return SAE()
-
-    settings = {"d_sae": 8}
-    work = sweep(h, todo, train, out=tmp_path / "s", settings=settings)
-    next(work), next(work)
-    work.close()
-    rest = list(
-        sweep(h, todo, train, out=tmp_path / "s", settings=settings, score=lambda _: {"x": 3.0})
-    )
-    assert trained == [point.name for point in todo]
-    assert [number for number, _ in rest] == [1, 2, 3, 4]
-    records = read_sweep(tmp_path / "s")
-    assert len(records) == 4
-    assert records["x"].notna().sum() == 2
-    torch.manual_seed(0)
-    expected = report_on("x", SAE(), h).as_dict()
-    row = records[(records["seed"] == 0) & (records["ne_coefficient"] == 0)].iloc[0]
-    assert row["fvu"] == pytest.approx(expected["fvu"])
-    assert row["mean_distance"] == pytest.approx(expected["mean_distance"])
-    with pytest.raises(RunError, match="other settings: d_sae was 8, is 9"):
-        next(sweep(h, todo, train, out=tmp_path / "s", settings={"d_sae": 9}))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(RunError, match="holds other files"):
-        next(sweep(h, todo, train, out=tmp_path / "mine", settings=settings))
-    with pytest.raises(RunError, match="holds no records of a sweep"):
-        read_sweep(tmp_path / "nothing")
-
-
-def test_equal_l0_is_between_the_neighbours() -> None:
-    records = pd.DataFrame(
-        {
-            "form": "weighted",
-            "ne_coefficient": 1.0,
-            "seed": [0, 0, 0, 1, 1],
-            "l0": [10.0, 20.0, 40.0, 30.0, 40.0],
-            "fvu": [0.4, 0.2, 0.1, 0.2, 0.1],
-            "mean_distance": [0.1, 0.2, 0.3, 0.2, 0.3],
-        }
-    )
-    found = at_equal_l0(records, 20 * np.sqrt(2))
-    # Seed 1 has nothing as sparse as that, and is left out rather than guessed.
-    assert found["seed"].tolist() == [0]
-    assert found["fvu"].item() == pytest.approx(0.15)
-    assert found["mean_distance"].item() == pytest.approx(0.25)
-
-
-def test_the_interval_is_that_of_the_mean() -> None:
-    values = [1.0, 2.0, 4.0, 8.0, 3.0]
-    mean, half = mean_and_interval(values)
-    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert np.isnan(mean_and_interval([1.0])[1])
-
-
-def test_the_pareto_table_and_figure(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "form": "none" if ne == 0 else "weighted",
-            "ne_coefficient": ne,
-            "seed": seed,
-            "l0": l0,
-            "fvu": 1 / l0 + ne / 100 + 0.001 * rng.random(),
-            "mean_distance": 0.3 / (1 + ne),
-        }
-        for ne in (0.0, 1.0)
-        for seed in range(5)
-        for l0 in (8.0, 16.0)
-    ]
-    table = pareto(pd.DataFrame(rows), 10, ["fvu", "mean_distance"])
-    assert table["seeds"].tolist() == [5, 5]
-    assert table["mean_distance"].tolist() == pytest.approx([0.3, 0.15])
-    assert (table["fvu_ci"] > 0).all()
-    draw_pareto(table, 10, tmp_path / "pareto.png")
-    assert (tmp_path / "pareto.png").stat().st_size > 5000
-    assert json.dumps(table.to_dict())

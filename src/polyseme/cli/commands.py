@@ -210,7 +210,7 @@ def _analyse(options: argparse.Namespace) -> None:
             sites=options.sites,
             image_shape=options.image_shape,
             panels=not options.no_panels,
-            batch_size=options.batch_size or 256,
+            batch_size=options.batch_size,
             **shared,
         )
     for _, row in run.summary().iterrows():

@@ -78,14 +78,17 @@ def analyse_language_model(
         leave_out=[entry for entry in ("special", "first") if entry not in options.keep],
     )
     sites = options.sites or module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
-    return pipeline.analyse(
-        model, contexts, sites=sites, batch_size=options.batch_size or 16, **shared
-    )
+    return pipeline.analyse(model, contexts, sites=sites, batch_size=options.batch_size, **shared)
 
 
 def load_any_model(spec: str) -> Any:
     """The model of ``polyseme sites``: as for images, or a language model by its name."""
-    if ":" in spec:
+    if ":" in spec or spec.endswith(".py"):
         return load_model(spec)
     language = module("polyseme.capture.language", "Loading a language model")
-    return language.load_language_model(spec)[0]
+    try:
+        return language.load_language_model(spec)[0]
+    except InputError as error:
+        raise InputError(
+            f"{error} A model of your own is given as MODULE:NAME or FILE.py:NAME."
+        ) from error
