@@ -4,10 +4,10 @@ The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm
 of 128 tokens of the English that ships with Python. Both sides run the model without its head on
 the same batches, one after the other, in alternating order; the reading side also does all that a
 run needs of the pass: the strongest place of each neuron in each context, TopK(100), random
-examples, statistics, pre-neuron embeddings and windows. It is timed once it is warm, that is
-after more contexts than examples are kept.
+examples, statistics, pre-neuron embeddings and windows. It is timed once it is warm: a selector
+takes whatever comes until it has twice its k, and only then knows what is too weak.
 
-    python bench/capture.py [--contexts 128] [--rounds 6] [--batch 8]
+    python bench/capture.py [--contexts 256] [--rounds 6] [--batch 8]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def as_batch(batch: TokenBatch) -> Batch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--contexts", type=int, default=128, help="to warm up with")
+    parser.add_argument("--contexts", type=int, default=256, help="to warm up with")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--batch", type=int, default=8, help="contexts in a forward pass")
     parser.add_argument("--k", type=int, default=100)

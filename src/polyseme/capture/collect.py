@@ -115,7 +115,10 @@ class _SiteCollector:
         if not len(rows):
             return
         places = self.site.place(positions[rows, neurons], neurons)
-        pairs = torch.unique(torch.stack([rows, places]), dim=1)
+        # Neurons meet at few places, so marking them is quicker than sorting pairs.
+        met = torch.zeros((len(index), int(places.max()) + 1), dtype=torch.bool, device=rows.device)
+        met[rows, places] = True
+        pairs = met.nonzero(as_tuple=True)
         vectors = gather(pairs[0], pairs[1]).detach().float().cpu().numpy()
         keys = self._key(index[pairs[0]], pairs[1])
         self.vectors.add(keys.cpu().numpy(), vectors)

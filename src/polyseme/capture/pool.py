@@ -38,7 +38,9 @@ class Pool:
 
     def keep(self, live: Array) -> None:
         """Drop every row whose key is not among the live ones."""
-        kept = np.isin(self._keys, live)
+        ordered = np.sort(live)
+        place = np.searchsorted(ordered, self._keys).clip(max=max(0, len(ordered) - 1))
+        kept = ordered[place] == self._keys if len(ordered) else np.zeros(len(self), bool)
         rows = self._rows()
         self._parts = [rows[kept]] if rows is not None else []
         self._keys = self._keys[kept]
