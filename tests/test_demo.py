@@ -147,6 +147,7 @@ def test_its_report(made, folder):
         assert sum(line.strip().startswith(name) for line in text.splitlines()) >= 1
     assert f"{made.comparison.frame()['ne']['fvu']:.4f}" in text
     assert str(folder / "saes") in text
+    assert "Small distances prove nothing by themselves" in text
     assert f"run = ps.open_run({str(folder / 'hidden')!r})" in text
     assert f"run.neuron({made.most['neuron'].iloc[0]}).figure('neuron.png')" in text
 

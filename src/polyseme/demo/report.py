@@ -61,7 +61,9 @@ def report(demo: Demo, console: Console) -> None:
     )
     console.print(demo.comparison.table())
     console.print(
-        f"The distributions: {demo.figures[-1]}\n"
+        "Small distances prove nothing by themselves: look at the participation ratio and the "
+        "label purity too. How to read the table, and a form of the loss without this trap: "
+        f"docs/saes.md.\nThe distributions: {demo.figures[-1]}\n"
         f"The SAEs: {folder / 'saes'}   the runs of their latents: {folder / 'latents'}",
         soft_wrap=True,
     )
