@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from polyseme.capture import Feed, Site, evaluating, find_activations
 from polyseme.capture.attach import find_site, replacing
+from polyseme.capture.hooks import first_inputs
 from polyseme.core import participation_ratio
+from polyseme.data.contexts import TokenBatch
 from polyseme.errors import InputError
 from polyseme.views import Run
 
@@ -111,12 +113,12 @@ def evaluate_reconstruction(sae: Any, activations: Iterable[Tensor]) -> Reconstr
 
 @dataclass(frozen=True)
 class Splice:
-    """What a classifier loses when it sees an SAE's reconstruction.
+    """What a classifier or a language model loses when it sees an SAE's reconstruction.
 
     Attributes
     ----------
     n : int
-        Inputs.
+        Inputs; for a language model, predicted tokens.
     accuracy, cross_entropy : float
         Of the model as it is.
     spliced_accuracy, spliced_cross_entropy : float
@@ -140,21 +142,50 @@ class Splice:
         return (self.ablated_cross_entropy - self.spliced_cross_entropy) / lost if lost else np.nan
 
 
+# What torch's cross-entropy leaves out.
+_IGNORED = -100
+
+
+def next_tokens(batches: Iterable[TokenBatch]) -> Iterator[tuple[dict[str, Any], NDArray[Any]]]:
+    """Batches of contexts with the token that follows each, as `evaluate_splice` takes them.
+
+    Parameters
+    ----------
+    batches : iterable of TokenBatch
+        From `polyseme.data.Contexts.batches`.
+
+    Yields
+    ------
+    inputs : dict
+        ``input_ids`` and ``attention_mask``, (B, length).
+    labels : ndarray of int64, shape (B, length)
+        -100 at the last token of a context, and in padding.
+    """
+    for batch in batches:
+        labels = np.full(batch.ids.shape, _IGNORED, np.int64)
+        labels[:, :-1] = np.where(batch.attention[:, 1:], batch.ids[:, 1:], _IGNORED)
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
+        yield inputs, labels
+
+
 def evaluate_splice(
     model: nn.Module,
     site: str | Site,
     sae: Any,
     batches: Iterable[tuple[Any, Any]],
 ) -> Splice:
-    """Accuracy and cross-entropy of a classifier: as it is, with the SAE, without the site.
+    """Accuracy and cross-entropy of a model: as it is, with the SAE, without the site.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Gives logits (B, n_classes).
+        Gives logits: a classifier's (B, n_classes), or a language model's (B, length,
+        vocabulary), as a tensor or as ``logits`` of what it returns.
     site : str or Site
     sae : torch.nn.Module
     batches : iterable of (inputs, labels)
+        A class for each input, or for each position the next token (`next_tokens`); -100
+        where there is nothing to predict.
     """
     feed = Feed(model)
     place = find_site(model, site)
@@ -167,16 +198,18 @@ def evaluate_splice(
         target = torch.as_tensor(np.asarray(labels), device=feed.device)
         with evaluating(model), torch.no_grad():
             if not known:
-                find_activations(model, [place], feed, inputs[:2])
+                find_activations(model, [place], feed, first_inputs(inputs, 2))
                 known = True
             logits = [feed(inputs)]
             for function in (lambda rows: sae.decode(sae.encode(rows)), torch.zeros_like):
                 with replacing(place, function):
                     logits.append(feed(inputs))
-        for number, values in enumerate(logits):
+        target = target.flatten()
+        for number, output in enumerate(logits):
+            values = getattr(output, "logits", output).flatten(0, -2)
             right[number] += float((values.argmax(dim=1) == target).sum())
             loss[number] += float(nn.functional.cross_entropy(values, target, reduction="sum"))
-        n += len(target)
+        n += int((target != _IGNORED).sum())
     if not n:
         raise InputError("There are no inputs to evaluate the SAE on; at least 1 is needed.")
     (a, b, c), (d, e, f) = right / n, loss / n
