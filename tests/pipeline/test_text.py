@@ -10,9 +10,12 @@ import torch
 
 import polyseme as ps
 from polyseme.capture import find_sites
+from polyseme.capture.activation import Activation
+from polyseme.capture.layers import LinearSite
 from polyseme.core import background_distance, gated_background_distance
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError, RunError, SiteError
+from polyseme.pipeline import text
 from polyseme.pipeline.records import gate_of
 from polyseme.pipeline.text import analyse_text
 
@@ -213,6 +216,34 @@ def test_it_goes_on_byte_for_byte(analysed, tokenizer, tmp_path):
         if file.is_file() and file.name != "run.json":
             other = tmp_path / "again" / file.relative_to(run.path)
             assert other.read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_layer_knows_its_nonlinearity_after_the_pass_is_resumed(tokenizer, tmp_path):
+    config = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        ffn_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+    )
+    torch.manual_seed(0)
+    model = transformers.OPTForCausalLM(config).eval()
+    layer = LinearSite("model.decoder.layers.0.fc1", model.model.decoder.layers[0].fc1)
+    contexts = Contexts(read_text(TEXT), tokenizer, length=12)
+    arguments = {"sites": layer, "out": tmp_path / "run", "batch_size": 3, "progress": False}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "cluster_site", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ps.analyse(model, contexts, **arguments)
+    layer.activation = Activation()  # as in a new process
+    run = ps.analyse(model, contexts, resume=True, **arguments)
+    assert run.metadata["sites"][0]["activation"] == "relu"
 
 
 def test_the_background_of_gated_neurons(tokenizer):

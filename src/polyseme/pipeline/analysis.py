@@ -44,14 +44,14 @@ from polyseme.pipeline.describe import (
 )
 from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
 from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
-from polyseme.pipeline.text import analyse_text
+from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
 
 Array = NDArray[Any]
 
-# Published thresholds: SAE neurons, and neurons that read pixels.
-SAE_THRESHOLD, PIXEL_THRESHOLD = 0.05, 0.2
+# The published threshold for neurons that read pixels.
+PIXEL_THRESHOLD = 0.2
 CHECKPOINT_SECONDS = 60.0
 
 

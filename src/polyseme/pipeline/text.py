@@ -18,10 +18,13 @@ from polyseme.capture import (
     Batch,
     Collected,
     Collector,
+    Feed,
     MLPSite,
     Selector,
     Site,
     TopK,
+    evaluating,
+    find_activations,
     find_sites,
 )
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
@@ -39,7 +42,9 @@ from polyseme.views import Run, open_run
 Array = NDArray[Any]
 
 # Chosen by eye on SmolLM2; see docs/language-models.md.
-TEXT_THRESHOLD, SAE_THRESHOLD = 0.5, 0.05
+TEXT_THRESHOLD = 0.5
+# The published threshold for SAE neurons.
+SAE_THRESHOLD = 0.05
 CHECKPOINT_SECONDS = 300.0
 WINDOW, _WIDEST = (20, 10), 1024
 LOGITS, LABEL_WORDS = 10, 5
@@ -210,13 +215,15 @@ class _TextAnalysis:
         if saved is not None:
             collector.restore(saved[0])
             if saved[1].get("done"):
+                self._look_again()
                 return collector
+        start = collector.n_inputs
         task = bars.add_task("Reading the text", total=self._n_contexts())
         bars.update(task, completed=collector.n_inputs)
         last = time.monotonic()
         try:
             with interrupt_between_steps() as pause:
-                for n in collector.run(self._batches(collector.n_inputs)):
+                for n in collector.run(self._batches(start)):
                     bars.update(task, completed=n)
                     pause()
                     if time.monotonic() - last > CHECKPOINT_SECONDS:
@@ -226,8 +233,18 @@ class _TextAnalysis:
             if collector.is_whole:
                 self.writer.save_state("pass", collector.state(), {"done": False})
             raise
+        if collector.n_inputs == start and self.contexts.texts.reiterable:
+            # It was interrupted after the last batch.
+            self._look_again()
         self.writer.save_state("pass", collector.state(), {"done": True})
         return collector
+
+    def _look_again(self) -> None:
+        """Learn from two contexts what a checkpoint does not hold: the sites' nonlinearities."""
+        batch = next(iter(self.contexts.batches(2)))
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
+        with evaluating(self.model):
+            find_activations(self.model, self.sites, Feed(self.model), inputs)
 
     def _n_contexts(self) -> int | None:
         tokens = self.contexts.max_tokens
