@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from polyseme.pipeline.describe import (
     digest,
     plain,
 )
-from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
+from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
@@ -305,19 +304,13 @@ class _Analysis:
         if saved is not None and saved[1].get("done"):
             self._look_again(first)
             return collector
-        last = time.monotonic()
-        try:
-            with interrupt_between_steps() as pause:
-                for n in collector.run(self._batches(size, collector.n_inputs)):
-                    bars.update(task, completed=n)
-                    pause()
-                    if time.monotonic() - last > CHECKPOINT_SECONDS:
-                        self.writer.save_state("pass", collector.state(), {"done": False})
-                        last = time.monotonic()
-        except KeyboardInterrupt:
-            if collector.is_whole:
-                self.writer.save_state("pass", collector.state(), {"done": False})
-            raise
+        read_and_save(
+            collector,
+            self._batches(size, collector.n_inputs),
+            self.writer,
+            lambda n: bars.update(task, completed=n),
+            CHECKPOINT_SECONDS,
+        )
         if not collector.n_inputs:
             raise InputError(f"The data {self.source.name} is empty; at least one input is needed.")
         if self.shape is None:

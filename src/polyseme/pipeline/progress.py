@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,6 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from polyseme.capture import Batch, Collector
+from polyseme.store import RunWriter
 
 
 @contextmanager
@@ -62,3 +66,26 @@ def progress_bars(show: bool) -> Iterator[Progress]:
         disable=not show,
     ) as bars:
         yield bars
+
+
+def read_and_save(
+    collector: Collector,
+    batches: Iterable[Batch],
+    writer: RunWriter,
+    show: Callable[[int], None],
+    seconds: float,
+) -> None:
+    """Take in all batches; the state is saved every so many seconds, and on an interrupt."""
+    last = time.monotonic()
+    try:
+        with interrupt_between_steps() as pause:
+            for n in collector.run(batches):
+                show(n)
+                pause()
+                if time.monotonic() - last > seconds:
+                    writer.save_state("pass", collector.state(), {"done": False})
+                    last = time.monotonic()
+    except KeyboardInterrupt:
+        if collector.is_whole:
+            writer.save_state("pass", collector.state(), {"done": False})
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
-from polyseme.pipeline.progress import interrupt_between_steps, progress_bars
+from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
@@ -220,19 +219,13 @@ class _TextAnalysis:
         start = collector.n_inputs
         task = bars.add_task("Reading the text", total=self._n_contexts())
         bars.update(task, completed=collector.n_inputs)
-        last = time.monotonic()
-        try:
-            with interrupt_between_steps() as pause:
-                for n in collector.run(self._batches(start)):
-                    bars.update(task, completed=n)
-                    pause()
-                    if time.monotonic() - last > CHECKPOINT_SECONDS:
-                        self.writer.save_state("pass", collector.state(), {"done": False})
-                        last = time.monotonic()
-        except KeyboardInterrupt:
-            if collector.is_whole:
-                self.writer.save_state("pass", collector.state(), {"done": False})
-            raise
+        read_and_save(
+            collector,
+            self._batches(start),
+            self.writer,
+            lambda n: bars.update(task, completed=n),
+            CHECKPOINT_SECONDS,
+        )
         if collector.n_inputs == start and self.contexts.texts.reiterable:
             # It was interrupted after the last batch.
             self._look_again()
