@@ -42,10 +42,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     means = frame.drop(columns=["site", "neurons"]).groupby(["space", "threshold"], sort=False)
     table = Table(
         title=f"Means over {frame['site'].nunique()} sites, {n:,} neurons",
-        caption="of: neuron embeddings, or pre-neuron embeddings; cut: cosine distance; ≥ 2: features of two examples or more; largest: its share "
-        "of the examples; same, others: pairs of equal and of different tokens or classes that "
-        "are in one feature; Rand: adjusted Rand index; random: pairs of random inputs nearer "
-        "than the cut",
+        caption="of: neuron embeddings, or pre-neuron embeddings; cut: cosine distance; "
+        "≥ 2: features of two examples or more; largest: its share of the examples; same, "
+        "others: pairs of equal and of different tokens or classes that are in one feature; "
+        "Rand: adjusted Rand index; random: pairs of random inputs nearer than the cut",
     )
     table.add_column("of")
     for name in ("cut", "features", "≥ 2", "largest", "same", "others", "Rand", "random"):
