@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from polyseme.core.arrays import Floats, to_numpy
 from polyseme.errors import InputError, MissingDependencyError
 
+# Features of fewer examples are compared with none: they are most of all features, and one or
+# two examples do not say what they have in common.
+MIN_EXAMPLES = 3
 # Up to here every pair is compared, which takes seconds.
 MOST_EXACT = 30_000
 # How many cells there are, and how many each vector visits: see bench/similar.py for what

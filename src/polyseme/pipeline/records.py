@@ -30,8 +30,8 @@ _BLOCK_BYTES = 256 << 20
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 
-def embeddings_of(one: Collected, examples: slice) -> Array:
-    """Neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
+def embeddings_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
+    """Neuron embeddings of some of a site's examples, (n, d_in) of float32."""
     vectors = one.vectors[one.vector[examples]].astype(np.float32, copy=False)
     neurons = one.examples.neuron[examples]
     if one.site.kind != "gated":

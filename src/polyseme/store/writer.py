@@ -348,6 +348,13 @@ class RunWriter:
             raise InputError(f"A site is numbered from 0, not {number!r}.")
         self._write_arrays(site_file(int(number)), arrays, SITE_ARRAYS)
 
+    def add_to_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add arrays to those that `write_site` wrote, in one step."""
+        file = self._at_work().run / site_file(number)
+        with safe_open(file, framework="numpy") as opened:
+            before = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        self.write_site(number, {**before, **arrays})
+
     def _write_arrays(
         self, name: str, arrays: Mapping[str, np.ndarray], schema: Mapping[str, Array]
     ) -> None:

@@ -21,11 +21,13 @@ from polyseme.core import (
     polysemanticity,
 )
 from polyseme.core.arrays import to_numpy
+from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views.embed import EMBEDDED_BY, embeddings_of
 from polyseme.views.figure import draw_panel
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
+from polyseme.views.similar import compared, stored_similar
 from polyseme.views.tables import Tables
 from polyseme.views.texts import TextWindow, top_tokens, windows_of
 
@@ -296,11 +298,17 @@ class Neuron:
         centres = np.stack([feature.centre for feature in self.features])
         return assign(self._embed(rows), centres, self.threshold)
 
-    def similar(self, k: int = 10) -> pd.DataFrame:
+    def similar(self, k: int = 5) -> pd.DataFrame:
         """The features of other neurons that are most like this neuron's.
 
-        Features are compared by their most central examples, by cosine similarity, over all
-        sites of the run that read vectors of the same length; at the run's own threshold.
+        Features are compared by their most central examples, by cosine similarity, with those
+        of all sites of the run that read vectors of the same length, cut at the run's own
+        threshold. Features of fewer than 3 examples are left out, here and there.
+
+        A run holds the 5 most similar of each of its features; those of a large run come from
+        a search that may miss some of the less similar (see `polyseme.core.similar`). For more
+        of them, or at another threshold, all features are compared, which takes a while in a
+        large run.
 
         Parameters
         ----------
@@ -315,35 +323,13 @@ class Neuron:
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k!r}; a whole number of at least 1 is expected.")
-        own, mine = self._tables.medoid_embeddings(self.info)
-        here = (own["neuron"] == self.number).to_numpy()
-        found = []
-        for other in self._folder.sites:
-            if other.d_in != self.info.d_in:
-                continue
-            features, theirs = self._tables.medoid_embeddings(other)
-            similarity = mine[here] @ theirs.T
-            if other.number == self.info.number:
-                similarity[:, here] = -np.inf
-            best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-            chosen = features.iloc[best.ravel()]
-            found.append(
-                pd.DataFrame(
-                    {
-                        "feature": np.repeat(np.arange(len(best)), best.shape[1]),
-                        "site": other.name,
-                        "neuron": chosen["neuron"].to_numpy(),
-                        "other_feature": chosen["feature"].to_numpy(),
-                        "similarity": np.take_along_axis(similarity, best, axis=1).ravel(),
-                    }
-                )
-            )
-        frame = pd.concat(found, ignore_index=True)
-        frame = frame[np.isfinite(frame["similarity"])].sort_values(
-            ["feature", "similarity"], ascending=[True, False], kind="stable"
-        )
-        nearest: pd.DataFrame = frame.groupby("feature").head(k).reset_index(drop=True)
-        return nearest
+        if self._cut is None:
+            stored = stored_similar(self._folder, self.info, self.number, int(k))
+            if stored is not None:
+                return stored
+        mine = {f.number: f.medoid for f in self.features if f.n_examples >= MIN_EXAMPLES}
+        vectors = self._embed(self.vectors[list(mine.values())])
+        return compared(self._tables, self.info, self.number, list(mine), vectors, int(k))
 
     def panel(self, *, n_shown: int = 10) -> ImagePanel:
         """Everything that is shown of a neuron of an image model, as arrays.

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.core.distances import unit_rows
+from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.views.embed import embeddings_of
 
@@ -35,17 +36,18 @@ class Tables:
         return self.folder.site_rows(info.number, "tree", neuron, neuron + 1)
 
     def medoid_embeddings(self, info: SiteInfo) -> tuple[pd.DataFrame, NDArray[np.floating[Any]]]:
-        """The most central neuron embedding of each feature of a site, as unit vectors.
+        """The most central neuron embedding of features of a site, as unit vectors.
 
         Returns
         -------
         features : pandas.DataFrame
-            The site's rows of the table of features.
-        embeddings : ndarray of float32, shape (n_features, d_in)
+            The site's rows of the table of features that have `MIN_EXAMPLES` or more.
+        embeddings : ndarray of float32, shape (n of these, d_in)
         """
         if info.number not in self._medoids:
             first = self.folder.first_neuron(info.number)
             features = self.folder.rows("features", first, first + info.n_neurons)
+            features = features[features["n_examples"] >= MIN_EXAMPLES].reset_index(drop=True)
             starts = self.folder.offsets("examples")[first:]
             starts = starts - starts[0]
             neuron = features["neuron"].to_numpy(np.int64)
