@@ -326,6 +326,7 @@ class _TextAnalysis:
             vocabulary=len(vocabulary),
             k=LABEL_WORDS,
             weights=np.broadcast_to(weights, ids.shape)[inside],
+            examples=np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)[inside],
         )
         words = pieces(self.contexts.tokenizer, vocabulary.tolist())
         return [
