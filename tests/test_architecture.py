@@ -55,6 +55,7 @@ THIRD_PARTY = {
     "scipy": ("scipy", ""),
     "threadpoolctl": ("threadpoolctl", ""),
     "torch": ("torch", "torch"),
+    "faiss": ("faiss-cpu", "torch"),
     "matplotlib": ("matplotlib", "figures"),
     "PIL": ("pillow", "images"),
     "mlxtend": ("mlxtend", "demo"),

@@ -43,6 +43,7 @@ from polyseme.pipeline.describe import (
 )
 from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
+from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
@@ -231,7 +232,7 @@ class _Analysis:
         self.show = progress
 
     def run(self, select: Selector, about: dict[str, Any]) -> Run:
-        with progress_bars(self.show) as bars:
+        with progress_bars(self.show) as bars, SimilarFeatures(self.writer) as similar:
             collector = self.collect(select, bars)
             collected, inputs = collector.result()
             shape = self.shape
@@ -259,6 +260,8 @@ class _Analysis:
                 arrays.update(self.logits(number, one, inputs, bars))
                 self.writer.write_site(number, arrays)
                 infos.append(site_info(one, threshold, shape, inputs, self.source))
+                similar.add(one, tables["features"][-1])
+            similar.write(bars)
             self.writer.write_inputs(inputs)
             self.writer.write_tables(
                 **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}

@@ -35,6 +35,7 @@ from polyseme.errors import InputError
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
 from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
+from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
 
@@ -164,7 +165,7 @@ class _TextAnalysis:
         self.show = progress
 
     def run(self, select: Selector, about: dict[str, Any]) -> Run:
-        with progress_bars(self.show) as bars:
+        with progress_bars(self.show) as bars, SimilarFeatures(self.writer) as similar:
             collector = self.collect(select, bars)
             collected, kept = collector.result()
             task = bars.add_task("Logit effects", total=len(collected))
@@ -180,7 +181,9 @@ class _TextAnalysis:
             task = bars.add_task("Features", total=len(collected))
             for number, one in enumerate(collected):
                 infos.append(self.site(number, one, inputs, tables, logits[number]))
+                similar.add(one, tables["features"][-1])
                 bars.update(task, advance=1)
+            similar.write(bars)
             self.writer.write_inputs(inputs)
             self.writer.write_tables(
                 **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
@@ -323,6 +326,7 @@ class _TextAnalysis:
             vocabulary=len(vocabulary),
             k=LABEL_WORDS,
             weights=np.broadcast_to(weights, ids.shape)[inside],
+            examples=np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)[inside],
         )
         words = pieces(self.contexts.tokenizer, vocabulary.tolist())
         return [
