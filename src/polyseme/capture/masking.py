@@ -130,6 +130,42 @@ def context_importances(
         yield ContextImportances(stop, list(zip(here, found, strict=True)))
 
 
+def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any) -> bool:
+    """Whether a model's tokens see only those before them, by changing the last one.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : sequence of Site
+    ids : array of int, shape (L,)
+        Token ids of a context.
+    """
+    row = np.asarray(ids, dtype=np.int64)
+    if len(row) < 2:
+        return True
+    other = row.copy()
+    # Any other token of the context will do; in one of equal tokens none is told by its place.
+    different = row[row != row[-1]]
+    other[-1] = different[0] if len(different) else max(int(row[-1]) - 1, 0)
+    both = np.stack([row, other])
+    places = np.arange(len(row) - 1)
+    wanted: list[Wanted] = []
+    for site in sites:
+        own = np.linspace(0, site.n_neurons - 1, 16).astype(np.int64)
+        rows = np.repeat([0, 1], len(places) * len(own))
+        wanted.append(
+            (rows, np.tile(np.repeat(places, len(own)), 2), np.tile(own, 2 * len(places)))
+        )
+    with evaluating(model), torch.no_grad():
+        found = Reach(model, sites)(both, np.ones(both.shape, bool), wanted)
+    limit = _SAME.get(next(model.parameters()).dtype, _SAME_IN_HALF)
+    for values in found:
+        before, after = values.reshape(2, -1)
+        if bool((before - after).abs().max() > limit * before.abs().max()):
+            return False
+    return True
+
+
 def n_masked_tokens(lengths: NDArray[np.int64], *, before: int, causal: bool = True) -> int:
     """About how many tokens `context_importances` runs, for contexts full of examples."""
     lengths = np.asarray(lengths, dtype=np.int64)
