@@ -54,6 +54,13 @@ def add_text_options(command: Any) -> None:
         help="count special tokens, or the first token of each context, which are left out "
         "otherwise; may be repeated",
     )
+    text.add_argument(
+        "--importances",
+        default="none",
+        metavar="HOW",
+        help="exact: how much of each activation rests on each token around it, by masking, which "
+        "takes some twenty times as long as reading the text; default: none",
+    )
 
 
 def analyse_language_model(
@@ -78,7 +85,14 @@ def analyse_language_model(
         leave_out=[entry for entry in ("special", "first") if entry not in options.keep],
     )
     sites = options.sites or module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
-    return pipeline.analyse(model, contexts, sites=sites, batch_size=options.batch_size, **shared)
+    return pipeline.analyse(
+        model,
+        contexts,
+        sites=sites,
+        batch_size=options.batch_size,
+        importances=options.importances,
+        **shared,
+    )
 
 
 def load_any_model(spec: str) -> Any:
