@@ -20,6 +20,7 @@ _NAMES = {
     "Images": "data",
     "Neuron": "views",
     "Polysemanticity": "core",
+    "Probe": "views",
     "Run": "views",
     "Stratified": "capture",
     "TopK": "capture",
@@ -30,7 +31,7 @@ _NAMES = {
     "load_sae": "sae",
     "ne_loss": "sae",
     "neuron_embeddings": "core",
-    "open_run": "views",
+    "open_run": "opening",
     "participation_ratio": "core",
     "polysemanticity": "core",
     "read_images": "data",
@@ -52,10 +53,11 @@ if TYPE_CHECKING:
         polysemanticity,
     )
     from polyseme.data import Images, read_images
+    from polyseme.opening import open_run
     from polyseme.pipeline import analyse
     from polyseme.sae import load_sae, train_sae
     from polyseme.sae.ne_loss import ne_loss
-    from polyseme.views import Neuron, Run, open_run
+    from polyseme.views import Neuron, Probe, Run
 
 
 def __getattr__(name: str) -> Any:

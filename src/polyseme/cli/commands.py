@@ -18,9 +18,11 @@ from polyseme.cli.arguments import (
     selector,
     to_device,
 )
+from polyseme.cli.probing import add_probe
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
     LANGUAGE_MODEL_HELP,
+    add_remote_code,
     add_text_options,
     analyse_language_model,
     load_any_model,
@@ -68,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_analyse(commands)
     _add_sites(commands)
+    add_probe(commands)
     add_train_sae(commands)
     add_compare(commands)
     add_sweep(commands)
@@ -158,7 +161,14 @@ def _add_analyse(commands: Any) -> None:
 
 def _add_sites(commands: Any) -> None:
     sites = _command(commands, "sites", _sites, "List a model's layers that can be analysed.")
-    sites.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    sites.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"{MODEL_HELP}. Or a language model: smollm2, minilm, a folder that transformers "
+        "wrote, a .gguf file, or a name on the Hugging Face hub",
+    )
+    sites.set_defaults(device=None)
+    add_remote_code(sites)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -224,7 +234,7 @@ def _analyse(options: argparse.Namespace) -> None:
 
 def _sites(options: argparse.Namespace) -> None:
     capture = module("polyseme.capture", "Listing a model's sites")
-    found = capture.list_sites(load_any_model(options.model))
+    found = capture.list_sites(load_any_model(options))
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."

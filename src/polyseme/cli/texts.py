@@ -54,13 +54,34 @@ def add_text_options(command: Any) -> None:
         help="count special tokens, or the first token of each context, which are left out "
         "otherwise; may be repeated",
     )
+    add_remote_code(text)
+
+
+def add_remote_code(command: Any) -> None:
+    """The option that lets a checkpoint run code of its own."""
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let the model's own folder, or its page on the hub, run the code that it brings",
+    )
+
+
+def load_named_model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The language model that ``--model`` or MODEL names, and its tokenizer."""
+    language = module("polyseme.capture.language", "Loading a language model")
+    return tuple(
+        language.load_language_model(
+            options.model,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
+    )
 
 
 def analyse_language_model(
     options: argparse.Namespace, pipeline: ModuleType, shared: dict[str, Any]
 ) -> Any:
     """The run of ``polyseme analyse MODEL --text ...``."""
-    language = module("polyseme.capture.language", "Analysing a language model")
     data = module("polyseme.data", "Reading texts")
     if ":" in options.model:
         raise InputError(
@@ -69,7 +90,7 @@ def analyse_language_model(
             "own code makes, call polyseme.analyse(model, Contexts(texts, tokenizer), ...)."
         )
     texts = data.read_text(options.text or None, field=options.field, split=options.split)
-    model, tokenizer = language.load_language_model(options.model, device=options.device)
+    model, tokenizer = load_named_model(options)
     contexts = data.Contexts(
         texts,
         tokenizer,
@@ -81,13 +102,12 @@ def analyse_language_model(
     return pipeline.analyse(model, contexts, sites=sites, batch_size=options.batch_size, **shared)
 
 
-def load_any_model(spec: str) -> Any:
+def load_any_model(options: argparse.Namespace) -> Any:
     """The model of ``polyseme sites``: as for images, or a language model by its name."""
-    if ":" in spec or spec.endswith(".py"):
-        return load_model(spec)
-    language = module("polyseme.capture.language", "Loading a language model")
+    if ":" in options.model or options.model.endswith(".py"):
+        return load_model(options.model)
     try:
-        return language.load_language_model(spec)[0]
+        return load_named_model(options)[0]
     except InputError as error:
         raise InputError(
             f"{error} A model of your own is given as MODULE:NAME or FILE.py:NAME."

@@ -26,6 +26,7 @@ from polyseme.capture import (
     find_activations,
     find_sites,
 )
+from polyseme.capture.language import loaded_name
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.core.labels import distinctive_tokens
@@ -33,6 +34,7 @@ from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
 from polyseme.store import RunWriter, vocabulary_arrays
@@ -130,7 +132,7 @@ def analyse_text(
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
-            return open_run(out)
+            return open_run(out, probe=probe)
         return _TextAnalysis(model, contexts, found, writer, settings, progress).run(select, about)
 
 
@@ -189,7 +191,7 @@ class _TextAnalysis:
                 {
                     "sites": infos,
                     "settings": self.settings,
-                    "model": about,
+                    "model": {**about, "name": loaded_name(self.model)},
                     "data": {
                         "kind": "text",
                         "n_inputs": collector.n_inputs,
@@ -197,7 +199,7 @@ class _TextAnalysis:
                     },
                 }
             )
-        return open_run(path)
+        return open_run(path, probe=probe)
 
     def collect(self, select: Selector, bars: Progress) -> Collector:
         """The pass over the text; saved now and then, when it is interrupted, and at its end."""
