@@ -25,6 +25,7 @@ _NAMES = {
     "Stratified": "capture",
     "TopK": "capture",
     "analyse": "pipeline",
+    "attach_sae": "capture",
     "cluster": "core",
     "gated_gradient": "core",
     "list_sites": "capture",
@@ -42,7 +43,14 @@ _NEED_TORCH = frozenset({"capture", "pipeline", "sae"})
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK, list_sites
+    from polyseme.capture import (
+        AboveFraction,
+        FirstActive,
+        Stratified,
+        TopK,
+        attach_sae,
+        list_sites,
+    )
     from polyseme.core import (
         Clustering,
         Polysemanticity,

@@ -142,7 +142,7 @@ def _tokens(model: nn.Module) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.int64)}
 
 
-def _run(model: nn.Module) -> Any:
+def run_on_tokens(model: nn.Module) -> Any:
     tokens = _tokens(model)
     try:
         return Feed(model, head=False)(tokens)
@@ -194,7 +194,7 @@ class _Seen:
                     handle = module.register_forward_hook(note, with_kwargs=True)
                     hooks.callback(handle.remove)
             with evaluating(model), torch.no_grad():
-                _run(model)
+                run_on_tokens(model)
         return cls({module: calls[0] for module, calls in seen.items() if len(calls) == 1})
 
 
@@ -309,7 +309,7 @@ def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLP
             stack.enter_context(edit_site(site, moving(site)))
         stack.enter_context(evaluating(model))
         with torch.enable_grad():
-            output = _run(model)
+            output = run_on_tokens(model)
     hidden: Tensor = output if torch.is_tensor(output) else output[0]
     if not moved or not hidden.requires_grad:
         return []

@@ -23,8 +23,10 @@ from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
     LANGUAGE_MODEL_HELP,
     add_remote_code,
+    add_sae_options,
     add_text_options,
     analyse_language_model,
+    check_source,
     load_any_model,
 )
 from polyseme.errors import InputError, PolysemeError
@@ -144,6 +146,7 @@ def _add_analyse(commands: Any) -> None:
     )
     add_data_options(analyse)
     add_text_options(analyse)
+    add_sae_options(analyse)
     analyse.add_argument(
         "--image-shape", type=image_shape, metavar="H,W", help="to show flat inputs as images"
     )
@@ -200,14 +203,15 @@ def _analyse(options: argparse.Namespace) -> None:
         "resume": options.resume,
         "progress": not options.quiet,
     }
-    if (options.data is None) == (options.text is None):
-        raise InputError(
-            "Give --data for images or --text for a language model, one of them; --text alone "
-            "reads English that ships with Python."
-        )
+    check_source(options)
     if options.text is not None:
         run = analyse_language_model(options, pipeline, shared)
     else:
+        if options.sae or options.hook:
+            raise InputError(
+                "--sae and --hook are for --text; SAEs of an image model are analysed by polyseme "
+                "compare."
+            )
         if not options.sites:
             raise InputError(
                 "Which layers? Give --sites; their names are listed by: polyseme sites MODEL"

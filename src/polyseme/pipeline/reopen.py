@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from polyseme.capture import Site, find_mlp_sites, find_sites
+from polyseme.capture.saes import attach_sae
 from polyseme.errors import InputError, SiteError
 from polyseme.views import Neuron, Run
 
@@ -37,11 +38,20 @@ def sites_of_run(
             f"model is a {type(model).__name__}; the torch.nn.Module that was analysed is expected."
         )
     infos = [run.site(name) for name in names]
+    hooked = [info for info in infos if isinstance(info.extra.get("hook"), str)]
+    missing = [info.name for info in hooked if info.name not in saes]
+    if missing:
+        raise InputError(
+            f"Site {missing[0]!r} of the run is an SAE at {run.site(missing[0]).extra['hook']!r}; "
+            "give it by the site's name, saes={...} (--sae on the command line), or other sites."
+        )
     folded = [info.name for info in infos if info.extra.get("folded")]
-    plain = [info.name for info in infos if not info.extra.get("folded")]
+    plain = [info.name for info in infos if info not in hooked and info.name not in folded]
     try:
-        found = find_sites(model, plain) if plain else []
+        found: list[Site] = find_sites(model, plain) if plain else []
         found += find_mlp_sites(model, folded, fold_layer_norm=True) if folded else []
+        for info in hooked:
+            found.append(attach_sae(model, saes[info.name], info.extra["hook"], name=info.name))
     except SiteError as error:
         raise InputError(
             f"The model is not the one of the run, which was a {run.metadata['model']['class']}: "

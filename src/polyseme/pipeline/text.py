@@ -27,6 +27,7 @@ from polyseme.capture import (
     find_sites,
 )
 from polyseme.capture.language import loaded_name
+from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.core.labels import distinctive_tokens
@@ -79,7 +80,8 @@ def analyse_text(
         A language model of transformers.
     contexts : Contexts
     sites : str, Site, or a list of them
-        Names or globs: ``"model.layers.*.mlp"`` for the neurons of every MLP.
+        Names or globs: ``"model.layers.*.mlp"`` for the neurons of every MLP. An SAE at a hook
+        point becomes a site by `polyseme.attach_sae`.
     out : str or Path
         Folder of the run.
     select : Selector, optional
@@ -129,6 +131,7 @@ def analyse_text(
         "settings": settings,
         "model": about,
         "data": contexts.identity(),
+        **_made_by_hand(found),
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
@@ -147,6 +150,17 @@ def _check_window(window: Any) -> tuple[int, int]:
             f"0 to {_WIDEST}, are expected: (20, 10)."
         )
     return before, after
+
+
+def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
+    """What the model's weights and the sites' names do not tell of the sites."""
+    saes = {
+        site.name: {"hook": site.point.name, "sha256": describe_model(site.module)["sha256"]}
+        for site in sites
+        if isinstance(site, HookedSAE)
+    }
+    folded = [site.name for site in sites if isinstance(site, MLPSite) and site.gain is not None]
+    return {**({"saes": saes} if saes else {}), **({"folded": folded} if folded else {})}
 
 
 class _TextAnalysis:
@@ -297,6 +311,8 @@ class _TextAnalysis:
             "activation": one.site.activation.name,
             "gate": gate["activation"] if gate else None,
             "threshold": threshold,
+            **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
+            **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
         }
 
     def labels(self, frames: dict[str, pd.DataFrame], inputs: dict[str, Array]) -> list[str]:
@@ -334,10 +350,16 @@ class _TextAnalysis:
 
     def logits(self, one: Collected) -> dict[str, Array]:
         """The tokens that each neuron promotes and suppresses most, where there is a head."""
-        if not isinstance(one.site, MLPSite) or unembedding(self.model) is None:
+        if unembedding(self.model) is None:
             return {}
         with torch.no_grad():
-            top = top_logits(self.model, output_directions(one.site), LOGITS)
+            if isinstance(one.site, HookedSAE):
+                directions = one.site.directions()
+            else:
+                directions = output_directions(one.site) if isinstance(one.site, MLPSite) else None
+            if directions is None:
+                return {}
+            top = top_logits(self.model, directions, LOGITS)
         return {
             "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
             "promoted_logits": np.asarray(top.promoted, np.float32),
