@@ -15,6 +15,7 @@ from polyseme.capture.hooks import evaluating, first_tensor
 from polyseme.capture.layers import is_linear, linear_weight
 from polyseme.capture.mlp import MLPSite
 from polyseme.capture.transformer import (
+    N_TOKENS,
     find_mlp_sites,
     is_transformer,
     refuse_quantised,
@@ -215,7 +216,8 @@ class _Widths:
         found: list[int | None] = []
 
         def note(_: nn.Module, given: Any, output: Any) -> None:
-            whole = output is not None and output.is_floating_point() and output.ndim == 3
+            whole = output is not None and output.is_floating_point() and output.ndim > 1
+            whole = whole and output.shape[:-1].numel() == N_TOKENS
             found.append(int(output.shape[-1]) if whole else None)
 
         with _noting([module], note):

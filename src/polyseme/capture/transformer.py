@@ -25,6 +25,8 @@ _ATTRIBUTES = ("act", "act_fn", "activation_fn", "intermediate_act_fn", "activat
 _SETTINGS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
 _INPUTS, _POSITIONS = 3, 5
+#: Tokens that a model is run on to see how it is made.
+N_TOKENS = _INPUTS * _POSITIONS
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -143,6 +145,7 @@ def _tokens(model: nn.Module) -> dict[str, Tensor]:
 
 
 def run_on_tokens(model: nn.Module) -> Any:
+    """What a language model without its head makes of a few random tokens, always the same."""
     tokens = _tokens(model)
     try:
         return Feed(model, head=False)(tokens)
@@ -184,7 +187,7 @@ class _Seen:
                 return
             # Copies: what follows may work in place.
             rows = [t.reshape(-1, t.shape[-1]).clone() for t in (given, output)]
-            if [len(t) for t in rows] == [_INPUTS * _POSITIONS] * 2:
+            if [len(t) for t in rows] == [N_TOKENS] * 2:
                 seen.setdefault(module, []).append(_Call(rows[0], rows[1], next(numbers)))
 
         with ExitStack() as hooks:
