@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -68,7 +69,8 @@ def load_language_model(
     Raises
     ------
     InputError
-        If there is no such model, it is an encoder-decoder, has no tokenizer, or wants code of
+        If there is no such model, it is an encoder-decoder or quantised, has no tokenizer, cannot
+        be moved to the device, or wants code of
         its own to be run without ``trust_remote_code``.
     MissingDependencyError
         If transformers, or the package of a model, is not installed.
@@ -83,6 +85,13 @@ def load_language_model(
         config = transformers.AutoConfig.from_pretrained(
             place.source, trust_remote_code=trust_remote_code, **place.options
         )
+        if (quantised := getattr(config, "quantization_config", None)) is not None:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+            raise InputError(
+                f"The model {str(name)!r} is quantised ({method or 'as its configuration says'}), "
+                "so its neurons have no weight vectors to read; give the checkpoint in float32, "
+                "float16 or bfloat16 that it was made from."
+            )
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(
                 f"{str(name)!r} is an encoder-decoder ({config.model_type}); a model of one "
@@ -97,7 +106,7 @@ def load_language_model(
             **place.options,
             **{_dtype_option(transformers): torch.float32 if dtype is None else dtype},
         )
-    model = model.to(where).eval()
+    model = _moved(model, where).eval()
     _NAMES[model] = str(name)
     return model, tokenizer
 
@@ -176,6 +185,17 @@ def _device(device: str | torch.device | None) -> torch.device:
         ) from error
 
 
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The model cannot be moved to device {str(device)!r}: {reason}. Give 'cpu', or one "
+            "that this machine has."
+        ) from error
+
+
 def _tokenizer(transformers: Any, config: Any, place: _Place, name: str, trusted: bool) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -220,7 +240,10 @@ def _explained(name: str) -> Iterator[None]:
     except ImportError as error:
         library = "gguf" if "gguf" in str(error).lower() else "a library of transformers"
         raise MissingDependencyError(f"The model {name!r}", library, "text") from error
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    # Every exception: what a damaged file leads to depends on where the damage is.
+    except Exception as error:
         if _wants_code(error):
             raise InputError(
                 f"The model {name!r} wants code of its own to be run, which is refused unless it "
@@ -233,11 +256,14 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
-    """Without progress bars and notes about weights that are left out, for a while."""
+    """Without progress bars and notes about weights or a hub that is far, for a while."""
     logging = transformers.utils.logging
+    hub = getLogger("huggingface_hub")
+    talks = hub.level
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
         logging.set_verbosity_error()
+        hub.setLevel(CRITICAL)
         logging.disable_progress_bar()
         with warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore")
@@ -246,6 +272,7 @@ def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
                 stack.enter_context(redirect_stderr(io.StringIO()))
             yield
     finally:
+        hub.setLevel(talks)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -74,7 +74,8 @@ def find_mlp_sites(
             "and an up projection, then the model's nonlinearity (an attribute such as act_fn, "
             "or config.hidden_act), then a linear layer was looked for. Make a site by hand, "
             "MLPSite(name, reads=[first linear layers], decoder=second linear layer, "
-            "act=nonlinearity), or give the name of a linear layer."
+            "act=nonlinearity), or give the name of a linear layer (--sites; polyseme sites lists "
+            "them)."
         )
     order = {id(module): number for number, module in enumerate(model.modules())}
     found.sort(key=lambda site: order[id(site.module)])

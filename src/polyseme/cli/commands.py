@@ -228,12 +228,19 @@ def _analyse(options: argparse.Namespace) -> None:
             **shared,
         )
     for _, row in run.summary().iterrows():
-        print(
-            f"{row['site']}: {row['neurons']} neurons, {row['dead']} dead, "
-            f"{row['mean_clusters']:.1f} features a neuron, mean distance "
-            f"{row['mean_distance']:.3f} (over {row['mean_distance_n']})"
-        )
+        print(_about(row))
     print(f"The run is at {run.path}; open it with polyseme.open_run({str(run.path)!r}).")
+
+
+def _about(row: Any) -> str:
+    """One line on a site of a run."""
+    start = f"{row['site']}: {row['neurons']:,} neurons, "
+    if row["dead"] == row["neurons"]:
+        return f"{start}all dead: nothing that counts in the data activates them"
+    distance = "no two examples of a neuron to compare"
+    if row["mean_distance_n"]:
+        distance = f"mean distance {row['mean_distance']:.3f} (over {row['mean_distance_n']:,})"
+    return f"{start}{row['dead']:,} dead, {row['mean_clusters']:.1f} features a neuron, {distance}"
 
 
 def _sites(options: argparse.Namespace) -> None:

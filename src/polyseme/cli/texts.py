@@ -42,13 +42,17 @@ def add_text_options(command: Any) -> None:
         const="",
         metavar="PATH",
         help=".txt, .jsonl or .parquet, gzipped or not, a folder of them, or a data set on the "
-        "hub; without a PATH, English that ships with Python",
+        "hub, with :CONFIGURATION after its name where it has several; without a PATH, English "
+        "that ships with Python",
     )
     text.add_argument(
         "--tokens", type=count, metavar="N", help="only the first so many: 50k, 1M; default: all"
     )
     text.add_argument(
         "--context", type=int, default=128, metavar="N", help="tokens at a time; default: 128"
+    )
+    text.add_argument(
+        "--encoding", default="utf-8", metavar="NAME", help="of .txt and .jsonl; default: utf-8"
     )
     text.add_argument("--field", default="text", help="of .jsonl and .parquet; default: text")
     text.add_argument(
@@ -101,7 +105,9 @@ def read_contexts(options: argparse.Namespace) -> tuple[Any, Any]:
             "with its tokenizer is expected: a name, a folder or a .gguf file. For one that your "
             "own code makes, call polyseme.analyse(model, Contexts(texts, tokenizer), ...)."
         )
-    texts = data.read_text(options.text or None, field=options.field, split=options.split)
+    texts = data.read_text(
+        options.text or None, field=options.field, split=options.split, encoding=options.encoding
+    )
     model, tokenizer = load_named_model(options)
     contexts = data.Contexts(
         texts,

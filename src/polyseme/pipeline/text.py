@@ -115,6 +115,7 @@ def analyse_text(
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
     before, after = _check_window(window)
+    _check_length(model, contexts)
     found = find_sites(model, sites)
     settings = {
         "select": describe_selector(select),
@@ -137,6 +138,16 @@ def analyse_text(
         if writer.finished:
             return open_run(out, probe=probe)
         return _TextAnalysis(model, contexts, found, writer, settings, progress).run(select, about)
+
+
+def _check_length(model: nn.Module, contexts: Contexts) -> None:
+    """Refuse contexts longer than the model was made for; some models take them all the same."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(limit, int) and contexts.length > limit > 0:
+        raise InputError(
+            f"The contexts have {contexts.length:,} tokens, and the model takes at most {limit:,}; "
+            f"give Contexts(..., length={limit}) or less (--context)."
+        )
 
 
 def _check_window(window: Any) -> tuple[int, int]:

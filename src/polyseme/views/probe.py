@@ -57,7 +57,12 @@ class Probe:
         table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
         for name in ("token", "neuron", "activation", "of its max", "feature", "which is about"):
             number = name in ("activation", "of its max", "feature")
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
+            table.add_column(
+                name,
+                justify="right" if number else "left",
+                no_wrap=name == "neuron",
+                overflow="fold",
+            )
         columns = (self.neurons[name].tolist() for name in ("text", *_JSON_COLUMNS))
         last = -1
         for text, token, site, neuron, activation, share, feature, label, n in zip(
@@ -80,9 +85,10 @@ class Probe:
         silent = int(self.counted.sum()) - self.neurons["token"].nunique()
         notes = [f"The {self.k} neurons of largest {ranked} at each token"]
         if silent:
-            notes.append(f"{silent} tokens activate none")
+            notes.append(f"{_tokens(silent)} activate{'s' * (silent == 1)} none")
         if left_out := int((~self.counted).sum()):
-            notes.append(f"{left_out} tokens are left out, as in the run")
+            verb = "is" if left_out == 1 else "are"
+            notes.append(f"{_tokens(left_out)} {verb} left out, as in the run")
         if self.truncated:
             notes.append("the text goes on")
         return "; ".join(notes) + "."
@@ -123,6 +129,10 @@ class Probe:
                 for values in zip(*columns.values(), strict=True)
             ],
         }
+
+
+def _tokens(n: int) -> str:
+    return f"{n:,} token{'s' * (n != 1)}"
 
 
 def _visible(token: str) -> str:
