@@ -238,7 +238,7 @@ def _about(row: Any) -> str:
     """One line on a site of a run."""
     start = f"{row['site']}: {row['neurons']:,} neurons, "
     if row["dead"] == row["neurons"]:
-        return f"{start}all dead: nothing that counts in the data activates them"
+        return f"{start}all dead: no example activates them"
     distance = "no two examples of a neuron to compare"
     if row["mean_distance_n"]:
         distance = f"mean distance {row['mean_distance']:.3f} (over {row['mean_distance_n']:,})"
