@@ -24,7 +24,7 @@ from polyseme.capture import (
     TopK,
     find_sites,
 )
-from polyseme.capture.collect import N_BACKGROUND
+from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.pool import Pool
 from reference import oracles, published
 

@@ -113,6 +113,22 @@ class Selector(ABC):
         return True
 
 
+def _kth(by: Tensor, k: int) -> Tensor:
+    """The k-th smallest value of each row, (n, 1)."""
+    if by.device.type == "cpu":
+        return torch.from_numpy(np.partition(by.numpy(), k - 1, axis=1)[:, k - 1 : k])
+    return by.kthvalue(k, dim=1, keepdim=True).values
+
+
+def _first(kept: Kept, by: Tensor, k: int) -> Tensor:
+    """The k places with the lowest ``by``, ties to the earlier input: bool, shape of ``by``."""
+    by = by.masked_fill(~kept.valid, torch.inf if by.is_floating_point() else _NOT_YET)
+    last = _kth(by, k)
+    below, ties = by < last, by == last
+    room = k - below.sum(dim=1, keepdim=True)
+    return (below | (ties & (ties.cumsum(dim=1) <= room))) & kept.valid
+
+
 def _rank(kept: Kept, by: Tensor) -> Tensor:
     """Rank of each place by ascending ``by``, ties to the earlier input; empty places last."""
     worst = torch.inf if by.is_floating_point() else _NOT_YET
@@ -141,11 +157,11 @@ class TopK(Selector):
         return self.k
 
     def reduce(self, kept: Kept) -> Tensor:
-        return (_rank(kept, -kept.values) < self.k) & kept.valid
+        return _first(kept, -kept.values, self.k)
 
     def bar(self, kept: Kept) -> Tensor | None:
         # An equal activation that comes later loses the tie, so it may be passed over.
-        lowest = kept.values.masked_fill(~kept.valid, 0).topk(self.k, dim=1).values[:, -1]
+        lowest = -_kth(-kept.values.masked_fill(~kept.valid, 0), self.k)[:, 0]
         return lowest.clamp(min=0)
 
 
@@ -174,7 +190,7 @@ class AboveFraction(Selector):
 
     def reduce(self, kept: Kept) -> Tensor:
         strong = kept.values >= self.fraction * kept.maximum[:, None]
-        return (_rank(kept, -kept.values) < self.max_examples) & kept.valid & strong
+        return _first(kept, -kept.values, self.max_examples) & strong
 
     def bar(self, kept: Kept) -> Tensor | None:
         return TopK(self.max_examples).bar(kept)
@@ -336,19 +352,27 @@ class RandomActive(Selector):
         return self._order(kept.index, neurons[:, None])
 
     def reduce(self, kept: Kept) -> Tensor:
-        return (_rank(kept, self._order_kept(kept)) < self.k) & kept.valid
+        return _first(kept, self._order_kept(kept), self.k)
 
     def bar(self, kept: Kept) -> Tensor | None:
         # Here the bar is a priority to stay below, not an activation to exceed.
         order = self._order_kept(kept).masked_fill(~kept.valid, _NOT_YET)
-        return order.sort(dim=1).values[:, self.k - 1]
+        return _kth(order, self.k)[:, 0]
 
     def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
         active = values > 0
         if bar is None:
             return active
-        neurons = torch.arange(values.shape[1], device=values.device)
-        return active & (self._order(index[:, None], neurons) < bar)
+        return active & (self._order_new(index, values.shape[1]) < bar)
+
+    def _order_new(self, index: Tensor, n_neurons: int) -> Tensor:
+        # All sites of a model ask for the same inputs one after the other, so it is kept.
+        known: tuple[Tensor, Tensor] | None = self.__dict__.get("_last")
+        if known is None or known[0] is not index or known[1].shape[1] < n_neurons:
+            neurons = torch.arange(n_neurons, device=index.device)
+            known = (index, self._order(index[:, None], neurons))
+            object.__setattr__(self, "_last", known)
+        return known[1][:, :n_neurons]
 
     @property
     def strongest_first(self) -> bool:
@@ -375,6 +399,29 @@ class Selection:
     counts: np.ndarray[Any, np.dtype[np.int64]]
 
 
+@dataclass(frozen=True)
+class Picked:
+    """New activations that a stream wants, and where in its buffers they go.
+
+    Attributes
+    ----------
+    rows, neurons : Tensor of int64, shape (m,)
+        In ascending order of rows, then neurons.
+    places : Tensor of int64, shape (m,)
+        Flat, of the buffers.
+    count : Tensor of int64, shape (n_neurons,)
+        How many each neuron holds with them.
+    """
+
+    rows: Tensor
+    neurons: Tensor
+    places: Tensor
+    count: Tensor
+
+
+_COLUMNS = ("values", "index", "position")
+
+
 class Stream:
     """A selector at work on the neurons of one site.
 
@@ -384,20 +431,31 @@ class Stream:
     n_neurons : int
     device : torch.device or str
         Where the activations are.
+
+    Attributes
+    ----------
+    room : int
+        Most inputs that `pick` takes at a time.
     """
 
     def __init__(
         self, selector: Selector, n_neurons: int, device: torch.device | str = "cpu"
     ) -> None:
         self.selector = selector
-        self._slack = max(selector.capacity, 64)
-        width = selector.capacity + self._slack
+        self.room = max(selector.capacity, 64)
+        width = selector.capacity + self.room
         self._values = torch.zeros((n_neurons, width), device=device)
-        self._index = torch.zeros((n_neurons, width), dtype=torch.int64, device=device)
+        # Half the memory of int64; there are at most 2³¹ inputs, and places in an input.
+        self._index = torch.zeros((n_neurons, width), dtype=torch.int32, device=device)
         self._position = torch.zeros_like(self._index)
         self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
         self._bar: Tensor | None = None
+
+    @staticmethod
+    def n_bytes(selector: Selector, n_neurons: int) -> int:
+        """Memory that the buffers of a stream take."""
+        return n_neurons * 4 * len(_COLUMNS) * (selector.capacity + max(selector.capacity, 64))
 
     def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
         """Take in a batch.
@@ -418,47 +476,72 @@ class Stream:
         """
         taken = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
         values = values.float()
-        for start in range(0, len(values), self._slack):
-            part = slice(start, start + self._slack)
-            self._maximum = torch.maximum(self._maximum, values[part].amax(dim=0))
-            wanted = self.selector.wanted(values[part], index[part], self._bar)
-            new = wanted.sum(dim=0)
-            if bool((self._count + new > self._values.shape[1]).any()):
-                self._reduce()
-                wanted &= self.selector.wanted(values[part], index[part], self._bar)
-                new = wanted.sum(dim=0)
-            row, neuron = wanted.nonzero(as_tuple=True)
-            place = (wanted.cumsum(dim=0) - 1 + self._count)[row, neuron]
-            self._values[neuron, place] = values[part][row, neuron]
-            self._index[neuron, place] = index[part][row]
-            if position is not None:
-                self._position[neuron, place] = position[part][row, neuron]
-            self._count += new
-            taken[part] = wanted
+        for start in range(0, len(values), self.room):
+            part = slice(start, start + self.room)
+            picked = self.pick(values[part], index[part])
+            at = None if position is None else position[part][picked.rows, picked.neurons]
+            self.add(picked, values[part], index[part], at)
+            taken[part][picked.rows, picked.neurons] = True
         return taken
+
+    def pick(self, values: Tensor, index: Tensor) -> Picked:
+        """What is wanted of up to ``room`` new inputs; until they are added, nothing is held.
+
+        Parameters
+        ----------
+        values : Tensor of float32, shape (b, n_neurons)
+        index : Tensor of int64, shape (b,)
+        """
+        self._maximum = torch.maximum(self._maximum, values.amax(dim=0))
+        wanted = self.selector.wanted(values, index, self._bar)
+        count = self._count + wanted.sum(dim=0)
+        width = self._values.shape[1]
+        if bool((count > width).any()):
+            self._reduce()
+            wanted &= self.selector.wanted(values, index, self._bar)
+            count = self._count + wanted.sum(dim=0)
+        rows, neurons = wanted.nonzero(as_tuple=True)
+        places = (wanted.cumsum(dim=0) - 1 + self._count)[rows, neurons]
+        return Picked(rows, neurons, neurons * width + places, count)
+
+    def add(
+        self, picked: Picked, values: Tensor, index: Tensor, position: Tensor | None = None
+    ) -> None:
+        """Hold on to what was picked from these inputs; ``position`` is of shape (m,)."""
+        self._values.view(-1)[picked.places] = values[picked.rows, picked.neurons]
+        self._index.view(-1)[picked.places] = index[picked.rows].int()
+        if position is not None:
+            self._position.view(-1)[picked.places] = position.int()
+        self._count = picked.count
+
+    @property
+    def _valid(self) -> Tensor:
+        places = torch.arange(self._values.shape[1], device=self._values.device)
+        return places < self._count[:, None]
 
     @property
     def _kept(self) -> Kept:
-        places = torch.arange(self._values.shape[1], device=self._values.device)
-        valid = places < self._count[:, None]
-        return Kept(self._values, self._index, valid, self._maximum)
+        return Kept(self._values, self._index.long(), self._valid, self._maximum)
 
     def _reduce(self) -> None:
-        kept = self._kept
-        keep = self.selector.reduce(kept)
-        # Stable, so that places stay in the order of the data.
-        order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
+        keep = self.selector.reduce(self._kept)
         self._count = keep.sum(dim=1)
-        self._index = self._index.gather(1, order)
-        self._position = self._position.gather(1, order)
-        self._values = self._values.gather(1, order)
-        self._values.masked_fill_(~self._kept.valid, 0)
+        # In the order of the data, which is that of the places, each moves up to its new one.
+        neuron, place = keep.nonzero(as_tuple=True)
+        width = self._values.shape[1]
+        before = neuron * width + place
+        after = neuron * width + (keep.cumsum(dim=1) - 1).view(-1)[before]
+        for name in _COLUMNS:
+            column = getattr(self, f"_{name}").view(-1)
+            column[after] = column[before]
+        self._values.masked_fill_(~self._valid, 0)
         self._bar = self.selector.bar(self._kept)
 
     def held(self) -> tuple[Tensor, Tensor, Tensor]:
         """Neuron, input and position of all that is held on to for now."""
-        neuron, place = self._kept.valid.nonzero(as_tuple=True)
-        return neuron, self._index[neuron, place], self._position[neuron, place]
+        neuron, place = self._valid.nonzero(as_tuple=True)
+        index, position = self._index[neuron, place], self._position[neuron, place]
+        return neuron, index.long(), position.long()
 
     def result(self) -> Selection:
         """The choice from all activations that were taken in."""
@@ -473,7 +556,7 @@ class Stream:
         return Selection(
             neuron=neuron.cpu().numpy(),
             index=kept.index[neuron, place].cpu().numpy(),
-            position=self._position[neuron, place].cpu().numpy(),
+            position=self._position[neuron, place].long().cpu().numpy(),
             activation=kept.values[neuron, place].cpu().numpy(),
             counts=counts.cpu().numpy(),
         )
@@ -483,12 +566,12 @@ class Stream:
         self._reduce()
         return {
             name: getattr(self, f"_{name}").cpu().numpy().copy()
-            for name in ("values", "index", "position", "count", "maximum")
+            for name in (*_COLUMNS, "count", "maximum")
         }
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Go on from a `state`."""
         device = self._values.device
-        for name in ("values", "index", "position", "count", "maximum"):
+        for name in (*_COLUMNS, "count", "maximum"):
             setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
         self._bar = self.selector.bar(self._kept)
