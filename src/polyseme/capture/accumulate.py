@@ -148,9 +148,12 @@ class SiteCollector:
         drawn = self.random.pick(values, index)
         # Whatever needs the device comes first: if its memory runs out nothing is half done.
         device = reading.activations.device
-        rows, neurons = (taken.rows + start).to(device), taken.neurons.to(device)
+        n = len(taken.rows)
+        rows = (torch.cat([taken.rows, drawn.rows]) + start).to(device)
+        neurons = torch.cat([taken.neurons, drawn.neurons]).to(device)
         positions = reading.locate(rows, neurons)
-        at_random = reading.locate((drawn.rows + start).to(device), drawn.neurons.to(device)).cpu()
+        at_random = positions[n:].cpu()
+        rows, neurons, positions = rows[:n], neurons[:n], positions[:n]
         vectors = self._vectors(rows, positions, neurons, gather, index, start)
         windows = self._windows(rows, neurons, positions, reading, values, taken)
         background = self.background.wanted(reading, gather, order, start)
@@ -172,7 +175,7 @@ class SiteCollector:
         neurons, index, positions = self.examples.held()
         if self.vectors.is_bloated:
             keys: Array = self._key(index, self.site.place(positions, neurons)).numpy()
-            self.vectors.keep(np.unique(keys))
+            self.vectors.keep(keys)
         if self.windows.is_bloated:
             self.windows.keep(self._example_key(neurons, index).numpy())
 

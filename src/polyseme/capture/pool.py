@@ -71,10 +71,13 @@ class Pool:
         return self._n > 2 * self._n_live + 256
 
     def keep(self, live: Array) -> None:
-        """Drop every row whose key is not among the live ones."""
-        ordered = np.sort(live)
-        place = np.searchsorted(ordered, self.keys).clip(max=max(0, len(ordered) - 1))
-        kept = ordered[place] == self.keys if len(ordered) else np.zeros(self._n, bool)
+        """Drop every row whose key is not among the live ones, in whatever order these are."""
+        kept = np.zeros(self._n, bool)
+        if self._n:
+            # Sorted, they are looked up several times as quickly.
+            ordered = np.sort(live)
+            place = np.searchsorted(self.keys, ordered).clip(max=self._n - 1)
+            kept[place[self.keys[place] == ordered]] = True
         if not kept.all():
             self._rows = self._rows.replaced(self._picked(kept))
             self._keys = self.keys[kept]
