@@ -17,13 +17,12 @@ from polyseme.capture.select import (
     AboveFraction,
     FirstActive,
     RandomActive,
-    Selection,
     Selector,
     Stratified,
-    Stream,
     TopK,
 )
 from polyseme.capture.sites import find_sites, list_sites
+from polyseme.capture.stream import Selection, Stream
 from polyseme.capture.transformer import find_mlp_sites
 
 __all__ = [

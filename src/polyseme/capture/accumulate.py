@@ -17,8 +17,9 @@ from polyseme.capture.hooks import Gather
 from polyseme.capture.layers import Site
 from polyseme.capture.pool import Pool
 from polyseme.capture.reading import Reading
-from polyseme.capture.select import Picked, RandomActive, Selection, Selector, Stream
+from polyseme.capture.select import RandomActive, Selector
 from polyseme.capture.statistics import Statistics
+from polyseme.capture.stream import Picked, Selection, Stream
 from polyseme.errors import InputError
 
 Array = NDArray[Any]

@@ -16,6 +16,11 @@ _TOGETHER = 64
 _NAMES = ("waiting", "active", "sum", "maximum", "exponent", "histogram")
 
 
+def bytes_a_neuron() -> int:
+    """Memory that the statistics of one neuron take."""
+    return 8 * N_BINS + 4 * _TOGETHER + 3 * 8 + 4
+
+
 class Statistics:
     """Density, maximum, mean and histogram of the activations of one site's neurons.
 

@@ -78,7 +78,14 @@ def analyse_language_model(
         leave_out=[entry for entry in ("special", "first") if entry not in options.keep],
     )
     sites = options.sites or module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
-    return pipeline.analyse(model, contexts, sites=sites, batch_size=options.batch_size, **shared)
+    return pipeline.analyse(
+        model,
+        contexts,
+        sites=sites,
+        batch_size=options.batch_size,
+        memory_budget=options.memory_budget,
+        **shared,
+    )
 
 
 def load_any_model(spec: str) -> Any:

@@ -26,7 +26,7 @@ from polyseme.data.sources import Source
 
 Array = NDArray[Any]
 
-_BLOCK_BYTES = 256 << 20
+BLOCK_BYTES = 256 << 20
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 
@@ -44,7 +44,7 @@ def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Cluste
     counts = one.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
-    size = max(1, _BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
+    size = max(1, BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
     blocks, central = [], [np.empty(0, np.int64)]
     for at in range(0, len(counts), size):
         part = counts[at : at + size]
