@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,7 +43,10 @@ def main() -> None:
     model, tokenizer = load_language_model(args.model)
     sites = find_mlp_sites(model)
     batches = map(as_batch, Contexts(read_text(), tokenizer).batches(args.batch))
-    collector = Collector(model, sites, TopK(args.k), window=(20, 10))
+    folder = tempfile.TemporaryDirectory()
+    collector = Collector(
+        model, sites, TopK(args.k), window=(20, 10), half=True, files=Path(folder.name)
+    )
     feed = Feed(model, head=False)
 
     def bare(batch: Batch) -> None:

@@ -24,8 +24,9 @@ from polyseme.capture import (
     TopK,
     find_sites,
 )
-from polyseme.capture.collect import N_BACKGROUND
+from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.pool import Pool
+from polyseme.errors import InputError
 from reference import oracles, published
 
 from .models import SAE
@@ -353,3 +354,136 @@ def test_the_published_dead_neurons_and_examples(shared_data: Path) -> None:
     )
     assert len(reference["hidden"]) == 61
     assert equal >= 61 - 8
+
+
+# --- rows in files, float16, and a device that runs out of memory --------------------------------
+
+
+@pytest.mark.parametrize("stop", [0, 3, 9])
+def test_rows_in_files_are_those_in_memory(tmp_path: Path, stop: int) -> None:
+    x, labels = data()
+    parts = batches(x, labels, SIZES)
+    in_memory = run(collector(Net(), TopK(5)), parts)
+
+    def in_files() -> Collector:
+        model = Net()
+        return Collector(
+            model, find_sites(model, "*"), TopK(5), n_random=N_RANDOM, seed=SEED, files=tmp_path
+        )
+
+    first = in_files()
+    list(first.run(parts[:stop]))
+    state = first.state()
+    first.saved()
+    # What comes after the state is lost, as when the process is killed.
+    list(first.run(parts[stop : stop + 4]))
+    second = in_files()
+    second.restore(state)
+    assert_same(run(second, parts[stop:]), in_memory)
+
+
+def test_vectors_of_half_the_size() -> None:
+    x, _ = data()
+    model = Net()
+    sites = find_sites(model, "*")
+    options: dict[str, Any] = {"n_random": N_RANDOM, "seed": SEED}
+    plain, _ = run(Collector(model, sites, TopK(5), **options), batches(x, None, SIZES))
+    half, _ = run(Collector(model, sites, TopK(5), half=True, **options), batches(x, None, SIZES))
+    for one, two in zip(plain, half, strict=True):
+        assert two.vectors.dtype == np.float16
+        assert np.array_equal(one.vectors.astype(np.float16), two.vectors)
+        assert np.array_equal(one.vector, two.vector)
+
+
+@pytest.mark.parametrize("sizes", [(50,), (7, 1, 20)])
+@pytest.mark.parametrize("stays", [True, False])
+def test_vectors_that_do_not_fit_into_float16(sizes: tuple[int, ...], stays: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0]]))
+    x = torch.full((50, 2), 0.1)
+    x[:, 0] = torch.arange(1, 51) * 0.3
+    # One that is too large for float16: an example at the end, or only until better ones come.
+    x[3] = torch.tensor([100.0 if stays else 1.0, 1e6])
+    work = Collector(model, find_sites(model, "0"), TopK(5), n_random=1, half=True)
+    parts = [
+        Batch(part, np.zeros((len(part), 0), np.uint8))
+        for part in torch.split(x, list(sizes) if len(sizes) == 1 else [7, 1, 20, 22])
+    ]
+    ((found,), _) = run(work, parts)
+    chosen = x.numpy()[found.examples.index]
+    held = found.vectors[found.vector]
+    rounded = chosen.astype(np.float16)
+    if stays:
+        assert held.dtype == np.float32
+        assert held[0].tolist() == [100.0, 1e6]
+        # The others are what they would be without it.
+        assert np.array_equal(held[1:], rounded[1:].astype(np.float32))
+    else:
+        assert held.dtype == np.float16
+        assert np.array_equal(held, rounded)
+
+
+class Small(Net):
+    """Runs out of memory on more than a few inputs: at its beginning, or behind two sites."""
+
+    most, late = 10, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.late and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        h = super().forward(x)
+        if self.late and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return h
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_device_without_memory_for_a_batch_gets_smaller_ones(late: bool) -> None:
+    x, labels = data()
+    parts = batches(x, labels, (64, 100, 3))
+    expected = run(collector(Net(), TopK(5)), parts)
+    model = Small()
+    model.late = late
+    work = collector(model, TopK(5))
+    said: list[int] = []
+    work.on_smaller_batch = said.append
+    assert_same(run(work, parts), expected)
+    assert said == [32, 16, 8]
+
+
+def test_a_device_that_runs_out_of_memory_while_a_site_is_read() -> None:
+    # Whatever a site has not taken in as a whole it takes in again.
+    x, labels = data()
+    parts = batches(x, labels, (64, 100, 3))
+    expected = run(collector(Net(), TopK(5)), parts)
+    model = Net()
+    sites = find_sites(model, "*")
+    gathers: list[int] = []
+    plain = sites[1].gather
+
+    def gather(inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        gathers.append(len(inputs))
+        if len(inputs) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(inputs, rows, places)
+
+    sites[1].gather = gather  # type: ignore[method-assign]
+    work = Collector(model, sites, TopK(5), n_random=N_RANDOM, seed=SEED)
+    assert_same(run(work, parts), expected)
+    assert gathers[0] == 64
+    assert max(gathers[3:]) <= 16
+
+
+def test_a_device_without_memory_for_a_single_input() -> None:
+    x, labels = data(5)
+    model = Small()
+    model.most = 0
+    # The activations of the sites are known, so that nothing is run before the first batch.
+    work = collector(model, TopK(5))
+    work._activations_known = True
+    with pytest.raises(
+        InputError, match=r"^The device 'cpu' ran out of memory on a single input: "
+    ):
+        run(work, batches(x, labels, (5,)))
+    assert not work.is_whole

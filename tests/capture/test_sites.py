@@ -40,7 +40,7 @@ def read(model: nn.Module, name: str | Site, x: Tensor) -> tuple[Site, Reading, 
         rows, neurons = torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)
         places = site.place(reading.positions[rows, neurons], neurons)
         vectors = gather(rows, places).reshape(n, m, -1).clone()
-        copied = Reading(reading.activations.clone(), reading.positions.clone())
+        copied = Reading(reading.activations.clone(), reading.everywhere.clone())
         found.append((copied, vectors))
 
     with torch.no_grad():

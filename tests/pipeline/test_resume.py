@@ -111,8 +111,6 @@ def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path, whole):
         go(tmp_path / "run", batches(2))
     with pytest.raises(RunError, match=r"settings\.select\.k was 6 and is now 7"):
         go(tmp_path / "run", batches(), select=ps.TopK(7), resume=True)
-    with pytest.raises(RunError, match=r"settings\.batch_size was 256 and is now 9"):
-        go(tmp_path / "run", batches(), batch_size=9, resume=True)
     with pytest.raises(RunError, match=r"sites\S* was"):
         go(tmp_path / "run", batches(), sites="sae", resume=True)
     with pytest.raises(RunError, match=r"holds an unfinished analysis\. Go on with it by resume"):

@@ -1,5 +1,6 @@
 """From a model and data to activations: sites, hooks, streaming selectors, attribution."""
 
+from polyseme.capture.accumulate import Collected
 from polyseme.capture.attribution import (
     LogitEffects,
     activation_gradient,
@@ -7,22 +8,22 @@ from polyseme.capture.attribution import (
     count_classes,
     logit_effects,
 )
-from polyseme.capture.collect import Batch, Collected, Collector
+from polyseme.capture.collect import Batch, Collector
 from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, read_sites
-from polyseme.capture.layers import Reading, Site
+from polyseme.capture.layers import Site
 from polyseme.capture.mlp import MLPSite
+from polyseme.capture.reading import Reading
 from polyseme.capture.saes import HookedSAE, attach_sae
 from polyseme.capture.select import (
     AboveFraction,
     FirstActive,
     RandomActive,
-    Selection,
     Selector,
     Stratified,
-    Stream,
     TopK,
 )
 from polyseme.capture.sites import find_sites, list_sites
+from polyseme.capture.stream import Selection, Stream
 from polyseme.capture.transformer import find_mlp_sites
 
 __all__ = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyseme.capture.accumulate import Collected, SiteCollector
 from polyseme.capture.hooks import (
     Feed,
     Gather,
@@ -18,210 +20,16 @@ from polyseme.capture.hooks import (
     find_activations,
     first_inputs,
     read_sites,
+    some_inputs,
 )
-from polyseme.capture.layers import Reading, Site
+from polyseme.capture.layers import Site
 from polyseme.capture.pool import Pool
-from polyseme.capture.select import RandomActive, Selection, Selector, Stream, priorities
-from polyseme.capture.statistics import Statistics
+from polyseme.capture.reading import Reading
+from polyseme.capture.select import RandomActive, Selector, priorities
 from polyseme.errors import InputError
 
 Array = NDArray[Any]
 State = dict[str, Array]
-
-N_BACKGROUND = 256
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What the pass found at one site.
-
-    Attributes
-    ----------
-    site : Site
-    examples : Selection
-        The examples that stand for each neuron.
-    random : Selection
-        A seeded random sample of the inputs that activate it.
-    statistics : dict of str to ndarray
-        See `Statistics.result`.
-    weights : ndarray of float32, shape (n_neurons, d_in)
-    vectors : ndarray of float32, shape (n_vectors, d_in)
-        Pre-neuron embeddings of the examples; neurons that meet at an input share one.
-    vector : ndarray of int64, shape (n_examples,)
-        Row of ``vectors`` of each example.
-    background : ndarray of float32, shape (n_groups, m, d_in)
-        Pre-neuron embeddings of up to 256 inputs drawn at random, for calibrated metrics.
-    windows : ndarray of float16, shape (n_examples, before + 1 + after), optional
-        Activations around each example, as shares of its own; NaN beyond the input's ends.
-    """
-
-    site: Site
-    examples: Selection
-    random: Selection
-    statistics: dict[str, Array]
-    weights: Array
-    vectors: Array
-    vector: Array
-    background: Array
-    windows: Array | None = None
-
-
-class _SiteCollector:
-    """Everything that one site accumulates."""
-
-    def __init__(
-        self,
-        site: Site,
-        select: Selector,
-        n_random: int,
-        seed: int,
-        device: torch.device,
-        window: tuple[int, int] | None,
-    ) -> None:
-        self.site = site
-        self.window = window
-        self.windows = Pool()
-        self.examples = Stream(select, site.n_neurons, device)
-        self.random = Stream(RandomActive(n_random, seed), site.n_neurons, device)
-        self.statistics = Statistics(site.n_neurons, device)
-        self.vectors = Pool()
-        self.background = Pool()
-        self._n_places = 0
-        self._seed = seed
-
-    def update(self, reading: Reading, gather: Gather, index: Tensor) -> Tensor:
-        """Take in a batch; returns which inputs anything points at, bool of shape (B,)."""
-        values, positions = reading.activations, reading.positions
-        if not bool(torch.isfinite(values).all()):
-            bad = int(index[(~torch.isfinite(values)).any(dim=1)][0])
-            raise InputError(
-                f"Input {bad} gives activations at site {self.site.name!r} that are NaN or "
-                "infinite; finite ones are expected: check the data and the model's weights."
-            )
-        self.statistics.update(values)
-        taken = self.examples.update(values, index, positions)
-        drawn = self.random.update(values, index, positions)
-        self._add_vectors(taken, positions, gather, index)
-        self._add_windows(taken, reading, index)
-        self._add_background(reading, gather, index)
-        return taken.any(dim=1) | drawn.any(dim=1)
-
-    def _key(self, index: Any, place: Any) -> Any:
-        # Inputs have at most 2³¹ places, and there are at most 2³² inputs.
-        return index * (1 << 31) + place
-
-    def _add_vectors(self, taken: Tensor, positions: Tensor, gather: Gather, index: Tensor) -> None:
-        rows, neurons = taken.nonzero(as_tuple=True)
-        if not len(rows):
-            return
-        places = self.site.place(positions[rows, neurons], neurons)
-        # Neurons meet at few places, so marking them is quicker than sorting pairs.
-        met = torch.zeros((len(index), int(places.max()) + 1), dtype=torch.bool, device=rows.device)
-        met[rows, places] = True
-        pairs = met.nonzero(as_tuple=True)
-        vectors = gather(pairs[0], pairs[1]).detach().float().cpu().numpy()
-        keys = self._key(index[pairs[0]], pairs[1])
-        self.vectors.add(keys.cpu().numpy(), vectors)
-        if self.vectors.is_bloated:
-            self.vectors.keep(self._live_vectors())
-
-    def _add_windows(self, taken: Tensor, reading: Reading, index: Tensor) -> None:
-        rows, neurons = taken.nonzero(as_tuple=True)
-        if self.window is None or reading.everywhere is None or not len(rows):
-            return
-        before, after = self.window
-        at = reading.positions[rows, neurons][:, None]
-        at = at + torch.arange(-before, after + 1, device=at.device)
-        n_positions = reading.everywhere.shape[1]
-        values = reading.everywhere[
-            rows[:, None], at.clamp(0, n_positions - 1), neurons[:, None]
-        ].float()
-        # Shares of the example's own activation, which is kept in full: half the memory.
-        values /= reading.activations[rows, neurons].float()[:, None]
-        values = values.clamp(-_LARGEST, _LARGEST)
-        values[(at < 0) | (at >= n_positions)] = torch.nan
-        keys = self._example_key(neurons, index[rows]).cpu().numpy()
-        self.windows.add(keys, values.half().cpu().numpy())
-        if self.windows.is_bloated:
-            held, inputs, _ = self.examples.held()
-            self.windows.keep(self._example_key(held, inputs).cpu().numpy())
-
-    def _example_key(self, neurons: Any, index: Any) -> Any:
-        return neurons * (1 << 32) + index
-
-    def _live_vectors(self) -> Array:
-        neurons, index, positions = self.examples.held()
-        keys: Array = self._key(index, self.site.place(positions, neurons)).cpu().numpy()
-        return np.unique(keys)
-
-    def _add_background(self, reading: Reading, gather: Gather, index: Tensor) -> None:
-        positions = reading.positions
-        order = priorities(index, self._seed)
-        known = self.background.state()["keys"]
-        wanted = torch.ones_like(index, dtype=torch.bool)
-        if reading.counted is not None:
-            wanted &= reading.counted
-        if len(known) >= N_BACKGROUND:
-            wanted &= order < int(known.max())
-        rows = wanted.nonzero()[:, 0]
-        if not len(rows):
-            return
-        # The place is one at which some neuron fired most: anywhere else may be padding.
-        neuron = order[rows] % positions.shape[1]
-        at = positions[rows, neuron]
-        groups = torch.arange(self.site.n_groups, device=index.device)
-        places = (at[:, None] * self.site.n_groups + groups).flatten()
-        found = gather(rows.repeat_interleave(len(groups)), places).detach().float().cpu().numpy()
-        keys = order[rows].cpu().numpy()
-        self.background.add(keys, found.reshape(len(keys), len(groups), -1))
-        lowest = np.sort(self.background.state()["keys"])[:N_BACKGROUND]
-        self.background.keep(lowest)
-
-    def result(self) -> Collected:
-        examples = self.examples.result()
-        neuron = torch.from_numpy(examples.neuron)
-        place = self.site.place(torch.from_numpy(examples.position), neuron).numpy()
-        wanted = self._key(examples.index, place)
-        self.vectors.keep(np.unique(wanted))
-        keys, vectors = self.vectors.sorted()
-        _, background = self.background.sorted()
-        d_in = self.site.d_in
-        windows = None
-        if self.window is not None:
-            width = sum(self.window) + 1
-            example = self._example_key(examples.neuron, examples.index)
-            self.windows.keep(example)
-            known, rows = self.windows.sorted()
-            windows = np.empty((0, width), np.float16)
-            if rows is not None:
-                windows = rows[np.searchsorted(known, example)]
-        return Collected(
-            windows=windows,
-            site=self.site,
-            examples=examples,
-            random=self.random.result(),
-            statistics=self.statistics.result(),
-            weights=self.site.weights().float().cpu().numpy().copy(),
-            vectors=np.empty((0, d_in), np.float32) if vectors is None else vectors,
-            vector=np.searchsorted(keys, wanted).astype(np.int64),
-            background=np.empty((self.site.n_groups, 0, d_in), np.float32)
-            if background is None
-            else np.ascontiguousarray(background.transpose(1, 0, 2)),
-        )
-
-    def state(self) -> State:
-        parts = {name: getattr(self, name).state() for name in _PARTS}
-        return {f"{part}.{name}": a for part, state in parts.items() for name, a in state.items()}
-
-    def restore(self, state: Mapping[str, Array]) -> None:
-        for part in _PARTS:
-            prefix = f"{part}."
-            arrays = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
-            getattr(self, part).restore(arrays)
-
-
-_PARTS = ("examples", "random", "statistics", "vectors", "background", "windows")
-_LARGEST = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)
@@ -280,6 +88,9 @@ def needs_head(model: nn.Module, sites: list[Site]) -> bool:
 class Collector:
     """The pass over the data, for all sites at once.
 
+    What is found does not depend on how the inputs are cut into batches, but for what the
+    model itself makes of it: its sums may differ in their last digits.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -291,6 +102,21 @@ class Collector:
     seed : int
     window : (int, int), optional
         Positions before and after each example whose activations are kept with it.
+    half : bool
+        Keep pre-neuron embeddings as float16; a site where one does not fit keeps float32.
+    files : Path, optional
+        Folder in which rows are kept instead of in memory: embeddings, windows and inputs.
+
+    Attributes
+    ----------
+    n_inputs : int
+        Inputs taken in.
+    is_whole : bool
+        False while a batch is half taken in, so that the state must not be saved.
+    low, high : float
+        Of the inputs' values, if they are floating-point numbers.
+    on_smaller_batch : callable (int) -> None, optional
+        Called with the new size when the device has run out of memory and the batch is halved.
     """
 
     def __init__(
@@ -302,18 +128,25 @@ class Collector:
         n_random: int = 16,
         seed: int = 0,
         window: tuple[int, int] | None = None,
+        half: bool = False,
+        files: Path | None = None,
     ) -> None:
         self._model = model
         self._sites = sites
+        self._seed = seed
         self._feed = Feed(model, head=needs_head(model, sites))
+        draw = RandomActive(n_random, seed)
         self._collectors = {
-            site.name: _SiteCollector(site, select, n_random, seed, self._feed.device, window)
-            for site in sites
+            site.name: SiteCollector(
+                site, select, draw, window, half, files and files / f"site{number}"
+            )
+            for number, site in enumerate(sites)
         }
-        self._inputs = Pool()
+        self._inputs = Pool(files and files / "inputs")
         self._labels = Pool()
         self._activations_known = False
-        #: False while a batch is half taken in, so that the state must not be saved.
+        self._largest_batch: int | None = None
+        self.on_smaller_batch: Callable[[int], None] | None = None
         self.is_whole = True
         self.n_inputs = 0
         self.low = np.inf
@@ -323,7 +156,8 @@ class Collector:
         """Take in the batches; yields the number of inputs so far after each of them.
 
         The model is in evaluation mode and hooked only while a batch is in it, so a caller may
-        stop between batches and go on later.
+        stop between batches and go on later. A batch that does not fit the device's memory is
+        halved, and those after it likewise.
         """
         for batch in batches:
             self._update(batch)
@@ -333,8 +167,39 @@ class Collector:
         n = len(batch.raw)
         self._check(batch.inputs)
         self.is_whole = False
-        index = torch.arange(self.n_inputs, self.n_inputs + n, device=self._feed.device)
-        wanted = torch.zeros(n, dtype=torch.bool, device=self._feed.device)
+        wanted = torch.zeros(n, dtype=torch.bool)
+        counted = batch.positions(self._feed.device)
+        with evaluating(self._model), torch.no_grad():
+            if not self._activations_known:
+                few = first_inputs(batch.inputs, 2)
+                find_activations(self._model, self._sites, self._feed, few)
+                self._activations_known = True
+            start = 0
+            while start < n:
+                part = slice(start, min(n, start + (self._largest_batch or n)))
+                try:
+                    self._read(batch.inputs, part, counted, wanted)
+                except torch.OutOfMemoryError as error:
+                    self._halve(part.stop - start, error)
+                    continue
+                start = part.stop
+        rows = wanted.numpy()
+        keys = np.flatnonzero(rows) + self.n_inputs
+        self._inputs.add(keys, batch.raw[rows])
+        if batch.labels is not None:
+            self._labels.add(keys, batch.labels[rows])
+        self.n_inputs += n
+        if self._inputs.is_bloated:
+            live = self._live(lambda c: (c.examples.held()[1], c.random.held()[1]))
+            self._inputs.keep(live)
+            self._labels.keep(live)
+        self.is_whole = True
+
+    def _read(self, inputs: Any, part: slice, counted: Tensor | None, wanted: Tensor) -> None:
+        """Run the model on a part of a batch."""
+        n = part.stop - part.start
+        index = torch.arange(part.start, part.stop) + self.n_inputs
+        order = priorities(index, self._seed)
 
         def on_reading(site: Site, reading: Reading, gather: Gather) -> None:
             if len(reading.activations) != n:
@@ -342,27 +207,23 @@ class Collector:
                     f"Site {site.name!r} gave {len(reading.activations)} rows for {n} inputs; "
                     "the first axis of a layer's output must be the batch."
                 )
-            wanted.logical_or_(self._collectors[site.name].update(reading, gather, index))
+            self._collectors[site.name].update(reading, gather, index, order, wanted[part])
 
-        with evaluating(self._model), torch.no_grad():
-            if not self._activations_known:
-                few = first_inputs(batch.inputs, 2)
-                find_activations(self._model, self._sites, self._feed, few)
-                self._activations_known = True
-            counted = batch.positions(self._feed.device)
-            with read_sites(self._model, self._sites, on_reading, counted):
-                self._feed(batch.inputs)
-        rows = wanted.cpu().numpy()
-        keys = index.cpu().numpy()[rows]
-        self._inputs.add(keys, batch.raw[rows])
-        if batch.labels is not None:
-            self._labels.add(keys, batch.labels[rows])
-        self.n_inputs += n
-        if self._inputs.is_bloated:
-            live = self._live_inputs()
-            self._inputs.keep(live)
-            self._labels.keep(live)
-        self.is_whole = True
+        counted = None if counted is None else counted[part]
+        with read_sites(self._model, self._sites, on_reading, counted):
+            self._feed(some_inputs(inputs, part))
+
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
+        if size == 1:
+            raise InputError(
+                f"The device {str(self._feed.device)!r} ran out of memory on a single input: "
+                "give shorter ones, a model of a smaller dtype, or a device with more memory."
+            ) from error
+        self._largest_batch = size // 2
+        if self._feed.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.on_smaller_batch is not None:
+            self.on_smaller_batch(self._largest_batch)
 
     def _check(self, inputs: Any) -> None:
         if isinstance(inputs, Mapping):
@@ -382,57 +243,72 @@ class Collector:
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def _live_inputs(self) -> Array:
-        held = [
-            stream.held()[1]
-            for collector in self._collectors.values()
-            for stream in (collector.examples, collector.random)
-        ]
-        live: Array = np.unique(torch.cat(held).cpu().numpy())
-        return live
+    def _live(self, indices: Callable[[SiteCollector], Iterable[Any]]) -> Array:
+        """Those inputs in the pool that any site's indices name, ascending."""
+        known = self._inputs.keys
+        if not len(known):
+            return known
+        # Marked, as there may be many thousand times more indices than inputs.
+        named = np.zeros(known[-1] - known[0] + 1, bool)
+        for collector in self._collectors.values():
+            for index in indices(collector):
+                named[np.asarray(index) - known[0]] = True
+        return np.asarray(known[named[known - known[0]]])
 
-    def result(self) -> tuple[list[Collected], dict[str, Array]]:
-        """What each site found, and the inputs that the examples point at.
+    def results(self) -> Iterator[Collected]:
+        """What each site found, one after the other, so that one need be in memory at a time."""
+        for collector in self._collectors.values():
+            yield collector.result()
+
+    def inputs(self) -> dict[str, Array]:
+        """The inputs that the examples point at.
 
         Returns
         -------
-        collected : list of Collected
-        inputs : dict
+        dict
             ``index`` (m,), ``pixels`` (m, ...) as in `Batch.raw`, and ``labels`` (m,) if known.
         """
-        found = [collector.result() for collector in self._collectors.values()]
-        live = np.unique(np.concatenate([s.index for c in found for s in (c.examples, c.random)]))
-        self._inputs.keep(live)
-        self._labels.keep(live)
-        index, pixels = self._inputs.sorted()
-        inputs = {"index": index}
-        if pixels is not None:
-            inputs["pixels"] = pixels
-        labels = self._labels.sorted()[1]
-        if labels is not None:
-            inputs["labels"] = labels
-        return found, inputs
+        live = self._live(lambda c: (c.inputs(),))
+        inputs = {"index": live}
+        for name, pool in (("pixels", self._inputs), ("labels", self._labels)):
+            rows = pool.take(live)
+            if rows is not None:
+                inputs[name] = rows
+        return inputs
+
+    def result(self) -> tuple[list[Collected], dict[str, Array]]:
+        """All `results`, and the `inputs`."""
+        return list(self.results()), self.inputs()
+
+    def _parts(self) -> dict[str, Any]:
+        sites = {f"site{n}": c for n, c in enumerate(self._collectors.values())}
+        return {"inputs": self._inputs, "labels": self._labels, **sites}
 
     def state(self) -> State:
-        """Everything, to go on later from here."""
+        """Everything, to go on later from here; of rows in files, where they are."""
         state: State = {
             "progress": np.array([self.n_inputs]),
             "range": np.array([self.low, self.high], dtype=np.float64),
         }
-        parts: dict[str, Any] = {"inputs": self._inputs, "labels": self._labels}
-        parts.update({f"site{n}": c for n, c in enumerate(self._collectors.values())})
-        for part, holder in parts.items():
+        for part, holder in self._parts().items():
             state.update({f"{part}/{name}": array for name, array in holder.state().items()})
         return state
+
+    def saved(self) -> None:
+        """Remove files that only an earlier `state` needs: the last one is safely stored."""
+        self._inputs.forget()
+        for collector in self._collectors.values():
+            collector.vectors.forget()
+            collector.windows.forget()
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from a `state` of a collector with the same sites and settings."""
         self.n_inputs = int(state["progress"][0])
         self.low, self.high = (float(value) for value in state["range"])
-        parts: dict[str, Any] = {"inputs": self._inputs, "labels": self._labels}
-        parts.update({f"site{n}": c for n, c in enumerate(self._collectors.values())})
-        for part, holder in parts.items():
+        for part, holder in self._parts().items():
             prefix = f"{part}/"
-            holder.restore(
-                {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
-            )
+            own = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
+            if isinstance(holder, Pool):
+                holder.restore(own)
+            else:
+                holder.restore(own, self.n_inputs)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.capture.activation import Watch
-from polyseme.capture.layers import HiddenSite, Reading, SAESite, Site
+from polyseme.capture.layers import HiddenSite, SAESite, Site
+from polyseme.capture.reading import Counted, Reading
 from polyseme.errors import InputError, SiteError
 
 Gather = Callable[[Tensor, Tensor], Tensor]
@@ -93,11 +94,16 @@ class Feed:
             ) from error
 
 
+def some_inputs(inputs: Any, part: slice) -> Any:
+    """A few inputs of a batch, be it an array or a dict of arrays."""
+    if isinstance(inputs, Mapping):
+        return {name: values[part] for name, values in inputs.items()}
+    return inputs[part]
+
+
 def first_inputs(inputs: Any, n: int) -> Any:
     """The first few inputs of a batch, be it an array or a dict of arrays."""
-    if isinstance(inputs, Mapping):
-        return {name: values[:n] for name, values in inputs.items()}
-    return inputs[:n]
+    return some_inputs(inputs, slice(n))
 
 
 def _without_cache(model: nn.Module) -> dict[str, bool]:
@@ -151,7 +157,7 @@ class _Reader:
         self._on_reading = on_reading
         self._shape = None if counted is None else counted.shape
         # Where every position counts there is nothing to leave out.
-        self._counted = None if counted is None or bool(counted.all()) else counted
+        self._counted = None if counted is None or bool(counted.all()) else Counted(counted)
 
     def _batched(self, tensor: Tensor) -> Tensor:
         """Rows of all positions one after the other, as some models lay them, by input."""

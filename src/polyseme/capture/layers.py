@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polyseme.capture.activation import Activation
+from polyseme.capture.reading import Counted, Reading, strongest
 from polyseme.errors import InputError
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one batch did to a site.
-
-    Attributes
-    ----------
-    activations : Tensor, shape (B, n_neurons)
-        Each neuron's activation in each input, at the place where it is strongest.
-    positions : Tensor of int64, shape (B, n_neurons)
-        That place: a flat index into the layer's spatial or sequence positions.
-    counted : Tensor of bool, shape (B,), optional
-        Inputs with a position that counts; all of them where this is None. Any other input has
-        activation 0 at position 0.
-    everywhere : Tensor, shape (B, positions, n_neurons), optional
-        The activations at all positions, those that do not count too.
-    """
-
-    activations: Tensor
-    positions: Tensor
-    counted: Tensor | None = None
-    everywhere: Tensor | None = None
 
 
 class Site(ABC):
@@ -137,48 +114,20 @@ class Site(ABC):
     def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
         return vectors * self.weights()[neurons]
 
-    def read(self, output: Tensor, counted: Tensor | None = None) -> Reading:
+    def read(self, output: Tensor, counted: Counted | None = None) -> Reading:
         """Activations from the output of `output_module`.
 
         Parameters
         ----------
         output : Tensor, shape (B, ...)
-        counted : Tensor of bool, shape (B, positions), optional
+        counted : Counted, optional
             Positions that count; all of them without it.
         """
-        return _strongest(self.flatten(self.activation(output)), counted)
+        return strongest(self.flatten(self.activation(output)), counted)
 
 
 # Rows of embeddings made at a time, so that the weights picked for them stay small.
 _CHUNK = 4096
-
-
-def _strongest(activations: Tensor, counted: Tensor | None = None) -> Reading:
-    everywhere = activations
-    if counted is not None:
-        if counted.shape != activations.shape[:2]:
-            raise InputError(
-                f"counted has shape {tuple(counted.shape)}, but the layer has "
-                f"{tuple(activations.shape[:2])} inputs and positions; the same is expected."
-            )
-        # Mostly it is the first position that is left out: a slice, where a mask would copy all.
-        first = int(counted.any(dim=0).to(torch.uint8).argmax())
-        activations = activations[:, first:]
-        if not bool(counted[:, first:].all()):
-            activations = activations.masked_fill(~counted[:, first:, None], -torch.inf)
-    if activations.shape[1] == 1:
-        values = activations[:, 0]
-        positions = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
-    else:
-        values, positions = activations.max(dim=1)
-    if counted is None:
-        return Reading(values, positions, everywhere=everywhere)
-    positions = positions + first
-    some = counted.any(dim=1)
-    nowhere = ~some[:, None]
-    return Reading(
-        values.masked_fill(nowhere, 0), positions.masked_fill(nowhere, 0), some, everywhere
-    )
 
 
 def _flat_rows(tensor: Tensor) -> Tensor:
@@ -284,9 +233,9 @@ class HiddenSite(Site):
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         return _flat_rows(inputs)[rows, places]
 
-    def read_activations(self, activations: Tensor, counted: Tensor | None = None) -> Reading:
+    def read_activations(self, activations: Tensor, counted: Counted | None = None) -> Reading:
         """Reading from the activations themselves; ``counted`` as in `read`."""
-        return _strongest(_flat_rows(activations), counted)
+        return strongest(_flat_rows(activations), counted)
 
 
 class SAESite(HiddenSite):

@@ -2,68 +2,286 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polyseme.errors import RunError
+
 Array = NDArray[Any]
+
+_BLOCK_BYTES = 4 << 20
 
 
 class Pool:
     """Rows by key, with those that nothing points at any more dropped from time to time.
 
-    A key is added once: inputs come one time each.
+    Keys are added in ascending order, each once: inputs come one time each, and in order.
+
+    Parameters
+    ----------
+    file : Path, optional
+        Keep the rows in files of this name, with a number appended, instead of in memory. They
+        are only ever appended to, so that a `state` stays good until `forget`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self._keys = np.empty(0, dtype=np.int64)
-        self._parts: list[Array] = []
+        self._n = 0
         self._n_live = 0
+        self._rows: _InMemory | _InFile = _InMemory() if file is None else _InFile(file)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._n
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """Keys of all rows, ascending, of shape (len,)."""
+        return self._keys[: self._n]
 
     def add(self, keys: Array, rows: Array) -> None:
-        """Rows under new keys: (m,) of int64 and (m, ...)."""
-        if len(keys):
-            self._keys = np.concatenate([self._keys, keys])
-            self._parts.append(np.ascontiguousarray(rows))
+        """Rows under new keys, above all that were added: (m,) of int64 and (m, ...).
+
+        Rows of float32 in a pool of float16 make it one of float32.
+        """
+        if not len(keys):
+            return
+        if self._n + len(keys) > len(self._keys):
+            grown = np.empty((self._n + len(keys)) * 5 // 4 + 1024, np.int64)
+            grown[: self._n] = self.keys
+            self._keys = grown
+        held = self._rows.dtype
+        if held is not None and held != rows.dtype:
+            if rows.dtype.itemsize > held.itemsize:
+                self._rows = self._rows.replaced(chunk.astype(rows.dtype) for chunk in self._rows)
+            else:
+                rows = rows.astype(held)
+        self._rows.append(np.ascontiguousarray(rows))
+        self._keys[self._n : self._n + len(keys)] = keys
+        self._n += len(keys)
 
     @property
     def is_bloated(self) -> bool:
         """Whether it may hold twice what was live when last asked, so that sorting out pays."""
-        return len(self._keys) > 2 * self._n_live + 256
+        return self._n > 2 * self._n_live + 256
 
     def keep(self, live: Array) -> None:
-        """Drop every row whose key is not among the live ones."""
-        ordered = np.sort(live)
-        place = np.searchsorted(ordered, self._keys).clip(max=max(0, len(ordered) - 1))
-        kept = ordered[place] == self._keys if len(ordered) else np.zeros(len(self), bool)
-        rows = self._rows()
-        self._parts = [rows[kept]] if rows is not None else []
-        self._keys = self._keys[kept]
-        self._n_live = len(self._keys)
+        """Drop every row whose key is not among the live ones, in whatever order these are."""
+        kept = np.zeros(self._n, bool)
+        if self._n:
+            # Sorted, they are looked up several times as quickly.
+            ordered = np.sort(live)
+            place = np.searchsorted(self.keys, ordered).clip(max=self._n - 1)
+            kept[place[self.keys[place] == ordered]] = True
+        if not kept.all():
+            self._rows = self._rows.replaced(self._picked(kept))
+            self._keys = self.keys[kept]
+            self._n = len(self._keys)
+        self._n_live = self._n
 
-    def _rows(self) -> Array | None:
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        return self._parts[0] if self._parts else None
+    def _picked(self, kept: Array) -> Iterator[Array]:
+        start = 0
+        for chunk in self._rows:
+            yield chunk[kept[start : start + len(chunk)]]
+            start += len(chunk)
 
-    def sorted(self) -> tuple[Array, Array | None]:
-        """Keys in ascending order and their rows; no rows at all where there never were any."""
-        order = np.argsort(self._keys, kind="stable")
-        rows = self._rows()
-        return self._keys[order], None if rows is None else rows[order]
+    def take(self, keys: Array) -> Array | None:
+        """Rows of these keys, (m, ...), in their order; None where there never were any rows."""
+        if self._rows.dtype is None or self._rows.shape is None:
+            return None
+        order = np.argsort(keys, kind="stable")
+        at = np.searchsorted(self.keys, keys[order])
+        found = np.empty((len(keys), *self._rows.shape), self._rows.dtype)
+        sorted_already = bool((order[1:] > order[:-1]).all())
+        start = 0
+        for chunk in self._rows:
+            low, high = np.searchsorted(at, (start, start + len(chunk)))
+            rows = slice(low, high) if sorted_already else order[low:high]
+            found[rows] = chunk[at[low:high] - start]
+            start += len(chunk)
+        return found
 
     def state(self) -> dict[str, Array]:
-        """Everything, to go on later from here."""
-        rows = self._rows()
-        return {"keys": self._keys} if rows is None else {"keys": self._keys, "rows": rows}
+        """Everything, to go on later from here; of rows in a file, where they are."""
+        return {"keys": self.keys.copy(), **self._rows.state()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from a `state`."""
         self._keys = np.array(state["keys"])
-        self._parts = [np.array(state["rows"])] if "rows" in state else []
-        self._n_live = len(self._keys)
+        self._n = self._n_live = len(self._keys)
+        self._rows = self._rows.restored(state, self._n)
+
+    def forget(self) -> None:
+        """Remove files that only an earlier `state` needs: the last one is safely stored."""
+        self._rows.forget()
+
+
+class _InMemory:
+    """Rows in blocks, so that neither growth nor dropping some copies all of them at once."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Array] = []
+        self._last = 0  # rows in the last block
+        self.dtype: np.dtype[Any] | None = None
+        self.shape: tuple[int, ...] | None = None
+
+    def __iter__(self) -> Iterator[Array]:
+        # By number, as those that have been read may be let go of on the way.
+        for number in range(len(self._blocks)):
+            last = number == len(self._blocks) - 1
+            yield self._blocks[number][: self._last] if last else self._blocks[number]
+
+    def append(self, rows: Array) -> None:
+        self.dtype, self.shape = rows.dtype, rows.shape[1:]
+        while len(rows):
+            if not self._blocks or self._last == len(self._blocks[-1]):
+                self._blocks.append(np.empty((_rows_at_once(rows), *self.shape), self.dtype))
+                self._last = 0
+            room = len(self._blocks[-1]) - self._last
+            part, rows = rows[:room], rows[room:]
+            self._blocks[-1][self._last : self._last + len(part)] = part
+            self._last += len(part)
+
+    def replaced(self, chunks: Iterator[Array]) -> _InMemory:
+        """The same with other rows, made from these."""
+        new = _InMemory()
+        new.dtype, new.shape = self.dtype, self.shape
+        for number, rows in enumerate(chunks):
+            new.append(rows)
+            if number < len(self._blocks) - 1:
+                self._blocks[number] = np.empty(0)  # no longer needed
+        return new
+
+    def state(self) -> dict[str, Array]:
+        if self.dtype is None or self.shape is None:
+            return {}
+        blocks = list(self)
+        rows = np.concatenate(blocks) if blocks else np.empty((0, *self.shape), self.dtype)
+        return {"rows": rows}
+
+    def restored(self, state: Mapping[str, Array], _: int) -> _InMemory:
+        new = _InMemory()
+        if "rows" in state:
+            new.append(state["rows"])
+        return new
+
+    def forget(self) -> None:
+        """There are no files."""
+
+
+class _InFile:
+    """Rows one after the other in a file that only grows; without some of them, in another."""
+
+    def __init__(self, file: Path, number: int = 0) -> None:
+        self._file = file
+        self._number = number
+        self._n = 0
+        self._needed: set[int] = set()  # by the last state
+        self.dtype: np.dtype[Any] | None = None
+        self.shape: tuple[int, ...] | None = None
+
+    def _path(self, number: int) -> Path:
+        return self._file.with_name(f"{self._file.name}.{number}")
+
+    def __iter__(self) -> Iterator[Array]:
+        if self.dtype is None or self.shape is None:
+            return
+        size = self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        together = max(1, _BLOCK_BYTES // max(1, size))
+        with _explained(self._path(self._number)), self._path(self._number).open("rb") as file:
+            for start in range(0, self._n, together):
+                n = min(together, self._n - start)
+                rows = np.empty((n, *self.shape), self.dtype)
+                if file.readinto(_bytes_of(rows)) != rows.nbytes:
+                    raise RunError(
+                        f"{self._path(self._number)} is shorter than it was left; start the "
+                        "analysis again by overwrite=True (--overwrite)."
+                    )
+                yield rows
+
+    def append(self, rows: Array) -> None:
+        path = self._path(self._number)
+        if self.dtype is None:
+            with _explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)  # from before, with no state that knows of it
+        self.dtype, self.shape = rows.dtype, rows.shape[1:]
+        with _explained(path), path.open("ab", buffering=0) as file:
+            left = _bytes_of(rows)
+            while left:
+                left = left[file.write(left) :]
+        self._n += len(rows)
+
+    def replaced(self, chunks: Iterator[Array]) -> _InFile:
+        new = _InFile(self._file, self._number + 1)
+        new._needed = self._needed
+        # An empty one makes the file.
+        new.append(np.empty((0, *(self.shape or ())), self.dtype))
+        for rows in chunks:
+            new.append(np.ascontiguousarray(rows))
+        if self._number not in self._needed:
+            self._path(self._number).unlink(missing_ok=True)
+        return new
+
+    def state(self) -> dict[str, Array]:
+        self._needed = self._needed | {self._number}
+        if self.dtype is None or self.shape is None:
+            return {}
+        with _explained(self._path(self._number)), self._path(self._number).open("rb") as file:
+            os.fsync(file.fileno())
+        return {
+            "file": np.array([self._number], np.int64),
+            "shape": np.array(self.shape, np.int64),
+            "dtype": np.frombuffer(self.dtype.str.encode(), np.uint8),
+        }
+
+    def restored(self, state: Mapping[str, Array], n: int) -> _InFile:
+        if "file" not in state:
+            return _InFile(self._file)
+        new = _InFile(self._file, int(state["file"][0]))
+        new.dtype = np.dtype(state["dtype"].tobytes().decode())
+        new.shape = tuple(int(size) for size in state["shape"])
+        new._n, new._needed = n, {new._number}
+        path = new._path(new._number)
+        size = n * new.dtype.itemsize * int(np.prod(new.shape, dtype=np.int64))
+        with _explained(path):
+            if path.stat().st_size < size:
+                raise RunError(
+                    f"{path} is shorter than it was left; start the analysis again by "
+                    "overwrite=True (--overwrite)."
+                )
+            # What was appended after the state comes again.
+            os.truncate(path, size)
+        new.forget()
+        return new
+
+    def forget(self) -> None:
+        self._needed = {self._number}
+        for path in self._file.parent.glob(f"{self._file.name}.*"):
+            if path != self._path(self._number):
+                path.unlink(missing_ok=True)
+
+
+def _bytes_of(rows: Array) -> memoryview:
+    # By NumPy, as a memoryview of several axes with no rows cannot be cast.
+    return memoryview(rows.reshape(-1).view(np.uint8).data)
+
+
+def _rows_at_once(rows: Array) -> int:
+    return max(1, _BLOCK_BYTES // max(1, rows[:1].nbytes))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read or written: {error.strerror or error}. Put that right; an "
+            "analysis that was begun goes on by resume=True (--resume)."
+        ) from error

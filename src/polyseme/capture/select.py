@@ -8,7 +8,6 @@ batches, ties included.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +112,22 @@ class Selector(ABC):
         return True
 
 
+def _kth(by: Tensor, k: int) -> Tensor:
+    """The k-th smallest value of each row, (n, 1)."""
+    if by.device.type == "cpu":
+        return torch.from_numpy(np.partition(by.numpy(), k - 1, axis=1)[:, k - 1 : k])
+    return by.kthvalue(k, dim=1, keepdim=True).values
+
+
+def _first(kept: Kept, by: Tensor, k: int) -> Tensor:
+    """The k places with the lowest ``by``, ties to the earlier input: bool, shape of ``by``."""
+    by = by.masked_fill(~kept.valid, torch.inf if by.is_floating_point() else _NOT_YET)
+    last = _kth(by, k)
+    below, ties = by < last, by == last
+    room = k - below.sum(dim=1, keepdim=True)
+    return (below | (ties & (ties.cumsum(dim=1) <= room))) & kept.valid
+
+
 def _rank(kept: Kept, by: Tensor) -> Tensor:
     """Rank of each place by ascending ``by``, ties to the earlier input; empty places last."""
     worst = torch.inf if by.is_floating_point() else _NOT_YET
@@ -141,11 +156,11 @@ class TopK(Selector):
         return self.k
 
     def reduce(self, kept: Kept) -> Tensor:
-        return (_rank(kept, -kept.values) < self.k) & kept.valid
+        return _first(kept, -kept.values, self.k)
 
     def bar(self, kept: Kept) -> Tensor | None:
         # An equal activation that comes later loses the tie, so it may be passed over.
-        lowest = kept.values.masked_fill(~kept.valid, 0).topk(self.k, dim=1).values[:, -1]
+        lowest = -_kth(-kept.values.masked_fill(~kept.valid, 0), self.k)[:, 0]
         return lowest.clamp(min=0)
 
 
@@ -174,7 +189,7 @@ class AboveFraction(Selector):
 
     def reduce(self, kept: Kept) -> Tensor:
         strong = kept.values >= self.fraction * kept.maximum[:, None]
-        return (_rank(kept, -kept.values) < self.max_examples) & kept.valid & strong
+        return _first(kept, -kept.values, self.max_examples) & strong
 
     def bar(self, kept: Kept) -> Tensor | None:
         return TopK(self.max_examples).bar(kept)
@@ -336,159 +351,28 @@ class RandomActive(Selector):
         return self._order(kept.index, neurons[:, None])
 
     def reduce(self, kept: Kept) -> Tensor:
-        return (_rank(kept, self._order_kept(kept)) < self.k) & kept.valid
+        return _first(kept, self._order_kept(kept), self.k)
 
     def bar(self, kept: Kept) -> Tensor | None:
         # Here the bar is a priority to stay below, not an activation to exceed.
         order = self._order_kept(kept).masked_fill(~kept.valid, _NOT_YET)
-        return order.sort(dim=1).values[:, self.k - 1]
+        return _kth(order, self.k)[:, 0]
 
     def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
         active = values > 0
         if bar is None:
             return active
-        neurons = torch.arange(values.shape[1], device=values.device)
-        return active & (self._order(index[:, None], neurons) < bar)
+        return active & (self._order_new(index, values.shape[1]) < bar)
+
+    def _order_new(self, index: Tensor, n_neurons: int) -> Tensor:
+        # All sites of a model ask for the same inputs one after the other, so it is kept.
+        known: tuple[Tensor, Tensor] | None = self.__dict__.get("_last")
+        if known is None or known[0] is not index or known[1].shape[1] < n_neurons:
+            neurons = torch.arange(n_neurons, device=index.device)
+            known = (index, self._order(index[:, None], neurons))
+            object.__setattr__(self, "_last", known)
+        return known[1][:, :n_neurons]
 
     @property
     def strongest_first(self) -> bool:
         return False
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The examples of every neuron of a site, neuron after neuron.
-
-    Attributes
-    ----------
-    neuron, index, position : ndarray of int64, shape (n_examples,)
-        The neuron, the input, and the place in the input where the neuron fired most.
-    activation : ndarray of float32, shape (n_examples,)
-    counts : ndarray of int64, shape (n_neurons,)
-        Examples of each neuron; 0 for a dead one.
-    """
-
-    neuron: np.ndarray[Any, np.dtype[np.int64]]
-    index: np.ndarray[Any, np.dtype[np.int64]]
-    position: np.ndarray[Any, np.dtype[np.int64]]
-    activation: np.ndarray[Any, np.dtype[np.float32]]
-    counts: np.ndarray[Any, np.dtype[np.int64]]
-
-
-class Stream:
-    """A selector at work on the neurons of one site.
-
-    Parameters
-    ----------
-    selector : Selector
-    n_neurons : int
-    device : torch.device or str
-        Where the activations are.
-    """
-
-    def __init__(
-        self, selector: Selector, n_neurons: int, device: torch.device | str = "cpu"
-    ) -> None:
-        self.selector = selector
-        self._slack = max(selector.capacity, 64)
-        width = selector.capacity + self._slack
-        self._values = torch.zeros((n_neurons, width), device=device)
-        self._index = torch.zeros((n_neurons, width), dtype=torch.int64, device=device)
-        self._position = torch.zeros_like(self._index)
-        self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
-        self._maximum = torch.zeros(n_neurons, device=device)
-        self._bar: Tensor | None = None
-
-    def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
-        """Take in a batch.
-
-        Parameters
-        ----------
-        values : Tensor of float, shape (B, n_neurons)
-            The activation of each neuron in each input, at the place where it is strongest.
-        index : Tensor of int64, shape (B,)
-            Numbers of the inputs, increasing from call to call.
-        position : Tensor of int64, shape (B, n_neurons), optional
-            The place where the activation was taken.
-
-        Returns
-        -------
-        Tensor of bool, shape (B, n_neurons)
-            Which of them are held on to for now.
-        """
-        taken = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
-        values = values.float()
-        for start in range(0, len(values), self._slack):
-            part = slice(start, start + self._slack)
-            self._maximum = torch.maximum(self._maximum, values[part].amax(dim=0))
-            wanted = self.selector.wanted(values[part], index[part], self._bar)
-            new = wanted.sum(dim=0)
-            if bool((self._count + new > self._values.shape[1]).any()):
-                self._reduce()
-                wanted &= self.selector.wanted(values[part], index[part], self._bar)
-                new = wanted.sum(dim=0)
-            row, neuron = wanted.nonzero(as_tuple=True)
-            place = (wanted.cumsum(dim=0) - 1 + self._count)[row, neuron]
-            self._values[neuron, place] = values[part][row, neuron]
-            self._index[neuron, place] = index[part][row]
-            if position is not None:
-                self._position[neuron, place] = position[part][row, neuron]
-            self._count += new
-            taken[part] = wanted
-        return taken
-
-    @property
-    def _kept(self) -> Kept:
-        places = torch.arange(self._values.shape[1], device=self._values.device)
-        valid = places < self._count[:, None]
-        return Kept(self._values, self._index, valid, self._maximum)
-
-    def _reduce(self) -> None:
-        kept = self._kept
-        keep = self.selector.reduce(kept)
-        # Stable, so that places stay in the order of the data.
-        order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
-        self._count = keep.sum(dim=1)
-        self._index = self._index.gather(1, order)
-        self._position = self._position.gather(1, order)
-        self._values = self._values.gather(1, order)
-        self._values.masked_fill_(~self._kept.valid, 0)
-        self._bar = self.selector.bar(self._kept)
-
-    def held(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Neuron, input and position of all that is held on to for now."""
-        neuron, place = self._kept.valid.nonzero(as_tuple=True)
-        return neuron, self._index[neuron, place], self._position[neuron, place]
-
-    def result(self) -> Selection:
-        """The choice from all activations that were taken in."""
-        kept = self._kept
-        chosen = self.selector.choose(kept)
-        key = -kept.values if self.selector.strongest_first else torch.zeros_like(kept.values)
-        order = key.masked_fill(~chosen, torch.inf).argsort(dim=1, stable=True)
-        counts = chosen.sum(dim=1)
-        filled = torch.arange(order.shape[1], device=order.device) < counts[:, None]
-        neuron, rank = filled.nonzero(as_tuple=True)
-        place = order[neuron, rank]
-        return Selection(
-            neuron=neuron.cpu().numpy(),
-            index=kept.index[neuron, place].cpu().numpy(),
-            position=self._position[neuron, place].cpu().numpy(),
-            activation=kept.values[neuron, place].cpu().numpy(),
-            counts=counts.cpu().numpy(),
-        )
-
-    def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Everything, to go on later from where the stream is."""
-        self._reduce()
-        return {
-            name: getattr(self, f"_{name}").cpu().numpy().copy()
-            for name in ("values", "index", "position", "count", "maximum")
-        }
-
-    def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Go on from a `state`."""
-        device = self._values.device
-        for name in ("values", "index", "position", "count", "maximum"):
-            setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
-        self._bar = self.selector.bar(self._kept)

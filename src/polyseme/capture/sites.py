@@ -11,7 +11,6 @@ from polyseme.capture.layers import (
     ConvSite,
     HiddenSite,
     LinearSite,
-    Reading,
     SAESite,
     Site,
     is_sae,
@@ -19,6 +18,7 @@ from polyseme.capture.layers import (
     sae_encoder,
 )
 from polyseme.capture.mlp import MLPSite
+from polyseme.capture.reading import Reading
 from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised
 from polyseme.errors import SiteError, one_of
 

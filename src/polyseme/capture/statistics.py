@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 N_BINS = 64
+# Inputs that are counted at a time: each step has a cost of its own, however few they are. The
+# sums are of the same inputs together for any batching, so they are equal to the last bit.
+_TOGETHER = 64
+_NAMES = ("waiting", "active", "sum", "maximum", "exponent", "histogram")
+
+
+def bytes_a_neuron() -> int:
+    """Memory that the statistics of one neuron take."""
+    return 8 * N_BINS + 4 * _TOGETHER + 3 * 8 + 4
 
 
 class Statistics:
@@ -27,6 +36,7 @@ class Statistics:
 
     def __init__(self, n_neurons: int, device: torch.device | str = "cpu") -> None:
         self._n_inputs = 0
+        self._waiting = torch.zeros((_TOGETHER, n_neurons), device=device)
         self._active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
@@ -35,19 +45,29 @@ class Statistics:
 
     def update(self, values: Tensor) -> None:
         """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""
-        values = values.float().clamp(min=0)
-        self._n_inputs += len(values)
+        start = 0
+        while start < len(values):
+            at = self._n_inputs % _TOGETHER
+            part = values[start : start + _TOGETHER - at]
+            self._waiting[at : at + len(part)] = part
+            self._n_inputs += len(part)
+            start += len(part)
+            if at + len(part) == _TOGETHER:
+                self._count(self._waiting)
+
+    def _count(self, values: Tensor) -> None:
+        values = values.clamp(min=0)
         active = values > 0
         self._active += active.sum(dim=0)
         self._sum += values.sum(dim=0, dtype=torch.float64)
         self._maximum = torch.maximum(self._maximum, values.amax(dim=0))
         self._grow()
-        row, neuron = active.nonzero(as_tuple=True)
-        exact = values[row, neuron].double()
-        upper = torch.ldexp(torch.ones_like(exact), self._exponent[neuron])
-        bins = (exact / upper * N_BINS).long()
-        flat = torch.bincount(neuron * N_BINS + bins, minlength=self._histogram.numel())
-        self._histogram += flat.view_as(self._histogram)
+        # The upper edge is a power of two, so that this is exact; double, as it may be tiny.
+        scale = torch.ldexp(torch.full_like(self._sum, N_BINS), -self._exponent.double())
+        scale = scale.masked_fill(self._maximum <= 0, 0)
+        bins = (values.double() * scale).long()
+        bins += N_BINS * torch.arange(values.shape[1], device=values.device)
+        self._histogram.view(-1).scatter_add_(0, bins.view(-1), active.long().view(-1))
 
     def _grow(self) -> None:
         needed = torch.frexp(self._maximum).exponent.long()
@@ -71,7 +91,16 @@ class Statistics:
             64): counts of positive activations; ``histogram_upper``: its upper edge, 0 for a
             neuron that was never active.
         """
-        n = max(self._n_inputs, 1)
+        if left := self._n_inputs % _TOGETHER:
+            # In a copy, so that sums stay those of the same inputs if more come.
+            whole = Statistics(len(self._sum), self._sum.device)
+            whole.restore(self.state())
+            whole._count(self._waiting[:left])
+            return whole._as_arrays(self._n_inputs)
+        return self._as_arrays(self._n_inputs)
+
+    def _as_arrays(self, n_inputs: int) -> dict[str, np.ndarray[Any, Any]]:
+        n = max(n_inputs, 1)
         alive = self._maximum > 0
         upper = torch.ldexp(torch.ones_like(self._sum), self._exponent.clamp(min=-1000))
         return {
@@ -84,13 +113,12 @@ class Statistics:
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """Everything, to go on later from here."""
-        names = ("active", "sum", "maximum", "exponent", "histogram")
-        arrays = {name: getattr(self, f"_{name}").cpu().numpy().copy() for name in names}
+        arrays = {name: getattr(self, f"_{name}").cpu().numpy().copy() for name in _NAMES}
         return {**arrays, "n_inputs": np.array([self._n_inputs])}
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Go on from a `state`."""
         self._n_inputs = int(state["n_inputs"][0])
-        for name in ("active", "sum", "maximum", "exponent", "histogram"):
+        for name in _NAMES:
             array = torch.from_numpy(np.array(state[name]))
             setattr(self, f"_{name}", array.to(self._active.device))

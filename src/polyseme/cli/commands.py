@@ -155,6 +155,12 @@ def _add_analyse(commands: Any) -> None:
     work = analyse.add_argument_group("work")
     work.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
     work.add_argument("--batch-size", type=int, help="default: 256, or 16 contexts of text")
+    work.add_argument(
+        "--memory-budget",
+        metavar="SIZE",
+        help="with --text: memory that may be used above the model, such as 4GB; if it does not do "
+        "for all sites at once, the text is read several times (default: no limit)",
+    )
     work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     work.add_argument(
         "--no-panels", action="store_true", help="no activation maps and logit effects: faster"
@@ -227,6 +233,7 @@ def _analyse(options: argparse.Namespace) -> None:
             image_shape=options.image_shape,
             panels=not options.no_panels,
             batch_size=options.batch_size,
+            memory_budget=options.memory_budget,
             **shared,
         )
     for _, row in run.summary().iterrows():

@@ -140,6 +140,7 @@ def analyse_language_model(
         sites=sites,
         batch_size=options.batch_size,
         importances=options.importances,
+        memory_budget=options.memory_budget,
         **shared,
     )
 

@@ -75,6 +75,7 @@ def analyse(
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int | None = None,
+    memory_budget: int | str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -124,7 +125,12 @@ def analyse(
     seed : int
         Of these.
     batch_size : int
-        Inputs in one forward pass; 256 by default, 16 of contexts.
+        Inputs in one forward pass; 256 by default, 16 of contexts. What is found does not
+        depend on it, but for the last digits of the model's own sums: an analysis may be gone
+        on with by another one, but it is the same to the last byte only by the same one. If
+        the device runs out of memory in the pass, batches are halved.
+    memory_budget : int or str, optional
+        Of `Contexts` only, see `analyse_text`.
     overwrite, resume : bool
         Replace a run that exists; or go on with an analysis that was interrupted.
     progress : bool
@@ -162,6 +168,7 @@ def analyse(
             random_examples=random_examples,
             seed=seed,
             batch_size=16 if batch_size is None else batch_size,
+            memory_budget=memory_budget,
             overwrite=overwrite,
             resume=resume,
             progress=progress,
@@ -170,6 +177,11 @@ def analyse(
         raise InputError(
             f"importances is {importances!r}, but the data is no text, and has no tokens to mask; "
             "'none' is expected. Images have panels=True."
+        )
+    if memory_budget is not None:
+        raise InputError(
+            f"memory_budget is {memory_budget!r}, but the data is no text: it is for the "
+            "`Contexts` of a language model. Leave it out; give fewer sites at a time."
         )
     batch_size = 256 if batch_size is None else batch_size
     select = TopK() if select is None else select
@@ -201,7 +213,7 @@ def analyse(
     about = describe_model(model)
     fingerprint = {
         "sites": [site.name for site in found],
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if key != "batch_size"},
         "model": about,
         "data": {
             **source.identity(),

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from polyseme.capture import Collected, Feed, evaluating, find_activations, find_sites
+from polyseme.capture import Feed, Site, evaluating, find_activations, find_sites
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
+from polyseme.capture.stream import Selection
 from polyseme.errors import InputError
 from polyseme.pipeline.progress import interrupt_between_steps
 from polyseme.store import NO_IMPORTANCE, RunWriter, encode_importances
@@ -46,7 +47,7 @@ def mask_token(tokenizer: Any) -> int:
 
 def site_importances(
     model: nn.Module,
-    collected: Sequence[Collected],
+    chosen: Sequence[tuple[Site, Selection]],
     inputs: dict[str, Array],
     writer: RunWriter,
     *,
@@ -59,7 +60,8 @@ def site_importances(
     Parameters
     ----------
     model : torch.nn.Module
-    collected : sequence of Collected
+    chosen : sequence of (Site, Selection)
+        Each site, and the examples that stand for its neurons.
     inputs : dict of str to ndarray
         The run's contexts: ``index``, ``tokens`` and ``lengths``.
     writer : RunWriter
@@ -77,11 +79,11 @@ def site_importances(
     tokens, lengths = inputs["tokens"].astype(np.int64), inputs["lengths"]
     places = [
         Places(
-            np.searchsorted(inputs["index"], one.examples.index),
-            np.asarray(one.examples.position, dtype=np.int64),
-            np.asarray(one.examples.neuron, dtype=np.int64),
+            np.searchsorted(inputs["index"], examples.index),
+            np.asarray(examples.position, dtype=np.int64),
+            np.asarray(examples.neuron, dtype=np.int64),
         )
-        for one in collected
+        for _, examples in chosen
     ]
     found = [
         np.full((len(of.contexts), before + 1 + after), NO_IMPORTANCE, np.uint8) for of in places
@@ -98,7 +100,7 @@ def site_importances(
 
     last = time.monotonic()
     if done < len(tokens):
-        sites = [one.site for one in collected]
+        sites = [site for site, _ in chosen]
         steps = context_importances(
             model,
             sites,

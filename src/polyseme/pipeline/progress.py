@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -99,8 +100,19 @@ def read_and_save(
     writer: RunWriter,
     show: Callable[[int], None],
     seconds: float,
+    *,
+    name: str = "pass",
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Take in all batches; the state is saved every so many seconds, and on an interrupt."""
+    """Take in all batches; the state is saved every so many seconds, and on an interrupt.
+
+    It goes by ``name``, with what is to be known ``about`` it.
+    """
+
+    def save() -> None:
+        writer.save_state(name, collector.state(), {"done": False, **(about or {})})
+        collector.saved()
+
     last = time.monotonic()
     try:
         with interrupt_between_steps() as pause:
@@ -108,9 +120,9 @@ def read_and_save(
                 show(n)
                 pause()
                 if time.monotonic() - last > seconds:
-                    writer.save_state("pass", collector.state(), {"done": False})
+                    save()
                     last = time.monotonic()
     except KeyboardInterrupt:
         if collector.is_whole:
-            writer.save_state("pass", collector.state(), {"done": False})
+            save()
         raise

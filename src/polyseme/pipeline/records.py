@@ -31,9 +31,7 @@ from polyseme.errors import SiteError
 
 Array = NDArray[Any]
 
-_BLOCK_BYTES = 256 << 20
-# Beyond this a vector is kept in single precision; the largest half-precision number is 65504.
-_LARGEST_HALF = 6e4
+BLOCK_BYTES = 256 << 20
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 
@@ -120,7 +118,7 @@ def _blocks(one: Collected) -> Iterator[_Block]:
     counts = one.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
-    size = max(1, _BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
+    size = max(1, BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
     for at in range(0, len(counts), size):
         part = counts[at : at + size]
         examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
@@ -236,15 +234,6 @@ def gate_of(site: Site) -> dict[str, Any] | None:
         "b_up": plain(site.up_bias()),
         "activation": name,
     }
-
-
-def halved(one: Collected) -> Collected:
-    """The same with vectors of half precision, where their values allow it."""
-    if one.vectors.dtype == np.float16 or (
-        len(one.vectors) and max(one.vectors.max(), -one.vectors.min()) > _LARGEST_HALF
-    ):
-        return one
-    return dataclasses.replace(one, vectors=one.vectors.astype(np.float16))
 
 
 def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import nn
 
-from polyseme.capture import (
-    Batch,
-    Collected,
-    Collector,
-    Feed,
-    MLPSite,
-    Selector,
-    Site,
-    TopK,
-    evaluating,
-    find_activations,
-    find_sites,
-)
+from polyseme.capture import Collected, MLPSite, Selector, Site, TopK, find_sites
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
@@ -35,16 +24,11 @@ from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
 from polyseme.pipeline.importances import estimated_seconds, mask_token, site_importances
+from polyseme.pipeline.passes import TextPasses
+from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.pipeline.probing import probe
-from polyseme.pipeline.progress import Stages, progress_bars, read_and_save
-from polyseme.pipeline.records import (
-    cluster_site,
-    gate_of,
-    halved,
-    layout_site,
-    site_arrays,
-    site_tables,
-)
+from polyseme.pipeline.progress import Stages, progress_bars
+from polyseme.pipeline.records import cluster_site, gate_of, layout_site, site_arrays, site_tables
 from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.pipeline.words import feature_words, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
@@ -56,7 +40,6 @@ Array = NDArray[Any]
 TEXT_THRESHOLD = 0.5
 # The published threshold for SAE neurons.
 SAE_THRESHOLD = 0.05
-CHECKPOINT_SECONDS = 300.0
 WINDOW, _WIDEST = (20, 10), 1024
 LOGITS = 10
 IMPORTANCES = ("none", "exact")
@@ -76,6 +59,7 @@ def analyse_text(
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int = 16,
+    memory_budget: int | str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -112,7 +96,11 @@ def analyse_text(
     random_examples, seed, overwrite, resume, progress
         As for `analyse`.
     batch_size : int
-        Contexts in one forward pass.
+        Contexts in one forward pass; as for `analyse`.
+    memory_budget : int or str, optional
+        Memory that may be used above the loaded model: bytes, or such as "4GB". If it does not
+        do for all sites together, the text is read several times, for some of them each. What
+        is found does not depend on it. The plan is printed first, unless ``progress`` is off.
 
     Returns
     -------
@@ -150,15 +138,28 @@ def analyse_text(
     about = describe_model(model)
     fingerprint = {
         "sites": [site.name for site in found],
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if key != "batch_size"},
         "model": about,
         "data": contexts.identity(),
         **_made_by_hand(found),
     }
+    # Refused before anything is written, if it is too little.
+    budget = memory_bytes(memory_budget)
+    plan = partial(
+        make_plan,
+        contexts=contexts,
+        select=select,
+        window=(before, after),
+        random_examples=random_examples,
+        batch_size=batch_size,
+        memory_budget=budget,
+    )
+    plan(found)
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
-        return _TextAnalysis(model, contexts, found, writer, settings, progress).run(select, about)
+        work = _TextAnalysis(model, contexts, found, writer, settings, progress)
+        return work.run(select, about, plan)
 
 
 def _check_length(model: nn.Module, contexts: Contexts) -> None:
@@ -214,27 +215,27 @@ class _TextAnalysis:
         self.words: list[str] = []
         self.index: list[Array] = []
 
-    def run(self, select: Selector, about: dict[str, Any]) -> Run:
+    def run(self, select: Selector, about: dict[str, Any], plan: Callable[..., Plan]) -> Run:
         with progress_bars(self.show) as bars, SimilarFeatures(self.writer) as similar:
             with self.stages("reading"):
-                collector = self.collect(select, bars)
+                passes = self.read(select, plan, bars)
             with self.stages("selection"):
-                collected, kept = collector.result()
-            task = bars.add_task("Logit effects", total=len(collected))
+                kept = passes.inputs()
+            task = bars.add_task("Logit effects", total=len(self.sites))
             logits = []
-            for one in collected:
+            for site in self.sites:
                 with self.stages("logits"):
-                    logits.append(self.logits(one))
+                    logits.append(self.logits(site))
                 bars.update(task, advance=1)
             inputs = self.inputs(kept, logits)
             with self.stages("importances"):
-                importances = self.importances(collected, inputs, collector, bars)
+                importances = self.importances(passes, inputs, bars)
             tables: dict[str, list[pd.DataFrame]] = {
                 name: [] for name in ("neurons", "examples", "features", "random")
             }
             infos = []
-            task = bars.add_task("Features", total=len(collected))
-            for number, one in enumerate(collected):
+            task = bars.add_task("Features", total=len(self.sites))
+            for number, one in enumerate(passes.results()):
                 infos.append(
                     self.site(
                         number, one, inputs, tables, {**logits[number], **importances[number]}
@@ -261,66 +262,34 @@ class _TextAnalysis:
                     "model": {**about, "name": loaded_name(self.model)},
                     "data": {
                         "kind": "text",
-                        "n_inputs": collector.n_inputs,
+                        "n_inputs": passes.n_inputs,
                         **self.contexts.identity(),
                     },
                 }
             )
         return open_run(path, probe=probe)
 
-    def collect(self, select: Selector, bars: Progress) -> Collector:
-        """The pass over the text; saved now and then, when it is interrupted, and at its end."""
-        before, after = self.settings["window"]
-        collector = Collector(
+    def read(self, select: Selector, plan: Callable[..., Plan], bars: Progress) -> TextPasses:
+        """The passes over the text, after a word on what they will take."""
+        passes = TextPasses(
             self.model,
+            self.contexts,
             self.sites,
             select,
-            n_random=self.settings["random_examples"],
-            seed=self.settings["seed"],
-            window=(before, after),
-        )
-        saved = self.writer.load_state("pass")
-        if saved is not None:
-            collector.restore(saved[0])
-            if saved[1].get("done"):
-                self._look_again()
-                return collector
-        start = collector.n_inputs
-        task = bars.add_task("Reading the text", total=self._n_contexts())
-        bars.update(task, completed=collector.n_inputs)
-        read_and_save(
-            collector,
-            self._batches(start),
             self.writer,
-            lambda n: bars.update(task, completed=n),
-            CHECKPOINT_SECONDS,
+            self.settings,
+            self.settings["batch_size"],
         )
-        if collector.n_inputs == start and self.contexts.texts.reiterable:
-            # It was interrupted after the last batch.
-            self._look_again()
-        self.writer.save_state("pass", collector.state(), {"done": True})
-        return collector
-
-    def _look_again(self) -> None:
-        """Learn from two contexts what a checkpoint does not hold: the sites' nonlinearities."""
-        batch = next(iter(self.contexts.batches(2)))
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
-        with evaluating(self.model):
-            find_activations(self.model, self.sites, Feed(self.model), inputs)
-
-    def _n_contexts(self) -> int | None:
-        tokens = self.contexts.max_tokens
-        return None if tokens is None else -(-tokens // (self.contexts.length - 1))
-
-    def _batches(self, start: int) -> Iterator[Batch]:
-        for batch in self.contexts.batches(self.settings["batch_size"], start):
-            lengths = batch.attention.sum(axis=1, keepdims=True)
-            yield Batch(
-                {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)},
-                # The length goes along with the tokens: one row an input.
-                np.concatenate([batch.ids, lengths], axis=1).astype(np.int32),
-                counted=batch.counted,
-            )
+        planned = None
+        if left := [self.sites[number] for number in passes.left]:
+            seconds = None
+            if self.show:
+                seconds = trial(self.model, self.contexts, self.settings["batch_size"])
+            planned = plan(left, seconds_a_context=seconds)
+            if self.show:
+                bars.console.print(str(planned), highlight=False)
+        passes.run(planned, bars)
+        return passes
 
     def inputs(self, kept: dict[str, Array], logits: list[dict[str, Array]]) -> dict[str, Array]:
         """The contexts that examples point at, and how every token in the run reads."""
@@ -350,8 +319,6 @@ class _TextAnalysis:
         threshold = self.settings["threshold"] or (
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
-        # From here on with the vectors that are stored, so that they give what is stored.
-        one = halved(one)
         with self.stages("clusters"):
             clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
         with self.stages("layouts"):
@@ -385,16 +352,15 @@ class _TextAnalysis:
 
     def importances(
         self,
-        collected: list[Collected],
+        passes: TextPasses,
         inputs: dict[str, Array],
-        collector: Collector,
         bars: Progress,
     ) -> list[dict[str, Array]]:
         """Token importances of each site, where they are asked for; else what they would cost."""
         before, after = self.settings["window"]
         if self.settings["importances"] == "none":
             if self.show and not self.writer.resumed:
-                n_tokens = collector.n_inputs * self.contexts.length
+                n_tokens = passes.n_inputs * self.contexts.length
                 seconds = estimated_seconds(
                     inputs["lengths"],
                     n_tokens,
@@ -405,11 +371,11 @@ class _TextAnalysis:
                     "Token importances are left out; importances='exact' (--importances exact) "
                     f"finds them, in about {_duration(seconds)}."
                 )
-            return [{} for _ in collected]
+            return [{} for _ in self.sites]
         task = bars.add_task("Token importances", total=len(inputs["index"]))
         found = site_importances(
             self.model,
-            collected,
+            [(one.site, one.examples) for one in passes.results()],
             inputs,
             self.writer,
             mask_id=self.settings["mask_id"],
@@ -418,15 +384,15 @@ class _TextAnalysis:
         )
         return [{"importances": array} for array in found]
 
-    def logits(self, one: Collected) -> dict[str, Array]:
+    def logits(self, site: Site) -> dict[str, Array]:
         """The tokens that each neuron promotes and suppresses most, where there is a head."""
         if unembedding(self.model) is None:
             return {}
         with torch.no_grad():
-            if isinstance(one.site, HookedSAE):
-                directions = one.site.directions()
+            if isinstance(site, HookedSAE):
+                directions = site.directions()
             else:
-                directions = output_directions(one.site) if isinstance(one.site, MLPSite) else None
+                directions = output_directions(site) if isinstance(site, MLPSite) else None
             if directions is None:
                 return {}
             top = top_logits(self.model, directions, LOGITS)

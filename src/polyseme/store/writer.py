@@ -299,13 +299,18 @@ class RunWriter:
             ) from error
         return arrays, metadata
 
+    @property
+    def state_folder(self) -> Path:
+        """Where checkpoints are, and what else is needed until the run is finished."""
+        return self._at_work().path / STATE
+
     def _state_file(self, name: str) -> Path:
         if not _STATE_NAME.fullmatch(name):
             raise InputError(
                 f"A state cannot be named {name!r}: use letters, digits, '_', '.' and '-', at most "
                 "100, not starting with '.' or '-'."
             )
-        return self._at_work().path / STATE / f"{name}.safetensors"
+        return self.state_folder / f"{name}.safetensors"
 
     # --------------------------------------------------------------------------- contents
 

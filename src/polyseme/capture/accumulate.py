@@ -1,0 +1,291 @@
+"""What one site accumulates in the pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyseme.capture.background import Background
+from polyseme.capture.hooks import Gather
+from polyseme.capture.layers import Site
+from polyseme.capture.pool import Pool
+from polyseme.capture.reading import Reading
+from polyseme.capture.select import RandomActive, Selector
+from polyseme.capture.statistics import Statistics
+from polyseme.capture.stream import Picked, Selection, Stream
+from polyseme.errors import InputError
+
+Array = NDArray[Any]
+
+N_BACKGROUND = 256
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What the pass found at one site.
+
+    Attributes
+    ----------
+    site : Site
+    examples : Selection
+        The examples that stand for each neuron.
+    random : Selection
+        A seeded random sample of the inputs that activate it.
+    statistics : dict of str to ndarray
+        See `Statistics.result`.
+    weights : ndarray of float32, shape (n_neurons, d_in)
+    vectors : ndarray of float32 or float16, shape (n_vectors, d_in)
+        Pre-neuron embeddings of the examples; neurons that meet at an input share one.
+    vector : ndarray of int64, shape (n_examples,)
+        Row of ``vectors`` of each example.
+    background : ndarray of float32, shape (n_groups, m, d_in)
+        Pre-neuron embeddings of up to 256 inputs drawn at random, for calibrated metrics.
+    windows : ndarray of float16, shape (n_examples, before + 1 + after), optional
+        Activations around each example, as shares of its own; NaN beyond the input's ends.
+    """
+
+    site: Site
+    examples: Selection
+    random: Selection
+    statistics: dict[str, Array]
+    weights: Array
+    vectors: Array
+    vector: Array
+    background: Array
+    windows: Array | None = None
+
+
+class SiteCollector:
+    """Everything that one site accumulates, in the memory of the processor.
+
+    Parameters
+    ----------
+    site : Site
+    select, draw : Selector
+        Choose the examples that stand for a neuron, and random ones beside them.
+    window : (int, int), optional
+        Positions before and after each example whose activations are kept with it.
+    half : bool
+        Keep vectors as float16, as long as they fit.
+    files : Path, optional
+        Folder in which vectors and windows are kept instead of in memory.
+
+    Attributes
+    ----------
+    n_inputs : int
+        Inputs taken in.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        select: Selector,
+        draw: RandomActive,
+        window: tuple[int, int] | None,
+        half: bool,
+        files: Path | None,
+    ) -> None:
+        self.site = site
+        self.window = window
+        self.half = half
+        self.examples = Stream(select, site.n_neurons)
+        self.random = Stream(draw, site.n_neurons)
+        self.statistics = Statistics(site.n_neurons)
+        self.background = Background(site, N_BACKGROUND)
+        self.vectors = Pool(files and files / "vectors")
+        self.windows = Pool(files and files / "windows")
+        self.n_inputs = 0
+
+    def update(
+        self, reading: Reading, gather: Gather, index: Tensor, order: Tensor, wanted: Tensor
+    ) -> None:
+        """Take in a batch, or what is left of it if a part was taken in before.
+
+        Parameters
+        ----------
+        reading, gather
+            As `read_sites` gives them.
+        index : Tensor of int64, shape (B,)
+            Numbers of the inputs.
+        order : Tensor of int64, shape (B,)
+            Their priorities as background.
+        wanted : Tensor of bool, shape (B,)
+            Is set for the inputs that something points at.
+        """
+        values = reading.activations.float().cpu()
+        # NaN and infinity survive a sum; only if it is infinite all values are looked at.
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+            bad = int(index[(~torch.isfinite(values)).any(dim=1)][0])
+            raise InputError(
+                f"Input {bad} gives activations at site {self.site.name!r} that are NaN or "
+                "infinite; finite ones are expected: check the data and the model's weights."
+            )
+        room = min(self.examples.room, self.random.room)
+        start = self.n_inputs - int(index[0])
+        for at in range(start, len(values), room):
+            part = slice(at, at + room)
+            few = (values, index) if len(values) <= room and not at else (values[part], index[part])
+            self._update(reading, gather, *few, order[part], at, wanted[part])
+        self._let_go()
+
+    def _update(
+        self,
+        reading: Reading,
+        gather: Gather,
+        values: Tensor,
+        index: Tensor,
+        order: Tensor,
+        start: int,
+        wanted: Tensor,
+    ) -> None:
+        taken = self.examples.pick(values, index)
+        drawn = self.random.pick(values, index)
+        # Whatever needs the device comes first: if its memory runs out nothing is half done.
+        device = reading.activations.device
+        n = len(taken.rows)
+        rows = (torch.cat([taken.rows, drawn.rows]) + start).to(device)
+        neurons = torch.cat([taken.neurons, drawn.neurons]).to(device)
+        positions = reading.locate(rows, neurons)
+        at_random = positions[n:].cpu()
+        rows, neurons, positions = rows[:n], neurons[:n], positions[:n]
+        vectors = self._vectors(rows, positions, neurons, gather, index, start)
+        windows = self._windows(rows, neurons, positions, reading, values, taken)
+        background = self.background.wanted(reading, gather, order, start)
+
+        self.statistics.update(values)
+        self.examples.add(taken, values, index, positions.cpu())
+        self.random.add(drawn, values, index, at_random)
+        self.vectors.add(*vectors)
+        if windows is not None:
+            self.windows.add(self._example_key(taken.neurons, index[taken.rows]).numpy(), windows)
+        self.background.add(*background)
+        wanted[taken.rows] = True
+        wanted[drawn.rows] = True
+        self.n_inputs += len(values)
+
+    def _let_go(self) -> None:
+        if not (self.vectors.is_bloated or self.windows.is_bloated):
+            return
+        neurons, index, positions = self.examples.held()
+        if self.vectors.is_bloated:
+            keys: Array = self._key(index, self.site.place(positions, neurons)).numpy()
+            self.vectors.keep(keys)
+        if self.windows.is_bloated:
+            self.windows.keep(self._example_key(neurons, index).numpy())
+
+    def _key(self, index: Any, place: Any) -> Any:
+        # Inputs have at most 2³¹ places, and there are at most 2³¹ inputs.
+        return index * (1 << 31) + place
+
+    def _example_key(self, neurons: Any, index: Any) -> Any:
+        return index * self.site.n_neurons + neurons
+
+    def _vectors(
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        neurons: Tensor,
+        gather: Gather,
+        index: Tensor,
+        start: int,
+    ) -> tuple[Array, Array]:
+        """What neurons read at these places: keys (m,), vectors (m, d_in)."""
+        if not len(rows):
+            return np.empty(0, np.int64), np.empty((0, self.site.d_in), np.float32)
+        places = self.site.place(positions, neurons)
+        # Neurons meet at few places, so marking them is quicker than sorting pairs.
+        shape = (start + len(index), int(places.max()) + 1)
+        met = torch.zeros(shape, dtype=torch.bool, device=rows.device)
+        met[rows, places] = True
+        row, place = met.nonzero(as_tuple=True)
+        vectors = gather(row, place).detach().float()
+        if self.half:
+            vectors = _halved(vectors)
+        keys = self._key(index[row.cpu() - start], place.cpu())
+        return keys.numpy(), vectors.cpu().numpy()
+
+    def _windows(
+        self,
+        rows: Tensor,
+        neurons: Tensor,
+        positions: Tensor,
+        reading: Reading,
+        values: Tensor,
+        taken: Picked,
+    ) -> Array | None:
+        """Activations around these places as shares of that at the place, (m, width)."""
+        if self.window is None or not len(rows):
+            return None
+        shares = reading.around(rows, neurons, positions, *self.window)
+        # Shares of the example's own activation, which is kept in full: half the memory.
+        shares /= values[taken.rows, taken.neurons].to(shares.device)[:, None]
+        return np.asarray(shares.clamp_(-_LARGEST, _LARGEST).half().cpu().numpy())
+
+    def result(self) -> Collected:
+        examples = self.examples.result()
+        neuron = torch.from_numpy(examples.neuron)
+        place = self.site.place(torch.from_numpy(examples.position), neuron).numpy()
+        keys, vector = np.unique(self._key(examples.index, place), return_inverse=True)
+        vectors = self.vectors.take(keys)
+        if vectors is None:
+            vectors = np.empty((0, self.site.d_in), np.float16 if self.half else np.float32)
+        elif self.half and vectors.dtype == np.float32 and _fits(vectors):
+            # The one that did not fit is none of the examples in the end.
+            vectors = vectors.astype(np.float16)
+        windows = None
+        if self.window is not None:
+            windows = self.windows.take(self._example_key(examples.neuron, examples.index))
+            if windows is None:
+                windows = np.empty((0, sum(self.window) + 1), np.float16)
+        return Collected(
+            windows=windows,
+            site=self.site,
+            examples=examples,
+            random=self.random.result(),
+            statistics=self.statistics.result(),
+            weights=self.site.weights().float().cpu().numpy().copy(),
+            vectors=vectors,
+            vector=vector.astype(np.int64),
+            background=self.background.result(),
+        )
+
+    def inputs(self) -> Array:
+        """Inputs that the examples point at, with repetitions."""
+        return np.concatenate([self.examples.result().index, self.random.result().index])
+
+    def state(self) -> dict[str, Array]:
+        parts = {name: getattr(self, name).state() for name in _PARTS}
+        return {f"{part}.{name}": a for part, state in parts.items() for name, a in state.items()}
+
+    def restore(self, state: Mapping[str, Array], n_inputs: int) -> None:
+        for part in _PARTS:
+            prefix = f"{part}."
+            arrays = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
+            getattr(self, part).restore(arrays)
+        self.n_inputs = n_inputs
+
+
+_PARTS = ("examples", "random", "statistics", "vectors", "background", "windows")
+_LARGEST = float(torch.finfo(torch.float16).max)
+
+
+def _halved(vectors: Tensor) -> Tensor:
+    """In float16; if any is too large, all in float32, the others with what float16 holds."""
+    halves = vectors.half()
+    low, high = vectors.aminmax()
+    if max(-float(low), float(high)) <= _LARGEST:
+        return halves
+    fits = (vectors.abs() <= _LARGEST).all(dim=1, keepdim=True)
+    # So a vector is the same whatever others it came with.
+    return torch.where(fits, halves.float(), vectors)
+
+
+def _fits(vectors: Array) -> bool:
+    return not len(vectors) or max(-float(vectors.min()), float(vectors.max())) <= _LARGEST

@@ -1,0 +1,211 @@
+"""A selector at work on the activations of one site, batch after batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyseme.capture.select import Kept, Selector
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples of every neuron of a site, neuron after neuron.
+
+    Attributes
+    ----------
+    neuron, index, position : ndarray of int64, shape (n_examples,)
+        The neuron, the input, and the place in the input where the neuron fired most.
+    activation : ndarray of float32, shape (n_examples,)
+    counts : ndarray of int64, shape (n_neurons,)
+        Examples of each neuron; 0 for a dead one.
+    """
+
+    neuron: np.ndarray[Any, np.dtype[np.int64]]
+    index: np.ndarray[Any, np.dtype[np.int64]]
+    position: np.ndarray[Any, np.dtype[np.int64]]
+    activation: np.ndarray[Any, np.dtype[np.float32]]
+    counts: np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Picked:
+    """New activations that a stream wants, and where in its buffers they go.
+
+    Attributes
+    ----------
+    rows, neurons : Tensor of int64, shape (m,)
+        In ascending order of rows, then neurons.
+    places : Tensor of int64, shape (m,)
+        Flat, of the buffers.
+    count : Tensor of int64, shape (n_neurons,)
+        How many each neuron holds with them.
+    """
+
+    rows: Tensor
+    neurons: Tensor
+    places: Tensor
+    count: Tensor
+
+
+_COLUMNS = ("values", "index", "position")
+
+
+class Stream:
+    """A selector at work on the neurons of one site.
+
+    Parameters
+    ----------
+    selector : Selector
+    n_neurons : int
+    device : torch.device or str
+        Where the activations are.
+
+    Attributes
+    ----------
+    room : int
+        Most inputs that `pick` takes at a time.
+    """
+
+    def __init__(
+        self, selector: Selector, n_neurons: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.selector = selector
+        self.room = max(selector.capacity, 64)
+        width = selector.capacity + self.room
+        self._values = torch.zeros((n_neurons, width), device=device)
+        # Half the memory of int64; there are at most 2³¹ inputs, and places in an input.
+        self._index = torch.zeros((n_neurons, width), dtype=torch.int32, device=device)
+        self._position = torch.zeros_like(self._index)
+        self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
+        self._maximum = torch.zeros(n_neurons, device=device)
+        self._bar: Tensor | None = None
+
+    @staticmethod
+    def n_bytes(selector: Selector, n_neurons: int) -> int:
+        """Memory that the buffers of a stream take."""
+        return n_neurons * 4 * len(_COLUMNS) * (selector.capacity + max(selector.capacity, 64))
+
+    def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
+        """Take in a batch.
+
+        Parameters
+        ----------
+        values : Tensor of float, shape (B, n_neurons)
+            The activation of each neuron in each input, at the place where it is strongest.
+        index : Tensor of int64, shape (B,)
+            Numbers of the inputs, increasing from call to call.
+        position : Tensor of int64, shape (B, n_neurons), optional
+            The place where the activation was taken.
+
+        Returns
+        -------
+        Tensor of bool, shape (B, n_neurons)
+            Which of them are held on to for now.
+        """
+        taken = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+        values = values.float()
+        for start in range(0, len(values), self.room):
+            part = slice(start, start + self.room)
+            picked = self.pick(values[part], index[part])
+            at = None if position is None else position[part][picked.rows, picked.neurons]
+            self.add(picked, values[part], index[part], at)
+            taken[part][picked.rows, picked.neurons] = True
+        return taken
+
+    def pick(self, values: Tensor, index: Tensor) -> Picked:
+        """What is wanted of up to ``room`` new inputs; until they are added, nothing is held.
+
+        Parameters
+        ----------
+        values : Tensor of float32, shape (b, n_neurons)
+        index : Tensor of int64, shape (b,)
+        """
+        self._maximum = torch.maximum(self._maximum, values.amax(dim=0))
+        wanted = self.selector.wanted(values, index, self._bar)
+        count = self._count + wanted.sum(dim=0)
+        width = self._values.shape[1]
+        if bool((count > width).any()):
+            self._reduce()
+            wanted &= self.selector.wanted(values, index, self._bar)
+            count = self._count + wanted.sum(dim=0)
+        rows, neurons = wanted.nonzero(as_tuple=True)
+        places = (wanted.cumsum(dim=0) - 1 + self._count)[rows, neurons]
+        return Picked(rows, neurons, neurons * width + places, count)
+
+    def add(
+        self, picked: Picked, values: Tensor, index: Tensor, position: Tensor | None = None
+    ) -> None:
+        """Hold on to what was picked from these inputs; ``position`` is of shape (m,)."""
+        self._values.view(-1)[picked.places] = values[picked.rows, picked.neurons]
+        self._index.view(-1)[picked.places] = index[picked.rows].int()
+        if position is not None:
+            self._position.view(-1)[picked.places] = position.int()
+        self._count = picked.count
+
+    @property
+    def _valid(self) -> Tensor:
+        places = torch.arange(self._values.shape[1], device=self._values.device)
+        return places < self._count[:, None]
+
+    @property
+    def _kept(self) -> Kept:
+        return Kept(self._values, self._index.long(), self._valid, self._maximum)
+
+    def _reduce(self) -> None:
+        keep = self.selector.reduce(self._kept)
+        self._count = keep.sum(dim=1)
+        # In the order of the data, which is that of the places, each moves up to its new one.
+        neuron, place = keep.nonzero(as_tuple=True)
+        width = self._values.shape[1]
+        before = neuron * width + place
+        after = neuron * width + (keep.cumsum(dim=1) - 1).view(-1)[before]
+        for name in _COLUMNS:
+            column = getattr(self, f"_{name}").view(-1)
+            column[after] = column[before]
+        self._values.masked_fill_(~self._valid, 0)
+        self._bar = self.selector.bar(self._kept)
+
+    def held(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Neuron, input and position of all that is held on to for now."""
+        neuron, place = self._valid.nonzero(as_tuple=True)
+        index, position = self._index[neuron, place], self._position[neuron, place]
+        return neuron, index.long(), position.long()
+
+    def result(self) -> Selection:
+        """The choice from all activations that were taken in."""
+        kept = self._kept
+        chosen = self.selector.choose(kept)
+        key = -kept.values if self.selector.strongest_first else torch.zeros_like(kept.values)
+        order = key.masked_fill(~chosen, torch.inf).argsort(dim=1, stable=True)
+        counts = chosen.sum(dim=1)
+        filled = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+        neuron, rank = filled.nonzero(as_tuple=True)
+        place = order[neuron, rank]
+        return Selection(
+            neuron=neuron.cpu().numpy(),
+            index=kept.index[neuron, place].cpu().numpy(),
+            position=self._position[neuron, place].long().cpu().numpy(),
+            activation=kept.values[neuron, place].cpu().numpy(),
+            counts=counts.cpu().numpy(),
+        )
+
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Everything, to go on later from where the stream is."""
+        self._reduce()
+        return {
+            name: getattr(self, f"_{name}").cpu().numpy().copy()
+            for name in (*_COLUMNS, "count", "maximum")
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Go on from a `state`."""
+        device = self._values.device
+        for name in (*_COLUMNS, "count", "maximum"):
+            setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
+        self._bar = self.selector.bar(self._kept)
