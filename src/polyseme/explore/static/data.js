@@ -3,7 +3,6 @@
 
 import { Tensors } from "./safetensors.js";
 
-const BEYOND = 65535; // a place of the window outside of its context
 const KEPT_BYTES = 96 * 2 ** 20;
 
 /** Address -> {promise, bytes}, the longest unused first. */
@@ -71,9 +70,16 @@ export function json(path) {
 /** A safetensors file below data/. @returns {Promise<Tensors>} */
 export function tensors(path) {
   return load(`data/${path}`, async (response) => {
-    const buffer = await response.arrayBuffer();
+    const buffer = await unpacked(await response.arrayBuffer());
     return { value: new Tensors(buffer), bytes: buffer.byteLength };
   });
+}
+
+/** The bytes themselves: large files are stored gzipped, so that any static host serves them small. */
+async function unpacked(buffer) {
+  const [first, second] = new Uint8Array(buffer, 0, Math.min(2, buffer.byteLength));
+  if (first !== 0x1f || second !== 0x8b) return buffer;
+  return new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
 // ------------------------------------------------------------------------------------- runs
@@ -117,10 +123,11 @@ export async function neurons(run) {
 // --------------------------------------------------------------------------------- one neuron
 
 /**
- * All that is known of the neuron in a global row.
+ * All that is known of the neuron in a global row. Any array may be null: not in the run, or damaged.
  *
  * - `run`, `row`, `site` (entry of run.sites), `neuron`, `metrics` (name -> number)
- * - `n` examples; `nFeatures`; `labels`, one a feature at the run's own cut
+ * - `damage`: sentences about what of it can't be read
+ * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one a feature at the run's own cut
  * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, each of length n
  *   (images also `thumb`, `class`)
  * - `tree`: `nodes` (2(n-1)), `heights` (n-1)
@@ -130,21 +137,22 @@ export async function neurons(run) {
  * - `random`: {n, input, position, activation, tokens | thumb}
  * - `promoted`, `suppressed`: [{token, logit}], or null
  * - `similar`: a list for each feature of {site, neuron, feature, similarity, tokens}, or null
- * - `image`: {shape, weights, activationMap, average, logitGradient, logitAblation, patches}, each
+ * - `image`: {shapeOf(name), weights, kernel, activationMap, average, logitGradient, logitAblation, patches}, each
  *   null where the run hasn't it; `thumbs`: {shape: [h, w, c], of(i) -> Uint8Array}
  */
 export async function neuron(run, row) {
-  const [pack, table] = await Promise.all([packOf(run, row), neurons(run)]);
-  const at = row % run.pack;
+  const { site, neuron } = neuronOf(run, row);
+  const pack = await packOf(run, site, neuron);
+  const at = neuron % run.pack;
   const n = pack.counts[at];
   const first = pack.firstExample[at];
   const examples = (name) => pack.slice(name, first, n);
-  const { site, neuron } = neuronOf(run, row);
   const nFeatures = pack.featureCounts[at];
   const firstFeature = pack.firstFeature[at];
+  const features = (name) => pack.slice(name, firstFeature, nFeatures);
   const metrics = {};
-  for (const name of table.names) {
-    if (name !== "site" && name !== "neuron") metrics[name] = table.column(name)[row];
+  for (const name of pack.file.names) {
+    if (name.startsWith("neuron_")) metrics[name.slice("neuron_".length)] = pack.file.array(name)[at];
   }
   return {
     run,
@@ -154,7 +162,9 @@ export async function neuron(run, row) {
     metrics,
     n,
     nFeatures,
+    damage: pack.damage,
     labels: pack.labels.slice(firstFeature, firstFeature + nFeatures),
+    medoids: features("feature_medoid"),
     examples: {
       input: examples("input"),
       inputNumber: examples("input_number"),
@@ -171,7 +181,7 @@ export async function neuron(run, row) {
     layout: examples("layout"),
     layoutInput: examples("layout_input"),
     histogram: pack.file.has("histogram")
-      ? { counts: pack.slice("histogram", at, 1), upper: pack.slice("histogram_upper", at, 1)[0] }
+      ? { counts: pack.slice("histogram", at, 1), upper: pack.slice("histogram_upper", at, 1)?.[0] ?? NaN }
       : null,
     tokens: tokensOf(run, pack, examples),
     random: randomOf(pack, at),
@@ -185,13 +195,15 @@ export async function neuron(run, row) {
 
 /** Fetches what the neuron's page will need, so that going there is instant. Never fails. */
 export function prefetch(run, row) {
-  if (row >= 0 && row < run.n_neurons) packOf(run, row).catch(() => {});
+  if (row < 0 || row >= run.n_neurons) return;
+  const { site, neuron } = neuronOf(run, row);
+  packOf(run, site, neuron).catch(() => {});
 }
 
 const opened = new WeakMap();
-/** The file that holds a neuron, with where each of its neurons begins. */
-async function packOf(run, row) {
-  const file = await tensors(`${run.index}/packs/${Math.floor(row / run.pack)}.safetensors`);
+/** The file that holds a neuron (no file holds two sites), with where each of its neurons begins. */
+async function packOf(run, site, neuron) {
+  const file = await tensors(`${run.index}/packs/${site.first_pack + Math.floor(neuron / run.pack)}.safetensors`);
   let pack = opened.get(file);
   if (!pack) {
     const counts = file.array("counts");
@@ -208,6 +220,7 @@ async function packOf(run, row) {
       firstMerge: starts(merges),
       vocabulary: JSON.parse(file.metadata.vocabulary ?? "[]"),
       labels: JSON.parse(file.metadata.labels ?? "[]"),
+      damage: JSON.parse(file.metadata.damage ?? "[]"),
       /** Rows first ... first + n of an array, flat; null where the file hasn't it. */
       slice(name, first, n) {
         if (!file.has(name)) return null;
@@ -291,7 +304,7 @@ function similarOf(pack, firstFeature, nFeatures) {
 
 /** The strings of a row of tokens; null where the window is beyond the context. */
 function words(vocabulary, row) {
-  return Array.from(row, (t) => (t === BEYOND ? null : vocabulary[t]));
+  return Array.from(row, (t) => (t < 0 ? null : vocabulary[t]));
 }
 
 function imageOf(pack, at, first, n) {
@@ -300,6 +313,7 @@ function imageOf(pack, at, first, n) {
     weights: one("weights"),
     activationMap: one("activation_map"),
     average: one("average"),
+    kernel: one("kernel"),
     logitGradient: one("logit_gradient"),
     logitAblation: one("logit_ablation"),
     patches: pack.slice("patches", first, n),
@@ -337,7 +351,7 @@ export async function context(run, input) {
 
 /**
  * All words that have features, sorted by code point, and the file where each one's are.
- * @returns {Promise<{words: string[], shard: number[]}>}
+ * @returns {Promise<{words: string[], shards: number[]}>}
  */
 export async function vocabulary(run) {
   return json(`${run.index}/search/words.json`);

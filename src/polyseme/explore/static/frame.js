@@ -108,9 +108,9 @@ function tools({ run }) {
     run &&
       h(
         "button",
-        { type: "button", class: "quiet", title: "A neuron at random, among those with more than one feature", onclick: () => lucky(run) },
+        { type: "button", class: "quiet", "aria-label": "I’m feeling lucky", title: "A neuron at random, among those with more than one feature", onclick: () => lucky(run) },
         h("span", { class: "lucky-long" }, "I’m feeling lucky"),
-        h("span", { class: "lucky-short", "aria-hidden": "true" }, "Lucky"),
+        h("span", { class: "lucky-short" }, "Lucky"),
       ),
     themeButton(),
   );
