@@ -18,6 +18,7 @@ from polyseme.cli.arguments import (
     selector,
     to_device,
 )
+from polyseme.cli.explorer import add_explore
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
     LANGUAGE_MODEL_HELP,
@@ -71,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_sae(commands)
     add_compare(commands)
     add_sweep(commands)
+    add_explore(commands)
     return parser
 
 

@@ -1,0 +1,221 @@
+"""The files that the pages read of one run; a server and an export give the same bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from polyseme.explorer.packs import Pack
+from polyseme.explorer.pictures import Pictures
+from polyseme.explorer.slices import Slices
+from polyseme.explorer.tensors import compact_json, encode
+from polyseme.explorer.texts import Texts
+from polyseme.store import SiteInfo
+from polyseme.views import Run
+
+# A pack is one request, and so long as this at most; more files than this no web host likes.
+_PACK_BYTES = 800_000
+_MOST_PACKS = 1_600
+_CONTEXT_TOKENS = 65_536
+_MOST_CONTEXT_FILES = 100
+_NUMBERED = re.compile(r"(packs|contexts)/(0|[1-9][0-9]{0,8})\.safetensors", re.ASCII)
+
+
+class RunFiles:
+    """One run as files.
+
+    Parameters
+    ----------
+    run : Run
+    title : str
+        What the pages call the run.
+    """
+
+    def __init__(self, run: Run, title: str) -> None:
+        self.run = run
+        self.folder = folder = run.folder
+        self.title = title
+        self.slices = Slices(folder)
+        self.is_text = "tokens" in folder.inputs
+
+    @cached_property
+    def _content(self) -> Texts | Pictures:
+        return Texts(self.folder) if self.is_text else Pictures(self.folder)
+
+    # ---------------------------------------------------------------------------- sizes
+
+    @cached_property
+    def pack(self) -> int:
+        """Neurons in a pack: a power of two."""
+        bytes_a_neuron = self._bytes_an_example * self._mean_examples + 2_000
+        size = 1
+        while size < 1024 and 2 * size * bytes_a_neuron <= _PACK_BYTES:
+            size *= 2
+        while self._count_packs(size) > _MOST_PACKS:
+            size *= 2
+        return size
+
+    @property
+    def _mean_examples(self) -> float:
+        return float(self.slices.examples[-1]) / len(self.folder.neurons)
+
+    @property
+    def _bytes_an_example(self) -> float:
+        """About how much an example takes before compression."""
+        if isinstance(self._content, Texts):
+            return 40 + 5 * (sum(self._content.window) + 1)
+        shape = self._content.shape
+        return 60 + (int(np.prod(self._content.thumb)) / 3 if shape is not None else 0)
+
+    def _count_packs(self, size: int) -> int:
+        return sum(-(-site.n_neurons // size) for site in self.folder.sites)
+
+    @cached_property
+    def _first_packs(self) -> list[int]:
+        """Number of each site's first pack, and the number of packs."""
+        counts = [-(-site.n_neurons // self.pack) for site in self.folder.sites]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist()
+
+    @cached_property
+    def _contexts_per_file(self) -> int:
+        n, length = self.folder.inputs["tokens"].shape
+        return max(1, _CONTEXT_TOKENS // max(1, length), -(-n // _MOST_CONTEXT_FILES))
+
+    @cached_property
+    def _n_context_files(self) -> int:
+        if not self.is_text:
+            return 0
+        return -(-len(self.folder.inputs["index"]) // self._contexts_per_file)
+
+    # ---------------------------------------------------------------------------- files
+
+    def paths(self) -> Iterator[str]:
+        """Every file's path, relative to the run's own folder."""
+        yield "run.json"
+        yield "neurons.safetensors"
+        for number in range(self._first_packs[-1]):
+            yield f"packs/{number}.safetensors"
+        for number in range(self._n_context_files):
+            yield f"contexts/{number}.safetensors"
+
+    def file(self, path: str) -> bytes:
+        """The contents of a file.
+
+        Raises
+        ------
+        KeyError
+            There is no such file.
+        RunError
+            What it is made from is damaged.
+        """
+        if path == "run.json":
+            return compact_json(self.describe()).encode()
+        if path == "neurons.safetensors":
+            return encode(self._neurons())
+        numbered = _NUMBERED.fullmatch(path)
+        if numbered and numbered[1] == "packs" and int(numbered[2]) < self._first_packs[-1]:
+            return self._pack_file(int(numbered[2]))
+        if numbered and numbered[1] == "contexts" and int(numbered[2]) < self._n_context_files:
+            return self._context_file(int(numbered[2]))
+        raise KeyError(path)
+
+    def summary(self) -> dict[str, Any]:
+        """What the list of runs tells of it."""
+        return {
+            "title": self.title,
+            "kind": "text" if self.is_text else "image",
+            "n_neurons": len(self.folder.neurons),
+            "n_sites": len(self.folder.sites),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What the pages need to know of the run before any neuron."""
+        metadata = self.folder.metadata
+        return {
+            **self.summary(),
+            "created": metadata["created"],
+            "polyseme_version": metadata["polyseme_version"],
+            "model": metadata["model"],
+            "data": metadata["data"],
+            "settings": metadata["settings"],
+            "sites": [self._describe_site(site) for site in self.folder.sites],
+            "pack": self.pack,
+            "n_packs": self._first_packs[-1],
+            "contexts_per_file": self._contexts_per_file if self.is_text else 0,
+            "n_contexts": len(self.folder.inputs["index"]) if self.is_text else 0,
+            "window": list(self._content.window) if isinstance(self._content, Texts) else None,
+            "image": self._content.describe() if isinstance(self._content, Pictures) else None,
+            "has": self._has(),
+            "damage": [],
+        }
+
+    def _describe_site(self, site: SiteInfo) -> dict[str, Any]:
+        return {
+            "number": site.number,
+            "name": site.name,
+            "kind": site.kind,
+            "activation": site.extra.get("activation"),
+            "gate": site.extra.get("gate"),
+            "n_neurons": site.n_neurons,
+            "d_in": site.d_in,
+            "threshold": site.extra.get("threshold"),
+            "first": int(self.slices.first[site.number]),
+            "first_pack": self._first_packs[site.number],
+        }
+
+    def _has(self) -> dict[str, bool]:
+        """Which of what a run may have it has, at any site."""
+        arrays = [self.folder.site(site.number) for site in self.folder.sites]
+
+        def somewhere(name: str) -> bool:
+            return any(name in of_site for of_site in arrays)
+
+        return {
+            "importances": somewhere("importances"),
+            "layout": somewhere("layout"),
+            "similar": somewhere("similar_features"),
+            "logits": somewhere("promoted_tokens") or somewhere("logit_gradient"),
+            "activation_map": somewhere("activation_map"),
+            "labels": "label" in self.folder.features,
+            "classes": "labels" in self.folder.inputs,
+            "search": False,
+        }
+
+    def _neurons(self) -> Mapping[str, Any]:
+        neurons = self.folder.neurons
+        counts = neurons["n_examples"].to_numpy()
+        arrays: dict[str, Any] = {
+            "site": np.repeat(
+                np.arange(len(self.folder.sites)), [s.n_neurons for s in self.folder.sites]
+            ),
+            "neuron": neurons["neuron"].to_numpy(),
+            "n_examples": counts,
+            "n_clusters": neurons["n_clusters"].to_numpy(),
+        }
+        for name, values in neurons.items():
+            if values.dtype.kind == "f":
+                arrays[str(name)] = values.to_numpy(np.float32)
+        sizes = self.folder.features["n_examples"].to_numpy()
+        largest = np.full(len(neurons), np.nan, dtype=np.float32)
+        alive = counts > 0
+        largest[alive] = sizes[self.slices.features[:-1][alive]] / counts[alive]
+        arrays["largest_share"] = largest
+        return arrays
+
+    def _pack_file(self, number: int) -> bytes:
+        site = self.folder.sites[int(np.searchsorted(self._first_packs, number, side="right")) - 1]
+        first = int(self.slices.first[site.number])
+        start = first + (number - self._first_packs[site.number]) * self.pack
+        stop = min(start + self.pack, first + site.n_neurons)
+        return Pack(self.slices, site, start, stop, self._content).encode()
+
+    def _context_file(self, number: int) -> bytes:
+        assert isinstance(self._content, Texts)
+        start = number * self._contexts_per_file
+        stop = min(start + self._contexts_per_file, len(self.folder.inputs["index"]))
+        arrays, vocabulary = self._content.contexts(start, stop)
+        return encode(arrays, {"vocabulary": vocabulary})
