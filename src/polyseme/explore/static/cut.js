@@ -21,8 +21,8 @@ import { paletteOf } from "./palette.js";
  */
 export function cutNeuron(neuron, threshold) {
   const own = threshold === neuron.site.threshold;
-  // Stored heights are rounded, so at the run's own threshold its own word counts.
-  const labels = own ? Int32Array.from(neuron.examples.feature) : cut(neuron.tree, neuron.n, threshold);
+  // A damaged run may have lost its trees; then there's the one cut that it made itself.
+  const labels = hasTree(neuron) ? cut(neuron.tree, neuron.n, threshold) : Int32Array.from(neuron.examples.feature);
   const { activation } = neuron.examples;
   const features = groups(labels);
   for (const members of features) members.sort((a, b) => activation[b] - activation[a] || a - b);
@@ -38,10 +38,15 @@ export function cutNeuron(neuron, threshold) {
   };
 }
 
+/** Whether there's a tree to cut anew. */
+export function hasTree(neuron) {
+  return neuron.n < 2 || Boolean(neuron.tree.nodes && neuron.tree.heights);
+}
+
 /** The threshold of an address, or the run's own where it has none that is usable. */
 export function thresholdOf(query, neuron) {
   const value = Number(query.get("threshold"));
-  return value > 0 && value <= 2 ? value : neuron.site.threshold;
+  return value > 0 && value <= 2 && hasTree(neuron) ? value : neuron.site.threshold;
 }
 
 /** Number of the run's own feature that has just these examples, or -1. */

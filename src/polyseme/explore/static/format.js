@@ -24,7 +24,8 @@ export function number(value, digits = 3) {
 export function percent(value) {
   if (!Number.isFinite(value)) return "–";
   const p = 100 * value;
-  if (p !== 0 && Math.abs(p) < 0.1) return p > 0 ? "<0.1%" : ">−0.1%";
+  if (p === 0) return "0%";
+  if (Math.abs(p) < 0.1) return p > 0 ? "<0.1%" : ">−0.1%";
   if (p > 99.9 && p < 100) return ">99.9%";
   return `${p.toFixed(Math.abs(p) < 10 ? 1 : 0)}%`.replace("-", "−");
 }
