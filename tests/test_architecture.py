@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "store": {"errors"},
     "data": {"errors"},
     "views": {"errors", "core", "store"},
-    "explore": {"errors", "core", "store", "views"},
+    "explorer": {"errors", "core", "store", "views"},
     "pipeline": LIBRARY,
     "evaluate": LIBRARY | {"pipeline", "demo"},
     "demo": LIBRARY | {"pipeline", "evaluate"},

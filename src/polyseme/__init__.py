@@ -25,6 +25,8 @@ _NAMES = {
     "TopK": "capture",
     "analyse": "pipeline",
     "cluster": "core",
+    "explore": "explorer",
+    "export": "explorer",
     "gated_gradient": "core",
     "list_sites": "capture",
     "load_sae": "sae",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         polysemanticity,
     )
     from polyseme.data import Images, read_images
+    from polyseme.explorer import explore, export
     from polyseme.pipeline import analyse
     from polyseme.sae import load_sae, train_sae
     from polyseme.sae.ne_loss import ne_loss
