@@ -32,7 +32,8 @@ _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 def embeddings_of(one: Collected, examples: slice) -> Array:
     """Neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
-    vectors, neurons = one.vectors[one.vector[examples]], one.examples.neuron[examples]
+    vectors = one.vectors[one.vector[examples]].astype(np.float32, copy=False)
+    neurons = one.examples.neuron[examples]
     if one.site.kind != "gated":
         return np.asarray(vectors * one.weights[neurons])
     found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
@@ -93,6 +94,7 @@ def site_tables(
             "background_distance": _background(one),
         }
     )
+    neurons["n_random"] = np.bincount(one.random.neuron, minlength=site.n_neurons)
     neurons["calibrated_distance"] = neurons["mean_distance"] - neurons["background_distance"]
     first = np.concatenate([[0], counts.cumsum()])
     examples = pd.DataFrame(
@@ -118,6 +120,9 @@ def site_tables(
     )
     features.insert(0, "site", site.name)
     features["medoid"] = central
+    for column in ("input", "position"):
+        at = first[features["neuron"]] + central
+        features[column] = examples[column].to_numpy()[at]
     random = pd.DataFrame(
         {
             "site": site.name,

@@ -70,11 +70,21 @@ def check_texts(inputs: Mapping[str, np.ndarray]) -> None:
     Problem
         A length is beyond the tokens, or a token has no text.
     """
-    tokens, lengths = inputs["tokens"], inputs["lengths"]
-    if np.any((lengths < 0) | (lengths > tokens.shape[1])):
-        raise Problem(INPUTS_FILE, f"'lengths' must be from 0 to {tokens.shape[1]}")
-    known = np.isin(tokens, inputs["vocabulary"])
+    check_contexts(inputs["tokens"], inputs["lengths"], inputs["vocabulary"])
+    token_texts(inputs)
+
+
+def check_contexts(tokens: np.ndarray, lengths: np.ndarray, vocabulary: np.ndarray) -> None:
+    """Check contexts, all or some, as `check_texts` does."""
+    check_lengths(lengths, tokens.shape[1])
+    at = np.minimum(np.searchsorted(vocabulary, tokens), max(len(vocabulary) - 1, 0))
+    known = vocabulary[at] == tokens if len(vocabulary) else np.zeros(tokens.shape, bool)
     used = np.arange(tokens.shape[1]) < lengths[:, None]
     if not known[used].all():
         raise Problem(INPUTS_FILE, "'tokens' holds a token that 'vocabulary' does not have")
-    token_texts(inputs)
+
+
+def check_lengths(lengths: np.ndarray, most: int) -> None:
+    """Check that no context is longer than there is room for."""
+    if np.any((lengths < 0) | (lengths > most)):
+        raise Problem(INPUTS_FILE, f"'lengths' must be from 0 to {most}")
