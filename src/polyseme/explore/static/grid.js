@@ -27,6 +27,7 @@ export class Grid {
     this._columns = columns;
     this._empty = empty;
     this._sort = "";
+    this._marked = null;
     this._first = -1;
     this._frame = 0;
     this._head = h("thead");
@@ -59,6 +60,17 @@ export class Grid {
     this._first = -1;
     if (moved) this.box.scrollTop = 0;
     this._fill();
+  }
+
+  /** Marks one row as the one that's shown beside the table. */
+  mark(row) {
+    this._marked = row;
+    for (const line of this._body.querySelectorAll("tr[data-at]")) this._setMark(line);
+  }
+
+  _setMark(line) {
+    if (this._rows[line.dataset.at] === this._marked) line.setAttribute("aria-current", "true");
+    else line.removeAttribute("aria-current");
   }
 
   _drawHead() {
@@ -112,13 +124,15 @@ export class Grid {
 
   _line(i) {
     const row = this._rows[i];
-    return h(
+    const line = h(
       "tr",
       { "aria-rowindex": i + 2, dataset: { at: i } },
       this._columns.map((column, c) =>
         c ? h("td", { class: column.num ? "num" : null }, column.cell(row)) : h("th", { scope: "row" }, column.cell(row)),
       ),
     );
+    this._setMark(line);
+    return line;
   }
 
   _link(i) {

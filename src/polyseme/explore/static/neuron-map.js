@@ -29,7 +29,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
   const canvas = h("div");
   replace(
     element,
-    h("header", {}, h("h2", {}, "Map of all neurons"), x.field, y.field, shade.field),
+    h("header", { class: "many" }, h("h2", {}, "Map of all neurons"), x.field, y.field, shade.field),
     note,
     canvas,
   );

@@ -1,5 +1,256 @@
-import { h } from "../dom.js";
+// Two runs side by side: figures, distributions, and neurons of both paired by their directions.
+
+import * as data from "../data.js";
+import { distribution, swatch } from "../charts.js";
+import { h, replace } from "../dom.js";
+import { number, value, whole } from "../format.js";
+import { Grid } from "../grid.js";
+import { metric, metricNames } from "../metrics.js";
+import { pairPreview } from "../pair-preview.js";
+import { neuronAddress } from "../route.js";
+import { binCounts, binEdges, extent, logarithmic, quantile } from "../scale.js";
+
+const PAINTS = ["--mark-a", "--mark-b"];
 
 export async function render(main, ctx) {
-  main.append(h("h1", {}, ctx.run.title));
+  const comparison = await data.comparison();
+  if (!comparison) throw new data.DataError("There’s one run here, so nothing to compare. Name two: polyseme explore RUN RUN");
+  const runs = await Promise.all(comparison.runs.map((index) => data.run(index)));
+  const tables = await Promise.all(runs.map((run) => data.neurons(run)));
+  const chart = h("section", { class: "card" });
+  const pairs = h("section", { class: "card" });
+  main.append(
+    h("header", { class: "run-head" }, h("h1", {}, `${runs[0].title} and ${runs[1].title}`), names(runs)),
+    h("div", { class: "compare-top" }, figures(runs, comparison), chart),
+    pairs,
+  );
+  const views = [distributions(chart, runs, tables, ctx), await pairList(pairs, runs, tables, ctx)];
+  const update = (query) => views.forEach((view) => view?.show(query));
+  update(ctx.query);
+  return { update };
+}
+
+function names(runs) {
+  return h(
+    "ul",
+    { class: "legend" },
+    runs.map((run, i) => h("li", {}, swatch(PAINTS[i]), h("a", { href: `#/${i ? `?run=${run.index}` : ""}` }, run.title), ` ${whole(run.n_neurons)} neurons`)),
+  );
+}
+
+// ----------------------------------------------------------------------------------- figures
+
+function figures(runs, { rows, evaluation = [] }) {
+  return h(
+    "section",
+    { class: "card" },
+    h("header", {}, h("h2", {}, "In figures")),
+    h(
+      "div",
+      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Comparison in figures" },
+      h(
+        "table",
+        { class: "plain compare" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            h("th", { scope: "col" }, "Figure"),
+            runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", run.title)),
+            h("th", { scope: "col", class: "num" }, "Difference"),
+          ),
+        ),
+        h("tbody", {}, [...evaluation, ...rows].map((row) => figureRow(row, runs))),
+      ),
+    ),
+    h("p", { class: "reading after" }, "Smaller distances in one run alone prove nothing: look at the participation ratio and the calibrated distance beside them, at how many neurons are dead, and at what the smaller distances cost. A mean is over the neurons that have a value, and these differ between runs; their number stands below each."),
+  );
+}
+
+function figureRow({ name, title, values, counts, statistic }, runs) {
+  const kind = statistic === "share" ? "share" : (KINDS[name] ?? metric(name).kind);
+  const said = READINGS[name] ?? metric(name).reading;
+  const difference = values[1] - values[0];
+  const digits = (v) => (v === null ? "–" : value(v, kind === "integer" && !Number.isInteger(v) ? "number" : kind));
+  const over = (i) => counts?.[i] !== null && counts?.[i] !== undefined && counts[i] !== runs[i].n_neurons
+    ? h("small", { class: "quiet-text" }, `of ${whole(counts[i])}`)
+    : null;
+  return h(
+    "tr",
+    {},
+    h("th", { scope: "row" }, title, h("small", { class: "quiet-text" }, said)),
+    values.map((v, i) => h("td", { class: "num" }, digits(v), over(i))),
+    h("td", { class: "num" }, values.includes(null) ? "–" : signed(difference, digits)),
+  );
+}
+
+function signed(difference, digits) {
+  return difference > 0 ? `+${digits(difference)}` : digits(difference);
+}
+
+/** Figures of a comparison that aren't columns of the table of neurons. */
+const READINGS = {
+  n_neurons: "All of them, dead ones too.",
+  dead: "Neurons that no example activates; the means below are over the others.",
+  l0: "Neurons that are active on one input, on average: the sum of the densities. More of them is a higher price.",
+  fvu: "Share of the variance that the reconstruction leaves unexplained: the price of sparsity.",
+  accuracy: "Of the model with the reconstruction put in the place of the activations.",
+};
+const KINDS = { n_neurons: "integer", dead: "share", l0: "number", accuracy: "share" };
+
+// ----------------------------------------------------------------------------- distributions
+
+function distributions(element, runs, tables, ctx) {
+  const shared = metricNames(tables[0].names).filter((name) => tables[1].has(name));
+  const choice = h(
+    "select",
+    { "aria-label": "Metric", onchange: () => ctx.navigate({ metric: choice.value }) },
+    shared.map((name) => h("option", { value: name }, metric(name).label)),
+  );
+  const reading = h("p", { class: "reading" });
+  const box = h("div");
+  const key = h("ul", { class: "legend" }, runs.map((run, i) => h("li", {}, swatch(PAINTS[i]), run.title)));
+  replace(element, h("header", {}, h("h2", {}, "Distributions"), choice), reading, key, box);
+  let controller = new AbortController();
+  ctx.signal.addEventListener("abort", () => controller.abort());
+  let shown = "";
+  return {
+    show(query) {
+      const name = shared.includes(query.get("metric")) ? query.get("metric") : shared.includes("mean_distance") ? "mean_distance" : shared[0];
+      if (name === shown) return;
+      shown = name;
+      choice.value = name;
+      const { label, kind, log: wanted, reading: words } = metric(name);
+      const columns = tables.map((table) => table.column(name));
+      const both = Float64Array.from([...columns[0], ...columns[1]]);
+      const log = logarithmic(both, wanted);
+      const range = extent(both, log);
+      replace(reading, words, " Heights are shares of each run’s own neurons.");
+      controller.abort();
+      controller = new AbortController();
+      if (!range) return replace(box, h("p", { class: "quiet-text" }, "No neuron has a value."));
+      const edges = binEdges(...range, { log, integer: kind === "integer", n: 48 });
+      const medians = columns.map((column) => quantile(column, 0.5));
+      distribution(
+        box,
+        {
+          title: `${label} in both runs: median ${value(medians[0], kind)} in ${runs[0].title}, ${value(medians[1], kind)} in ${runs[1].title}`,
+          axis: log ? `${label} (logarithmic)` : label,
+          edges,
+          log,
+          shares: true,
+          height: 300,
+          percent: kind === "share",
+          text: (v) => (kind === "integer" ? number(Math.ceil(v)) : value(v, kind)),
+          series: columns.map((column, i) => ({ label: runs[i].title, counts: binCounts(column, edges, { log }), paint: PAINTS[i] })),
+          marks: medians.map((at, i) => ({ at, label: "", paint: PAINTS[i] })),
+        },
+        controller.signal,
+      );
+    },
+  };
+}
+
+// ------------------------------------------------------------------------------------- pairs
+
+async function pairList(element, runs, tables, ctx) {
+  const header = h("header", {}, h("h2", {}, "Neurons of both, paired"));
+  let pairs;
+  try {
+    pairs = await data.pairs();
+  } catch (error) {
+    replace(element, header, h("p", {}, error.message));
+    return null;
+  }
+  const rows = Array.from(pairs.row, (_, row) => row).filter((row) => pairs.row[row] >= 0);
+  const features = tables.map((table) => table.column("n_clusters"));
+  const distances = tables.map((table) => table.column("mean_distance"));
+  const change = (row) => distances[1][pairs.row[row]] - distances[0][row];
+  const columns = [
+    { name: "neuron", label: runs[0].title, cell: (row) => choose(row), of: (row) => row },
+    { name: "match", label: runs[1].title, cell: (row) => neuronName(runs[1], pairs.row[row]), of: (row) => pairs.row[row] },
+    { name: "similarity", label: "Similarity", num: true, hint: `Cosine of the two ${pairs.by} directions`, cell: (row) => number(pairs.similarity[row]), of: (row) => pairs.similarity[row] },
+    { name: "features", label: "Features", num: true, cell: (row) => `${whole(features[0][row])} → ${whole(features[1][pairs.row[row]])}`, of: (row) => features[1][pairs.row[row]] - features[0][row] },
+    { name: "distance", label: "Mean distance", num: true, cell: (row) => `${value(distances[0][row], "distance")} → ${value(distances[1][pairs.row[row]], "distance")}`, of: change },
+    { name: "change", label: "Change", num: true, cell: (row) => value(change(row), "distance"), of: change },
+  ];
+  const list = h("div");
+  const preview = h("div");
+  replace(
+    element,
+    header,
+    h("p", { class: "reading" }, `Each neuron of ${runs[0].title} beside the neuron of ${runs[1].title} whose ${pairs.by} direction is most like its own (1 is the same direction). Two neurons of the first may have the same match.`),
+    h("div", { class: "pairs" }, list, preview),
+  );
+  let order = rows;
+  let sort = "-similarity";
+  const grid = new Grid(
+    list,
+    {
+      label: "Pairs of neurons",
+      columns,
+      empty: "No neuron has a match.",
+      onSort: (name) => ctx.navigate({ sort: sort === `-${name}` ? name : `-${name}`, pair: null }),
+    },
+    ctx.signal,
+  );
+
+  function choose(row) {
+    return h(
+      "a",
+      {
+        href: neuronAddress(runs[0].index, ...place(runs[0], row)),
+        onclick: (event) => {
+          if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+          event.preventDefault(); // the pair is shown beside the list; its neurons' pages are linked there
+          ctx.navigate({ pair: row });
+        },
+      },
+      neuronName(runs[0], row),
+    );
+  }
+
+  return {
+    show(query) {
+      const asked = query.get("sort") ?? "-similarity";
+      const column = columns.find(({ name }) => name === asked.replace(/^-/, ""));
+      sort = column ? asked : "-similarity";
+      order = sorted(rows, (column ?? columns[2]).of, sort.startsWith("-"));
+      grid.show(order, sort);
+      const given = query.get("pair");
+      const row = given !== null && rows.includes(Number(given)) ? Number(given) : order[0];
+      grid.mark(row);
+      if (row === undefined) return;
+      const at = order.indexOf(row);
+      pairPreview(preview, {
+        runs,
+        rows: [row, pairs.row[row]],
+        similarity: pairs.similarity[row],
+        paints: PAINTS,
+        step: (by) => order[at + by] !== undefined && ctx.navigate({ pair: order[at + by] }),
+        first: at === 0,
+        last: at === order.length - 1,
+      });
+    },
+  };
+}
+
+function place(run, row) {
+  const { site, neuron } = data.neuronOf(run, row);
+  return [site.number, neuron];
+}
+
+function neuronName(run, row) {
+  const [site, neuron] = place(run, row);
+  return run.sites.length > 1 ? `${site}/${neuron}` : String(neuron);
+}
+
+function sorted(rows, of, down) {
+  return [...rows].sort((a, b) => {
+    const [u, v] = [of(a), of(b)];
+    if (Number.isNaN(u) || Number.isNaN(v)) return Number.isNaN(u) - Number.isNaN(v) || a - b;
+    return (down ? v - u : u - v) || a - b;
+  });
 }
