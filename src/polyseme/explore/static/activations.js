@@ -23,7 +23,7 @@ const AXIS = 20;
 export function activations(neuron, { link, signal }) {
   const { counts, upper } = neuron.histogram;
   const total = counts.reduce((a, b) => a + b, 0);
-  const inputs = neuron.run.kind === "text" ? "token" : "input";
+  const inputs = neuron.run.kind === "text" ? "context" : "input";
   const bars = svg("g", { class: "bars" });
   const axis = svg("g", { class: "axis" });
   const lanes = svg("g", { class: "lanes" });

@@ -46,7 +46,7 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
   const slider = h("input", { type: "range", id, min: STEP, max: top, step: STEP });
   const field = h("input", { type: "number", min: STEP, max: 2, step: "any", "aria-label": "Threshold, exactly" });
   const readout = h("output", { class: "readout", for: id });
-  const reset = h("button", { type: "button", class: "link-button" }, `the run's own cut, ${number(own)}`);
+  const reset = h("button", { type: "button", class: "link" }, `Back to the run’s own cut, ${own}`);
   const element = h("div", { class: "cutter" },
     picture,
     h("div", { class: "cutter-controls" },
@@ -179,25 +179,23 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
 
   return {
     element,
-    show(next) {
+    show(next, chosen) {
       cut = next;
+      const shown = chosen === null ? -1 : slot(paletteOf(Number(chosen), cut.features[chosen]?.length ?? 1));
+      [lines, strips].forEach((paths) => paths.forEach((path, i) => path.classList.toggle("faded", shown >= 0 && i !== shown)));
       const said = `${count(cut.n, "feature")} at ${number(cut.threshold)}`;
       slider.value = cut.threshold;
       slider.setAttribute("aria-valuetext", said);
       if (document.activeElement !== field || Number(field.value) !== cut.threshold) field.value = cut.threshold;
       const single = cut.n - cut.shared;
       readout.textContent = single && cut.shared
-        ? `${count(cut.n, "feature")}, ${whole(single)} of them single examples.`
+        ? `${count(cut.n, "feature")}, ${single} of them ${single === 1 ? "a single example" : "single examples"}.`
         : `${count(cut.n, "feature")}.`;
       reset.hidden = cut.own;
       if (scale) paint();
       else draw();
     },
   };
-}
-
-function whole(n) {
-  return n === 1 ? "1" : String(n);
 }
 
 function classes() {

@@ -6,6 +6,7 @@ import { h, replace } from "./dom.js";
 import { neuronAddress } from "./route.js";
 import { siteName } from "./lookup.js";
 import { ownFeature } from "./cut.js";
+import { isChosen } from "./feature-map.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 import { distinctive } from "./recut.js";
 import { hasImpliedSpaces, tokenChip } from "./tokens.js";
@@ -24,7 +25,7 @@ const SAMPLE_BEFORE = 8; // tokens before the activating one in a sample of a si
 export function featureCards(neuron, lines) {
   const element = h("div", { class: "feature-cards" });
   const whole = new Set(); // first examples of features whose examples are all shown
-  let unfolded = false; // the single examples
+  let unfolded = false; // the single examples: false, "some" or "all"
   let state = null;
   lines.listen(element);
 
@@ -94,20 +95,20 @@ export function featureCards(neuron, lines) {
     let shown = 0;
     const more = h("button", { type: "button", class: "link", onclick: () => fill() });
     const fill = () => {
-      const next = examples.slice(shown, shown === 0 ? SINGLES_SHOWN : examples.length);
+      const next = examples.slice(shown, shown === 0 && unfolded !== "all" ? SINGLES_SHOWN : examples.length);
       list.append(...next.map((example) => lines.line(example)));
       shown += next.length;
       more.hidden = shown >= examples.length;
       more.textContent = `Show all ${examples.length}`;
     };
-    const details = h("details", { open: unfolded || chosen !== null },
+    const details = h("details", { open: Boolean(unfolded) || chosen !== null },
       h("summary", {}, h("h3", {}, count(examples.length, "single example"))),
       h("p", { class: "quiet-text small" }, "Each is nearer than the threshold to no other, and so a feature of its own."),
       list, more);
     // Lines that nobody sees are not made.
     if (details.open) fill();
     details.addEventListener("toggle", () => {
-      unfolded = details.open;
+      unfolded = details.open && (unfolded || "some");
       if (details.open && shown === 0) fill();
     });
     return h("section", { class: "card feature f-rest" }, details);
@@ -141,5 +142,15 @@ export function featureCards(neuron, lines) {
       other.tokens && textSample(other.tokens, SAMPLE_BEFORE, { implied }));
   }
 
-  return { element, show };
+  /** Shows the line of an example wherever it's folded away. */
+  function reveal(example) {
+    const { cut, chosen } = state;
+    const members = cut.features[cut.labels[example]];
+    if (lines.line(example).isConnected) return;
+    if (members.length > 1) whole.add(members[0]);
+    else unfolded = "all";
+    show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
+  }
+
+  return { element, show, reveal };
 }

@@ -53,7 +53,8 @@ export function figures(neuron) {
   const element = h("dl", { class: "stats neuron-figures" });
   const averages = (neuron.run.settings?.linkage ?? "average") === "average" && hasTree(neuron);
   const m = neuron.metrics;
-  const shareOf = neuron.run.kind === "text" ? "tokens" : "inputs";
+  const inputs = neuron.run.kind === "text" ? "contexts" : "inputs";
+  const active = activeInputs(neuron);
   return {
     element,
     show(cut) {
@@ -61,13 +62,14 @@ export function figures(neuron) {
         ? distances(neuron.tree, neuron.n, cut.threshold)
         : { within: cut.own ? m.intra_cluster_distance : NaN, between: cut.own ? m.inter_cluster_distance : NaN };
       replace(element, [
-        ["n_clusters", count(cut.n, "feature").split(" ")[0], `in ${count(neuron.n, "example")}`],
+        ["n_examples", whole(neuron.n), active > 0 && `of ${whole(active)}`],
+        ["n_clusters", whole(cut.n)],
         ["largest_share", percent(cut.features[0].length / neuron.n)],
         ["mean_distance", number(m.mean_distance)],
         ["intra_cluster_distance", number(at.within)],
         ["inter_cluster_distance", number(at.between)],
         ["calibrated_distance", number(m.calibrated_distance)],
-        ["density", percent(m.density), `of ${shareOf}`],
+        ["density", percent(m.density), `of ${inputs}`],
         ["max_activation", number(m.max_activation)],
       ].map(([name, value, more]) => {
         const { label, reading } = metric(name);
@@ -75,6 +77,11 @@ export function figures(neuron) {
       }));
     },
   };
+}
+
+/** How many inputs activate a neuron: those that its examples were chosen from. */
+export function activeInputs(neuron) {
+  return neuron.histogram ? neuron.histogram.counts.reduce((a, b) => a + b, 0) : NaN;
 }
 
 /** All metrics of the neuron, each with a sentence on how to read it. */

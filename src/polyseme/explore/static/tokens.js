@@ -28,7 +28,7 @@ export function pieces(text, alone = false) {
       .map((byte) => ({ shown: byte.slice(3, 5), mark: `byte 0x${byte.slice(3, 5)}, part of a character` }));
   }
   const found = [];
-  const blank = text.trim() === "";
+  const blank = (alone || text.length > 1) && text.trim() === "";
   const characters = [...text];
   characters.forEach((character, index) => {
     const plain = found.at(-1);
@@ -44,8 +44,9 @@ export function pieces(text, alone = false) {
 
 function spaceWouldBeMissed(characters, index, alone) {
   const beside = characters[index - 1] === " " || characters[index + 1] === " ";
+  const first = index === 0;
   const last = index === characters.length - 1;
-  return beside || last || (alone && index === 0);
+  return beside || (last && !first) || (alone && first);
 }
 
 function markOf(character, missed, joins) {
@@ -114,8 +115,10 @@ export function shaded(tokens, { shares, centre = -1, implied = false, first = 0
     const space = implied && index > 0 && !text.startsWith("##");
     if (space) nodes.push(" ");
     const kind = index === centre ? " centre" : "";
+    // A lone space is seen between words, but not at a word's own space, nor as the centre.
+    const alone = text === " " && (index === centre || /^\s/.test(tokens[index + 1] ?? " ") || /\s$/.test(tokens[index - 1] ?? ""));
     nodes.push(
-      h("span", { class: `t${kind}${shadeClass(shares?.[index])}`, dataset: { t: first + index } }, tokenNodes(text)),
+      h("span", { class: `t${kind}${shadeClass(shares?.[index])}`, dataset: { t: first + index } }, tokenNodes(text, alone)),
     );
   });
   return nodes;

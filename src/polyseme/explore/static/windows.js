@@ -6,7 +6,6 @@ import { number, whole } from "./format.js";
 import { h, replace } from "./dom.js";
 import { windowImportances } from "./importances.js";
 import { hideTip, showTip } from "./tip.js";
-import { marker } from "./palette.js";
 import { direction, hasImpliedSpaces, plain, shaded } from "./tokens.js";
 
 /**
@@ -23,7 +22,6 @@ export function exampleLines(neuron, { link, signal }) {
   const lines = new Map();
   let shade = "activation";
   let open = null;
-  let cut = null;
 
   /** Shades of an example's window, 0 to 1; null where none are known. */
   function sharesOf(example, kind = shade) {
@@ -41,24 +39,18 @@ export function exampleLines(neuron, { link, signal }) {
     const way = direction(spans.tokens.join(""));
     const before = h("span", { class: "before" });
     const after = h("span", { class: "after" });
-    const mark = h("span", { class: "line-marker" });
     const value = h("span", { class: "line-value" }, number(examples.activation[example]));
     const button = h("button", {
       type: "button", class: "kwic", dir: way, "aria-expanded": "false",
       onclick: () => link.choose(open === example ? null : example),
     }, before, after);
-    const element = h("li", { class: "line", dataset: { e: example } }, mark, value, button);
-    const line = { element, button, mark, before, after, words: spans, first, way, shaded: null };
+    const element = h("li", { class: "line", dataset: { e: example } }, value, button);
+    const line = { element, button, before, after, words: spans, first, way, shaded: null };
     lines.set(example, line);
     return line;
   }
 
   function paint(example, line) {
-    const place = cut.place(example);
-    if (line.place !== place) {
-      line.place = place;
-      replace(line.mark, marker(place));
-    }
     const key = `${shade}:${shade === "importance" && sharesOf(example) !== null}`;
     if (line.shaded === key) return;
     line.shaded = key;
@@ -179,16 +171,13 @@ export function exampleLines(neuron, { link, signal }) {
       paint(example, line);
       return line.element;
     },
-    /** Shades and features from now on; lines that are asked for follow. */
-    set(next) {
-      cut = next.cut;
-      if (shade !== next.shade && open !== null) {
-        const example = open;
-        collapse(example);
-        shade = next.shade;
-        expand(example, lines.get(example));
-      }
-      shade = next.shade;
+    /** What tokens are shaded by from now on; lines that are asked for follow. */
+    setShade(next) {
+      if (shade === next) return;
+      shade = next;
+      if (open === null) return;
+      collapse(open);
+      expand(open, lines.get(open));
     },
     /** Opens one example's context and closes the other; null closes it. */
     open(example) {

@@ -29,8 +29,7 @@ function fill(main, view) {
   const lines = exampleLines(neuron, view);
   const shading = shadeChoice(view, lines);
   const tell = (example) => snippet(neuron, example);
-  // First of all: lines are made for the cut and the shade of the moment.
-  view.parts.push({ show: (cut) => lines.set({ cut, shade: shading.shade }) });
+  const cards = featureCards(neuron, lines);
   main.append(
     head(view),
     view.add(figures(neuron)),
@@ -39,15 +38,14 @@ function fill(main, view) {
       h("div", { class: "neuron-features" },
         h("div", { class: "features-bar" }, h("h2", {}, "Features"), view.add(featureChoice(view)), shading.element),
         shading.notice,
-        view.add(featureCards(neuron, lines)))),
+        view.add(cards))),
     rest(neuron));
   view.onOpen.push((example) => {
     lines.open(example);
     if (example === null) return;
-    const line = lines.line(example);
-    const folded = line.closest("details:not([open])");
-    if (folded) folded.open = true;
-    if (line.isConnected) line.scrollIntoView({ block: "nearest" });
+    cards.reveal(example);
+    // A new page is first shown from its top.
+    setTimeout(() => lines.line(example).scrollIntoView({ block: "nearest" }));
   });
 }
 
@@ -57,22 +55,22 @@ function shadeChoice(view, lines) {
   const importances = importancesOf(neuron, ctx);
   const name = uniqueId("shade");
   const notice = h("div", {});
-  const state = { shade: "activation", element: null, notice };
   const radios = ["activation", "importance"].map((value) =>
     h("label", {}, h("input", {
       type: "radio", name, value,
       onchange: () => ctx.navigate({ shade: value === "activation" ? null : value }),
     }), value === "activation" ? "Activation" : "Importance"));
-  state.element = h("div", { class: "shading" },
+  const element = h("div", { class: "shading" },
     h("fieldset", { class: "choice" }, h("legend", { class: "visually-hidden" }, "Shade tokens by"), radios),
     h("span", { class: "shade-key", "aria-hidden": "true" }));
   view.onQuery.push((query) => {
-    state.shade = query.get("shade") === "importance" ? "importance" : "activation";
-    for (const label of radios) label.firstChild.checked = label.firstChild.value === state.shade;
-    state.element.classList.toggle("by-importance", state.shade === "importance");
-    replace(notice, state.shade === "importance" && importances.notice(() => view._show()));
+    const shade = query.get("shade") === "importance" ? "importance" : "activation";
+    for (const label of radios) label.firstChild.checked = label.firstChild.value === shade;
+    lines.setShade(shade);
+    element.classList.toggle("by-importance", shade === "importance");
+    replace(notice, shade === "importance" && importances.notice(() => view._show()));
   });
-  return state;
+  return { element, notice };
 }
 
 function snippet(neuron, example) {
@@ -93,7 +91,7 @@ function rest(neuron) {
     logits && card("Effect on the next token",
       h("p", { class: "quiet-text small" }, "The neuron's output direction through the unembedding: logits that one unit of activation adds, for a last residual stream of norm √d."), logits),
     random?.n > 0 && random.tokens && card("Random activating examples",
-      h("p", { class: "quiet-text small" }, "Drawn from all tokens that activate it, weakly or strongly."),
+      h("p", { class: "quiet-text small" }, "Drawn from all contexts that activate it, weakly or strongly."),
       h("ol", { class: "lines" }, Array.from({ length: random.n }, (_, i) =>
         h("li", { class: "line random-line" },
           h("span", { class: "line-value" }, number(random.activation[i])),
