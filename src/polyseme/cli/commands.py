@@ -18,7 +18,7 @@ from polyseme.cli.arguments import (
     selector,
     to_device,
 )
-from polyseme.cli.explorer import add_explore
+from polyseme.cli.explorer import add_explore, add_export
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
     LANGUAGE_MODEL_HELP,
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_sweep(commands)
     add_explore(commands)
+    add_export(commands)
     return parser
 
 

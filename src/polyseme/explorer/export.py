@@ -57,7 +57,7 @@ def export(
     """
     from polyseme.explorer.opening import open_all
 
-    given = list(runs) if isinstance(runs, list | tuple) else [runs]
+    given = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
     target = Path(out)
     _refuse(target, overwrite)
     root = WebRoot(lambda: open_all(given))

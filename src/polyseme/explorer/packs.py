@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from polyseme.errors import RunError
 from polyseme.explorer.pictures import Pictures, kernels
-from polyseme.explorer.slices import Slices
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
-from polyseme.store import SiteInfo
+from polyseme.store import RunFolder, SiteInfo
+from polyseme.store.format import neuron_offsets
 
 Array = NDArray[Any]
 
@@ -24,11 +24,11 @@ _LARGEST_KERNEL = 256
 
 
 class Pack:
-    """The neurons of one site from a row of the table of neurons up to another.
+    """Neurons ``start`` to ``stop - 1`` of a site.
 
     Parameters
     ----------
-    slices : Slices
+    folder : RunFolder
     site : SiteInfo
     start, stop : int
     content : Texts or Pictures
@@ -36,11 +36,13 @@ class Pack:
     """
 
     def __init__(
-        self, slices: Slices, site: SiteInfo, start: int, stop: int, content: Texts | Pictures
+        self, folder: RunFolder, site: SiteInfo, start: int, stop: int, content: Texts | Pictures
     ) -> None:
-        self._slices = slices
+        self._folder = folder
         self._site = site
         self._range = (start, stop)
+        first = folder.first_neuron(site.number)
+        self._rows = (first + start, first + stop)  # of the table of neurons
         self._content = content
         self._arrays: dict[str, Array] = {}
         self._tokens: dict[str, Array] = {}
@@ -77,8 +79,7 @@ class Pack:
     # ------------------------------------------------------------------ all kinds of run
 
     def _add_neurons(self) -> None:
-        start, stop = self._range
-        neurons = self._slices.folder.neurons.iloc[start:stop]
+        neurons = self._folder.rows("neurons", *self._rows)
         self._arrays["counts"] = neurons["n_examples"].to_numpy()
         self._arrays["feature_counts"] = neurons["n_clusters"].to_numpy()
         for name, values in neurons.items():
@@ -86,7 +87,7 @@ class Pack:
                 self._arrays[f"neuron_{name}"] = values.to_numpy(np.float32)
 
     def _add_examples(self) -> None:
-        examples = self._slices.table("examples", *self._range)
+        examples = self._folder.rows("examples", *self._rows)
         numbers = examples["input"].to_numpy(np.int64)
         self._arrays |= {
             "input": self._input_rows(numbers),
@@ -97,11 +98,11 @@ class Pack:
         }
 
     def _add_random(self) -> None:
-        start, stop = self._range
-        random = self._slices.table("random", start, stop)
+        start, stop = self._rows
+        random = self._folder.rows("random", start, stop)
         numbers = random["input"].to_numpy(np.int64)
         self._arrays |= {
-            "random_counts": np.diff(self._slices.random[start : stop + 1]),
+            "random_counts": np.diff(self._folder.offsets("random")[start : stop + 1]),
             "random_input": self._input_rows(numbers),
             "random_input_number": numbers,
             "random_position": random["position"].to_numpy(),
@@ -109,19 +110,19 @@ class Pack:
         }
 
     def _add_features(self) -> None:
-        features = self._slices.table("features", *self._range)
+        features = self._folder.rows("features", *self._rows)
         self._arrays["feature_sizes"] = features["n_examples"].to_numpy()
         self._arrays["feature_medoid"] = features["medoid"].to_numpy()
         if "label" in features and features["label"].dtype.kind != "f":
             self._metadata["labels"] = features["label"].fillna("").tolist()
 
     def _add_site(self) -> None:
-        tree = self._part("tree", self._slices.merges)
+        tree = self._part("tree")
         if tree is not None:
             self._arrays["tree_nodes"] = tree[:, :2].astype(np.int64)
             self._arrays["tree_heights"] = tree[:, 2]
         for name in ("layout", "layout_input"):
-            layout = self._part(name, self._slices.examples)
+            layout = self._part(name)
             if layout is not None:
                 self._arrays[name] = layout.astype(np.float16)
         histogram, upper = self._part("histogram"), self._part("histogram_upper")
@@ -138,7 +139,7 @@ class Pack:
     def _add_windows(self) -> None:
         assert isinstance(self._content, Texts)
         for name in ("windows", "importances"):
-            values = self._part(name, self._slices.examples)
+            values = self._part(name)
             if values is not None:
                 self._arrays["window_shares" if name == "windows" else name] = values
         for side in ("promoted", "suppressed"):
@@ -155,15 +156,15 @@ class Pack:
     def _add_similar(self) -> None:
         """The nearest features anywhere in the model, each with a sample of its text."""
         assert isinstance(self._content, Texts)
-        rows = self._part("similar_features", self._slices.features)
-        similarity = self._part("similar_similarity", self._slices.features)
+        rows = self._part("similar_features")
+        similarity = self._part("similar_similarity")
         if rows is None or similarity is None:
             return
         there = rows >= 0
         chosen = rows[there].astype(np.int64)
-        ends = self._slices.features
+        ends = self._folder.offsets("features")
         neuron = np.searchsorted(ends, chosen, side="right") - 1
-        first = self._slices.first
+        first = neuron_offsets(self._folder.sites)
         site = np.searchsorted(first, neuron, side="right") - 1
         self._arrays |= {
             "similar_counts": there.sum(axis=1),
@@ -172,14 +173,9 @@ class Pack:
             "similar_feature": chosen - ends[neuron],
             "similar_similarity": similarity[there].astype(np.float32),
         }
-        features = self._slices.folder.features
-        if "input" in features and "position" in features:
-            medoids = features.iloc[chosen]
-            self._tokens["similar_tokens"] = self._content.windows(
-                self._input_rows(medoids["input"].to_numpy(np.int64)),
-                medoids["position"].to_numpy(np.int64),
-                *SIMILAR_WINDOW,
-            )
+        samples = self._content.samples(chosen, *SIMILAR_WINDOW)
+        if samples is not None:
+            self._tokens["similar_tokens"] = samples
 
     # --------------------------------------------------------------------------- images
 
@@ -194,10 +190,10 @@ class Pack:
         drawn = self._part("activation_map")
         if drawn is not None:
             self._arrays["activation_map"] = self._content.arrays(drawn)
-        inputs = self._slices.folder.inputs
+        inputs = self._folder.inputs
         examples, random = (self._arrays.get(f"{prefix}input") for prefix in ("", "random_"))
-        rows = np.unique(np.concatenate([a for a in (examples, random) if a is not None] or [[]]))
-        rows = rows.astype(np.int64)
+        shown = [of for of in (examples, random) if of is not None]
+        rows = np.unique(np.concatenate([np.empty(0, np.int64), *shown]))
         self._arrays["thumbs"] = self._content.thumbs(rows)
         for name, of in (("thumb", examples), ("random_thumb", random)):
             if of is not None:
@@ -205,18 +201,20 @@ class Pack:
         if "labels" in inputs:
             for name, of in (("class", examples), ("random_class", random)):
                 if of is not None:
-                    self._arrays[name] = inputs["labels"][of]
+                    self._arrays[name] = inputs.take("labels", of)
         if kernel and examples is not None and self._site.d_in <= _LARGEST_KERNEL:
-            vectors = self._slices.folder.site(self._site.number)["vectors"]
-            table = self._slices.table("examples", *self._range)
-            patches = vectors[table["vector"].to_numpy(np.int64)]
+            vector = self._folder.rows("examples", *self._rows)["vector"]
+            patches = self._folder.site(self._site.number).take("vectors", vector)
             self._arrays["patches"] = kernels(patches, kernel).astype(np.float16)
 
     # -------------------------------------------------------------------------- reading
 
-    def _part(self, name: str, of: NDArray[np.int64] | None = None) -> Array | None:
-        return self._slices.array(self._site, name, *self._range, of)
+    def _part(self, name: str) -> Array | None:
+        """What an array of the site says of the neurons; None where there is no such array."""
+        if name not in self._folder.site(self._site.number):
+            return None
+        return self._folder.site_rows(self._site.number, name, *self._range)
 
     def _input_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        found = np.searchsorted(self._slices.folder.inputs["index"], numbers)
+        found = np.searchsorted(self._folder.inputs["index"], numbers)
         return np.asarray(found, dtype=np.int64)

@@ -37,10 +37,10 @@ class Pictures:
         self.shape: tuple[int, ...] | None = None
         if isinstance(shape, list) and len(shape) in (2, 3):
             self.shape = tuple(int(n) for n in shape)
-        pixels = folder.inputs["pixels"]
-        if self.shape is None or math.prod(self.shape) != math.prod(pixels.shape[1:]):
+        dtype, stored = folder.inputs.headers["pixels"]
+        if self.shape is None or math.prod(self.shape) != math.prod(stored[1:]):
             self.shape = None
-        self.floats = pixels.dtype != np.uint8
+        self.floats = dtype != "uint8"
         self.low, self.high = (_number(data.get(key)) for key in ("low", "high"))
         self._folder = folder
 
@@ -70,7 +70,7 @@ class Pictures:
 
     def thumbs(self, rows: Array) -> NDArray[np.uint8]:
         """Inputs, by row, as pictures of bytes, shape (n, h, w, c)."""
-        pictures = self.arrays(self._folder.inputs["pixels"][rows])
+        pictures = self.arrays(self._folder.inputs.take("pixels", rows))
         if self.floats:
             pictures = (pictures - self.low) / max(self.high - self.low, 1e-12) * 255
         return np.clip(np.rint(pictures), 0, 255).astype(np.uint8)

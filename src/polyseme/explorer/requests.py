@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from polyseme.errors import PolysemeError, RunError
+from polyseme.explorer.root import POLICY
 
 if TYPE_CHECKING:
     from polyseme.explorer.server import Explorer
@@ -27,10 +28,7 @@ _TYPES = {
     ".txt": "text/plain; charset=utf-8",
 }
 _SAFETY = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+    "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",

@@ -16,6 +16,11 @@ STATIC = Path(__file__).parent / "static"
 """The front end: plain files, served as they are."""
 
 _HEAD = b'<meta charset="utf-8">'
+# A server says more, and in a header; for files on any web host the page itself can.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
 
 
 class WebRoot:
@@ -57,6 +62,8 @@ class WebRoot:
         """The path of every file, front end first."""
         yield from self._front
         yield "data/runs.json"
+        if len(self.runs) > 1:
+            yield from ("data/compare.json", "data/pairs.safetensors")
         for number, run in enumerate(self.runs):
             for path in run.paths():
                 yield f"data/{number}/{path}"
@@ -80,6 +87,8 @@ class WebRoot:
             return self._front[path].read_bytes()
         if path == "data/runs.json":
             return _json({"runs": [run.summary() for run in self.runs]})
+        if len(self.runs) > 1 and path in ("data/compare.json", "data/pairs.safetensors"):
+            return self._compared(path)
         if path.startswith("data/"):
             for number, run in enumerate(self.runs):
                 prefix = f"data/{number}/"
@@ -87,6 +96,17 @@ class WebRoot:
                     with self._lock:  # one at a time bounds the memory
                         return run.file(path.removeprefix(prefix))
         raise KeyError(path)
+
+    def _compared(self, path: str) -> bytes:
+        # Here, not above: what it needs takes longer to load than a server to start.
+        from polyseme.explorer.comparison import best_matches, comparison
+        from polyseme.explorer.tensors import encode
+
+        with self._lock:
+            if path == "data/compare.json":
+                runs = [run.run for run in self.runs]
+                return _json(comparison(runs, [run.title for run in self.runs]))
+            return encode(*best_matches(self.runs[0].folder, self.runs[1].folder))
 
     @cached_property
     def _front(self) -> dict[str, Path]:
@@ -101,8 +121,9 @@ class WebRoot:
     def _index(self) -> bytes:
         page = self._front["index.html"].read_bytes()
         if self._live is None:
-            return page
-        mark = f'<meta name="polyseme-live" content="{" ".join(sorted(self._live))}">'
+            mark = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        else:
+            mark = f'<meta name="polyseme-live" content="{" ".join(sorted(self._live))}">'
         return page.replace(_HEAD, _HEAD + b"\n" + mark.encode(), 1)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from polyseme.explorer.packs import Pack
 from polyseme.explorer.pictures import Pictures
-from polyseme.explorer.slices import Slices
+from polyseme.explorer.search import WordIndex
 from polyseme.explorer.tensors import compact_json, encode
 from polyseme.explorer.texts import Texts
 from polyseme.store import SiteInfo
@@ -22,7 +23,12 @@ _PACK_BYTES = 800_000
 _MOST_PACKS = 1_600
 _CONTEXT_TOKENS = 65_536
 _MOST_CONTEXT_FILES = 100
-_NUMBERED = re.compile(r"(packs|contexts)/(0|[1-9][0-9]{0,8})\.safetensors", re.ASCII)
+_NUMBERED = re.compile(
+    r"(packs/(?P<pack>N)|contexts/(?P<contexts>N))\.safetensors|search/(?P<shard>N)\.json".replace(
+        "N", "0|[1-9][0-9]{0,8}"
+    ),
+    re.ASCII,
+)
 
 
 class RunFiles:
@@ -39,12 +45,16 @@ class RunFiles:
         self.run = run
         self.folder = folder = run.folder
         self.title = title
-        self.slices = Slices(folder)
         self.is_text = "tokens" in folder.inputs
 
     @cached_property
     def _content(self) -> Texts | Pictures:
         return Texts(self.folder) if self.is_text else Pictures(self.folder)
+
+    @cached_property
+    def _words(self) -> WordIndex | None:
+        index = WordIndex(self.folder) if self.is_text else None
+        return index if index and index.exists else None
 
     # ---------------------------------------------------------------------------- sizes
 
@@ -61,7 +71,7 @@ class RunFiles:
 
     @property
     def _mean_examples(self) -> float:
-        return float(self.slices.examples[-1]) / len(self.folder.neurons)
+        return float(self.folder.neurons["n_examples"].mean())
 
     @property
     def _bytes_an_example(self) -> float:
@@ -77,13 +87,13 @@ class RunFiles:
     @cached_property
     def _first_packs(self) -> list[int]:
         """Number of each site's first pack, and the number of packs."""
-        counts = [-(-site.n_neurons // self.pack) for site in self.folder.sites]
-        return np.concatenate([[0], np.cumsum(counts)]).astype(int).tolist()
+        counts = (-(-site.n_neurons // self.pack) for site in self.folder.sites)
+        return list(accumulate(counts, initial=0))
 
     @cached_property
     def _contexts_per_file(self) -> int:
-        n, length = self.folder.inputs["tokens"].shape
-        return max(1, _CONTEXT_TOKENS // max(1, length), -(-n // _MOST_CONTEXT_FILES))
+        n, length = self.folder.inputs.headers["tokens"][1]
+        return int(max(1, _CONTEXT_TOKENS // max(1, length), -(-n // _MOST_CONTEXT_FILES)))
 
     @cached_property
     def _n_context_files(self) -> int:
@@ -101,6 +111,10 @@ class RunFiles:
             yield f"packs/{number}.safetensors"
         for number in range(self._n_context_files):
             yield f"contexts/{number}.safetensors"
+        if self._words:
+            yield "search/words.json"
+            for number in range(self._words.n_shards):
+                yield f"search/{number}.json"
 
     def file(self, path: str) -> bytes:
         """The contents of a file.
@@ -116,11 +130,18 @@ class RunFiles:
             return compact_json(self.describe()).encode()
         if path == "neurons.safetensors":
             return encode(self._neurons())
-        numbered = _NUMBERED.fullmatch(path)
-        if numbered and numbered[1] == "packs" and int(numbered[2]) < self._first_packs[-1]:
-            return self._pack_file(int(numbered[2]))
-        if numbered and numbered[1] == "contexts" and int(numbered[2]) < self._n_context_files:
-            return self._context_file(int(numbered[2]))
+        if path == "search/words.json" and self._words:
+            return compact_json(self._words.words()).encode()
+        found = _NUMBERED.fullmatch(path)
+        if found:
+            numbers = {key: int(text) for key, text in found.groupdict().items() if text}
+            match numbers:
+                case {"pack": number} if number < self._first_packs[-1]:
+                    return self._pack_file(number)
+                case {"contexts": number} if number < self._n_context_files:
+                    return self._context_file(number)
+                case {"shard": number} if self._words and number < self._words.n_shards:
+                    return compact_json(self._words.shard(number)).encode()
         raise KeyError(path)
 
     def summary(self) -> dict[str, Any]:
@@ -163,7 +184,7 @@ class RunFiles:
             "n_neurons": site.n_neurons,
             "d_in": site.d_in,
             "threshold": site.extra.get("threshold"),
-            "first": int(self.slices.first[site.number]),
+            "first": self.folder.first_neuron(site.number),
             "first_pack": self._first_packs[site.number],
         }
 
@@ -180,38 +201,31 @@ class RunFiles:
             "similar": somewhere("similar_features"),
             "logits": somewhere("promoted_tokens") or somewhere("logit_gradient"),
             "activation_map": somewhere("activation_map"),
-            "labels": "label" in self.folder.features,
+            "labels": "label" in self.folder.columns("features"),
             "classes": "labels" in self.folder.inputs,
-            "search": False,
+            "search": self._words is not None,
         }
 
     def _neurons(self) -> Mapping[str, Any]:
         neurons = self.folder.neurons
-        counts = neurons["n_examples"].to_numpy()
         arrays: dict[str, Any] = {
             "site": np.repeat(
                 np.arange(len(self.folder.sites)), [s.n_neurons for s in self.folder.sites]
             ),
             "neuron": neurons["neuron"].to_numpy(),
-            "n_examples": counts,
+            "n_examples": neurons["n_examples"].to_numpy(),
             "n_clusters": neurons["n_clusters"].to_numpy(),
         }
         for name, values in neurons.items():
             if values.dtype.kind == "f":
                 arrays[str(name)] = values.to_numpy(np.float32)
-        sizes = self.folder.features["n_examples"].to_numpy()
-        largest = np.full(len(neurons), np.nan, dtype=np.float32)
-        alive = counts > 0
-        largest[alive] = sizes[self.slices.features[:-1][alive]] / counts[alive]
-        arrays["largest_share"] = largest
         return arrays
 
     def _pack_file(self, number: int) -> bytes:
         site = self.folder.sites[int(np.searchsorted(self._first_packs, number, side="right")) - 1]
-        first = int(self.slices.first[site.number])
-        start = first + (number - self._first_packs[site.number]) * self.pack
-        stop = min(start + self.pack, first + site.n_neurons)
-        return Pack(self.slices, site, start, stop, self._content).encode()
+        start = (number - self._first_packs[site.number]) * self.pack
+        stop = min(start + self.pack, site.n_neurons)
+        return Pack(self.folder, site, start, stop, self._content).encode()
 
     def _context_file(self, number: int) -> bytes:
         assert isinstance(self._content, Texts)

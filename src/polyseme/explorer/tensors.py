@@ -38,12 +38,15 @@ def encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | Non
     ----------
     arrays : mapping of str to ndarray
     metadata : mapping of str to JSON, optional
-        Each value is stored as its JSON text.
+        A text is stored as it is, any other value as its JSON text.
     """
     small = {name: _shrunk(np.asarray(array)) for name, array in arrays.items()}
     header: dict[str, Any] = {}
     if metadata:
-        header["__metadata__"] = {key: compact_json(value) for key, value in metadata.items()}
+        header["__metadata__"] = {
+            key: value if isinstance(value, str) else compact_json(value)
+            for key, value in metadata.items()
+        }
     order = sorted(small, key=lambda name: (-small[name].dtype.itemsize, name))
     offset = 0
     for name in order:

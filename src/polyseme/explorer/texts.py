@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from polyseme.errors import RunError
 from polyseme.store import RunFolder
 
 Array = NDArray[Any]
@@ -47,13 +49,50 @@ class Texts:
         ndarray of int64, shape (n, before + 1 + after)
             Numbers of tokens; `BEYOND` outside of the context.
         """
-        inputs = self._folder.inputs
         before = self.window[0] if before is None else before
         after = self.window[1] if after is None else after
+        rows, back = np.unique(contexts, return_inverse=True)
+        tokens, lengths = self._folder.contexts(rows)
         places = positions[:, None] + np.arange(-before, after + 1)
-        inside = (places >= 0) & (places < inputs["lengths"][contexts][:, None])
-        tokens = inputs["tokens"][contexts[:, None], np.where(inside, places, 0)]
-        return np.where(inside, tokens, BEYOND).astype(np.int64)
+        inside = (places >= 0) & (places < lengths[back][:, None])
+        found = tokens[back[:, None], np.where(inside, places, 0)]
+        return np.where(inside, found, BEYOND).astype(np.int64)
+
+    def samples(self, features: Array, before: int, after: int) -> NDArray[np.int64] | None:
+        """Windows around the most central examples of features, wherever in the run they are.
+
+        Parameters
+        ----------
+        features : ndarray of int64, shape (n,)
+            Rows of the table of features.
+        before, after : int
+
+        Returns
+        -------
+        ndarray of int64, shape (n, before + 1 + after), or None
+            None where the run does not say where these examples are.
+        """
+        if self._medoids is None:
+            return None
+        rows, positions = (of_all[features].astype(np.int64) for of_all in self._medoids)
+        return self.windows(rows, positions, before, after)
+
+    @cached_property
+    def _medoids(self) -> tuple[Array, Array] | None:
+        """Row of the inputs and position of every feature's most central example."""
+        folder = self._folder
+        if not {"input", "position"} <= set(folder.columns("features")):
+            return None
+        numbers = folder.column("features", "input").to_numpy(np.int64)
+        index = folder.inputs["index"]
+        rows = np.searchsorted(index, numbers).clip(max=len(index) - 1)
+        if not np.array_equal(index[rows], numbers):
+            raise RunError(
+                f"{folder.path}: features.parquet names inputs that inputs.safetensors lacks."
+            )
+        # Half of the memory of int64, for two million features.
+        positions = folder.column("features", "position").to_numpy(np.int64)
+        return rows.astype(np.int32), positions.clip(-1, 2**31 - 1).astype(np.int32)
 
     def contexts(self, start: int, stop: int) -> tuple[dict[str, Array], list[str]]:
         """Whole contexts, with a vocabulary of their own.
@@ -64,12 +103,14 @@ class Texts:
             ``tokens`` (n, L), ``lengths`` (n,), ``number`` (n,): in the user's data.
         vocabulary : list of str
         """
-        inputs = self._folder.inputs
-        lengths = inputs["lengths"][start:stop]
-        tokens = inputs["tokens"][start:stop]
+        tokens, lengths = self._folder.contexts(np.arange(start, stop))
         inside = np.arange(tokens.shape[1]) < lengths[:, None]
         local, vocabulary = self.local({"tokens": np.where(inside, tokens, BEYOND)})
-        return {**local, "lengths": lengths, "number": inputs["index"][start:stop]}, vocabulary
+        return {
+            **local,
+            "lengths": lengths,
+            "number": self._folder.inputs["index"][start:stop],
+        }, vocabulary
 
     def local(self, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
         """Renumber tokens, so that a file needs to tell only how its own tokens read.
@@ -85,8 +126,9 @@ class Texts:
         vocabulary : list of str
             How each reads.
         """
-        used = np.unique(np.concatenate([array.ravel() for array in arrays.values()] or [[]]))
-        used = used[used >= 0].astype(np.int64)
+        empty = np.empty(0, np.int64)
+        used = np.unique(np.concatenate([empty, *(array.ravel() for array in arrays.values())]))
+        used = used[used >= 0]
         local = {
             name: np.where(array < 0, BEYOND, np.searchsorted(used, array))
             for name, array in arrays.items()

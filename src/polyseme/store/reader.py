@@ -137,6 +137,29 @@ class RunFolder:
         with reporting(self.path):
             return self._contents.read(table, start, stop)
 
+    def column(self, table: str, name: str) -> pd.Series[Any]:
+        """All rows of one column of a table, without reading the rest of it.
+
+        Unlike the rows of `rows` it is not checked against the rest of the run.
+
+        Parameters
+        ----------
+        table : {"neurons", "examples", "features", "random"}
+        name : str
+            A column that it has.
+        """
+        if table not in TABLES:
+            raise InputError(one_of("table", table, TABLES))
+        with reporting(self.path):
+            return self._contents.table(table).column(name)
+
+    def columns(self, table: str) -> list[str]:
+        """Names of the columns of a table."""
+        if table not in TABLES:
+            raise InputError(one_of("table", table, TABLES))
+        with reporting(self.path):
+            return self._contents.table(table).columns
+
     def offsets(self, unit: str) -> np.ndarray:
         """Where the rows of each neuron start.
 
