@@ -180,11 +180,12 @@ class Table:
                     name, f"the extra column {column!r} is {given}, not numbers, booleans or text"
                 )
 
-    def _site_names(self, values: pa.ChunkedArray) -> np.ndarray:
+    def _site_names(self, values: pa.ChunkedArray) -> pd.Series:
         parts = []
         for chunk in values.chunks:
             words = np.array(chunk.dictionary.to_pylist(), dtype=object)
             if not self._sites.issuperset(words):
                 raise Problem(self.file, "it names a site that run.json does not have")
             parts.append(words[chunk.indices.to_numpy()])
-        return np.concatenate(parts) if parts else np.array([], dtype=object)
+        # The dtype is named, as pandas guesses another one where there are no rows.
+        return pd.Series(np.concatenate(parts) if parts else [], dtype=str)
