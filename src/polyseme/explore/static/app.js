@@ -33,7 +33,7 @@ const PAGES = {
   compare: () => import("./pages/compare.js"),
   about: () => import("./pages/about.js"),
   neuron: async (run) =>
-    run.kind === "image" ? import("./pages/neuron-image.js") : import("./pages/neuron-text.js"),
+    (await run).kind === "image" ? import("./pages/neuron-image.js") : import("./pages/neuron-text.js"),
   probe: () => import("./pages/probe.js"),
   classify: () => import("./pages/classify.js"),
 };
@@ -99,9 +99,12 @@ async function fillPage(page, runIndex) {
       `There's no run ${route.query.get("run")}; the runs here are 0 to ${runs.length - 1}.`,
     );
   }
-  page.run = await data.run(runIndex);
-  if (!Object.hasOwn(PAGES, route.page)) throw new data.DataError(`There's no page “${route.page}”.`);
-  const { render } = await PAGES[route.page](page.run);
+  const run = data.run(runIndex);
+  const module = Object.hasOwn(PAGES, route.page) ? PAGES[route.page](run) : null;
+  module?.catch(() => {}); // awaited below, once it's known that the run can be read
+  page.run = await run;
+  if (!module) throw new data.DataError(`There's no page “${route.page}”.`);
+  const { render } = await module;
   const result = await render(page.element, {
     runs,
     run: page.run,

@@ -69,7 +69,7 @@ function drawDistribution(width, chart) {
     if (!Number.isFinite(mark.at)) continue;
     const at = x.at(mark.at);
     root.append(
-      svg("line", { class: "mark-line", x1: at, x2: at, y1: top - 4, y2: height - bottom, stroke: mark.paint ? `var(${mark.paint})` : null }),
+      svg("line", { class: "mark-line", x1: at, x2: at, y1: top - 4, y2: height - bottom, stroke: `var(${mark.paint ?? "--ink-2"})` }),
       svg("text", { class: "mark-name", x: at, y: top - 7, "text-anchor": at > width - 80 ? "end" : at < left + 40 ? "start" : "middle" }, mark.label),
     );
   }

@@ -4,14 +4,14 @@ const WHOLE = new Intl.NumberFormat("en-GB");
 
 /** 34638 -> "34,638" */
 export function whole(value) {
-  return Number.isFinite(value) ? WHOLE.format(value) : "–";
+  return Number.isFinite(value) ? WHOLE.format(value).replace("-", "−") : "–";
 }
 
 /** A measured number in as many digits as mean something; NaN is a dash. */
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
-  if (Number.isInteger(value)) return whole(value).replace("-", "−");
+  if (Number.isInteger(value)) return whole(value);
   const size = Math.abs(value);
   let text;
   if (size >= 10_000) text = WHOLE.format(Math.round(value));

@@ -7,7 +7,7 @@ import { metric } from "./metrics.js";
 import { binCounts, binEdges, extent, logarithmic, quantile } from "./scale.js";
 import { rangeText } from "./selection.js";
 
-export function metricDistribution(element, { table, names, change }, signal) {
+export function metricDistribution(element, { table, names, change, height }, signal) {
   const choice = h(
     "select",
     { "aria-label": "Metric", onchange: () => change({ metric: choice.value }) },
@@ -16,6 +16,7 @@ export function metricDistribution(element, { table, names, change }, signal) {
   const reading = h("p", { class: "reading" });
   const chart = h("div");
   replace(element, h("header", {}, h("h2", {}, "Distribution"), choice), reading, chart);
+  let shown = null;
   let controller = new AbortController();
   signal.addEventListener("abort", () => controller.abort());
 
@@ -23,6 +24,8 @@ export function metricDistribution(element, { table, names, change }, signal) {
     show(query, keep) {
       const asked = query.get("metric");
       const name = names.includes(asked) ? asked : names.includes("mean_distance") ? "mean_distance" : names[0];
+      if (shown && shown[0] === name && shown[1] === keep) return;
+      shown = [name, keep];
       choice.value = name;
       const { label, reading: words, kind, log: wanted } = metric(name);
       const values = table.column(name);
@@ -47,6 +50,7 @@ export function metricDistribution(element, { table, names, change }, signal) {
           edges,
           series,
           log,
+          height,
           percent: kind === "share",
           text: (v) => (integer ? number(Math.ceil(v)) : value(v, kind)),
           marks: [{ at: middle, label: `median ${value(middle, kind)}` }],

@@ -94,6 +94,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
         y: known("y", ["mean_distance", names[0]]),
         colour: known("colour", ["layer", "n_clusters", names[0]]),
       };
+      if (shown && shown[1] === keep && Object.keys(chosen).every((part) => chosen[part] === shown[0][part])) return;
       x.select.value = chosen.x;
       y.select.value = chosen.y;
       shade.select.value = chosen.colour;

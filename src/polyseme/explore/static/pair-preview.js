@@ -47,7 +47,7 @@ export async function pairPreview(element, pair) {
 
 function brief(neuron, paint) {
   const { run, site } = neuron;
-  const { n_clusters: features, mean_distance: distance, density } = neuron.metrics;
+  const { mean_distance: distance, density } = neuron.metrics;
   return h(
     "article",
     { class: "brief" },
@@ -62,7 +62,7 @@ function brief(neuron, paint) {
       "p",
       { class: "small quiet-text" },
       neuron.n
-        ? `${count(features, "feature")} of ${count(neuron.n, "example")} · mean distance ${value(distance, "distance")} · density ${percent(density)}`
+        ? `${count(neuron.nFeatures, "feature")} of ${count(neuron.n, "example")} · mean distance ${value(distance, "distance")} · density ${percent(density)}`
         : "Dead: no example activates it.",
     ),
     largest(neuron).map(({ feature, members }) => featureRow(neuron, feature, members)),

@@ -21,7 +21,7 @@ export async function render(main, ctx) {
   const pairs = h("section", { class: "card" });
   main.append(
     h("header", { class: "run-head" }, h("h1", {}, `${runs[0].title} and ${runs[1].title}`), names(runs)),
-    h("div", { class: "compare-top" }, figures(runs, comparison), chart),
+    h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning())),
     pairs,
   );
   const views = [distributions(chart, runs, tables, ctx), await pairList(pairs, runs, tables, ctx)];
@@ -65,7 +65,17 @@ function figures(runs, { rows, evaluation = [] }) {
         h("tbody", {}, [...evaluation, ...rows].map((row) => figureRow(row, runs))),
       ),
     ),
-    h("p", { class: "reading after" }, "Smaller distances in one run alone prove nothing: look at the participation ratio and the calibrated distance beside them, at how many neurons are dead, and at what the smaller distances cost. A mean is over the neurons that have a value, and these differ between runs; their number stands below each."),
+  );
+}
+
+function meaning() {
+  return h(
+    "section",
+    { class: "card" },
+    h("header", {}, h("h2", {}, "What it means")),
+    h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " Weights that lie on few inputs make any examples look alike: see the participation ratio and the calibrated distance beside them."),
+    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, and at what the reconstruction loses."),
+    h("p", {}, h("strong", {}, "Means are over different neurons."), " A mean is over the neurons that have a value, which differ between the runs; their number stands below it where it isn’t all of them."),
   );
 }
 
@@ -80,10 +90,15 @@ function figureRow({ name, title, values, counts, statistic }, runs) {
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, title, h("small", { class: "quiet-text" }, said)),
+    h("th", { scope: "row" }, title, h("small", { class: "said quiet-text" }, said)),
     values.map((v, i) => h("td", { class: "num" }, digits(v), over(i))),
-    h("td", { class: "num" }, values.includes(null) ? "–" : signed(difference, digits)),
+    h("td", { class: "num" }, values.includes(null) ? "–" : signed(difference, kind === "share" ? points : digits)),
   );
+}
+
+/** A difference of two shares. */
+function points(v) {
+  return `${(100 * v).toFixed(Math.abs(v) < 0.1 ? 1 : 0).replace("-", "−")} points`;
 }
 
 function signed(difference, digits) {

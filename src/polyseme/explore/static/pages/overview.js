@@ -40,20 +40,31 @@ export async function render(main, ctx) {
   const change = (changes) => ctx.navigate(changes);
   const bar = selectionControls(controls, run, names, change);
   const views = [
-    metricDistribution(distribution, { run, table, names, change }, ctx.signal),
+    metricDistribution(distribution, { run, table, names, change, height: beside(run) }, ctx.signal),
     neuronMap(map, { run, table, names, change }, ctx.signal),
     neuronTable(rows, { run, table, names, change }, ctx.signal),
   ];
   layerChart(layers, run, table, change, ctx.signal);
 
+  let selected = { key: null };
   function update(query) {
     const selection = readSelection(run, names, query);
-    const { keep, n } = select(run, table, selection);
-    bar.show(selection, n);
-    for (const view of views) view.show(query, n < table.n ? keep : null, n);
+    const key = JSON.stringify([selection.layer, selection.ranges.map(({ name, lo, hi }) => [name, String(lo), String(hi)])]);
+    // The same selection is the same object, so that a view sees that it has nothing to do.
+    if (key !== selected.key) {
+      const { keep, n } = select(run, table, selection);
+      selected = { key, keep: n < table.n ? keep : null, n };
+    }
+    bar.show(selection, selected.n);
+    for (const view of views) view.show(query, selected.keep);
   }
   update(ctx.query);
   return { update };
+}
+
+/** Height of the chart that stands beside that of the layers, where there's room for both. */
+function beside(run) {
+  return window.innerWidth < 980 ? 210 : Math.max(210, Math.min(420, 15 * run.sites.length));
 }
 
 function stats(table) {
@@ -82,7 +93,7 @@ function stats(table) {
 function layerChart(element, run, table, change, signal) {
   const clusters = table.column("n_clusters");
   const most = clusters.reduce((a, b) => Math.max(a, b), 0);
-  const kinds = [{ label: "dead", lo: 0, hi: 0, paint: "--line-2" }];
+  const kinds = [{ label: "dead", lo: 0, hi: 0, paint: "--feature-rest" }];
   for (let lo = 1, step = 0; lo <= Math.max(1, most); lo *= 2, step++) {
     const last = step === 6; // there are seven steps of colour
     const hi = last ? Infinity : 2 * lo - 1;
