@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyseme.explorer.runfiles import RunFiles
-from polyseme.views import Run, open_run
+from polyseme.store import RunFolder
+from polyseme.views import Run
 
 
 def open_all(given: Sequence[Run | str | Path]) -> list[RunFiles]:
@@ -18,7 +19,7 @@ def open_all(given: Sequence[Run | str | Path]) -> list[RunFiles]:
     RunError
         One of them cannot be opened.
     """
-    runs = [run if isinstance(run, Run) else open_run(run) for run in given]
+    runs = [run if isinstance(run, Run) else Run(RunFolder.salvaged(run)) for run in given]
     return [RunFiles(run, title) for run, title in zip(runs, titles(runs), strict=True)]
 
 

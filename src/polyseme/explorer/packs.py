@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.errors import RunError
-from polyseme.explorer.pictures import Pictures, kernels
+from polyseme.explorer.pictures import Pictures, kernel_shape, kernels
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
 from polyseme.store import RunFolder, SiteInfo
@@ -31,12 +31,17 @@ class Pack:
     folder : RunFolder
     site : SiteInfo
     start, stop : int
-    content : Texts or Pictures
-        Of the same run.
+    content : Texts, Pictures or None
+        Of the same run; None if its inputs are damaged.
     """
 
     def __init__(
-        self, folder: RunFolder, site: SiteInfo, start: int, stop: int, content: Texts | Pictures
+        self,
+        folder: RunFolder,
+        site: SiteInfo,
+        start: int,
+        stop: int,
+        content: Texts | Pictures | None,
     ) -> None:
         self._folder = folder
         self._site = site
@@ -55,7 +60,9 @@ class Pack:
             try:
                 section()
             except RunError as error:
-                damage.append(str(error))
+                # Without the folder's path, which is nobody else's business.
+                problem = getattr(error, "problem", error)
+                damage.append(str(problem))
         if isinstance(self._content, Texts):
             local, words = self._content.local(self._tokens)
             self._arrays |= local
@@ -74,7 +81,9 @@ class Pack:
         ]
         if isinstance(self._content, Texts):
             return [*shared, self._add_windows, self._add_similar]
-        return [*shared, self._add_pictures] if self._content.shape is not None else shared
+        if isinstance(self._content, Pictures) and self._content.shape is not None:
+            return [*shared, self._add_weights, self._add_pictures]
+        return shared
 
     # ------------------------------------------------------------------ all kinds of run
 
@@ -140,7 +149,7 @@ class Pack:
         assert isinstance(self._content, Texts)
         for name in ("windows", "importances"):
             values = self._part(name)
-            if values is not None:
+            if values is not None and values.shape[1] == sum(self._content.window) + 1:
                 self._arrays["window_shares" if name == "windows" else name] = values
         for side in ("promoted", "suppressed"):
             tokens, logits = self._part(f"{side}_tokens"), self._part(f"{side}_logits")
@@ -179,9 +188,9 @@ class Pack:
 
     # --------------------------------------------------------------------------- images
 
-    def _add_pictures(self) -> None:
+    def _add_weights(self) -> None:
         assert isinstance(self._content, Pictures)
-        kernel = self._site.extra.get("kernel_shape")
+        kernel = kernel_shape(self._site)
         weights = self._part("weights")
         if weights is not None and kernel:
             self._arrays["kernel"] = kernels(weights, kernel)
@@ -190,6 +199,9 @@ class Pack:
         drawn = self._part("activation_map")
         if drawn is not None:
             self._arrays["activation_map"] = self._content.arrays(drawn)
+
+    def _add_pictures(self) -> None:
+        assert isinstance(self._content, Pictures)
         inputs = self._folder.inputs
         examples, random = (self._arrays.get(f"{prefix}input") for prefix in ("", "random_"))
         shown = [of for of in (examples, random) if of is not None]
@@ -202,6 +214,7 @@ class Pack:
             for name, of in (("class", examples), ("random_class", random)):
                 if of is not None:
                     self._arrays[name] = inputs.take("labels", of)
+        kernel = kernel_shape(self._site)
         if kernel and examples is not None and self._site.d_in <= _LARGEST_KERNEL:
             vector = self._folder.rows("examples", *self._rows)["vector"]
             patches = self._folder.site(self._site.number).take("vectors", vector)

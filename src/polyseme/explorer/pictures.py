@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyseme.store import RunFolder
+from polyseme.errors import RunError
+from polyseme.store import RunFolder, SiteInfo
 
 Array = NDArray[Any]
 
@@ -33,15 +34,13 @@ class Pictures:
 
     def __init__(self, folder: RunFolder) -> None:
         data = folder.metadata["data"]
-        shape = data.get("image_shape")
-        self.shape: tuple[int, ...] | None = None
-        if isinstance(shape, list) and len(shape) in (2, 3):
-            self.shape = tuple(int(n) for n in shape)
         dtype, stored = folder.inputs.headers["pixels"]
-        if self.shape is None or math.prod(self.shape) != math.prod(stored[1:]):
-            self.shape = None
         self.floats = dtype != "uint8"
         self.low, self.high = (_number(data.get(key)) for key in ("low", "high"))
+        self.shape: tuple[int, ...] | None = None
+        shape = _sizes(data.get("image_shape"))
+        if len(shape) in (2, 3) and math.prod(shape) == math.prod(stored[1:]):
+            self.shape = shape
         self._folder = folder
 
     @property
@@ -61,6 +60,11 @@ class Pictures:
     def arrays(self, values: Array) -> NDArray[np.float32]:
         """Arrays of the shape of an image as pictures of floats, shape (n, h, w, c)."""
         assert self.shape is not None
+        if values[0:1].size not in (0, math.prod(self.shape)):
+            raise RunError(
+                f"An array of shape {values.shape} should have that of an image, {self.shape}, in "
+                "each row."
+            )
         images = values.reshape(len(values), *self.shape).astype(np.float32)
         if len(self.shape) == 2:
             images = images[..., None]
@@ -80,19 +84,28 @@ class Pictures:
         if self.shape is None:
             return None
         data = self._folder.metadata["data"]
+        names = data.get("class_names")
         return {
             "thumb": self.thumb,
             "shape": self.shape,
-            "class_names": data.get("class_names"),
-            "mean": data.get("mean", 0.0),
-            "std": data.get("std", 1.0),
+            "class_names": names if _are(names, str) else None,
+            "mean": _scale(data.get("mean"), 0.0),
+            "std": _scale(data.get("std"), 1.0),
             "low": self.low,
             "high": self.high,
             "float": self.floats,
         }
 
 
-def kernels(values: Array, shape: list[int]) -> Array:
+def kernel_shape(site: SiteInfo) -> tuple[int, int, int] | None:
+    """Channels, height and width of what a convolution's neurons read; None for other sites."""
+    shape = _sizes(site.extra.get("kernel_shape"))
+    if len(shape) != 3 or math.prod(shape) != site.d_in:
+        return None
+    return shape[0], shape[1], shape[2]
+
+
+def kernels(values: Array, shape: tuple[int, int, int]) -> Array:
     """Weights of convolutions, (n, channels × height × width), as pictures (n, h, w, c)."""
     return np.moveaxis(values.reshape(len(values), *shape), 1, 3)
 
@@ -121,6 +134,24 @@ def _averaged(images: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     return means
 
 
+# What run.json says is a stranger's: each value is taken only if it is of the right kind.
+
+
 def _number(value: Any) -> float:
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if fine else 0.0
+
+
+def _scale(value: Any, otherwise: float) -> Any:
+    several = isinstance(value, list) and all(_number(entry) or entry == 0 for entry in value)
+    return value if several or (_number(value) or value == 0) else otherwise
+
+
+def _are(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    """A shape; the empty one if it is none."""
+    fine = _are(values, int) and all(0 < value < 2**31 for value in values)
+    return tuple(values) if fine else ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import traceback
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyseme.errors import PolysemeError, RunError
 from polyseme.explorer.root import POLICY
+from polyseme.explorer.strict_json import compact_json, finite
 
 if TYPE_CHECKING:
     from polyseme.explorer.server import Explorer
@@ -128,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         arguments = _ARGUMENTS[name](question)
         with self._explorer.live_lock:
             answer = function(runs[number].run, **arguments)
-        self._send(200, json.dumps(_plain(answer), allow_nan=False).encode(), ".json")
+        self._send(200, compact_json(finite(answer)).encode(), ".json")
 
     def _question(self) -> dict[str, Any]:
         """The body of a POST, after the checks that it comes from our own page."""
@@ -220,17 +220,4 @@ def _whole(question: Mapping[str, Any], key: str) -> int:
 
 
 def _sentence(text: str) -> bytes:
-    return json.dumps({"error": text}).encode()
-
-
-def _plain(value: Any) -> Any:
-    """An answer as strict JSON: arrays as lists, what is not a finite number as null."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return compact_json({"error": text}).encode()

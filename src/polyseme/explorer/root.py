@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from polyseme.explorer.strict_json import compact_json
 
 if TYPE_CHECKING:
     from polyseme.explorer.runfiles import RunFiles
@@ -86,7 +87,7 @@ class WebRoot:
         if path in self._front:
             return self._front[path].read_bytes()
         if path == "data/runs.json":
-            return _json({"runs": [run.summary() for run in self.runs]})
+            return compact_json({"runs": [run.summary() for run in self.runs]}).encode()
         if len(self.runs) > 1 and path in ("data/compare.json", "data/pairs.safetensors"):
             return self._compared(path)
         if path.startswith("data/"):
@@ -105,7 +106,8 @@ class WebRoot:
         with self._lock:
             if path == "data/compare.json":
                 runs = [run.run for run in self.runs]
-                return _json(comparison(runs, [run.title for run in self.runs]))
+                titles = [run.title for run in self.runs]
+                return compact_json(comparison(runs, titles)).encode()
             return encode(*best_matches(self.runs[0].folder, self.runs[1].folder))
 
     @cached_property
@@ -125,7 +127,3 @@ class WebRoot:
         else:
             mark = f'<meta name="polyseme-live" content="{" ".join(sorted(self._live))}">'
         return page.replace(_HEAD, _HEAD + b"\n" + mark.encode(), 1)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

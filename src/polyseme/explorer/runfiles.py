@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from polyseme.errors import RunError
 from polyseme.explorer.packs import Pack
 from polyseme.explorer.pictures import Pictures
 from polyseme.explorer.search import WordIndex
-from polyseme.explorer.tensors import compact_json, encode
+from polyseme.explorer.strict_json import compact_json, finite
+from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
 from polyseme.store import SiteInfo
 from polyseme.views import Run
@@ -45,15 +49,17 @@ class RunFiles:
         self.run = run
         self.folder = folder = run.folder
         self.title = title
-        self.is_text = "tokens" in folder.inputs
-
-    @cached_property
-    def _content(self) -> Texts | Pictures:
-        return Texts(self.folder) if self.is_text else Pictures(self.folder)
+        self._content: Texts | Pictures | None = None
+        try:
+            self.is_text = "tokens" in folder.inputs
+        except RunError:  # which `damage` tells
+            self.is_text = folder.metadata["data"].get("kind") == "text"
+        else:
+            self._content = Texts(folder) if self.is_text else Pictures(folder)
 
     @cached_property
     def _words(self) -> WordIndex | None:
-        index = WordIndex(self.folder) if self.is_text else None
+        index = WordIndex(self.folder) if isinstance(self._content, Texts) else None
         return index if index and index.exists else None
 
     # ---------------------------------------------------------------------------- sizes
@@ -78,8 +84,9 @@ class RunFiles:
         """About how much an example takes before compression."""
         if isinstance(self._content, Texts):
             return 40 + 5 * (sum(self._content.window) + 1)
-        shape = self._content.shape
-        return 60 + (int(np.prod(self._content.thumb)) / 3 if shape is not None else 0)
+        if self._content is None or self._content.shape is None:
+            return 60
+        return 60 + math.prod(self._content.thumb) / 3
 
     def _count_packs(self, size: int) -> int:
         return sum(-(-site.n_neurons // size) for site in self.folder.sites)
@@ -97,7 +104,7 @@ class RunFiles:
 
     @cached_property
     def _n_context_files(self) -> int:
-        if not self.is_text:
+        if not isinstance(self._content, Texts):
             return 0
         return -(-len(self.folder.inputs["index"]) // self._contexts_per_file)
 
@@ -160,18 +167,16 @@ class RunFiles:
             **self.summary(),
             "created": metadata["created"],
             "polyseme_version": metadata["polyseme_version"],
-            "model": metadata["model"],
-            "data": metadata["data"],
-            "settings": metadata["settings"],
+            **{key: finite(metadata[key]) for key in ("model", "data", "settings")},
             "sites": [self._describe_site(site) for site in self.folder.sites],
             "pack": self.pack,
             "n_packs": self._first_packs[-1],
-            "contexts_per_file": self._contexts_per_file if self.is_text else 0,
-            "n_contexts": len(self.folder.inputs["index"]) if self.is_text else 0,
+            "contexts_per_file": self._contexts_per_file if self._n_context_files else 0,
+            "n_contexts": len(self.folder.inputs["index"]) if self._n_context_files else 0,
             "window": list(self._content.window) if isinstance(self._content, Texts) else None,
             "image": self._content.describe() if isinstance(self._content, Pictures) else None,
             "has": self._has(),
-            "damage": [],
+            "damage": self.folder.damage,
         }
 
     def _describe_site(self, site: SiteInfo) -> dict[str, Any]:
@@ -179,30 +184,33 @@ class RunFiles:
             "number": site.number,
             "name": site.name,
             "kind": site.kind,
-            "activation": site.extra.get("activation"),
-            "gate": site.extra.get("gate"),
+            "activation": finite(site.extra.get("activation")),
+            "gate": finite(site.extra.get("gate")),
             "n_neurons": site.n_neurons,
             "d_in": site.d_in,
-            "threshold": site.extra.get("threshold"),
+            "threshold": finite(site.extra.get("threshold")),
             "first": self.folder.first_neuron(site.number),
             "first_pack": self._first_packs[site.number],
         }
 
     def _has(self) -> dict[str, bool]:
-        """Which of what a run may have it has, at any site."""
-        arrays = [self.folder.site(site.number) for site in self.folder.sites]
-
-        def somewhere(name: str) -> bool:
-            return any(name in of_site for of_site in arrays)
-
+        """Which of what a run may have it has, at any site that is not damaged."""
+        folder = self.folder
+        names: set[str] = set()
+        for site in folder.sites:
+            with suppress(RunError):
+                names.update(folder.site(site.number))
+        columns: list[str] = []
+        with suppress(RunError):
+            columns = folder.columns("features")
         return {
-            "importances": somewhere("importances"),
-            "layout": somewhere("layout"),
-            "similar": somewhere("similar_features"),
-            "logits": somewhere("promoted_tokens") or somewhere("logit_gradient"),
-            "activation_map": somewhere("activation_map"),
-            "labels": "label" in self.folder.columns("features"),
-            "classes": "labels" in self.folder.inputs,
+            "importances": "importances" in names,
+            "layout": "layout" in names,
+            "similar": "similar_features" in names,
+            "logits": "promoted_tokens" in names or "logit_gradient" in names,
+            "activation_map": "activation_map" in names,
+            "labels": "label" in columns,
+            "classes": isinstance(self._content, Pictures) and "labels" in folder.inputs,
             "search": self._words is not None,
         }
 

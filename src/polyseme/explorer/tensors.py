@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from polyseme.explorer.strict_json import compact_json
 
 _NAMES = {
     np.dtype(dtype): name
@@ -63,11 +64,6 @@ def encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | Non
     parts += [np.ascontiguousarray(small[name]).tobytes() for name in order]
     # Level 1 halves a pack in a few milliseconds; higher levels gain little and cost much.
     return gzip.compress(b"".join(parts), compresslevel=1, mtime=0)
-
-
-def compact_json(value: Any) -> str:
-    """JSON without spaces, in ASCII: half a surrogate pair in a stranger's text stays harmless."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _shrunk(array: NDArray[Any]) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from polyseme.store import RunFolder
 
 Array = NDArray[Any]
 
+_LONGEST_WINDOW = 1000
 BEYOND = -1
 """Stands for a token where there is no context."""
 
@@ -29,7 +30,14 @@ class Texts:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self.window = tuple(int(n) for n in folder.metadata["settings"]["window"])
+        window = folder.metadata["settings"].get("window")
+        fine = isinstance(window, list) and len(window) == 2
+        if not fine or not all(type(n) is int and 0 <= n <= _LONGEST_WINDOW for n in window):
+            raise RunError(
+                f"{folder.path}: 'settings.window' in run.json must be two numbers of tokens, "
+                f"before and after, from 0 to {_LONGEST_WINDOW}; analyse again."
+            )
+        self.window: tuple[int, int] = tuple(window)
 
     def windows(
         self, contexts: Array, positions: Array, before: int | None = None, after: int | None = None
@@ -87,9 +95,7 @@ class Texts:
         index = folder.inputs["index"]
         rows = np.searchsorted(index, numbers).clip(max=len(index) - 1)
         if not np.array_equal(index[rows], numbers):
-            raise RunError(
-                f"{folder.path}: features.parquet names inputs that inputs.safetensors lacks."
-            )
+            raise RunError("features.parquet names inputs that inputs.safetensors lacks.")
         # Half of the memory of int64, for two million features.
         positions = folder.column("features", "position").to_numpy(np.int64)
         return rows.astype(np.int32), positions.clip(-1, 2**31 - 1).astype(np.int32)
