@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from polyseme.errors import PolysemeError, RunError
-from polyseme.explorer.root import POLICY
+from polyseme.explorer.root import POLICY, WebRoot
 from polyseme.explorer.strict_json import compact_json, finite
-
-if TYPE_CHECKING:
-    from polyseme.explorer.server import Explorer
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -51,6 +49,29 @@ class _Refused(Exception):
         self.headers = headers
 
 
+class Service(Protocol):
+    """What requests are answered from.
+
+    Attributes
+    ----------
+    root : WebRoot
+    live : mapping of str to callable
+        Live functions by name.
+    live_lock : lock
+        Held while one of them answers.
+    """
+
+    root: WebRoot
+    live: Mapping[str, Callable[..., Any]]
+    live_lock: threading.Lock
+
+    def accepts_host(self, header: str | None) -> bool:
+        """Whether a Host header names this server."""
+
+    def file(self, path: str) -> tuple[str, bytes]:
+        """The entity tag and contents of a file."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers one connection, which a browser keeps open for more requests."""
 
@@ -62,9 +83,9 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # headers and body leave together
 
     @property
-    def _explorer(self) -> Explorer:
-        explorer: Explorer = self.server.explorer  # type: ignore[attr-defined]
-        return explorer
+    def _service(self) -> Service:
+        service: Service = self.server.service  # type: ignore[attr-defined]
+        return service
 
     def do_GET(self) -> None:
         self._answer(self._get)
@@ -87,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: Any) -> None:
         try:
-            if not self._explorer.accepts_host(self.headers.get("Host")):
+            if not self._service.accepts_host(self.headers.get("Host")):
                 raise _Refused(421, "This server is not the host that was asked for.")
             method()
         except _Refused as refused:
@@ -106,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         name = "index.html" if path == "/" else path.removeprefix("/")
         try:
-            tag, body = self._explorer.file(name)
+            tag, body = self._service.file(name)
         except KeyError:
             raise _Refused(404, "There is no such file.") from None
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
@@ -118,15 +139,15 @@ class Handler(BaseHTTPRequestHandler):
     def _post(self) -> None:
         question = self._question()
         name = self.path.removeprefix("/api/")
-        function = self._explorer.live.get(name) if self.path.startswith("/api/") else None
+        function = self._service.live.get(name) if self.path.startswith("/api/") else None
         if function is None:
             raise _Refused(404, "There is no such function; it needs a model that is at hand.")
-        runs = self._explorer.root.runs
+        runs = self._service.root.runs
         number = question.get("run", 0)
         if type(number) is not int or not 0 <= number < len(runs):
             raise _Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
         arguments = _ARGUMENTS[name](question)
-        with self._explorer.live_lock:
+        with self._service.live_lock:
             answer = function(runs[number].run, **arguments)
         self._send(200, compact_json(finite(answer)).encode(), ".json")
 

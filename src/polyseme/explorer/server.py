@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from polyseme.errors import InputError
-from polyseme.explorer.requests import Handler
+from polyseme.explorer.requests import Handler, Service
 from polyseme.explorer.root import WebRoot
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
-    explorer: Explorer
+    service: Service
 
     def server_bind(self) -> None:
         # The library's asks the network for the host's full name, which can take seconds.
@@ -240,7 +240,7 @@ def _listen(explorer: Explorer, host: str, port: int) -> _Server:
             f"Cannot listen on {host}, port {port}: {error.strerror or error}. Give another port "
             "(--port), 0 for any that is free, and as host an address of this machine."
         ) from error
-    server.explorer = explorer
+    server.service = explorer
     return server
 
 
