@@ -52,7 +52,7 @@ function drawDistribution(width, chart) {
     const at = Math.round(y.at(tick)) + 0.5;
     root.append(
       svg("line", { class: "grid-line", x1: left, x2: width - right, y1: at, y2: at }),
-      svg("text", { class: "tick", x: left - 7, y: at + 4, "text-anchor": "end" }, chart.shares ? percent(tick) : tickText(tick)),
+      svg("text", { class: "tick", x: left - 7, y: at + 4, "text-anchor": "end" }, tickText(tick, chart.shares)),
     );
   }
   for (const tick of x.ticks(Math.max(2, Math.floor(width / 90)))) {

@@ -368,12 +368,12 @@ export async function wordFeatures(run, shard, word) {
 
 // ----------------------------------------------------------------------------------- two runs
 
-/** The comparison of the first two runs, or null where there's one. */
+/** The comparison of all runs, or null where there's one. */
 export async function comparison() {
   return (await runs()).length < 2 ? null : json("compare.json");
 }
 
-/** For each neuron of the first run its best match in the second. */
+/** For each neuron of the first run its best match in the second (row -1: none). */
 export async function pairs() {
   const file = await tensors("pairs.safetensors");
   return { row: file.array("row"), similarity: file.array("similarity"), by: file.metadata.by ?? "direction" };

@@ -3,24 +3,25 @@
 import * as data from "../data.js";
 import { distribution, swatch } from "../charts.js";
 import { h, replace } from "../dom.js";
-import { number, value, whole } from "../format.js";
+import { count, number, percent, value, whole } from "../format.js";
 import { Grid } from "../grid.js";
 import { metric, metricNames } from "../metrics.js";
 import { pairPreview } from "../pair-preview.js";
-import { neuronAddress } from "../route.js";
+import { address, neuronAddress } from "../route.js";
 import { binCounts, binEdges, extent, logarithmic, quantile } from "../scale.js";
 
-const PAINTS = ["--mark-a", "--mark-b"];
+/** One for each run; the first two have the design's pair of colours. */
+const PAINTS = ["--mark-a", "--mark-b", "--feature-2", "--feature-3", "--feature-4", "--feature-5"];
 
 export async function render(main, ctx) {
   const comparison = await data.comparison();
   if (!comparison) throw new data.DataError("There’s one run here, so nothing to compare. Name two: polyseme explore RUN RUN");
-  const runs = await Promise.all(comparison.runs.map((index) => data.run(index)));
+  const runs = await Promise.all(ctx.runs.map((_, index) => data.run(index)));
   const tables = await Promise.all(runs.map((run) => data.neurons(run)));
   const chart = h("section", { class: "card" });
   const pairs = h("section", { class: "card" });
   main.append(
-    h("header", { class: "run-head" }, h("h1", {}, `${runs[0].title} and ${runs[1].title}`), names(runs)),
+    h("header", { class: "run-head" }, h("h1", {}, runs.map(({ title }) => title).join(" and ")), names(runs)),
     h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning())),
     pairs,
   );
@@ -34,13 +35,34 @@ function names(runs) {
   return h(
     "ul",
     { class: "legend" },
-    runs.map((run, i) => h("li", {}, swatch(PAINTS[i]), h("a", { href: `#/${i ? `?run=${run.index}` : ""}` }, run.title), ` ${whole(run.n_neurons)} neurons`)),
+    runs.map((run, i) =>
+      h("li", {}, swatch(PAINTS[i]), h("a", { href: address("overview", [], { run: run.index }) }, run.title), count(run.n_neurons, "neuron")),
+    ),
   );
 }
 
 // ----------------------------------------------------------------------------------- figures
 
-function figures(runs, { rows, evaluation = [] }) {
+/** How to read a figure that isn't a metric of the table of neurons. */
+const READINGS = {
+  neurons: "All of them, dead ones too.",
+  dead_share: "They have no metrics: the means are over the others.",
+  mean_examples: "Fewer where a neuron has not enough inputs that activate it.",
+  mean_clusters: metric("n_clusters").reading,
+  median_participation_ratio: metric("participation_ratio").reading,
+  l0: "The sum of the densities: with more of them active, reconstruction is easier.",
+  fvu: "Share of the variance that the reconstruction leaves unexplained.",
+  mse: "Mean squared error of the reconstruction.",
+  spliced_accuracy: "With the reconstruction in the place of the activations.",
+  spliced_cross_entropy: "With the reconstruction in the place of the activations.",
+  recovered: "Of what is lost when the activations are set to 0.",
+  purity: "How often examples of one feature have one label.",
+  purity_null: "What the same features would have if labels were given at random.",
+};
+
+function figures(runs, { rows }) {
+  const groups = [...new Set(rows.map(({ group }) => group))];
+  const both = runs.length === 2;
   return h(
     "section",
     { class: "card" },
@@ -59,13 +81,57 @@ function figures(runs, { rows, evaluation = [] }) {
             {},
             h("th", { scope: "col" }, "Figure"),
             runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", run.title)),
-            h("th", { scope: "col", class: "num" }, "Difference"),
+            both && h("th", { scope: "col", class: "num" }, "Difference"),
           ),
         ),
-        h("tbody", {}, [...evaluation, ...rows].map((row) => figureRow(row, runs))),
+        groups.map((group) =>
+          h(
+            "tbody",
+            {},
+            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, sentenceCase(group))),
+            rows.filter((row) => row.group === group).map((row) => figureRow(row, runs, both)),
+          ),
+        ),
       ),
     ),
   );
+}
+
+function figureRow({ key, name, values, counts, format }, runs, both) {
+  const write = FORMATS[format] ?? number;
+  const reading = READINGS[key] ?? (key.endsWith("_distance") ? metric(key).reading : null);
+  const over = (i) => {
+    const n = counts?.[i];
+    const all = n === undefined || n === null || n === runs[i].n_neurons;
+    return all ? null : h("small", { class: "quiet-text" }, `of ${whole(n)}`);
+  };
+  return h(
+    "tr",
+    {},
+    h("th", { scope: "row" }, sentenceCase(name), reading && h("small", { class: "said quiet-text" }, reading)),
+    values.map((v, i) => h("td", { class: "num" }, v === null ? "–" : write(v), over(i))),
+    both && h("td", { class: "num" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
+  );
+}
+
+const minus = (text) => text.replace("-", "−");
+const FORMATS = {
+  integer: whole,
+  percent,
+  distance: (v) => minus(v.toFixed(3)),
+  signed: (v) => (v > 0 ? "+" : "") + minus(v.toFixed(3)),
+  number: (v) => minus(v.toFixed(1)),
+};
+
+/** With its sign; of two shares in points, since "+3%" would be read as a ratio. */
+function difference(v, format) {
+  const sign = v > 0 ? "+" : "";
+  if (format === "percent") return `${sign}${minus((100 * v).toFixed(1))} points`;
+  return sign + (format === "signed" ? FORMATS.distance : (FORMATS[format] ?? number))(v);
+}
+
+function sentenceCase(words) {
+  return words.replace(/^./, (c) => c.toUpperCase());
 }
 
 function meaning() {
@@ -73,52 +139,16 @@ function meaning() {
     "section",
     { class: "card" },
     h("header", {}, h("h2", {}, "What it means")),
-    h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " Weights that lie on few inputs make any examples look alike: see the participation ratio and the calibrated distance beside them."),
-    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, and at what the reconstruction loses."),
+    h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " Weights that lie on few inputs make any examples look alike: see the participation ratio and the calibrated distance."),
+    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, at how many are active, and at what the reconstruction loses."),
     h("p", {}, h("strong", {}, "Means are over different neurons."), " A mean is over the neurons that have a value, which differ between the runs; their number stands below it where it isn’t all of them."),
   );
 }
 
-function figureRow({ name, title, values, counts, statistic }, runs) {
-  const kind = statistic === "share" ? "share" : (KINDS[name] ?? metric(name).kind);
-  const said = READINGS[name] ?? metric(name).reading;
-  const difference = values[1] - values[0];
-  const digits = (v) => (v === null ? "–" : value(v, kind === "integer" && !Number.isInteger(v) ? "number" : kind));
-  const over = (i) => counts?.[i] !== null && counts?.[i] !== undefined && counts[i] !== runs[i].n_neurons
-    ? h("small", { class: "quiet-text" }, `of ${whole(counts[i])}`)
-    : null;
-  return h(
-    "tr",
-    {},
-    h("th", { scope: "row" }, title, h("small", { class: "said quiet-text" }, said)),
-    values.map((v, i) => h("td", { class: "num" }, digits(v), over(i))),
-    h("td", { class: "num" }, values.includes(null) ? "–" : signed(difference, kind === "share" ? points : digits)),
-  );
-}
-
-/** A difference of two shares. */
-function points(v) {
-  return `${(100 * v).toFixed(Math.abs(v) < 0.1 ? 1 : 0).replace("-", "−")} points`;
-}
-
-function signed(difference, digits) {
-  return difference > 0 ? `+${digits(difference)}` : digits(difference);
-}
-
-/** Figures of a comparison that aren't columns of the table of neurons. */
-const READINGS = {
-  n_neurons: "All of them, dead ones too.",
-  dead: "Neurons that no example activates; the means below are over the others.",
-  l0: "Neurons that are active on one input, on average: the sum of the densities. More of them is a higher price.",
-  fvu: "Share of the variance that the reconstruction leaves unexplained: the price of sparsity.",
-  accuracy: "Of the model with the reconstruction put in the place of the activations.",
-};
-const KINDS = { n_neurons: "integer", dead: "share", l0: "number", accuracy: "share" };
-
 // ----------------------------------------------------------------------------- distributions
 
 function distributions(element, runs, tables, ctx) {
-  const shared = metricNames(tables[0].names).filter((name) => tables[1].has(name));
+  const shared = metricNames(tables[0].names).filter((name) => tables.every((table) => table.has(name)));
   const choice = h(
     "select",
     { "aria-label": "Metric", onchange: () => ctx.navigate({ metric: choice.value }) },
@@ -139,10 +169,10 @@ function distributions(element, runs, tables, ctx) {
       choice.value = name;
       const { label, kind, log: wanted, reading: words } = metric(name);
       const columns = tables.map((table) => table.column(name));
-      const both = Float64Array.from([...columns[0], ...columns[1]]);
+      const both = columns.flatMap((column) => Array.from(column));
       const log = logarithmic(both, wanted);
       const range = extent(both, log);
-      replace(reading, words, " Heights are shares of each run’s own neurons.");
+      replace(reading, words, " Heights are shares of each run’s own neurons; dashed lines are medians.");
       controller.abort();
       controller = new AbortController();
       if (!range) return replace(box, h("p", { class: "quiet-text" }, "No neuron has a value."));
@@ -151,7 +181,7 @@ function distributions(element, runs, tables, ctx) {
       distribution(
         box,
         {
-          title: `${label} in both runs: median ${value(medians[0], kind)} in ${runs[0].title}, ${value(medians[1], kind)} in ${runs[1].title}`,
+          title: `Distributions of ${label}: ${runs.map(({ title }, i) => `median ${value(medians[i], kind)} in ${title}`).join(", ")}`,
           axis: log ? `${label} (logarithmic)` : label,
           edges,
           log,
@@ -179,6 +209,7 @@ async function pairList(element, runs, tables, ctx) {
     replace(element, header, h("p", {}, error.message));
     return null;
   }
+  const way = pairs.by === "decoder" ? "decoder direction" : "vector of weights";
   const rows = Array.from(pairs.row, (_, row) => row).filter((row) => pairs.row[row] >= 0);
   const features = tables.map((table) => table.column("n_clusters"));
   const distances = tables.map((table) => table.column("mean_distance"));
@@ -186,7 +217,7 @@ async function pairList(element, runs, tables, ctx) {
   const columns = [
     { name: "neuron", label: runs[0].title, cell: (row) => choose(row), of: (row) => row },
     { name: "match", label: runs[1].title, cell: (row) => neuronName(runs[1], pairs.row[row]), of: (row) => pairs.row[row] },
-    { name: "similarity", label: "Similarity", num: true, hint: `Cosine of the two ${pairs.by} directions`, cell: (row) => number(pairs.similarity[row]), of: (row) => pairs.similarity[row] },
+    { name: "similarity", label: "Similarity", num: true, hint: `Cosine, by ${way}`, cell: (row) => number(pairs.similarity[row]), of: (row) => pairs.similarity[row] },
     { name: "features", label: "Features", num: true, cell: (row) => `${whole(features[0][row])} → ${whole(features[1][pairs.row[row]])}`, of: (row) => features[1][pairs.row[row]] - features[0][row] },
     { name: "distance", label: "Mean distance", num: true, cell: (row) => `${value(distances[0][row], "distance")} → ${value(distances[1][pairs.row[row]], "distance")}`, of: change },
     { name: "change", label: "Change", num: true, cell: (row) => value(change(row), "distance"), of: change },
@@ -196,7 +227,7 @@ async function pairList(element, runs, tables, ctx) {
   replace(
     element,
     header,
-    h("p", { class: "reading" }, `Each neuron of ${runs[0].title} beside the neuron of ${runs[1].title} whose ${pairs.by} direction is most like its own (1 is the same direction). Two neurons of the first may have the same match.`),
+    h("p", { class: "reading" }, `Each neuron of ${runs[0].title} beside the neuron of ${runs[1].title} whose ${way} is most like its own, by cosine: 1 is the same direction. Two neurons of the first may have the same match.`),
     h("div", { class: "pairs" }, list, preview),
   );
   let order = rows;

@@ -60,9 +60,9 @@ async function find(run, vocabulary, q) {
   return { words: known, hits: lists[0].filter((hit) => others.every((set) => set.has(key(hit)))) };
 }
 
-/** As the list of words spells it: without the space around it, case folded. */
+/** As the list of words spells it: without the spaces around it, and its case folded. */
 function spelling(text) {
-  return text.trim().normalize().toLowerCase();
+  return text.trim().replace(/\s+/g, " ").toLowerCase().replaceAll("ß", "ss");
 }
 
 function similar(words, q, used) {
@@ -99,7 +99,7 @@ function results(ctx, words, hits) {
       h("h2", {}, `${count(shown.length, "feature")} for ${words.map((word) => `“${word}”`).join(" and ")}`),
       choice,
     ),
-    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those with the most examples first, at most 200 a word."),
+    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those with the most examples first, at most 100 a word."),
     h(
       "div",
       { class: "scroll-x" },
