@@ -38,10 +38,11 @@ export function activations(neuron, { link, signal }) {
     asTable(["From", "to", "count"], () =>
       Array.from(counts, (n, bin) => [number((bin * upper) / counts.length), number(((bin + 1) * upper) / counts.length), whole(n)])));
   let x = null;
+  let width = 0; // of the picture: asking for it amid a re-cut would lay the page out each time
   let state = null;
 
   function draw() {
-    const width = box.clientWidth;
+    width = box.clientWidth;
     if (!width) return;
     x = new Scale(0, upper, MARGIN.left, width - MARGIN.right);
     const most = Math.max(2, ...counts);
@@ -80,7 +81,7 @@ export function activations(neuron, { link, signal }) {
     }));
     const height = first + rows.length * LANE + 2;
     picture.setAttribute("height", height);
-    picture.setAttribute("viewBox", `0 0 ${box.clientWidth} ${height}`);
+    picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     pointer.setAttribute("y1", MARGIN.top);
     pointer.setAttribute("y2", height);
   }

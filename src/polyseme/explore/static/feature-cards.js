@@ -2,7 +2,8 @@
 // are folded into one card at the end.
 
 import { count, number } from "./format.js";
-import { h, replace } from "./dom.js";
+import { h } from "./dom.js";
+import { Gradual } from "./gradual.js";
 import { neuronAddress } from "./route.js";
 import { siteName } from "./lookup.js";
 import { ownFeature } from "./cut.js";
@@ -20,12 +21,14 @@ const SAMPLE_BEFORE = 8; // tokens before the activating one in a sample of a si
 /**
  * @param {object} neuron as data.js has it
  * @param {object} lines see windows.js
+ * @param {AbortSignal} signal
  * @returns {{element: HTMLElement, show: (cut: object, chosen: string | null) => void}}
  */
-export function featureCards(neuron, lines) {
+export function featureCards(neuron, lines, signal) {
   const element = h("div", { class: "feature-cards" });
   const whole = new Set(); // first examples of features whose examples are all shown
   let unfolded = false; // the single examples: false, "some" or "all"
+  const cards = new Gradual(element, signal);
   let state = null;
   lines.listen(element);
 
@@ -33,15 +36,15 @@ export function featureCards(neuron, lines) {
   function show(cut, chosen) {
     state = { cut, chosen };
     const names = tokensOf(cut);
-    const cards = [];
+    const makers = [];
     for (let feature = 0; feature < cut.shared; feature++) {
-      if (chosen === null || chosen === String(feature)) cards.push(card(feature, names[feature]));
+      if (chosen === null || chosen === String(feature)) makers.push(() => card(feature, names[feature]));
     }
     if (cut.n > cut.shared && (chosen === null || chosen === "singles" || Number(chosen) >= cut.shared)) {
-      cards.push(singles());
+      makers.push(singles);
     }
-    element.classList.toggle("one", cards.length === 1);
-    replace(element, cards);
+    element.classList.toggle("one", makers.length === 1);
+    cards.fill(makers);
   }
 
   function tokensOf(cut) {
@@ -84,6 +87,7 @@ export function featureCards(neuron, lines) {
   /** Draws one card anew, the focus staying on its button. */
   function refresh(feature) {
     show(state.cut, state.chosen);
+    cards.finish();
     element.querySelector(`[data-feature="${feature}"] > button`)?.focus({ preventScroll: true });
   }
 
@@ -146,10 +150,12 @@ export function featureCards(neuron, lines) {
   function reveal(example) {
     const { cut, chosen } = state;
     const members = cut.features[cut.labels[example]];
+    cards.finish();
     if (lines.line(example).isConnected) return;
     if (members.length > 1) whole.add(members[0]);
     else unfolded = "all";
     show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
+    cards.finish();
   }
 
   return { element, show, reveal };

@@ -1,7 +1,8 @@
 // The features of a neuron that reads images: average, feature and examples of each, following
 // the cut; single examples are folded into one card at the end.
 
-import { h, replace } from "./dom.js";
+import { h } from "./dom.js";
+import { Gradual } from "./gradual.js";
 import { count, number, percent, whole } from "./format.js";
 import { largest, channelSums, legend, meanOf, pixels, product, signed, toInput } from "./images.js";
 import { isChosen } from "./feature-map.js";
@@ -63,17 +64,18 @@ export function imageCards(view, pictures) {
   const made = new Map(); // pictures of a feature, by its members
   const items = new Map(); // the tile of an example
   let unfolded = false;
+  const cards = new Gradual(element, signal);
   let state = null;
   let open = null;
 
   function show(cut, chosen) {
     state = { cut, chosen };
-    const cards = [];
+    const makers = [];
     for (let feature = 0; feature < cut.shared; feature++) {
-      if (chosen === null || chosen === String(feature)) cards.push(card(feature));
+      if (chosen === null || chosen === String(feature)) makers.push(() => card(feature));
     }
-    if (cut.n > cut.shared && (chosen === null || chosen === "singles" || Number(chosen) >= cut.shared)) cards.push(singles());
-    replace(element, cards);
+    if (cut.n > cut.shared && (chosen === null || chosen === "singles" || Number(chosen) >= cut.shared)) makers.push(singles);
+    cards.fill(makers);
   }
 
   function card(feature) {
@@ -96,6 +98,7 @@ export function imageCards(view, pictures) {
         onclick: () => {
           if (!unabridged.delete(members[0])) unabridged.add(members[0]);
           show(cut, chosen);
+          cards.finish();
           element.querySelector(`[data-feature="${feature}"] > button`)?.focus({ preventScroll: true });
         },
       }, all ? `Show ${SHOWN}` : `Show all ${members.length}`),
@@ -204,11 +207,13 @@ export function imageCards(view, pictures) {
   function reveal(example) {
     const { cut, chosen } = state;
     const item = tile(example);
+    cards.finish();
     if (!item.isConnected) {
       const members = cut.features[cut.labels[example]];
       if (members.length > 1) unabridged.add(members[0]);
       else unfolded = true;
       show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
+      cards.finish();
     }
     item.classList.add("open");
     item.firstChild.setAttribute("aria-expanded", "true");
@@ -234,8 +239,10 @@ export function imageCards(view, pictures) {
     element,
     show(cut, chosen) {
       show(cut, chosen);
+      if (open === null) return;
       // A card that is made anew keeps the example that was open in it.
-      if (open !== null && items.get(open)?.isConnected) items.get(open).closest(".tiles").after(detail(open));
+      cards.finish();
+      if (items.get(open)?.isConnected) items.get(open).closest(".tiles").after(detail(open));
     },
   };
 }

@@ -91,12 +91,12 @@ export class NeuronView {
 
   _recut() {
     if (this._threshold === this.cut.threshold) return;
-    performance.mark("recut");
+    const began = performance.now();
     this.cut = cutNeuron(this.neuron, this._threshold);
     // Feature 3 of one cut is another in the next.
     this.chosen = null;
     this._show();
-    performance.measure("recut", "recut");
+    performance.measure("recut", { start: began });
   }
 
   /** Opens an example, or closes the open one. */

@@ -29,7 +29,7 @@ function fill(main, view) {
   const lines = exampleLines(neuron, view);
   const shading = shadeChoice(view, lines);
   const tell = (example) => snippet(neuron, example);
-  const cards = featureCards(neuron, lines);
+  const cards = featureCards(neuron, lines, view.signal);
   main.append(
     head(view),
     view.add(figures(neuron)),
