@@ -108,7 +108,7 @@ function figureRow({ key, name, values, counts, format }, runs, both) {
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, sentenceCase(name), reading && h("small", { class: "said quiet-text" }, reading)),
+    h("th", { scope: "row" }, h("span", {}, sentenceCase(name)), reading && h("small", { class: "said quiet-text" }, reading)),
     values.map((v, i) => h("td", { class: "num" }, v === null ? "–" : write(v), over(i))),
     both && h("td", { class: "num" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
   );

@@ -124,11 +124,12 @@ function line(run, { site, neuron, feature, examples, label }) {
       h(
         "a",
         { href: neuronAddress(run.index, site, neuron, { feature }), onpointerenter: () => data.prefetch(run, info.first + neuron) },
-        `${siteName(run, info)} / ${neuron}`,
+        run.sites.length > 1 ? `${site}/${neuron}` : whole(neuron),
       ),
+      h("span", { class: "layer quiet-text small" }, info.name),
     ),
     h("td", { class: "num" }, feature),
-    h("td", {}, h("bdi", {}, label)),
+    h("td", {}, h("bdi", { dir: "ltr" }, label)),
     h("td", { class: "num" }, whole(examples)),
   );
 }
