@@ -154,7 +154,7 @@ def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], di
         first = one.first_neuron(site.number)
         here = _directions(one, site, by)
         for match in other.sites:
-            if site.name in shared and match.name != site.name:
+            if shared and match.name != site.name:
                 continue
             there = _directions(other, match, by)
             if there.shape[1] != here.shape[1]:

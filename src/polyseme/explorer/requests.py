@@ -148,8 +148,10 @@ class Handler(BaseHTTPRequestHandler):
             raise _Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
         arguments = _ARGUMENTS[name](question)
         with self._service.live_lock:
-            answer = function(runs[number].run, **arguments)
-        self._send(200, compact_json(finite(answer)).encode(), ".json")
+            answer = finite(function(runs[number].run, **arguments))
+        # Importances are an array, the others say what they answer.
+        answer = answer if isinstance(answer, dict) else {name: answer}
+        self._send(200, compact_json(answer).encode(), ".json")
 
     def _question(self) -> dict[str, Any]:
         """The body of a POST, after the checks that it comes from our own page."""
@@ -202,7 +204,7 @@ def _probe_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
         raise _Refused(
             413, f"The text has {len(text):,} characters; {LONGEST_TEXT:,} at most can be probed."
         )
-    return {"text": text}
+    return {"text": text, "k": _whole(question, "k")} if "k" in question else {"text": text}
 
 
 def _classify_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
