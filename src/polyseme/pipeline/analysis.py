@@ -42,7 +42,7 @@ from polyseme.pipeline.describe import (
     plain,
 )
 from polyseme.pipeline.progress import progress_bars, read_and_save
-from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
+from polyseme.pipeline.records import cluster_site, layout_site, site_arrays, site_info, site_tables
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
@@ -253,7 +253,7 @@ class _Analysis:
                 for name, frame in site_tables(one, clusterings, central).items():
                     tables[name].append(frame)
                 bars.update(task, total=1, completed=1)
-                arrays = site_arrays(one, clusterings)
+                arrays = {**site_arrays(one, clusterings), **layout_site(one)}
                 if one.site.name in maps:
                     arrays["activation_map"] = maps[one.site.name]
                 arrays.update(self.logits(number, one, inputs, bars))

@@ -28,13 +28,20 @@ from polyseme.capture import (
 )
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
-from polyseme.core.labels import distinctive_tokens
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
-from polyseme.pipeline.progress import progress_bars, read_and_save
-from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
+from polyseme.pipeline.progress import Stages, progress_bars, read_and_save
+from polyseme.pipeline.records import (
+    cluster_site,
+    gate_of,
+    halved,
+    layout_site,
+    site_arrays,
+    site_tables,
+)
+from polyseme.pipeline.words import feature_words, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
 
@@ -46,7 +53,7 @@ TEXT_THRESHOLD = 0.5
 SAE_THRESHOLD = 0.05
 CHECKPOINT_SECONDS = 300.0
 WINDOW, _WIDEST = (20, 10), 1024
-LOGITS, LABEL_WORDS = 10, 5
+LOGITS = 10
 
 
 def analyse_text(
@@ -162,15 +169,21 @@ class _TextAnalysis:
         self.model, self.contexts, self.sites, self.writer = model, contexts, sites, writer
         self.settings = settings
         self.show = progress
+        self.stages = Stages()
+        self.words: list[str] = []
+        self.index: list[Array] = []
 
     def run(self, select: Selector, about: dict[str, Any]) -> Run:
         with progress_bars(self.show) as bars:
-            collector = self.collect(select, bars)
-            collected, kept = collector.result()
+            with self.stages("reading"):
+                collector = self.collect(select, bars)
+            with self.stages("selection"):
+                collected, kept = collector.result()
             task = bars.add_task("Logit effects", total=len(collected))
             logits = []
             for one in collected:
-                logits.append(self.logits(one))
+                with self.stages("logits"):
+                    logits.append(self.logits(one))
                 bars.update(task, advance=1)
             inputs = self.inputs(kept, logits)
             tables: dict[str, list[pd.DataFrame]] = {
@@ -181,13 +194,19 @@ class _TextAnalysis:
             for number, one in enumerate(collected):
                 infos.append(self.site(number, one, inputs, tables, logits[number]))
                 bars.update(task, advance=1)
-            self.writer.write_inputs(inputs)
-            self.writer.write_tables(
-                **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
-            )
+            with self.stages("writing"):
+                index = token_index(self.index, len(inputs["vocabulary"]))
+                self.writer.write_inputs({**inputs, **index})
+                self.writer.write_tables(
+                    **{
+                        name: pd.concat(frames, ignore_index=True)
+                        for name, frames in tables.items()
+                    }
+                )
             path = self.writer.finish(
                 {
                     "sites": infos,
+                    "seconds": self.stages.rounded(),
                     "settings": self.settings,
                     "model": about,
                     "data": {
@@ -261,11 +280,12 @@ class _TextAnalysis:
         used = np.unique(
             np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
         )
+        self.words = pieces(self.contexts.tokenizer, used.tolist())
         return {
             "index": kept["index"],
             "tokens": tokens,
             "lengths": lengths,
-            **vocabulary_arrays(used, pieces(self.contexts.tokenizer, used.tolist())),
+            **vocabulary_arrays(used, self.words),
         }
 
     def site(
@@ -280,12 +300,26 @@ class _TextAnalysis:
         threshold = self.settings["threshold"] or (
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
-        clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
-        frames = site_tables(one, clusterings, central)
-        frames["features"]["label"] = self.labels(frames, inputs)
+        # From here on with the vectors that are stored, so that they give what is stored.
+        one = halved(one)
+        with self.stages("clusters"):
+            clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
+        with self.stages("layouts"):
+            layouts = layout_site(one)
+        with self.stages("tables"):
+            frames = site_tables(one, clusterings, central)
+        with self.stages("labels"):
+            before, after = self.settings["window"]
+            found = feature_words(
+                frames["examples"], frames["features"], inputs, self.words, (before, after)
+            )
+            frames["features"]["label"] = found.labels
+            n_before = sum(map(len, tables["features"]))
+            self.index.append(found.found_by + np.array([0, n_before, 0]))
         for name, frame in frames.items():
             tables[name].append(frame)
-        self.writer.write_site(number, {**site_arrays(one, clusterings), **logits})
+        with self.stages("writing"):
+            self.writer.write_site(number, {**site_arrays(one, clusterings), **layouts, **logits})
         gate = gate_of(one.site)
         return {
             "name": one.site.name,
@@ -296,39 +330,6 @@ class _TextAnalysis:
             "gate": gate["activation"] if gate else None,
             "threshold": threshold,
         }
-
-    def labels(self, frames: dict[str, pd.DataFrame], inputs: dict[str, Array]) -> list[str]:
-        """The words that set each feature apart from the site's others."""
-        examples, features = frames["examples"], frames["features"]
-        if not len(features):
-            return []
-        before, after = self.settings["window"]
-        rows = np.searchsorted(inputs["index"], examples["input"].to_numpy())
-        at = examples["position"].to_numpy()[:, None] + np.arange(-before, after + 1)
-        inside = (at >= 0) & (at < inputs["lengths"][rows][:, None])
-        ids = inputs["tokens"][rows[:, None], np.clip(at, 0, inputs["tokens"].shape[1] - 1)]
-        vocabulary = inputs["vocabulary"]
-        # Features are ordered by neuron, then number, so one key finds an example's.
-        key, wanted = (
-            f["neuron"].to_numpy(np.int64) * (1 << 32) + f["feature"].to_numpy(np.int64)
-            for f in (features, examples)
-        )
-        cluster = np.searchsorted(key, wanted)
-        # The token that activates the neuron says more than those around it.
-        weights = np.where(np.arange(-before, after + 1) == 0, before + after + 1.0, 1.0)
-        found = distinctive_tokens(
-            np.searchsorted(vocabulary, ids[inside]),
-            np.broadcast_to(cluster[:, None], ids.shape)[inside],
-            n_clusters=len(features),
-            vocabulary=len(vocabulary),
-            k=LABEL_WORDS,
-            weights=np.broadcast_to(weights, ids.shape)[inside],
-        )
-        words = pieces(self.contexts.tokenizer, vocabulary.tolist())
-        return [
-            " ".join(dict.fromkeys(w for w in (words[t].strip() for t in row if t >= 0) if w))
-            for row in found.tokens
-        ]
 
     def logits(self, one: Collected) -> dict[str, Array]:
         """The tokens that each neuron promotes and suppresses most, where there is a head."""
