@@ -287,3 +287,14 @@ def test_packs_are_of_a_size(text_run, monkeypatch):
     monkeypatch.setattr("polyseme.explorer.runfiles._MOST_PACKS", 7)
     small = RunFiles(text_run, "texts")
     assert json.loads(small.file("run.json"))["n_packs"] <= 7
+
+
+def test_the_largest_feature_has_a_share(run, files):
+    found, _ = decoded(files.file("neurons.safetensors"))
+    for row, (site, neuron) in enumerate(
+        zip(run.neurons()["site"], run.neurons()["neuron"], strict=True)
+    ):
+        view = run.neuron(site, neuron)
+        sizes = [feature.n_examples for feature in view.features]
+        wanted = max(sizes) / len(view.examples) if sizes else np.nan
+        assert found["largest_share"][row] == pytest.approx(wanted, nan_ok=True)

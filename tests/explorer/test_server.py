@@ -403,9 +403,7 @@ def test_closing_lets_go_of_the_port(text_run):
     explorer = ps.explore(text_run, open_browser=False)
     port = int(explorer.url.rstrip("/").rpartition(":")[2])
     assert repr(explorer) == f"Explorer('http://127.0.0.1:{port}/')"
-    with pytest.raises(
-        InputError, match=rf"Cannot listen on 127.0.0.1, port {port}: .* \(--port\)"
-    ):
+    with pytest.raises(InputError, match=rf"Cannot listen on 127.0.0.1, port {port}: "):
         ps.explore(text_run, port=port, open_browser=False)
     explorer.close()
     explorer.close()

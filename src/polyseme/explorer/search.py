@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from polyseme.errors import RunError
 from polyseme.store import RunFolder
 from polyseme.store.format import neuron_offsets
 
@@ -36,7 +37,14 @@ class WordIndex:
     @property
     def exists(self) -> bool:
         """Whether the run has features by token, as runs of format 3 and later may."""
-        return "token_features" in self._folder.inputs
+        try:
+            return "token_features" in self._folder.inputs and bool(self._columns)
+        except RunError:
+            return False
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        return self._folder.columns("features")
 
     @cached_property
     def _tokens(self) -> dict[str, list[int]]:
@@ -105,6 +113,6 @@ class WordIndex:
 
     @cached_property
     def _labels(self) -> pd.Series[Any] | None:
-        if "label" not in self._folder.columns("features"):
+        if "label" not in self._columns:
             return None
         return self._folder.column("features", "label")
