@@ -11,6 +11,7 @@ from polyseme.capture.collect import Batch, Collected, Collector
 from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, read_sites
 from polyseme.capture.layers import Reading, Site
 from polyseme.capture.mlp import MLPSite
+from polyseme.capture.saes import HookedSAE, attach_sae
 from polyseme.capture.select import (
     AboveFraction,
     FirstActive,
@@ -31,6 +32,7 @@ __all__ = [
     "Collector",
     "Feed",
     "FirstActive",
+    "HookedSAE",
     "LogitEffects",
     "MLPSite",
     "RandomActive",
@@ -43,6 +45,7 @@ __all__ = [
     "TopK",
     "activation_gradient",
     "activation_maps",
+    "attach_sae",
     "count_classes",
     "edit_site",
     "evaluating",

@@ -268,7 +268,7 @@ class Batch:
         return found
 
 
-def _need_head(model: nn.Module, sites: list[Site]) -> bool:
+def needs_head(model: nn.Module, sites: list[Site]) -> bool:
     """Whether any site is outside the base of a transformers model, such as in its logits."""
     base = getattr(model, "base_model", None)
     if not isinstance(base, nn.Module):
@@ -305,7 +305,7 @@ class Collector:
     ) -> None:
         self._model = model
         self._sites = sites
-        self._feed = Feed(model, head=_need_head(model, sites))
+        self._feed = Feed(model, head=needs_head(model, sites))
         self._collectors = {
             site.name: _SiteCollector(site, select, n_random, seed, self._feed.device, window)
             for site in sites

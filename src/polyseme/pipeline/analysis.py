@@ -41,6 +41,7 @@ from polyseme.pipeline.describe import (
     digest,
     plain,
 )
+from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, layout_site, site_arrays, site_info, site_tables
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
@@ -200,7 +201,7 @@ def analyse(
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
-            return open_run(out)
+            return open_run(out, probe=probe)
         work = _Analysis(model, source, found, writer, settings, progress)
         work.image_shape = image_shape
         work.class_names = names
@@ -283,7 +284,7 @@ class _Analysis:
                     },
                 }
             )
-        return open_run(path)
+        return open_run(path, probe=probe)
 
     def collect(self, select: Selector, bars: Progress) -> Collector:
         """The pass over the data; saved every minute, when it is interrupted, and at its end."""

@@ -26,12 +26,15 @@ from polyseme.capture import (
     find_activations,
     find_sites,
 )
+from polyseme.capture.language import loaded_name
+from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars, read_and_save
 from polyseme.pipeline.records import (
     cluster_site,
@@ -84,7 +87,8 @@ def analyse_text(
         A language model of transformers.
     contexts : Contexts
     sites : str, Site, or a list of them
-        Names or globs: ``"model.layers.*.mlp"`` for the neurons of every MLP.
+        Names or globs: ``"model.layers.*.mlp"`` for the neurons of every MLP. An SAE at a hook
+        point becomes a site by `polyseme.attach_sae`.
     out : str or Path
         Folder of the run.
     select : Selector, optional
@@ -118,6 +122,7 @@ def analyse_text(
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
     before, after = _check_window(window)
+    _check_length(model, contexts)
     found = find_sites(model, sites)
     settings = {
         "select": describe_selector(select),
@@ -134,11 +139,22 @@ def analyse_text(
         "settings": settings,
         "model": about,
         "data": contexts.identity(),
+        **_made_by_hand(found),
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
-            return open_run(out)
+            return open_run(out, probe=probe)
         return _TextAnalysis(model, contexts, found, writer, settings, progress).run(select, about)
+
+
+def _check_length(model: nn.Module, contexts: Contexts) -> None:
+    """Refuse contexts longer than the model was made for; some models take them all the same."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(limit, int) and contexts.length > limit > 0:
+        raise InputError(
+            f"The contexts have {contexts.length:,} tokens, and the model takes at most {limit:,}; "
+            f"give Contexts(..., length={limit}) or less (--context)."
+        )
 
 
 def _check_window(window: Any) -> tuple[int, int]:
@@ -152,6 +168,17 @@ def _check_window(window: Any) -> tuple[int, int]:
             f"0 to {_WIDEST}, are expected: (20, 10)."
         )
     return before, after
+
+
+def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
+    """What the model's weights and the sites' names do not tell of the sites."""
+    saes = {
+        site.name: {"hook": site.point.name, "sha256": describe_model(site.module)["sha256"]}
+        for site in sites
+        if isinstance(site, HookedSAE)
+    }
+    folded = [site.name for site in sites if isinstance(site, MLPSite) and site.gain is not None]
+    return {**({"saes": saes} if saes else {}), **({"folded": folded} if folded else {})}
 
 
 class _TextAnalysis:
@@ -208,7 +235,7 @@ class _TextAnalysis:
                     "sites": infos,
                     "seconds": self.stages.rounded(),
                     "settings": self.settings,
-                    "model": about,
+                    "model": {**about, "name": loaded_name(self.model)},
                     "data": {
                         "kind": "text",
                         "n_inputs": collector.n_inputs,
@@ -216,7 +243,7 @@ class _TextAnalysis:
                     },
                 }
             )
-        return open_run(path)
+        return open_run(path, probe=probe)
 
     def collect(self, select: Selector, bars: Progress) -> Collector:
         """The pass over the text; saved now and then, when it is interrupted, and at its end."""
@@ -329,14 +356,22 @@ class _TextAnalysis:
             "activation": one.site.activation.name,
             "gate": gate["activation"] if gate else None,
             "threshold": threshold,
+            **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
+            **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
         }
 
     def logits(self, one: Collected) -> dict[str, Array]:
         """The tokens that each neuron promotes and suppresses most, where there is a head."""
-        if not isinstance(one.site, MLPSite) or unembedding(self.model) is None:
+        if unembedding(self.model) is None:
             return {}
         with torch.no_grad():
-            top = top_logits(self.model, output_directions(one.site), LOGITS)
+            if isinstance(one.site, HookedSAE):
+                directions = one.site.directions()
+            else:
+                directions = output_directions(one.site) if isinstance(one.site, MLPSite) else None
+            if directions is None:
+                return {}
+            top = top_logits(self.model, directions, LOGITS)
         return {
             "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
             "promoted_logits": np.asarray(top.promoted, np.float32),

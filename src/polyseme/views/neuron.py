@@ -234,13 +234,17 @@ class Neuron:
         return self.clustering.threshold
 
     @cached_property
+    def centres(self) -> Floats:
+        """Centre of each feature, shape (n_features, d_in); see `Feature.centre`."""
+        return feature_centres(self.embeddings, self.clustering.labels)
+
+    @cached_property
     def features(self) -> list[Feature]:
         """Its features at the current threshold, the largest first."""
         labels = self.clustering.labels
         if not len(labels):
             return []
-        embeddings = self.embeddings
-        centres, central = feature_centres(embeddings, labels), medoids(embeddings, labels)
+        centres, central = self.centres, medoids(self.embeddings, labels)
         return [
             Feature(
                 number=k,
@@ -291,10 +295,9 @@ class Neuron:
                 f"h has shape {rows.shape}; (n, {self.info.d_in}) is expected: what site "
                 f"{self.site!r} is given, one row for each input."
             )
-        if not self.features:
+        if not len(self.clustering.labels):
             return np.full(len(rows), -1, dtype=np.int64)
-        centres = np.stack([feature.centre for feature in self.features])
-        return assign(self._embed(rows), centres, self.threshold)
+        return assign(self._embed(rows), self.centres, self.threshold)
 
     def similar(self, k: int = 10) -> pd.DataFrame:
         """The features of other neurons that are most like this neuron's.
