@@ -55,6 +55,7 @@ def test_distributions_overlay_both_runs(page, two_site, two_runs):
     card.get_by_label("Metric").select_option("participation_ratio")
     page.wait_for_function("location.hash.includes('metric=participation_ratio')")
     card.get_by_text("As a table").click()
+    card.locator("tbody tr").first.wait_for()
     lines = [line.split() for line in card.locator("tbody tr").all_inner_texts()]
     for at, run in enumerate(two_runs):
         assert sum(int(line[2 + at]) for line in lines) == len(run.neurons())

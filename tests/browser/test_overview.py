@@ -30,6 +30,13 @@ def cells(page, row: int = 0) -> dict[str, str]:
     )
 
 
+def as_table(card) -> list[list[str]]:
+    """A chart's other form: its rows, each with its cells."""
+    card.get_by_text("As a table").click()
+    card.locator("tbody tr").first.wait_for()
+    return [row.locator("th, td").all_inner_texts() for row in card.locator("tbody tr").all()]
+
+
 def selected(page) -> int:
     return int(page.locator(".selection .result strong").inner_text().replace(",", ""))
 
@@ -109,9 +116,7 @@ class TestOverview:
     def test_the_distribution_counts_each_neuron_once(self, page, text_site, text_run):
         visit(page, text_site, "#/?metric=n_clusters")
         card = page.locator(".card", has=page.get_by_role("heading", name="Distribution"))
-        card.get_by_text("As a table").click()
-        lines = card.locator("tbody tr").all_inner_texts()
-        counts = [int(line.split()[-1].replace(",", "")) for line in lines]
+        counts = [int(cells[-1].replace(",", "")) for cells in as_table(card)]
         assert sum(counts) == len(text_run.neurons())
         median = text_run.neurons()["n_clusters"].median()
         assert f"median {median:g}" in card.locator("svg").get_attribute("aria-label")
@@ -119,9 +124,7 @@ class TestOverview:
     def test_a_bin_selects_its_neurons(self, page, text_site):
         visit(page, text_site, "#/?metric=n_clusters")
         card = page.locator(".card", has=page.get_by_role("heading", name="Distribution"))
-        card.get_by_text("As a table").click()
-        lines = card.locator("tbody tr").all_inner_texts()
-        counts = [int(line.split()[-1].replace(",", "")) for line in lines]
+        counts = [int(cells[-1].replace(",", "")) for cells in as_table(card)]
         fullest = int(np.argmax(counts))
         card.locator("rect.zone").nth(fullest).click()
         page.wait_for_function("location.hash.includes('n_clusters=')")
@@ -130,13 +133,12 @@ class TestOverview:
     def test_layers_are_drawn_by_their_numbers_of_features(self, page, text_site, text_run):
         visit(page, text_site)
         card = page.locator(".card", has=page.get_by_role("heading", name="Features by layer"))
-        card.get_by_text("As a table").click()
+        rows = as_table(card)
         neurons = text_run.neurons()
         head = card.locator("thead th").all_inner_texts()[1:]
         for row, name in enumerate(text_run.sites):
-            shown = card.locator("tbody tr").nth(row).locator("td").all_inner_texts()
             features = neurons.loc[neurons["site"] == name, "n_clusters"]
-            for label, count in zip(head, shown, strict=True):
+            for label, count in zip(head, rows[row][1:], strict=True):
                 low, high = re.fullmatch(r"(\d+)(?:–(\d+)| or more| features?)?", label).groups()
                 top = high or (np.inf if "more" in label else low)
                 assert int(count.replace(",", "")) == features.between(int(low), float(top)).sum()
@@ -155,15 +157,18 @@ class TestOverview:
         canvas.press("0")
         page.wait_for_timeout(60)
         assert page.evaluate(picture) == before
-        box = canvas.bounding_box()
-        for y in range(30, int(box["height"]) - 60, 6):
-            for x in range(70, int(box["width"]) - 20, 12):
-                page.mouse.move(box["x"] + x, box["y"] + y)
-                if canvas.evaluate("c => c.classList.contains('on-point')"):
-                    break
-            else:
-                continue
-            break
+        x, y = canvas.evaluate(
+            """canvas => {
+                const box = canvas.getBoundingClientRect();
+                for (let y = box.top + 30; y < box.bottom - 60; y += 6)
+                    for (let x = box.left + 70; x < box.right - 20; x += 6) {
+                        const at = {clientX: x, clientY: y};
+                        canvas.dispatchEvent(new PointerEvent("pointermove", at));
+                        if (canvas.classList.contains("on-point")) return [x, y];
+                    }
+            }"""
+        )
+        page.mouse.move(x, y)
         named = page.locator(".tip strong").inner_text()
         page.mouse.down()
         page.mouse.up()
@@ -177,7 +182,10 @@ class TestOverview:
         page.wait_for_function("location.hash.includes('y=n_clusters')")
         page.go_back()
         page.wait_for_function("location.hash.includes('y=participation_ratio')")
-        assert page.get_by_role("combobox", name="Up", exact=True).input_value() == "participation_ratio"
+        assert (
+            page.get_by_role("combobox", name="Up", exact=True).input_value()
+            == "participation_ratio"
+        )
 
     def test_few_rows_are_in_the_page_and_all_are_reached_by_keys(self, page, text_site, text_run):
         visit(page, text_site)
@@ -198,7 +206,9 @@ class TestOverview:
         page.wait_for_selector(".rows")
 
     def test_strange_parameters_are_passed_over(self, page, text_site):
-        visit(page, text_site, "#/?layer=99&metric=<b>&sort=nothing&x=site&n_clusters=a..b&density=..")
+        visit(
+            page, text_site, "#/?layer=99&metric=<b>&sort=nothing&x=site&n_clusters=a..b&density=.."
+        )
         assert selected(page) == 3072
         assert cells(page)["Neuron"] == "0/0"
 
@@ -349,9 +359,7 @@ class TestModules:
             "return [...new m.Tensors(new Uint8Array(given[0]).buffer).array('it')].map(String)",
             list(save({"it": halves})),
         )
-        np.testing.assert_array_equal(
-            np.array([float(x) for x in read]), halves.astype(np.float64)
-        )
+        np.testing.assert_array_equal(np.array([float(x) for x in read]), halves.astype(np.float64))
 
     @pytest.mark.parametrize(
         ("damage", "sentence"),

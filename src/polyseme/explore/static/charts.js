@@ -26,7 +26,9 @@ import { showTip, hideTip } from "./tip.js";
  */
 export function distribution(element, chart, signal) {
   const figure = h("div", { class: "chart" });
-  replace(element, figure, distributionTable(chart));
+  const table = distributionTable(chart);
+  table.open = element.querySelector("details")?.open ?? false; // a table that's being read stays
+  replace(element, figure, table);
   redraw(figure, signal, () => replace(figure, drawDistribution(figure.clientWidth, chart)));
 }
 
