@@ -22,7 +22,7 @@ const METRICS = {
   },
   mean_distance: {
     label: "Mean distance",
-    reading: "Mean over all pairs of examples: 0 is one behaviour, 1 is nothing in common.",
+    reading: "Mean over all pairs of examples: 0 is the same direction, 1 nothing in common.",
     kind: "distance",
   },
   max_distance: {

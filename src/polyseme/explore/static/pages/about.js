@@ -93,7 +93,7 @@ function limits() {
       "p",
       {},
       h("strong", {}, "Examples decide."),
-      " Metrics over the strongest examples say nothing about weaker ones. State the selection when you state the metric; it is given below.",
+      " Metrics over the strongest examples say nothing about weaker ones. State the selection when you state the metric; it stands with this run’s settings.",
     ),
     h("p", {}, h("strong", {}, "Means are over different neurons."), " A layer with more dead neurons has its mean taken over fewer. Always give the counts."),
   );
