@@ -3,6 +3,7 @@
 
 import { h, svg, redraw } from "./dom.js";
 import { N_COLOURS, colourClass, shapeOf } from "./palette.js";
+import { hideTip, showTip } from "./tip.js";
 
 const REACH = 24; // how near the pointer must come to an example, in pixels
 const PAD = 14;
@@ -17,7 +18,7 @@ const PAD = 14;
  * @param {AbortSignal} options.signal
  * @param {(example: number) => Node[]} options.tell what to show of an example
  */
-export function exampleMap(neuron, { layout, title, says, link, signal, onTell }) {
+export function exampleMap(neuron, { layout, title, says, link, signal, tell }) {
   const marks = Array.from({ length: neuron.n }, () => svg("path", { class: "mark" }));
   const halo = svg("circle", { class: "halo", r: 10, hidden: true });
   const picture = svg("svg", { class: "example-map", role: "img", "aria-label": `${title}. ${says}` }, halo, ...marks.toReversed());
@@ -58,21 +59,17 @@ export function exampleMap(neuron, { layout, title, says, link, signal, onTell }
     const example = nearest(event);
     link.point(example);
     picture.classList.toggle("over", example !== null);
-    onTell(example, example === null ? null : boxOf(example));
+    if (example === null) hideTip();
+    else showTip(event.clientX, event.clientY, tell(example));
   });
   picture.addEventListener("pointerleave", () => {
     link.point(null);
-    onTell(null);
+    hideTip();
   });
   picture.addEventListener("click", (event) => {
     const example = nearest(event);
     if (example !== null) link.choose(example);
   });
-  const boxOf = (example) => {
-    const box = picture.getBoundingClientRect();
-    const [x, y] = places[example];
-    return { left: box.left + x - 6, right: box.left + x + 6, top: box.top + y - 6, bottom: box.top + y + 6 };
-  };
   link.onPoint(signal, (example) => {
     halo.toggleAttribute("hidden", example === null || !places);
     if (example === null || !places) return;

@@ -92,7 +92,7 @@ export function metricsTable(neuron) {
     const text = kind === "integer" ? whole(value) : kind === "share" ? percent(value) : number(value, 4);
     return h("tr", {}, h("th", { scope: "row" }, label), h("td", { class: "num" }, text), h("td", { class: "reading" }, reading));
   });
-  return h("div", { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "All metrics" },
+  return h("div", { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Table of metrics" },
     h("table", { class: "plain metrics" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Metric"), h("th", { scope: "col", class: "num" }, "Value"), h("th", { scope: "col" }, "How to read it"))),
       h("tbody", {}, rows)));

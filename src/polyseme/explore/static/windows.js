@@ -189,7 +189,7 @@ export function exampleLines(neuron, { link, signal }) {
     /** Listens on what holds the lines. */
     listen(element) {
       element.addEventListener("pointerover", (event) => {
-        const line = event.target.closest?.(".line");
+        const line = event.target.closest?.(".line[data-e]");
         if (!line) return;
         const example = Number(line.dataset.e);
         link.point(example);
@@ -202,7 +202,7 @@ export function exampleLines(neuron, { link, signal }) {
         hideTip();
       });
       element.addEventListener("focusin", (event) => {
-        const line = event.target.closest?.(".line");
+        const line = event.target.closest?.(".line[data-e]");
         if (line) link.point(Number(line.dataset.e));
       });
       element.addEventListener("focusout", () => link.point(null));
