@@ -129,8 +129,9 @@ class Explorer:
         """A warning, where other machines can reach it."""
         if _is_loopback(self._host):
             return None
+        where = "every address of this machine" if _is_everywhere(self._host) else self._host
         return (
-            f"The explorer listens on {self._host}: whoever reaches this machine over the network "
+            f"The explorer listens on {where}: whoever reaches this machine over the network "
             "can read the runs, without a password. For this machine alone leave the host out."
         )
 
