@@ -256,6 +256,13 @@ class TestClassify:
         rows.nth(0).locator("a").click()
         page.wait_for_function("() => location.hash.startsWith('#/neuron/0/3')")
 
+    def test_an_example_of_a_neuron_leads_here(self, page, image_live, image_run):
+        visit(page, image_live, "#/neuron/0/11?example=0")
+        page.locator(".example-detail").get_by_role("link", name="Classify").click()
+        page.locator(".class-row").first.wait_for()
+        number = int(image_run.neuron("layers.0", 11).examples["input"][0])
+        assert query(page) == {"input": str(number)}
+
     def test_an_example_can_be_chosen_by_keyboard(self, page, image_live):
         visit(page, image_live, "#/classify")
         first = page.locator(".classify-choices .tile").first

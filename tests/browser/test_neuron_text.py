@@ -53,10 +53,10 @@ def neuron(text_run):
 
 
 @pytest.fixture
-def rewritten():
-    """``rewritten(page, arrays=..., vocabulary=...)``: packs reach the page changed."""
+def rewritten(page):
+    """``rewritten(arrays=..., vocabulary=...)``: packs reach the page changed."""
 
-    def rewrite(page, arrays=lambda found: {}, vocabulary=lambda words: words):
+    def rewrite(arrays=lambda found: {}, vocabulary=lambda words: words):
         def answer(route):
             body = route.fetch().body()
             if body[:2] == b"\x1f\x8b":
@@ -71,7 +71,9 @@ def rewritten():
 
         page.route(re.compile(r"/packs/\d+\.safetensors$"), answer)
 
-    return rewrite
+    yield rewrite
+    # A pack that is fetched ahead may be on its way still.
+    page.unroute_all(behavior="ignoreErrors")
 
 
 class TestWhatItShows:
@@ -178,7 +180,7 @@ class TestWhatItShows:
                 for name in ("counts", "feature_counts", "neuron_density")
             }
 
-        rewritten(page, kill)
+        rewritten(kill)
         visit(page, text_site)
         assert "A dead neuron" in page.locator(".notice").inner_text()
         assert page.get_by_role("region", name="Table of metrics").count() == 1
@@ -406,7 +408,7 @@ class TestTokens:
         assert page.locator("#main script, #main img").count() == 0
 
     def test_right_to_left(self, page, text_site, rewritten):
-        rewritten(page, vocabulary=lambda words: [" שלום"] * len(words))
+        rewritten(vocabulary=lambda words: [" שלום"] * len(words))
         visit(page, text_site, f"{ADDRESS}?threshold=2")
         line = page.locator("button.kwic").first
         assert line.get_attribute("dir") == "rtl"
@@ -414,7 +416,7 @@ class TestTokens:
         assert centre["x"] < before["x"]
 
     def test_words_without_spaces_of_their_own(self, page, text_site, rewritten):
-        rewritten(page, vocabulary=lambda words: ["play", "##ing"] * (len(words) // 2 + 1))
+        rewritten(vocabulary=lambda words: ["play", "##ing"] * (len(words) // 2 + 1))
         visit(page, text_site, f"{ADDRESS}?threshold=2")
         text = page.locator(".kwic .before").first.text_content()
         assert "play" in text
@@ -432,7 +434,7 @@ class TestPictures:
                 for name in ("layout", "layout_input")
             }
 
-        rewritten(page, layouts)
+        rewritten(layouts)
         visit(page, text_site)
         maps = page.locator(".example-map")
         assert maps.count() == 2
@@ -460,7 +462,7 @@ class TestPictures:
                 "similar_tokens": np.zeros((n, 13), np.int16),
             }
 
-        rewritten(page, similar)
+        rewritten(similar)
         visit(page, text_site)
         details = page.locator(".similar").first
         details.locator("summary").click()
@@ -477,7 +479,7 @@ class TestPictures:
             values[:, :-1] = 127
             return {"importances": values}
 
-        rewritten(page, importances)
+        rewritten(importances)
         visit(page, text_site, f"{ADDRESS}?threshold=2&shade=importance")
         assert page.get_by_role("radio", name="Importance").is_checked()
         assert page.locator(".notice").count() == 0

@@ -6,7 +6,7 @@ import { Gradual } from "./gradual.js";
 import { count, number, percent, whole } from "./format.js";
 import { largest, channelSums, legend, meanOf, pixels, product, signed, toInput } from "./images.js";
 import { isChosen } from "./feature-map.js";
-import { neuronAddress } from "./route.js";
+import { address, neuronAddress } from "./route.js";
 import { ownFeature } from "./cut.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 
@@ -192,7 +192,8 @@ export function imageCards(view, pictures) {
       h("dl", {},
         name !== null && [h("dt", {}, "Class"), h("dd", {}, h("bdi", {}, name))],
         h("dt", {}, "Activation"), h("dd", {}, number(examples.activation[example]), h("small", {}, ` (${percent(examples.activation[example] / neuron.metrics.max_activation)} of the neuron's maximum)`)),
-        examples.inputNumber && [h("dt", {}, "Input"), h("dd", {}, whole(examples.inputNumber[example]))]));
+        examples.inputNumber && [h("dt", {}, "Input"), h("dd", {}, whole(examples.inputNumber[example]),
+          view.ctx.live.has("classify") && [" ", h("a", { href: address("classify", [], { run: neuron.run.index, input: examples.inputNumber[example] }) }, "Classify")])]));
   }
 
   view.onOpen.push((example) => {

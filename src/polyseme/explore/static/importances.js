@@ -61,8 +61,8 @@ export function importancesOf(neuron, ctx) {
       if (known(tokens.importances) || working) return null;
       if (!ctx.live.has("importances")) {
         return h("p", { class: "notice" },
-          "This run has no importances of tokens. Analyse with importances, or open the run with its model on the live server (",
-          h("code", {}, "polyseme explore RUN --model MODEL"), "), which computes them when asked.");
+          "This run has no importances of tokens. Analyse with ", h("code", {}, "--importances exact"),
+          ", or open the run with its model (", h("code", {}, "polyseme explore RUN --model MODEL"), ") to compute them when asked.");
       }
       const status = h("span", { role: "status" });
       const button = h("button", { type: "button", onclick: () => {

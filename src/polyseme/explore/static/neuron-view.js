@@ -143,6 +143,8 @@ export class NeuronView {
     const at = names.indexOf(this.chosen);
     const next = at < 0 ? (step > 0 ? 0 : names.length - 1) : at + step;
     const feature = names[next] ?? null;
+    // The address brings it about; a key that comes sooner must count from here.
+    this.chosen = feature;
     this.ctx.navigate({ feature });
     this.ctx.announce(feature === null ? "All features" : feature === "singles" ? "Single examples" : `Feature ${feature}`);
   }
