@@ -166,7 +166,8 @@ def _tables(
     activation = examples["activation"].to_numpy(np.float64)
     leading = np.full(len(sizes), len(examples))
     np.minimum.at(leading, feature, np.arange(len(examples)))  # each feature's first example
-    labelled = [words[t] for t in tokens[examples["input"], examples["position"]][leading]]
+    strongest = tokens[examples["input"], examples["position"]][leading]
+    others = rng.permutation(strongest)
     features = pd.DataFrame(
         {
             "site": examples["site"].to_numpy()[leading],
@@ -178,7 +179,10 @@ def _tables(
             "max_activation": activation[leading],
             "input": examples["input"].to_numpy()[leading],
             "position": examples["position"].to_numpy()[leading],
-            "label": [f"{a.strip()}, {b.strip()}" for a, b in zip(labelled, labelled[1:] + ["a"])],
+            "label": [
+                f"{words[a].strip()}, {words[b].strip()}"
+                for a, b in zip(strongest, others, strict=True)
+            ],
         }
     )
     return {"neurons": neurons, "examples": examples, "features": features, "random": random}
