@@ -27,6 +27,8 @@ _NAMES = {
     "analyse": "pipeline",
     "attach_sae": "capture",
     "cluster": "core",
+    "explore": "explorer",
+    "export": "explorer",
     "gated_gradient": "core",
     "list_sites": "capture",
     "load_sae": "sae",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         polysemanticity,
     )
     from polyseme.data import Images, read_images
+    from polyseme.explorer import explore, export
     from polyseme.opening import open_run
     from polyseme.pipeline import analyse
     from polyseme.sae import load_sae, train_sae

@@ -149,6 +149,9 @@ def site_tables(
             "background_distance": _background(one),
         }
     )
+    of_first = labels == 0  # the largest feature
+    size = np.bincount(chosen.neuron[of_first], minlength=site.n_neurons)
+    neurons["largest_share"] = np.where(counts > 0, size / np.maximum(counts, 1), np.nan)
     neurons["n_random"] = np.bincount(one.random.neuron, minlength=site.n_neurons)
     neurons["calibrated_distance"] = neurons["mean_distance"] - neurons["background_distance"]
     first = np.concatenate([[0], counts.cumsum()])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from polyseme.store.format import (
     JSON,
     SITE_ARRAYS,
     Problem,
+    SiteInfo,
     data_files,
     missing_inputs,
     neuron_offsets,
@@ -25,6 +27,7 @@ from polyseme.store.format import (
     parse_sites,
     require,
     site_file,
+    table_file,
 )
 from polyseme.store.tables import Table
 from polyseme.store.texts import check_lengths
@@ -43,6 +46,13 @@ class Contents:
         The run folder.
     metadata : dict
         run.json.
+    tolerant : bool
+        Do without files that are damaged, but for run.json and the table of neurons.
+
+    Attributes
+    ----------
+    damage : list of Problem
+        What a tolerant reader does without: whatever is asked of these files raises the problem.
 
     Raises
     ------
@@ -50,8 +60,10 @@ class Contents:
         From the constructor and from every member: a file is not what the format asks.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, JSON]) -> None:
+    def __init__(self, path: Path, metadata: dict[str, JSON], *, tolerant: bool = False) -> None:
         self.path = path
+        self.damage: list[Problem] = []
+        self._tolerant = tolerant
         self._arrays: dict[str, Arrays] = {}
         self._tables: dict[str, Table] = {}
         self._whole: dict[str, pd.DataFrame] = {}
@@ -65,8 +77,25 @@ class Contents:
         self.sites = parse_sites(metadata)
         self.files = parse_files(metadata, data_files(len(self.sites)))
         for name in self.files:
-            self.locate(name)
+            with self._noting(name):
+                self.locate(name)
         self._check_sizes()
+
+    @contextmanager
+    def _noting(self, file: str) -> Iterator[None]:
+        """Let a tolerant reader go on without a file that turns out to be damaged."""
+        try:
+            yield
+        except Problem as problem:
+            if not self._tolerant or file == table_file("neurons"):
+                raise
+            if problem.file not in {known.file for known in self.damage}:
+                self.damage.append(problem)
+
+    def _refuse_damaged(self, file: str) -> None:
+        for problem in self.damage:
+            if problem.file == file:
+                raise Problem(problem.file, problem.what) from problem.__cause__
 
     def _check_sizes(self) -> None:
         """Check that the files agree on their sizes, in an order that bounds each by the last.
@@ -74,31 +103,35 @@ class Contents:
         Bytes on disk bound the arrays, the arrays bound the tables: so no claim of a few bytes
         makes a reader set aside memory for billions of rows.
         """
-        offset = 0
-        n_neurons = sum(site.n_neurons for site in self.sites)
         for site in self.sites:
-            if 4 * site.n_neurons * site.d_in > self.files[site_file(site.number)][0]:
-                raise Problem(
-                    site_file(site.number),
-                    f"it is too small for {site.n_neurons} neurons with d_in {site.d_in}",
-                )
-        self._check_rows("neurons", n_neurons)
+            with self._noting(site_file(site.number)):
+                if 4 * site.n_neurons * site.d_in > self.files[site_file(site.number)][0]:
+                    raise Problem(
+                        site_file(site.number),
+                        f"it is too small for {site.n_neurons} neurons with d_in {site.d_in}",
+                    )
+        self._check_rows("neurons", sum(site.n_neurons for site in self.sites))
         counts = self.neurons["n_examples"].to_numpy()
+        offsets = neuron_offsets(self.sites)
         for site in self.sites:
-            arrays = self.site(site.number)
-            merges = int(invariants.tree_rows(counts[offset : offset + site.n_neurons]).sum())
-            given = arrays.headers["tree"][1][0]
-            if given != merges:
-                raise Problem(
-                    arrays.file,
-                    f"'tree' has {given} rows, but the examples counted in neurons.parquet "
-                    f"make {merges}",
-                )
-            offset += site.n_neurons
+            with self._noting(site_file(site.number)):
+                self._check_merges(site, counts[offsets[site.number] : offsets[site.number + 1]])
         self._check_rows("examples", int(counts.astype(np.int64).sum()))
         self._check_rows("features", int(self.neurons["n_clusters"].astype(np.int64).sum()))
         self._check_rows("random", None)
-        self.inputs  # noqa: B018 - its headers are checked as it is made
+        with self._noting(INPUTS_FILE):
+            self.inputs  # noqa: B018 - its headers are checked as it is made
+
+    def _check_merges(self, site: SiteInfo, counts: np.ndarray) -> None:
+        arrays = self.site(site.number)
+        merges = int(invariants.tree_rows(counts).sum())
+        given = arrays.headers["tree"][1][0]
+        if given != merges:
+            raise Problem(
+                arrays.file,
+                f"'tree' has {given} rows, but the examples counted in neurons.parquet "
+                f"make {merges}",
+            )
 
     def locate(self, name: str) -> Path:
         """Path of a file of the run, after the checks that make it safe to open."""
@@ -113,19 +146,22 @@ class Contents:
         return file
 
     def _check_rows(self, name: str, expected: int | None) -> None:
-        table = self.table(name)
-        if expected is None:
-            if not 0 <= table.n_rows <= MOST_ROWS_PER_BYTE * self.files[table.file][0]:
+        with self._noting(table_file(name)):
+            table = self.table(name)
+            if expected is None:
+                if not 0 <= table.n_rows <= MOST_ROWS_PER_BYTE * self.files[table.file][0]:
+                    raise Problem(
+                        table.file, f"it claims {table.n_rows} rows, which its size rules out"
+                    )
+            elif table.n_rows != expected:
                 raise Problem(
-                    table.file, f"it claims {table.n_rows} rows, which its size rules out"
+                    table.file,
+                    f"it has {table.n_rows} rows, but the rest of the run makes {expected}",
                 )
-        elif table.n_rows != expected:
-            raise Problem(
-                table.file, f"it has {table.n_rows} rows, but the rest of the run makes {expected}"
-            )
 
     def table(self, name: str) -> Table:
         """A table, of which nothing is read yet but its footer."""
+        self._refuse_damaged(table_file(name))
         if name not in self._tables:
             self._tables[name] = Table(name, self.locate, [site.name for site in self.sites])
         return self._tables[name]
@@ -158,7 +194,14 @@ class Contents:
             return self.neurons.iloc[begin:end].reset_index(drop=True)
         frame = self.table(table).read(begin, end)
         if table == "examples":
-            n_vectors = [self.site(site.number).headers["vectors"][1][0] for site in self.sites]
+            first = neuron_offsets(self.sites)
+            # Of no other sites: their files may be damaged.
+            n_vectors = [
+                self.site(site.number).headers["vectors"][1][0]
+                if first[site.number] < stop and start < first[site.number + 1]
+                else 0
+                for site in self.sites
+            ]
             invariants.check_examples(
                 self.sites, self.neurons, frame, n_vectors, self._held, start, stop
             )
@@ -205,6 +248,7 @@ class Contents:
     def site(self, number: int) -> Arrays:
         """The arrays of one site."""
         file = site_file(number)
+        self._refuse_damaged(file)
         if file not in self._arrays:
             site = self.sites[number]
             first = int(neuron_offsets(self.sites)[number])
@@ -244,6 +288,7 @@ class Contents:
     @cached_property
     def inputs(self) -> Arrays:
         """The arrays of the inputs."""
+        self._refuse_damaged(INPUTS_FILE)
         arrays = Arrays(
             self.path,
             self.locate,

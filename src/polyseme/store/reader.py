@@ -73,17 +73,45 @@ class RunFolder:
         self._open(Path(path), metadata)
 
     @classmethod
+    def salvaged(cls, path: str | Path) -> RunFolder:
+        """A run of which some files may be damaged, to look at the rest.
+
+        run.json and the table of neurons have to be whole. Whatever is asked of a damaged file
+        raises what `damage` says of it.
+
+        Parameters
+        ----------
+        path : str or Path
+            The run folder.
+
+        Raises
+        ------
+        RunError
+            It is no run, or what everything else depends on is damaged.
+        """
+        folder = cls.__new__(cls)
+        with reporting(Path(path)):
+            metadata = read_run_json(Path(path))
+        folder._open(Path(path), metadata, tolerant=True)
+        return folder
+
+    @property
+    def damage(self) -> list[str]:
+        """What is wrong with each damaged file; empty unless the run was `salvaged`."""
+        return [str(problem) for problem in self._contents.damage]
+
+    @classmethod
     def unsealed(cls, path: Path, metadata: dict[str, JSON]) -> RunFolder:
         """A folder that lacks only its run.json, for the writer's check before it seals it."""
         folder = cls.__new__(cls)
         folder._open(path, metadata)
         return folder
 
-    def _open(self, path: Path, metadata: dict[str, JSON]) -> None:
+    def _open(self, path: Path, metadata: dict[str, JSON], *, tolerant: bool = False) -> None:
         self.path = path
         self.metadata = metadata
         with reporting(path):
-            self._contents = Contents(path, metadata)
+            self._contents = Contents(path, metadata, tolerant=tolerant)
         self.sites = self._contents.sites
 
     @property
@@ -136,6 +164,29 @@ class RunFolder:
         start, stop = self._range(start, stop, len(self.neurons), "The run")
         with reporting(self.path):
             return self._contents.read(table, start, stop)
+
+    def column(self, table: str, name: str) -> pd.Series[Any]:
+        """All rows of one column of a table, without reading the rest of it.
+
+        Unlike the rows of `rows` it is not checked against the rest of the run.
+
+        Parameters
+        ----------
+        table : {"neurons", "examples", "features", "random"}
+        name : str
+            A column that it has.
+        """
+        if table not in TABLES:
+            raise InputError(one_of("table", table, TABLES))
+        with reporting(self.path):
+            return self._contents.table(table).column(name)
+
+    def columns(self, table: str) -> list[str]:
+        """Names of the columns of a table."""
+        if table not in TABLES:
+            raise InputError(one_of("table", table, TABLES))
+        with reporting(self.path):
+            return self._contents.table(table).columns
 
     def offsets(self, unit: str) -> np.ndarray:
         """Where the rows of each neuron start.
@@ -265,7 +316,8 @@ class RunFolder:
         data has them ``labels`` int64 (M,); for texts ``tokens`` int32 (M, L) and ``lengths``
         int32 (M,), see `token_texts`. Row i is the input with number ``index[i]``.
         """
-        return self._contents.inputs
+        with reporting(self.path):
+            return self._contents.inputs
 
     def site(self, number: int) -> Arrays:
         """The arrays of one site; each is loaded when it is first used.

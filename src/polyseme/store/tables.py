@@ -81,6 +81,11 @@ class Table:
             )
         self._ends = np.cumsum(sizes, dtype=np.int64)
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return list(self._schema.names)
+
     def read(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """Rows ``start`` to ``stop - 1``, by default all; numbered from 0.
 
@@ -97,6 +102,23 @@ class Table:
             self._last = None if start == 0 and stop == self.n_rows else held
         before = int(self._ends[first - 1]) if first else 0
         return held[1].iloc[start - before : stop - before].reset_index(drop=True)
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """All rows of one column, without reading the others."""
+        self._check_columns()
+        if name not in self._schema.names:
+            raise Problem(self.file, f"the column {name!r} is missing")
+        path = self._locate(self.file)
+        with (
+            decoding(self.file),
+            pq.ParquetFile(path, metadata=self._footer, page_checksum_verification=True) as opened,
+        ):
+            data = opened.read(columns=[name]).column(0)
+            data.validate(full=True)
+            values: pd.Series[Any] = data.to_pandas()
+        if len(values) != self.n_rows or data.null_count:
+            raise Problem(self.file, f"the column {name!r} has nulls, or is cut short")
+        return values
 
     def _groups(self, groups: range) -> pd.DataFrame:
         path = self._locate(self.file)
