@@ -398,9 +398,7 @@ class TestTokens:
         assert shown == [[int(t) for t in row if t >= 0] for row in found.tokens]
 
     def test_hostile_tokens_are_text(self, page, text_site, rewritten):
-        rewritten(
-            page, vocabulary=lambda words: [HOSTILE[i % len(HOSTILE)] for i in range(len(words))]
-        )
+        rewritten(vocabulary=lambda words: [HOSTILE[i % len(HOSTILE)] for i in range(len(words))])
         visit(page, text_site, f"{ADDRESS}?threshold=2")
         assert "<script>window.bad = 1</script>" in page.locator(".line").first.text_content()
         assert page.locator(".line").first.get_by_text("202E").count() > 0
