@@ -496,7 +496,7 @@ class TestPictures:
         visit(page, text_site)
         page.get_by_text("Importance", exact=True).click()
         assert query(page) == {"shade": "importance"}
-        assert "polyseme explore RUN --model MODEL" in page.locator(".notice").inner_text()
+        assert "--importances exact" in page.locator(".notice").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
