@@ -398,9 +398,7 @@ class TestTokens:
         assert shown == [[int(t) for t in row if t >= 0] for row in found.tokens]
 
     def test_hostile_tokens_are_text(self, page, text_site, rewritten):
-        rewritten(
-            page, vocabulary=lambda words: [HOSTILE[i % len(HOSTILE)] for i in range(len(words))]
-        )
+        rewritten(vocabulary=lambda words: [HOSTILE[i % len(HOSTILE)] for i in range(len(words))])
         visit(page, text_site, f"{ADDRESS}?threshold=2")
         assert "<script>window.bad = 1</script>" in page.locator(".line").first.text_content()
         assert page.locator(".line").first.get_by_text("202E").count() > 0
@@ -498,7 +496,7 @@ class TestPictures:
         visit(page, text_site)
         page.get_by_text("Importance", exact=True).click()
         assert query(page) == {"shade": "importance"}
-        assert "polyseme explore RUN --model MODEL" in page.locator(".notice").inner_text()
+        assert "--importances exact" in page.locator(".notice").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -13,6 +13,7 @@ READY = ".page:not(.pending) h1"
 
 
 def visit(page, site: str, address: str = "#/") -> None:
+    page.goto("about:blank")  # or else another hash of the same page would be no new page
     page.goto(f"{site}{address}")
     page.wait_for_selector(READY)
 
@@ -70,18 +71,18 @@ class TestOverview:
     def test_sorting_is_in_the_address_and_goes_back(self, page, text_site, text_run):
         visit(page, text_site)
         page.get_by_role("button", name="Mean distance").click()
-        page.wait_for_function("location.hash.includes('sort=-mean_distance')")
+        page.wait_for_function("() => location.hash.includes('sort=-mean_distance')")
         neurons = text_run.neurons()
         most = neurons["mean_distance"].idxmax()
         number = {name: n for n, name in enumerate(text_run.sites)}[neurons["site"][most]]
         assert cells(page)["Neuron"] == f"{number}/{neurons['neuron'][most]}"
         assert page.locator("th[aria-sort=descending]").inner_text().startswith("Mean distance")
         page.get_by_role("button", name="Mean distance").click()
-        page.wait_for_function("location.hash.includes('sort=mean_distance')")
+        page.wait_for_function("() => location.hash.includes('sort=mean_distance')")
         assert cells(page)["Mean distance"] == f"{neurons['mean_distance'].min():.3f}"
         page.go_back()
         page.go_back()
-        page.wait_for_function("!location.hash.includes('sort')")
+        page.wait_for_function("() => !location.hash.includes('sort')")
         assert cells(page)["Neuron"] == "0/0"
 
     def test_filters_select_as_pandas_does(self, page, text_site, text_run):
@@ -96,10 +97,10 @@ class TestOverview:
         assert page.locator(".rows table").get_attribute("aria-rowcount") == str(len(truth) + 1)
         page.get_by_label("Features from").fill("6")
         page.get_by_label("Features from").press("Enter")
-        page.wait_for_function("location.hash.includes('n_clusters=6..12')")
+        page.wait_for_function("() => location.hash.includes('n_clusters=6..12')")
         assert selected(page) == (truth["n_clusters"] >= 6).sum()
         page.get_by_role("button", name="Clear").click()
-        page.wait_for_function("!location.hash.includes('n_clusters')")
+        page.wait_for_function("() => !location.hash.includes('n_clusters')")
         assert selected(page) == len(neurons)
 
     def test_a_filter_is_added_and_refuses_words(self, page, image_site, image_run):
@@ -110,7 +111,7 @@ class TestOverview:
         assert page.get_by_label("Density from").get_attribute("aria-invalid") == "true"
         page.get_by_label("Density from").fill("0.5")
         page.get_by_label("Density from").press("Enter")
-        page.wait_for_function("location.hash.includes('density=0.5..')")
+        page.wait_for_function("() => location.hash.includes('density=0.5..')")
         assert selected(page) == (image_run.neurons()["density"] >= 0.5).sum()
 
     def test_the_distribution_counts_each_neuron_once(self, page, text_site, text_run):
@@ -127,7 +128,7 @@ class TestOverview:
         counts = [int(cells[-1].replace(",", "")) for cells in as_table(card)]
         fullest = int(np.argmax(counts))
         card.locator("rect.zone").nth(fullest).click()
-        page.wait_for_function("location.hash.includes('n_clusters=')")
+        page.wait_for_function("() => location.hash.includes('n_clusters=')")
         assert selected(page) == counts[fullest]
 
     def test_layers_are_drawn_by_their_numbers_of_features(self, page, text_site, text_run):
@@ -172,16 +173,16 @@ class TestOverview:
         named = page.locator(".tip strong").inner_text()
         page.mouse.down()
         page.mouse.up()
-        page.wait_for_function("location.hash.startsWith('#/neuron/')")
+        page.wait_for_function("() => location.hash.startsWith('#/neuron/')")
         assert hash_of(page) == f"#/neuron/0/{named.split(' / ')[1]}"
 
     def test_axes_of_the_map_are_in_the_address(self, page, image_site):
         visit(page, image_site, "#/?x=density&y=participation_ratio&colour=mean_distance")
         assert page.get_by_role("combobox", name="Across").input_value() == "density"
         page.get_by_role("combobox", name="Up", exact=True).select_option("n_clusters")
-        page.wait_for_function("location.hash.includes('y=n_clusters')")
+        page.wait_for_function("() => location.hash.includes('y=n_clusters')")
         page.go_back()
-        page.wait_for_function("location.hash.includes('y=participation_ratio')")
+        page.wait_for_function("() => location.hash.includes('y=participation_ratio')")
         assert (
             page.get_by_role("combobox", name="Up", exact=True).input_value()
             == "participation_ratio"
@@ -201,7 +202,7 @@ class TestOverview:
         assert rows.count() < 60
         page.keyboard.press("ArrowUp")
         page.keyboard.press("Enter")
-        page.wait_for_function("location.hash === '#/neuron/1/1534'")
+        page.wait_for_function("() => location.hash === '#/neuron/1/1534'")
         page.go_back()
         page.wait_for_selector(".rows")
 
@@ -225,7 +226,7 @@ class TestFrame:
     def test_another_page_has_its_heading_focused_and_its_title(self, page, text_site):
         visit(page, text_site)
         page.get_by_role("navigation").get_by_role("link", name="About").click()
-        page.wait_for_function("document.activeElement.textContent === 'About'")
+        page.wait_for_selector("h1:focus:text-is('About')")
         assert page.title() == "About · smollm2 · polyseme"
         current = page.locator("nav [aria-current=page]")
         assert current.all_inner_texts() == ["About"]
@@ -250,7 +251,7 @@ class TestFrame:
     def test_luck_leads_to_a_neuron_with_several_features(self, page, text_site, text_run):
         visit(page, text_site)
         page.get_by_role("button", name="I’m feeling lucky").click()
-        page.wait_for_function("location.hash.startsWith('#/neuron/')")
+        page.wait_for_function("() => location.hash.startsWith('#/neuron/')")
         _, _, site, neuron = hash_of(page).split("/")
         found = text_run.neuron(text_run.sites[int(site)], int(neuron))
         assert found.metrics.n_clusters > 1
@@ -274,7 +275,9 @@ class TestFrame:
         visit(page, image_site)
         page.get_by_label("Search for a neuron").fill("12/<b>9")
         page.get_by_label("Search for a neuron").press("Enter")
-        page.wait_for_function("document.querySelector('h1').textContent.startsWith('Search')")
+        page.wait_for_function(
+            "() => document.querySelector('h1').textContent.startsWith('Search')"
+        )
         assert "“12/<b>9” is no neuron of this run." in page.locator("main").inner_text()
 
     @pytest.mark.parametrize(
@@ -300,26 +303,100 @@ class TestFrame:
 
     @pytest.mark.parametrize("address", ["#/", "#/about", "#/search?q=the", "#/compare"])
     @pytest.mark.parametrize("theme", ["light", "dark"])
-    def test_nothing_is_seriously_inaccessible(self, open_page, axe, two_site, address, theme):
+    def test_nothing_is_seriously_inaccessible(
+        self, open_page, axe, serve, two_runs, address, theme
+    ):
         page = open_page(color_scheme=theme)
-        visit(page, two_site, address)
+        visit(page, serve("live", *two_runs), address)
         page.wait_for_timeout(200)
         assert axe(page) == []
 
     @pytest.mark.parametrize("width", [360, 1920])
-    def test_no_page_is_wider_than_the_window(self, open_page, two_site, width):
+    def test_no_page_is_wider_than_the_window(self, open_page, serve, two_runs, width):
         page = open_page(viewport={"width": width, "height": 800})
         for address in ("#/", "#/about", "#/compare", "#/search?q=0/1"):
-            visit(page, two_site, address)
+            visit(page, serve("live", *two_runs), address)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+class TestSearch:
+    @pytest.fixture
+    def labelled(self, text_run):
+        """The largest feature with two plain words in its label: its address, and the words."""
+        features = text_run.folder.features.sort_values("n_examples", ascending=False)
+        for row in features.itertuples():
+            words = re.findall(r"(?<!\S)[a-z]{4,}(?!\S)", row.label)
+            if len(set(words)) > 1:
+                site = text_run.sites.index(row.site)
+                return f"#/neuron/{site}/{row.neuron}?feature={row.feature}", words[0], words[1]
+        raise AssertionError("no label has two plain words")
+
+    @pytest.fixture
+    def hits(self, page):
+        def hits() -> list[str]:
+            links = page.locator(".hits tbody a").all()
+            return [link.get_attribute("href") for link in links]
+
+        return hits
+
+    def test_a_word_of_a_label_finds_its_feature(self, page, text_site, labelled, hits):
+        address, word, _ = labelled
+        visit(page, text_site)
+        page.get_by_label("Search for a neuron").fill(f" {word.upper()} ")
+        page.get_by_label("Search for a neuron").press("Enter")
+        page.wait_for_selector(".hits")
+        assert address in hits()
+        page.locator(f'.hits a[href="{address}"]').click()
+        page.wait_for_function("address => location.hash === address", arg=address)
+        page.go_back()
+        page.wait_for_selector(".hits")
+        assert page.get_by_label("Search for a neuron").input_value() == word.upper()
+
+    def test_two_words_narrow_the_search(self, page, text_site, labelled, hits):
+        address, word, other = labelled
+        visit(page, text_site, f"#/search?q={word}")
+        alone = hits()
+        visit(page, text_site, f"#/search?q={other}%20{word}")
+        assert address in hits()
+        assert set(hits()) <= set(alone)
+
+    def test_a_layer_narrows_the_search(self, page, text_site, labelled, hits):
+        address, word, _ = labelled
+        layer = address.split("/")[2]
+        visit(page, text_site, f"#/search?q={word}&layer={layer}")
+        assert address in hits()
+        assert {hit.split("/")[2] for hit in hits()} == {layer}
+
+    def test_words_are_suggested_by_their_beginnings(self, page, text_site, labelled):
+        _, word, _ = labelled
+        visit(page, text_site, f"#/search?q={word[:-1]}")
+        assert word in page.locator(".words a").all_inner_texts()
+        page.get_by_label("Search for a neuron").fill(word[:-1])
+        page.wait_for_function(
+            "word => [...document.querySelectorAll('datalist option')]"
+            ".some(option => option.value === word)",
+            arg=word,
+        )
+
+    def test_markup_is_text(self, page, text_site):
+        visit(page, text_site, "#/search?q=%3Cimg%20src%3Dx%3E")
+        assert page.locator("h1").inner_text() == "Search: <img src=x>"
+        assert page.locator("main img").count() == 0
+        assert "No feature has “<img src=x>”" in page.locator("main").inner_text()
+
+    @pytest.mark.parametrize("address", ["#/", "#/search?q=the"])
+    def test_nothing_is_seriously_inaccessible(self, page, axe, serve, text_run, address):
+        visit(page, serve("live", text_run), address)
+        page.wait_for_timeout(200)
+        assert axe(page) == []
 
 
 class TestModules:
     """The front end's own arithmetic against NumPy's, in the browser that runs it."""
 
     @pytest.fixture
-    def ask(self, page, image_site):
-        visit(page, image_site, "#/about")
+    def ask(self, page, serve, image_run):
+        visit(page, serve("live", image_run), "#/about")
 
         def ask(module: str, body: str, *arguments):
             return page.evaluate(

@@ -61,8 +61,7 @@ export function importancesOf(neuron, ctx) {
       if (known(tokens.importances) || working) return null;
       if (!ctx.live.has("importances")) {
         return h("p", { class: "notice" },
-          "This run has no importances of tokens. Analyse with ", h("code", {}, "--importances exact"),
-          ", or open the run with its model (", h("code", {}, "polyseme explore RUN --model MODEL"), ") to compute them when asked.");
+          "This run has no importances of tokens; an analysis with ", h("code", {}, "--importances exact"), " has them.");
       }
       const status = h("span", { role: "status" });
       const button = h("button", { type: "button", onclick: () => {
