@@ -50,16 +50,18 @@ def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", type=int, default=40_000, help="at most, from a run too")
+    parser.add_argument("--features", type=int, help="40,000 by default; all those of a run")
     parser.add_argument("--dimensions", type=int, default=576)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", help="a run whose features are searched")
     args = parser.parse_args()
 
     vectors, owners = (
-        read_features(args.run) if args.run else make_features(args.features, args.dimensions)
+        read_features(args.run)
+        if args.run
+        else make_features(args.features or 40_000, args.dimensions)
     )
-    if len(vectors) > args.features:
+    if args.features and len(vectors) > args.features:
         chosen = np.random.default_rng(0).choice(len(vectors), args.features, replace=False)
         chosen.sort()
         vectors, owners = vectors[chosen], owners[chosen]
