@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install
 KEY := $(firstword $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(CURDIR)'; } | cksum))
 STAMP := $(VENV)/installed-$(KEY)
 
-.PHONY: help demo test lint pytest bench docs clean
+.PHONY: help demo test lint pytest browser bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
@@ -31,17 +31,27 @@ help: ## list the targets
 demo: $(STAMP) ## analyse a small model on real data, from nothing (ARGS="..." is passed on)
 	$(BIN)/polyseme demo $(ARGS)
 
-test: $(STAMP) ## lint, types and the whole test suite
+test: $(STAMP) browser ## lint, types and the whole test suite
 	$(lint)
 	$(pytest)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(lint)
 
-pytest: $(STAMP) ## the tests alone (ARGS="..." is passed on)
+pytest: $(STAMP) browser ## the tests alone (ARGS="..." is passed on)
 	$(pytest) $(ARGS)
 
-bench: $(STAMP) ## run every benchmark, and print the JSON line that each ends with
+browser: ## install Chromium, which the tests of the explorer's pages need, where that is allowed
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium for the tests of the explorer's pages." >&2; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+			--no-install-recommends chromium fonts-dejavu-core; } >/dev/null && exit 0; \
+	fi; \
+	echo "There is no Chromium here, and it cannot be installed without root and apt-get, so the tests of the explorer's pages will be skipped. On Debian and Ubuntu: sudo apt-get install chromium" >&2
+
+bench: $(STAMP) browser ## run every benchmark, and print the JSON line that each ends with
 	@set -e; \
 	for script in $(sort $(filter-out bench/_%,$(wildcard bench/*.py))); do \
 		echo "$$script ..." >&2; \

@@ -20,17 +20,21 @@ _NAMES = {
     "Images": "data",
     "Neuron": "views",
     "Polysemanticity": "core",
+    "Probe": "views",
     "Run": "views",
     "Stratified": "capture",
     "TopK": "capture",
     "analyse": "pipeline",
+    "attach_sae": "capture",
     "cluster": "core",
+    "explore": "explorer",
+    "export": "explorer",
     "gated_gradient": "core",
     "list_sites": "capture",
     "load_sae": "sae",
     "ne_loss": "sae",
     "neuron_embeddings": "core",
-    "open_run": "views",
+    "open_run": "opening",
     "participation_ratio": "core",
     "polysemanticity": "core",
     "read_images": "data",
@@ -41,7 +45,14 @@ _NEED_TORCH = frozenset({"capture", "pipeline", "sae"})
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK, list_sites
+    from polyseme.capture import (
+        AboveFraction,
+        FirstActive,
+        Stratified,
+        TopK,
+        attach_sae,
+        list_sites,
+    )
     from polyseme.core import (
         Clustering,
         Polysemanticity,
@@ -52,10 +63,12 @@ if TYPE_CHECKING:
         polysemanticity,
     )
     from polyseme.data import Images, read_images
+    from polyseme.explorer import explore, export
+    from polyseme.opening import open_run
     from polyseme.pipeline import analyse
     from polyseme.sae import load_sae, train_sae
     from polyseme.sae.ne_loss import ne_loss
-    from polyseme.views import Neuron, Run, open_run
+    from polyseme.views import Neuron, Probe, Run
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.capture import Batch, Collector, TopK, edit_site, find_mlp_sites
-from polyseme.capture.language import load_language_model
+from polyseme.capture.language import load_language_model, loaded_name
 from polyseme.errors import InputError, MissingDependencyError
 
 from .language_models import tiny
@@ -114,17 +115,52 @@ def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
         load_language_model(tmp_path)
 
 
-def test_code_of_a_checkpoint_is_never_run(folder: Path) -> None:
+OWN_CODE = """
+from transformers import GPT2Config, GPT2LMHeadModel
+
+open({ran!r}, "w").close()
+
+class OwnConfig(GPT2Config):
+    model_type = "own"
+
+class Own(GPT2LMHeadModel):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_checkpoint_is_run_only_where_that_is_asked_for(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = folder / "ran"
-    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: ...\n")
-    edit_config(folder, model_type="own", auto_map={"AutoConfig": "own.Own"})
-    with pytest.raises(
-        InputError,
-        match=r"^The model '.*' wants code of its own to be run, which polyseme does not do; load "
-        r"it with transformers yourself, if you trust it, and give the model instead of its name",
-    ):
-        load_language_model(folder)
+    (folder / "own.py").write_text(OWN_CODE.format(ran=str(ran)))
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    edit_config(folder, model_type="own", architectures=["OwnForCausalLM"], auto_map=auto)
+    for options in ({}, {"trust_remote_code": False}):
+        with pytest.raises(
+            InputError,
+            match=r"^The model '.*' wants code of its own to be run, which is refused unless it is "
+            r"asked for: if you trust its author, give trust_remote_code=True "
+            r"\(--trust-remote-code\)\.$",
+        ):
+            load_language_model(folder, **options)
     assert not ran.exists()
+    # Where transformers puts a copy of such code.
+    dynamic = pytest.importorskip("transformers.dynamic_module_utils")
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    model, tokenizer = load_language_model(folder, trust_remote_code=True)
+    assert ran.exists()
+    assert type(model).__name__ == "Own"
+    assert tokenizer("the cat")["input_ids"] == [1, 2]
+    assert [site.kind for site in find_mlp_sites(model)] == ["mlp", "mlp"]
+
+
+def test_the_name_that_a_model_was_loaded_by(folder: Path) -> None:
+    model, _ = load_language_model(folder)
+    # Not the path: that is of one machine.
+    assert loaded_name(model) == folder.name
+    assert loaded_name(tiny("gpt2")) is None
 
 
 def test_an_unknown_kind_of_model(folder: Path) -> None:

@@ -16,12 +16,19 @@ from polyseme.errors import InputError
 
 
 def oracle(
-    tokens: list[int], clusters: list[int], weights: list[float], n_clusters: int, k: int
+    tokens: list[int],
+    clusters: list[int],
+    weights: list[float],
+    n_clusters: int,
+    k: int,
+    examples: list[int] | None = None,
 ) -> tuple[list[list[int]], list[list[float]]]:
     counts: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     frequency: dict[int, float] = defaultdict(float)
-    for token, cluster, weight in zip(tokens, clusters, weights, strict=True):
+    having: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for place, (token, cluster, weight) in enumerate(zip(tokens, clusters, weights, strict=True)):
         if weight > 0:
+            having[cluster, token].add(place if examples is None else examples[place])
             counts[cluster][token] += weight
             frequency[token] += weight
     sizes = {cluster: math.fsum(count.values()) for cluster, count in counts.items()}
@@ -32,6 +39,8 @@ def oracle(
             (count / sizes[cluster] * math.log(1 + mean_size / frequency[token]), token)
             for token, count in counts[cluster].items()
         ]
+        shared = [pair for pair in scored if len(having[cluster, pair[1]]) > 1]
+        scored = shared if shared and examples is not None else scored
         scored.sort(key=lambda pair: (-round(pair[0], 12), pair[1]))
         best = scored[:k]
         ids.append([token for _, token in best] + [-1] * (k - len(best)))
@@ -46,15 +55,18 @@ def oracle(
     ),
     st.integers(1, 9),
     st.booleans(),
+    st.integers(0, 3),
 )
 def test_scores_equal_the_oracle(
-    entries: list[tuple[int, int, float]], k: int, weighted: bool
+    entries: list[tuple[int, int, float]], k: int, weighted: bool, n_examples: int
 ) -> None:
     tokens, clusters, weights = (
         (list(x) for x in zip(*entries, strict=True)) if entries else [[]] * 3
     )
     if not weighted:
         weights = [1.0] * len(tokens)
+    # Each cluster's tokens are dealt out to as many examples; to none, if there are 0.
+    examples = [c * n_examples + i % n_examples for i, c in enumerate(clusters) if n_examples]
     found = distinctive_tokens(
         np.array(tokens, np.int64),
         np.array(clusters, np.int64),
@@ -62,8 +74,9 @@ def test_scores_equal_the_oracle(
         vocabulary=7,
         k=k,
         weights=np.array(weights) if weighted else None,
+        examples=np.array(examples, np.int64) if n_examples else None,
     )
-    ids, scores = oracle(tokens, clusters, weights, 5, k)
+    ids, scores = oracle(tokens, clusters, weights, 5, k, examples if n_examples else None)
     assert found.tokens.tolist() == ids
     np.testing.assert_allclose(found.scores, scores, rtol=1e-12)
     assert found.tokens.dtype == np.int64
@@ -78,6 +91,21 @@ def test_by_hand() -> None:
     # Seven tokens in two clusters: 3.5 each.
     assert found.scores[0, 0] == pytest.approx(2 / 4 * math.log(1 + 3.5 / 2))
     assert found.scores[1, 1] == pytest.approx(2 / 3 * math.log(1 + 3.5 / 4))
+
+
+def test_a_token_of_one_example_says_nothing_of_its_cluster() -> None:
+    # Cluster 0: token 1 is in both examples; 2 is in one, twice. Cluster 1 shares nothing.
+    tokens, clusters = [1, 2, 2, 1, 0, 3, 0, 4], [0, 0, 0, 0, 0, 1, 1, 1]
+    given_examples = [0, 0, 0, 1, 1, 2, 3, 2]
+    alone = distinctive_tokens(tokens, clusters, n_clusters=2, vocabulary=5, k=3)
+    found = distinctive_tokens(
+        tokens, clusters, n_clusters=2, vocabulary=5, k=3, examples=given_examples
+    )
+    assert alone.tokens[0].tolist() == [1, 2, 0]
+    assert found.tokens[0].tolist() == [1, -1, -1]
+    assert found.scores[0, 0] == alone.scores[0, 0]
+    assert np.isnan(found.scores[0, 1:]).all()
+    assert found.tokens[1].tolist() == alone.tokens[1].tolist()
 
 
 def test_ties_are_in_the_order_of_ids_and_not_of_the_text() -> None:
@@ -128,6 +156,8 @@ def test_a_whole_site_takes_no_dense_matrix() -> None:
         ({"tokens": [0.5, 1]}, r"tokens has shape \(2,\) and dtype float64; one integer for each"),
         ({"clusters": [0]}, r"tokens has 2 entries, clusters 1 and weights 2; one of each"),
         ({"weights": [1]}, r"tokens has 2 entries, clusters 2 and weights 1; one of each"),
+        ({"examples": [0]}, r"examples has 1 entries, tokens 2; one of each for every token"),
+        ({"examples": [7, 7]}, r"Example 7 is in the clusters 0 and 1; an example is of one"),
         ({"weights": [1, -2]}, r"weights\[1\] is -2\.0; 0 or more is expected"),
         ({"weights": [1, np.nan]}, r"weights holds nan at index \(1,\); every value must be fini"),
         ({"k": 0}, r"k is 0, n_clusters 2 and vocabulary 4; at least 1, 0 and 0 are expected"),

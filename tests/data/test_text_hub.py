@@ -38,8 +38,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     def install(outcome: list[Any] | Exception) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []
 
-        def load_dataset(path: str, **options: Any) -> IterableDataset:
-            calls.append({"path": path, **options})
+        def load_dataset(path: str, *name: str, **options: Any) -> IterableDataset:
+            calls.append({"path": path, **({"name": name[0]} if name else {}), **options})
             if isinstance(outcome, Exception):
                 raise outcome
             return IterableDataset(outcome)
@@ -71,6 +71,23 @@ def test_rows_are_streamed_without_trusting_code(hub: Hub) -> None:
     assert texts.reiterable
     assert texts.name == "owner/some.texts (test)"
     assert texts.identity() == {"name": texts.name, "split": "test", "field": "text"}
+
+
+def test_a_configuration_is_named_after_the_data_set(hub: Hub) -> None:
+    calls = hub(ROWS)
+    texts = read_text("owner/some.texts:wiki-2.raw-v1", split="test")
+    assert (calls[0]["path"], calls[0]["name"]) == ("owner/some.texts", "wiki-2.raw-v1")
+    assert texts.name == "owner/some.texts:wiki-2.raw-v1 (test)"
+    hub(ValueError("Config name is missing.\nPlease pick one among: a, b"))
+    with pytest.raises(
+        InputError,
+        match=r"could not be loaded \(Config name is missing\.\)\. Check the split's name and the "
+        r"configuration, given as 'owner/name:configuration', or download",
+    ):
+        read_text("owner/some.texts")
+    for wrong in ("owner/texts:", "owner/texts:a:b", "owner/texts:a/b"):
+        with pytest.raises(InputError, match="does not exist"):
+            read_text(wrong)
 
 
 def test_the_field_is_named(hub: Hub) -> None:

@@ -196,42 +196,68 @@ def test_assign_to_the_wrong_shape(grey_run, shape):
 
 
 def brute_similar(run, neuron, k):
-    """Medoid against medoid, one pair at a time."""
+    """Medoid against medoid, one pair at a time; features of three examples or more."""
 
-    def medoids(site, number):
-        other = run.neuron(site, number)
+    def medoids(other):
         for feature in other.features:
-            e = (other.vectors[feature.medoid] * other.weights).astype(np.float64)
-            yield feature.number, e / np.linalg.norm(e)
+            if feature.n_examples >= 3:
+                e = (other.vectors[feature.medoid] * other.weights).astype(np.float64)
+                yield feature.number, e / np.linalg.norm(e)
 
     rows = []
-    for feature, mine in medoids(neuron.site, neuron.number):
+    for feature, mine in medoids(neuron):
         pairs = [
             (float(mine @ theirs), site.name, number, other)
             for site in run.folder.sites
             if site.d_in == neuron.info.d_in
             for number in range(site.n_neurons)
             if (site.name, number) != (neuron.site, neuron.number)
-            for other, theirs in medoids(site.name, number)
+            for other, theirs in medoids(run.neuron(site.name, number))
         ]
         pairs.sort(key=lambda pair: -pair[0])
         rows += [(feature, *pair[1:], pair[0]) for pair in pairs[:k]]
     return rows
 
 
-@pytest.mark.parametrize("k", [1, 4])
-def test_similar(grey_run, k):
-    neuron = busy(grey_run)
+def check_similar(run, neuron, k, atol):
     frame = neuron.similar(k)
-    expected = brute_similar(grey_run, neuron, k)
+    expected = brute_similar(run, neuron, k)
     assert list(frame.columns) == ["feature", "site", "neuron", "other_feature", "similarity"]
     assert [tuple(row[:4]) for row in frame.itertuples(index=False)] == [
         row[:4] for row in expected
     ]
-    np.testing.assert_allclose(frame["similarity"], [row[4] for row in expected], atol=1e-5)
-    assert {"first", "last"} >= set(frame["site"]), "those that read as many values"
-    if k == 4:
-        assert "last" in set(frame["site"])
+    np.testing.assert_allclose(frame["similarity"], [row[4] for row in expected], atol=atol)
+    return frame
+
+
+@pytest.fixture(scope="module")
+def coarse_run(tmp_path_factory):
+    """Features of many examples, as the threshold is high."""
+    return runs.analyse_grey(tmp_path_factory.mktemp("coarse") / "run", threshold=0.8)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_similar_as_the_run_holds_it(coarse_run, k, monkeypatch):
+    monkeypatch.setattr("polyseme.views.neuron.compared", None)
+    sites = set()
+    for number in range(3):
+        neuron = coarse_run.neuron("first", number)
+        sites |= set(check_similar(coarse_run, neuron, k, atol=5e-4)["site"])
+    assert k == 1 or sites == {"first", "last"}, "those that read as many values"
+
+
+def test_similar_by_comparing_all(coarse_run):
+    neuron = busy(coarse_run)
+    frame = check_similar(coarse_run, neuron, 9, atol=1e-5)
+    assert len(frame) == 9 * frame["feature"].nunique(), "more than the run holds"
+    again = neuron.recut(1.0)
+    assert len(again.features) < len(neuron.features)
+    check_similar(coarse_run, again, 2, atol=1e-5)
+
+
+def test_nothing_is_similar_to_a_dead_neuron(coarse_run):
+    assert coarse_run.neuron("first", 3).similar().empty
+    assert coarse_run.neuron("first", 3).similar(40).empty
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True, None])

@@ -13,6 +13,7 @@ from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations
 from polyseme.capture.layers import Site
 from polyseme.capture.mlp import MLPSite
 from polyseme.capture.reading import Reading
+from polyseme.capture.saes import HookedSAE, attach_sae
 from polyseme.capture.select import (
     AboveFraction,
     FirstActive,
@@ -32,6 +33,7 @@ __all__ = [
     "Collector",
     "Feed",
     "FirstActive",
+    "HookedSAE",
     "LogitEffects",
     "MLPSite",
     "RandomActive",
@@ -44,6 +46,7 @@ __all__ = [
     "TopK",
     "activation_gradient",
     "activation_maps",
+    "attach_sae",
     "count_classes",
     "edit_site",
     "evaluating",

@@ -76,7 +76,7 @@ class Batch:
         return found
 
 
-def _need_head(model: nn.Module, sites: list[Site]) -> bool:
+def needs_head(model: nn.Module, sites: list[Site]) -> bool:
     """Whether any site is outside the base of a transformers model, such as in its logits."""
     base = getattr(model, "base_model", None)
     if not isinstance(base, nn.Module):
@@ -134,7 +134,7 @@ class Collector:
         self._model = model
         self._sites = sites
         self._seed = seed
-        self._feed = Feed(model, head=_need_head(model, sites))
+        self._feed = Feed(model, head=needs_head(model, sites))
         draw = RandomActive(n_random, seed)
         self._collectors = {
             site.name: SiteCollector(

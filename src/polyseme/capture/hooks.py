@@ -188,7 +188,8 @@ class _Reader:
             reached[:] = [_first(args, kwargs)]
 
         def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            inputs = self._batched(entered.pop())
+            given = entered.pop()
+            inputs = self._batched(first_tensor(output) if site.reads_output else given)
             found = reached.pop() if reached else _encode(site, inputs)
             reading = site.read_activations(self._batched(found), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
@@ -207,6 +208,14 @@ def _encode(site: HiddenSite, inputs: Tensor) -> Tensor:
         )
     with torch.no_grad():
         return site.encode(inputs)
+
+
+def first_tensor(values: Any) -> Tensor:
+    """The tensor that a module returned, or the first of those that it did."""
+    parts = values.values() if isinstance(values, Mapping) else values
+    found = values if torch.is_tensor(values) else next(v for v in parts if torch.is_tensor(v))
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

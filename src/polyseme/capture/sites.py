@@ -103,6 +103,10 @@ def find_sites(model: nn.Module, names: str | Site | Iterable[str | Site]) -> li
     for name in wanted:
         for site in [name] if isinstance(name, Site) else _match(model, known, name):
             if all(site.module is not other.module for other in found.values()):
+                if site.name in found:
+                    raise SiteError(
+                        f"Two sites are called {site.name!r}; give one of them another name."
+                    )
                 found[site.name] = site
     if not found:
         raise SiteError(f"sites is {wanted!r}, which names no site. {_choices(known)}")

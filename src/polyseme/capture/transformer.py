@@ -25,6 +25,8 @@ _ATTRIBUTES = ("act", "act_fn", "activation_fn", "intermediate_act_fn", "activat
 _SETTINGS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
 _INPUTS, _POSITIONS = 3, 5
+#: Tokens that a model is run on to see how it is made.
+N_TOKENS = _INPUTS * _POSITIONS
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -72,7 +74,8 @@ def find_mlp_sites(
             "and an up projection, then the model's nonlinearity (an attribute such as act_fn, "
             "or config.hidden_act), then a linear layer was looked for. Make a site by hand, "
             "MLPSite(name, reads=[first linear layers], decoder=second linear layer, "
-            "act=nonlinearity), or give the name of a linear layer."
+            "act=nonlinearity), or give the name of a linear layer (--sites; polyseme sites lists "
+            "them)."
         )
     order = {id(module): number for number, module in enumerate(model.modules())}
     found.sort(key=lambda site: order[id(site.module)])
@@ -142,7 +145,8 @@ def _tokens(model: nn.Module) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.int64)}
 
 
-def _run(model: nn.Module) -> Any:
+def run_on_tokens(model: nn.Module) -> Any:
+    """What a language model without its head makes of a few random tokens, always the same."""
     tokens = _tokens(model)
     try:
         return Feed(model, head=False)(tokens)
@@ -184,7 +188,7 @@ class _Seen:
                 return
             # Copies: what follows may work in place.
             rows = [t.reshape(-1, t.shape[-1]).clone() for t in (given, output)]
-            if [len(t) for t in rows] == [_INPUTS * _POSITIONS] * 2:
+            if [len(t) for t in rows] == [N_TOKENS] * 2:
                 seen.setdefault(module, []).append(_Call(rows[0], rows[1], next(numbers)))
 
         with ExitStack() as hooks:
@@ -194,7 +198,7 @@ class _Seen:
                     handle = module.register_forward_hook(note, with_kwargs=True)
                     hooks.callback(handle.remove)
             with evaluating(model), torch.no_grad():
-                _run(model)
+                run_on_tokens(model)
         return cls({module: calls[0] for module, calls in seen.items() if len(calls) == 1})
 
 
@@ -309,7 +313,7 @@ def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLP
             stack.enter_context(edit_site(site, moving(site)))
         stack.enter_context(evaluating(model))
         with torch.enable_grad():
-            output = _run(model)
+            output = run_on_tokens(model)
     hidden: Tensor = output if torch.is_tensor(output) else output[0]
     if not moved or not hidden.requires_grad:
         return []

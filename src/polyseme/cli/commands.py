@@ -18,11 +18,17 @@ from polyseme.cli.arguments import (
     selector,
     to_device,
 )
+from polyseme.cli.benchmark import add_benchmark
+from polyseme.cli.explorer import add_explore, add_export
+from polyseme.cli.probing import add_probe
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
     LANGUAGE_MODEL_HELP,
+    add_remote_code,
+    add_sae_options,
     add_text_options,
     analyse_language_model,
+    check_source,
     load_any_model,
 )
 from polyseme.errors import InputError, PolysemeError
@@ -68,9 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_analyse(commands)
     _add_sites(commands)
+    add_probe(commands)
     add_train_sae(commands)
     add_compare(commands)
     add_sweep(commands)
+    add_benchmark(commands)
+    add_explore(commands)
+    add_export(commands)
     return parser
 
 
@@ -141,6 +151,7 @@ def _add_analyse(commands: Any) -> None:
     )
     add_data_options(analyse)
     add_text_options(analyse)
+    add_sae_options(analyse)
     analyse.add_argument(
         "--image-shape", type=image_shape, metavar="H,W", help="to show flat inputs as images"
     )
@@ -164,7 +175,14 @@ def _add_analyse(commands: Any) -> None:
 
 def _add_sites(commands: Any) -> None:
     sites = _command(commands, "sites", _sites, "List a model's layers that can be analysed.")
-    sites.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    sites.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"{MODEL_HELP}. Or a language model: smollm2, minilm, a folder that transformers "
+        "wrote, a .gguf file, or a name on the Hugging Face hub",
+    )
+    sites.set_defaults(device=None)
+    add_remote_code(sites)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -196,14 +214,15 @@ def _analyse(options: argparse.Namespace) -> None:
         "resume": options.resume,
         "progress": not options.quiet,
     }
-    if (options.data is None) == (options.text is None):
-        raise InputError(
-            "Give --data for images or --text for a language model, one of them; --text alone "
-            "reads English that ships with Python."
-        )
+    check_source(options)
     if options.text is not None:
         run = analyse_language_model(options, pipeline, shared)
     else:
+        if options.sae or options.hook:
+            raise InputError(
+                "--sae and --hook are for --text; SAEs of an image model are analysed by polyseme "
+                "compare."
+            )
         if not options.sites:
             raise InputError(
                 "Which layers? Give --sites; their names are listed by: polyseme sites MODEL"
@@ -221,17 +240,24 @@ def _analyse(options: argparse.Namespace) -> None:
             **shared,
         )
     for _, row in run.summary().iterrows():
-        print(
-            f"{row['site']}: {row['neurons']} neurons, {row['dead']} dead, "
-            f"{row['mean_clusters']:.1f} features a neuron, mean distance "
-            f"{row['mean_distance']:.3f} (over {row['mean_distance_n']})"
-        )
+        print(_about(row))
     print(f"The run is at {run.path}; open it with polyseme.open_run({str(run.path)!r}).")
+
+
+def _about(row: Any) -> str:
+    """One line on a site of a run."""
+    start = f"{row['site']}: {row['neurons']:,} neurons, "
+    if row["dead"] == row["neurons"]:
+        return f"{start}all dead: no example activates them"
+    distance = "no two examples of a neuron to compare"
+    if row["mean_distance_n"]:
+        distance = f"mean distance {row['mean_distance']:.3f} (over {row['mean_distance_n']:,})"
+    return f"{start}{row['dead']:,} dead, {row['mean_clusters']:.1f} features a neuron, {distance}"
 
 
 def _sites(options: argparse.Namespace) -> None:
     capture = module("polyseme.capture", "Listing a model's sites")
-    found = capture.list_sites(load_any_model(options.model))
+    found = capture.list_sites(load_any_model(options))
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from polyseme.cli.arguments import (
     numbers,
     read_data,
     to_device,
+)
+from polyseme.cli.texts import (
+    LANGUAGE_MODEL_HELP,
+    activations_of_text,
+    add_text_options,
+    check_source,
 )
 from polyseme.errors import InputError
 
@@ -66,7 +73,17 @@ def add_train_sae(commands: Any) -> None:
         _train_sae,
         "Train a sparse autoencoder on the activations of a layer, with the NE loss or without.",
     )
-    _add_source(command)
+    command.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}. {LANGUAGE_MODEL_HELP}")
+    command.add_argument(
+        "--site",
+        required=True,
+        metavar="NAME",
+        help="the layer whose activations the SAE reads; with --text also any hook point of "
+        "TransformerLens, such as blocks.5.hook_resid_post",
+    )
+    command.add_argument("--data", metavar="PATH", help="images, as for polyseme analyse")
+    add_data_options(command)
+    add_text_options(command)
     command.add_argument("--out", required=True, metavar="DIR", help="folder of the SAE")
     command.add_argument(
         "--ne", type=float, default=0.0, metavar="C", help="NE coefficient; default: %(default)s"
@@ -162,22 +179,30 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _train_sae(options: argparse.Namespace) -> None:
     sae_package = module("polyseme.sae", "Training an SAE")
     sweep_package = module("polyseme.evaluate.compare", "Evaluating an SAE")
-    _, _, activations = _prepare(options)
-    sae = sae_package.train_sae(
-        activations,
-        options.d_sae,
-        ne_coefficient=options.ne,
-        ne_form=options.form,
-        l1_coefficient=options.l1,
-        seed=options.seed,
-        out=options.out,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        progress=not options.quiet,
-        metadata={"model": options.model, "site": options.site},
-        **_settings(options),
-    )
-    record = sweep_package.report_on(options.out, sae, activations).as_dict()
+    check_source(options)
+    metadata = {"model": options.model, "site": options.site}
+    with ExitStack() as stack:
+        if options.text is None:
+            _, _, activations = _prepare(options)
+        else:
+            # What SAELens calls it, so that its other tools find the place too.
+            metadata["hook_name"] = options.site
+            activations = stack.enter_context(activations_of_text(options))
+        sae = sae_package.train_sae(
+            activations,
+            options.d_sae,
+            ne_coefficient=options.ne,
+            ne_form=options.form,
+            l1_coefficient=options.l1,
+            seed=options.seed,
+            out=options.out,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            progress=not options.quiet,
+            metadata=metadata,
+            **_settings(options),
+        )
+        record = sweep_package.report_on(options.out, sae, activations).as_dict()
     print(
         f"{options.out}: {record['n_latents']} latents, {record['dead_share']:.1%} dead, "
         f"L0 {record['l0']:.1f}, FVU {record['fvu']:.4f}, mean distance "

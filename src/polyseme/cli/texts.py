@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,13 +42,17 @@ def add_text_options(command: Any) -> None:
         const="",
         metavar="PATH",
         help=".txt, .jsonl or .parquet, gzipped or not, a folder of them, or a data set on the "
-        "hub; without a PATH, English that ships with Python",
+        "hub, with :CONFIGURATION after its name where it has several; without a PATH, English "
+        "that ships with Python",
     )
     text.add_argument(
         "--tokens", type=count, metavar="N", help="only the first so many: 50k, 1M; default: all"
     )
     text.add_argument(
         "--context", type=int, default=128, metavar="N", help="tokens at a time; default: 128"
+    )
+    text.add_argument(
+        "--encoding", default="utf-8", metavar="NAME", help="of .txt and .jsonl; default: utf-8"
     )
     text.add_argument("--field", default="text", help="of .jsonl and .parquet; default: text")
     text.add_argument(
@@ -54,13 +63,48 @@ def add_text_options(command: Any) -> None:
         help="count special tokens, or the first token of each context, which are left out "
         "otherwise; may be repeated",
     )
+    text.add_argument(
+        "--importances",
+        default="none",
+        metavar="HOW",
+        help="exact: how much of each activation rests on each token around it, by masking, which "
+        "takes some twenty times as long as reading the text; default: none",
+    )
+    add_remote_code(text)
 
 
-def analyse_language_model(
-    options: argparse.Namespace, pipeline: ModuleType, shared: dict[str, Any]
-) -> Any:
-    """The run of ``polyseme analyse MODEL --text ...``."""
-    language = module("polyseme.capture.language", "Analysing a language model")
+def add_remote_code(command: Any) -> None:
+    """The option that lets a checkpoint run code of its own."""
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="let the model's own folder, or its page on the hub, run the code that it brings",
+    )
+
+
+def load_named_model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The language model that ``--model`` or MODEL names, and its tokenizer."""
+    language = module("polyseme.capture.language", "Loading a language model")
+    return tuple(
+        language.load_language_model(
+            options.model,
+            device=options.device,
+            trust_remote_code=options.trust_remote_code,
+        )
+    )
+
+
+def check_source(options: argparse.Namespace) -> None:
+    """Either --data or --text."""
+    if (options.data is None) == (options.text is None):
+        raise InputError(
+            "Give --data for images or --text for a language model, one of them; --text alone "
+            "reads English that ships with Python."
+        )
+
+
+def read_contexts(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The language model and the contexts that the options name."""
     data = module("polyseme.data", "Reading texts")
     if ":" in options.model:
         raise InputError(
@@ -68,8 +112,10 @@ def analyse_language_model(
             "with its tokenizer is expected: a name, a folder or a .gguf file. For one that your "
             "own code makes, call polyseme.analyse(model, Contexts(texts, tokenizer), ...)."
         )
-    texts = data.read_text(options.text or None, field=options.field, split=options.split)
-    model, tokenizer = language.load_language_model(options.model, device=options.device)
+    texts = data.read_text(
+        options.text or None, field=options.field, split=options.split, encoding=options.encoding
+    )
+    model, tokenizer = load_named_model(options)
     contexts = data.Contexts(
         texts,
         tokenizer,
@@ -77,24 +123,101 @@ def analyse_language_model(
         max_tokens=options.tokens,
         leave_out=[entry for entry in ("special", "first") if entry not in options.keep],
     )
-    sites = options.sites or module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
+    return model, contexts
+
+
+def analyse_language_model(
+    options: argparse.Namespace, pipeline: ModuleType, shared: dict[str, Any]
+) -> Any:
+    """The run of ``polyseme analyse MODEL --text ...``."""
+    model, contexts = read_contexts(options)
+    sites = [*(options.sites or []), *_attached(model, options)]
+    if not sites:
+        sites = module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
     return pipeline.analyse(
         model,
         contexts,
         sites=sites,
         batch_size=options.batch_size,
+        importances=options.importances,
         memory_budget=options.memory_budget,
         **shared,
     )
 
 
-def load_any_model(spec: str) -> Any:
+def add_sae_options(command: Any) -> None:
+    """The options that attach SAEs to a language model."""
+    command.add_argument(
+        "--sae",
+        action="append",
+        default=[],
+        metavar="SAE",
+        help="an SAE whose latents are analysed, at the hook point that it was trained on: a "
+        "folder, a state dict or a SAELens release; may be repeated; without --sites only these",
+    )
+    command.add_argument(
+        "--hook",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the hook point of each --sae, where its metadata does not say it or to say "
+        "otherwise: blocks.5.hook_resid_post and the like, or a module",
+    )
+
+
+def _attached(model: Any, options: argparse.Namespace) -> list[Any]:
+    """The SAEs that the options name, as sites."""
+    if options.hook and len(options.hook) not in (1, len(options.sae)):
+        raise InputError(
+            f"--hook is given {len(options.hook)} times and --sae {len(options.sae)} times; give "
+            "it once for all of them, or once for each."
+        )
+    if options.hook and not options.sae:
+        raise InputError("--hook says where an SAE belongs; give the SAE too, by --sae.")
+    if not options.sae:
+        return []
+    capture = module("polyseme.capture", "Attaching an SAE")
+    load = module("polyseme.sae", "Loading an SAE").load_sae
+    hooks = options.hook * len(options.sae) if len(options.hook) == 1 else options.hook
+    sites: list[Any] = []
+    for path, hook in zip(options.sae, hooks or [None] * len(options.sae), strict=True):
+        site = capture.attach_sae(model, load(path), hook)
+        if any(site.name == other.name for other in sites):
+            # Several of one place: by their folders too.
+            site.name = f"{site.name}.{Path(path).name}"
+        sites.append(site)
+    return sites
+
+
+@contextmanager
+def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
+    """What ``polyseme train-sae MODEL --text ...`` trains on, on disk for as long as it takes."""
+    out = Path(options.out)
+    if os.path.lexists(out) and not (options.overwrite or options.resume):
+        # Before the text is read, which takes a while.
+        raise InputError(
+            f"{out} exists already. Replace it by --overwrite, go on with an unfinished training "
+            "by --resume, or choose another output."
+        )
+    pipeline = module("polyseme.pipeline", "Reading a model's activations")
+    model, contexts = read_contexts(options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.vectors-", dir=out.parent) as folder:
+        yield pipeline.token_vectors(
+            model,
+            contexts,
+            options.site,
+            file=Path(folder) / "vectors",
+            progress=not options.quiet,
+        )
+
+
+def load_any_model(options: argparse.Namespace) -> Any:
     """The model of ``polyseme sites``: as for images, or a language model by its name."""
-    if ":" in spec or spec.endswith(".py"):
-        return load_model(spec)
-    language = module("polyseme.capture.language", "Loading a language model")
+    if ":" in options.model or options.model.endswith(".py"):
+        return load_model(options.model)
     try:
-        return language.load_language_model(spec)[0]
+        return load_named_model(options)[0]
     except InputError as error:
         raise InputError(
             f"{error} A model of your own is given as MODULE:NAME or FILE.py:NAME."

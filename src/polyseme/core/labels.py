@@ -35,6 +35,7 @@ def distinctive_tokens(
     vocabulary: int,
     k: int = 5,
     weights: Any = None,
+    examples: Any = None,
 ) -> DistinctiveTokens:
     """Tokens that are frequent in a cluster and rare elsewhere, by class-based TF-IDF.
 
@@ -57,6 +58,11 @@ def distinctive_tokens(
         How many tokens of each cluster to return.
     weights : array of float, shape (n,), optional
         What each token counts, such as its importance; 0 or more. 1 by default.
+    examples : array of int, shape (n,), optional
+        Which example each token stands in, numbered from 0; an example is of one cluster. If
+        given, a token that only one of a cluster's examples has is left out: what is rare
+        elsewhere because it is rare everywhere says nothing of the cluster. Where no token of
+        a cluster is in two of its examples, none is left out.
 
     Returns
     -------
@@ -66,7 +72,8 @@ def distinctive_tokens(
     Raises
     ------
     InputError
-        For a token, a cluster or a weight out of range, or arrays of different lengths.
+        For a token, a cluster or a weight out of range, arrays of different lengths, or an
+        example of two clusters.
     """
     if k < 1 or n_clusters < 0 or vocabulary < 0:
         raise InputError(
@@ -95,18 +102,64 @@ def distinctive_tokens(
     mean_size = sizes.sum() / max(int(np.count_nonzero(sizes)), 1)
     rarity = np.log1p(mean_size / frequency[counts.indices])
     scores = counts.data / sizes[row] * rarity
+    if examples is not None:
+        used = amount > 0
+        held = _held_by(
+            _example_numbers(examples, owner)[used], owner[used], ids[used], counts.shape
+        )
+        shared = held > 1
+        scores[~shared & (np.bincount(row, shared, minlength=n_clusters)[row] > 0)] = -np.inf
 
     # The sort is stable, so that equal scores stay in the order of tokens; and rounding must
     # not decide between equal ones.
     order = np.lexsort((-np.round(scores, 12), row))
     rank = np.arange(len(order)) - counts.indptr[row]
-    kept = rank < k
+    kept = (rank < k) & np.isfinite(scores[order])
     found = DistinctiveTokens(
         np.full((n_clusters, k), -1, np.int64), np.full((n_clusters, k), np.nan)
     )
     found.tokens[row[kept], rank[kept]] = counts.indices[order[kept]]
     found.scores[row[kept], rank[kept]] = scores[order[kept]]
     return found
+
+
+def _example_numbers(examples: Any, owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    numbers = _numbers(examples, "examples", np.iinfo(np.int32).max, "2³¹")
+    if len(numbers) != len(owner):
+        raise InputError(
+            f"examples has {len(numbers)} entries, tokens {len(owner)}; one of each for every "
+            "token is expected."
+        )
+    cluster = np.zeros(int(numbers.max(initial=-1)) + 1, np.int64)
+    cluster[numbers] = owner
+    if (cluster[numbers] != owner).any():
+        where = int(np.argmax(cluster[numbers] != owner))
+        raise InputError(
+            f"Example {numbers[where]} is in the clusters {owner[where]} and "
+            f"{cluster[numbers[where]]}; an example is of one cluster."
+        )
+    return numbers
+
+
+def _held_by(
+    examples: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    shape: tuple[int, int],
+) -> NDArray[np.int64]:
+    """How many examples of each cluster have each token: in the order of the counts of tokens."""
+    n_examples = int(examples.max(initial=-1)) + 1
+    has = sparse.coo_array(
+        (np.ones(len(ids), np.int64), (examples, ids)), shape=(n_examples, shape[1])
+    ).tocsr()
+    has.sum_duplicates()
+    cluster = np.zeros(n_examples, np.int64)
+    cluster[examples] = owner
+    each = np.repeat(cluster, np.diff(has.indptr))
+    held = sparse.coo_array((np.ones(len(each), np.int64), (each, has.indices)), shape=shape)
+    held = held.tocsr()
+    held.sum_duplicates()
+    return np.asarray(held.data)
 
 
 def _numbers(array: Any, name: str, limit: int, of: str) -> NDArray[np.int64]:

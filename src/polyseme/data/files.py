@@ -12,7 +12,7 @@ from typing import BinaryIO
 from polyseme.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
 def is_hub_name(source: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from polyseme.errors import InputError, MissingDependencyError, one_of
 
 
 def _load(name: str, split: str, **options: Any) -> tuple[Any, Any]:
-    """Return the datasets module and one split of a data set."""
+    """Return the datasets module and one split of a data set, "owner/name[:configuration]"."""
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -24,14 +25,22 @@ def _load(name: str, split: str, **options: Any) -> tuple[Any, Any]:
             "datasets",
             "hub",
         ) from error
+    repository, _, configuration = name.partition(":")
+    chosen = (repository, configuration) if configuration else (repository,)
+    logger = logging.getLogger("huggingface_hub")
+    talks = logger.level
     try:
+        # It tells of each attempt to reach a hub that cannot be reached.
+        logger.setLevel(logging.CRITICAL)
         # Code that a data set brings along is never trusted: the default since datasets 2.16.
         return datasets, datasets.load_dataset(
-            name, split=split, trust_remote_code=False, **options
+            *chosen, split=split, trust_remote_code=False, **options
         )
     # Every exception: what a failed connection raises depends on the HTTP library behind it.
     except Exception as error:
         raise _failure(name, split, error) from error
+    finally:
+        logger.setLevel(talks)
 
 
 def _failure(name: str, split: str, error: Exception) -> InputError:
@@ -49,7 +58,8 @@ def _failure(name: str, split: str, error: Exception) -> InputError:
         )
     return InputError(
         f"{name!r}: the split {split!r} of this hub data set could not be loaded ({detail}). "
-        f"Check the split's name, or download the data and give a local path."
+        f"Check the split's name and the configuration, given as 'owner/name:configuration', or "
+        f"download the data and give a local path."
     )
 
 
@@ -59,7 +69,7 @@ def hub_rows(name: str, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
     Parameters
     ----------
     name : str
-        "owner/name".
+        "owner/name", or "owner/name:configuration" of a data set that has several.
     split : str
         As the hub names it.
 
@@ -117,7 +127,7 @@ def read_hub(
     Parameters
     ----------
     name : str
-        "owner/name".
+        "owner/name", or "owner/name:configuration" of a data set that has several.
     split : str
         As the hub names it.
     images_key, labels_key : str, optional

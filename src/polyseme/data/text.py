@@ -231,7 +231,8 @@ def read_text(
         - A ``.txt`` or ``.jsonl`` file that is gzipped, with ``.gz`` after its suffix.
         - A folder of such files, also in subfolders, sorted by path. Other and hidden files
           are passed over.
-        - A data set of the Hugging Face hub (needs datasets): ``owner/name``. It is streamed.
+        - A data set of the Hugging Face hub (needs datasets): ``owner/name``, with
+          ``:configuration`` after it where it has several. It is streamed.
         - A list of texts, or any iterable. An iterator can be read only once.
         - None for the real English that comes with Python: what its ``help()`` says about the
           language, 79 documents of 465,000 characters together in Python 3.11.

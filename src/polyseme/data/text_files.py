@@ -119,8 +119,8 @@ def _decoded(path: Path, encoding: str) -> Iterator[str]:
                 raise InputError(
                     f"{path}: byte {offset:,} is no {encoding} text ({error.reason}, "
                     f"0x{error.object[error.start] if error.object else 0:02X}); text in "
-                    f"{encoding} is expected. Give the file's own with encoding=..., such as "
-                    f"'latin-1', or convert the file."
+                    f"{encoding} is expected. Give the file's own with encoding=... (--encoding), "
+                    f"such as 'latin-1', or convert the file."
                 ) from error
             if text:
                 yield text
@@ -181,7 +181,7 @@ def text_of(row: dict[str, Any], field: str, where: str) -> str:
     if field not in row:
         raise InputError(
             f"{where}: {one_of('field', field, map(str, row))} Name the one with the text by "
-            f"field=..."
+            f"field=... (--field)."
         )
     text = row[field]
     if not isinstance(text, str):
@@ -212,7 +212,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         if field not in schema.names:
             raise InputError(
                 f"{path}: {one_of('field', field, schema.names)} Name the one with the text by "
-                f"field=..."
+                f"field=... (--field)."
             )
         kind = schema.field(field).type
         stored = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -41,8 +41,10 @@ from polyseme.pipeline.describe import (
     digest,
     plain,
 )
+from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import progress_bars, read_and_save
-from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
+from polyseme.pipeline.records import cluster_site, layout_site, site_arrays, site_info, site_tables
+from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
@@ -69,6 +71,7 @@ def analyse(
     panels: bool = True,
     panel_examples: int = 32,
     baseline: float | Array = 0.0,
+    importances: str = "none",
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int | None = None,
@@ -115,6 +118,8 @@ def analyse(
         Examples a neuron, the first of its selection, that logit effects are averaged over.
     baseline : float or array of the shape of one input
         The input from which activation maps start, in the model's units.
+    importances : {"none", "exact"}
+        Token importances of texts, see `analyse_text`.
     random_examples : int
         Random activating examples kept for each neuron.
     seed : int
@@ -159,6 +164,7 @@ def analyse(
             select=select,
             threshold=threshold,
             linkage=linkage,
+            importances=importances,
             random_examples=random_examples,
             seed=seed,
             batch_size=16 if batch_size is None else batch_size,
@@ -166,6 +172,11 @@ def analyse(
             overwrite=overwrite,
             resume=resume,
             progress=progress,
+        )
+    if importances != "none":
+        raise InputError(
+            f"importances is {importances!r}, but the data is no text, and has no tokens to mask; "
+            "'none' is expected. Images have panels=True."
         )
     if memory_budget is not None:
         raise InputError(
@@ -212,7 +223,7 @@ def analyse(
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
-            return open_run(out)
+            return open_run(out, probe=probe)
         work = _Analysis(model, source, found, writer, settings, progress)
         work.image_shape = image_shape
         work.class_names = names
@@ -243,7 +254,7 @@ class _Analysis:
         self.show = progress
 
     def run(self, select: Selector, about: dict[str, Any]) -> Run:
-        with progress_bars(self.show) as bars:
+        with progress_bars(self.show) as bars, SimilarFeatures(self.writer) as similar:
             collector = self.collect(select, bars)
             collected, inputs = collector.result()
             shape = self.shape
@@ -265,12 +276,14 @@ class _Analysis:
                 for name, frame in site_tables(one, clusterings, central).items():
                     tables[name].append(frame)
                 bars.update(task, total=1, completed=1)
-                arrays = site_arrays(one, clusterings)
+                arrays = {**site_arrays(one, clusterings), **layout_site(one)}
                 if one.site.name in maps:
                     arrays["activation_map"] = maps[one.site.name]
                 arrays.update(self.logits(number, one, inputs, bars))
                 self.writer.write_site(number, arrays)
                 infos.append(site_info(one, threshold, shape, inputs, self.source))
+                similar.add(one, tables["features"][-1])
+            similar.write(bars)
             self.writer.write_inputs(inputs)
             self.writer.write_tables(
                 **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
@@ -295,7 +308,7 @@ class _Analysis:
                     },
                 }
             )
-        return open_run(path)
+        return open_run(path, probe=probe)
 
     def collect(self, select: Selector, bars: Progress) -> Collector:
         """The pass over the data; saved every minute, when it is interrupted, and at its end."""

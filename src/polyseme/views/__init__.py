@@ -2,6 +2,7 @@
 
 from polyseme.views.neuron import Feature, Neuron
 from polyseme.views.panel import ImagePanel
+from polyseme.views.probe import Probe
 from polyseme.views.run import Run, open_run
 
-__all__ = ["Feature", "ImagePanel", "Neuron", "Run", "open_run"]
+__all__ = ["Feature", "ImagePanel", "Neuron", "Probe", "Run", "open_run"]

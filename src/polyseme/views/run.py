@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 from polyseme.errors import InputError, one_of
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.views.neuron import Neuron
+from polyseme.views.probe import Probe
 from polyseme.views.tables import Tables
 
 METRICS = (
@@ -22,20 +24,22 @@ METRICS = (
 )
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> Run:
     """Open a run folder.
 
     Parameters
     ----------
     path : str or Path
         A folder that `analyse` wrote.
+    probe : callable, optional
+        What `Run.probe` calls. ``polyseme.open_run`` gives it.
 
     Raises
     ------
     RunError
         If it is missing, no run, unfinished, of a newer version, or damaged.
     """
-    return Run(RunFolder(path))
+    return Run(RunFolder(path), probe)
 
 
 class Run:
@@ -44,10 +48,14 @@ class Run:
     Parameters
     ----------
     folder : RunFolder
+    probe : callable, optional
+        Called by `probe` with the run and all that it is given. It needs a model, and a view
+        knows none.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, probe: Callable[..., Probe] | None = None) -> None:
         self.folder = folder
+        self._probe = probe
         self.path = folder.path
         self._tables = Tables(folder)
 
@@ -129,6 +137,74 @@ class Run:
                 f"neuron is {neuron!r}; site {info.name!r} has neurons 0 to {info.n_neurons - 1}."
             )
         return Neuron(self._tables, info, int(number))
+
+    def probe(
+        self,
+        text: str,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        sites: str | Iterable[str] | None = None,
+        k: int = 10,
+        by: str = "share",
+        saes: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+    ) -> Probe:
+        """Which neurons a text activates, token by token, and in which of their meanings.
+
+        The text is read as the run's texts were: in contexts of the same length, with the same
+        tokens left out. Each activation is assigned to the neuron's feature whose centre is
+        nearest to the neuron embedding, if that is nearer than the run's threshold; see
+        `Neuron.assign`.
+
+        Parameters
+        ----------
+        text : str
+        model : torch.nn.Module, optional
+            The model that was analysed. It may be left out where that was "smollm2" or "minilm",
+            which is then loaded, and kept for the next time; no other model is loaded because a
+            run names it.
+        tokenizer : optional
+            The model's; needed with ``model``.
+        sites : str or list of str, optional
+            Names of the run's sites, or globs over them; all by default.
+        k : int
+            Most neurons listed at a token, over all sites together.
+        by : {"share", "activation"}
+            What they are ranked by. By default activation as a share of the neuron's maximum in
+            the run, so that neurons of large scale do not always win; it favours those that are
+            never more than weakly active.
+        saes : mapping of str to SAE, optional
+            The SAE of each site that is one, by the site's name.
+        max_tokens : int, optional
+            Leave out what comes after so many tokens of the text.
+
+        Returns
+        -------
+        Probe
+
+        Raises
+        ------
+        InputError
+            For an empty text, a run of images, a model or tokenizer that is missing or is not
+            the one of the run, an option out of range.
+        """
+        if self._probe is None:
+            raise InputError(
+                "This run was opened by polyseme.views, which knows no models; open it with "
+                "polyseme.open_run to probe it."
+            )
+        return self._probe(
+            self,
+            text,
+            model,
+            tokenizer,
+            sites=sites,
+            k=k,
+            by=by,
+            saes=saes,
+            max_tokens=max_tokens,
+        )
 
     def site(self, name: str) -> SiteInfo:
         """What the run records about a site."""

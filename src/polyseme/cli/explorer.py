@@ -1,0 +1,140 @@
+"""The explorer on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polyseme.cli.arguments import load_model, module
+from polyseme.cli.texts import add_remote_code, load_named_model
+
+#: models that come as packages, `polyseme.capture.language.PACKAGED`, without loading torch
+PACKAGED = ("smollm2", "minilm")
+_LONGEST_RUN_JSON = 64 * 2**20
+
+
+def add_explore(commands: Any) -> None:
+    """``polyseme explore``."""
+    text = "Look at runs in the browser: every neuron, split into its meanings."
+    explore = commands.add_parser("explore", help=text, description=text)
+    explore.set_defaults(run=_explore)
+    explore.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several compare")
+    explore.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the model that was analysed, to probe texts or classify images: a name or folder as "
+        "for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose code is run (default: the "
+        "run's own, where that is smollm2 or minilm)",
+    )
+    explore.add_argument("--device", default=None, help="of the model: cpu, cuda, mps")
+    explore.add_argument(
+        "--port", type=int, default=0, metavar="N", help="default: any that is free"
+    )
+    explore.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; any but this machine's own shows the runs to other machines "
+        "(default: %(default)s)",
+    )
+    explore.add_argument(
+        "--no-browser", action="store_true", help="print the address, and open nothing"
+    )
+    add_remote_code(explore)
+
+
+def add_export(commands: Any) -> None:
+    """``polyseme export``."""
+    text = "Write the explorer's pages as static files, to put on any web host."
+    export = commands.add_parser("export", help=text, description=text)
+    export.set_defaults(run=_export)
+    export.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several compare")
+    export.add_argument("out", metavar="OUT", help="folder to make")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    export.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from polyseme.explorer import export
+
+    out = export(options.runs, options.out, overwrite=options.overwrite, progress=not options.quiet)
+    files = [file for file in out.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    print(
+        f"The pages are in {out}: {len(files):,} files, {size / 1e6:,.1f} MB. Put them on any web "
+        f"host, or look at them here: python -m http.server --bind 127.0.0.1 --directory {out}"
+    )
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from polyseme.explorer import explore
+
+    live = _live_functions(options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        explorer = explore(
+            *options.runs,
+            port=options.port,
+            host=options.host,
+            open_browser=not options.no_browser,
+            probe=live.get("probe"),
+            classify=live.get("classify"),
+        )
+    for warning in caught:
+        print(f"polyseme: {warning.message}", file=sys.stderr)
+    print(f"The explorer is at {explorer.url} until you press Ctrl-C.", flush=True)
+    explorer.wait()
+
+
+def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]]:
+    """What needs the model, which is loaded when a page first asks for it."""
+    kind, recorded = _about(Path(options.runs[0]))
+    if kind != "text":
+        return {"classify": _Loaded(lambda: _classify(options.model))} if options.model else {}
+    # A stranger's run is not believed: what it names is loaded if it comes as a package.
+    if options.model or recorded in PACKAGED:
+        return {"probe": _Loaded(lambda: _probe(options))}
+    return {}
+
+
+def _about(folder: Path) -> tuple[Any, Any]:
+    """Kind of a run's data, and the name of its model; None where it is no run.
+
+    That is told by the reader of runs, but it takes longer to load than the server to start.
+    """
+    try:
+        with (folder / "run.json").open("rb") as file:
+            metadata = json.loads(file.read(_LONGEST_RUN_JSON))
+        return metadata["data"].get("kind"), metadata["model"].get("name")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None, None
+
+
+class _Loaded:
+    """A function that is made when it is first called."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
+        self._make = make
+        self._made: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return self._made(*arguments, **named)
+
+
+def _probe(options: argparse.Namespace) -> Callable[..., Any]:
+    live = module("polyseme.pipeline.live", "Probing a run")
+    model, tokenizer = load_named_model(options) if options.model else (None, None)
+    made: Callable[..., Any] = live.live_probe(model, tokenizer)
+    return made
+
+
+def _classify(model: str) -> Callable[..., Any]:
+    live = module("polyseme.pipeline.live", "Classifying an image")
+    made: Callable[..., Any] = live.live_classify(load_model(model))
+    return made

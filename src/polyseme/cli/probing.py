@@ -1,0 +1,84 @@
+"""The command that probes a run with a text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from polyseme.cli.arguments import module
+from polyseme.cli.texts import add_remote_code, load_named_model
+from polyseme.errors import InputError
+
+
+def add_probe(commands: Any) -> None:
+    """``polyseme probe``."""
+    text = "Show which neurons of a run a text activates, token by token, and in which meaning."
+    command = commands.add_parser("probe", help=text, description=text)
+    command.set_defaults(run=_probe)
+    command.add_argument("path", metavar="RUN", help="folder of a run of texts")
+    command.add_argument("text", metavar="TEXT", help="the text; - reads it from the input")
+    command.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the model that was analysed, as for polyseme analyse (default: the run's own, where "
+        "that is smollm2 or minilm)",
+    )
+    command.add_argument(
+        "--sites",
+        action="append",
+        metavar="NAME",
+        help="only these sites of the run, or a glob over them; may be repeated",
+    )
+    command.add_argument(
+        "--sae",
+        action="append",
+        default=[],
+        metavar="SAE",
+        help="the SAE of each site that is one, in the order of the run; may be repeated",
+    )
+    command.add_argument("-k", type=int, default=10, help="neurons a token; default: %(default)s")
+    command.add_argument(
+        "--by",
+        default="share",
+        metavar="RANKING",
+        help="what they are ranked by: share (of the neuron's maximum in the run) or activation; "
+        "default: %(default)s",
+    )
+    command.add_argument("--device", default=None, help="cpu, cuda, mps")
+    add_remote_code(command)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    opening = module("polyseme.opening", "Probing a run")
+    from rich.console import Console
+
+    run = opening.open_run(options.path)
+    given = sys.stdin.read() if options.text == "-" else options.text
+    model, tokenizer = load_named_model(options) if options.model else (None, None)
+    if model is None and options.device:
+        raise InputError("--device is for --model; give the model too.")
+    found = run.probe(
+        given,
+        model,
+        tokenizer,
+        sites=options.sites,
+        k=options.k,
+        by=options.by,
+        saes=_saes(run, options.sae),
+    )
+    Console().print(found.table())
+
+
+def _saes(run: Any, paths: list[str]) -> dict[str, Any]:
+    """The SAEs of a run's sites, by site."""
+    hooked = [site.name for site in run.folder.sites if "hook" in site.extra]
+    if paths and len(paths) != len(hooked):
+        raise InputError(
+            f"--sae is given {len(paths)} times, but {len(hooked)} sites of the run are SAEs "
+            f"({', '.join(hooked) or 'none'}); give one for each, in that order."
+        )
+    if not paths:
+        return {}
+    load = module("polyseme.sae", "Loading an SAE").load_sae
+    return {name: load(path) for name, path in zip(hooked, paths, strict=True)}

@@ -1,0 +1,401 @@
+// Everything that the pages show comes through here: fetched once, kept while there's room.
+// The same addresses exist on the live server and in a static export.
+
+import { Tensors } from "./safetensors.js";
+
+const KEPT_BYTES = 96 * 2 ** 20;
+
+/** Address -> {promise, bytes}, the longest unused first. */
+const cache = new Map();
+
+/** A request that didn't succeed, in a sentence for the reader. */
+export class DataError extends Error {}
+
+async function load(path, decode) {
+  const known = cache.get(path);
+  if (known) {
+    cache.delete(path);
+    cache.set(path, known);
+    return known.promise;
+  }
+  const entry = { bytes: 0, promise: null };
+  entry.promise = request(path).then(async (response) => {
+    const { value, bytes } = await decode(response);
+    entry.bytes = bytes;
+    evict();
+    return value;
+  });
+  entry.promise.catch(() => cache.delete(path)); // so that the next visit asks again
+  cache.set(path, entry);
+  return entry.promise;
+}
+
+async function request(path) {
+  let response;
+  try {
+    response = await fetch(path);
+  } catch {
+    throw new DataError(`${path} couldn't be fetched. Is the server still running?`);
+  }
+  if (response.ok) return response;
+  let reason = "";
+  try {
+    // Damage is told in a sentence as {"error": "..."}.
+    reason = (await response.json()).error ?? "";
+  } catch {
+    // A static host answers with a page of its own.
+  }
+  throw new DataError(reason || `${path} couldn't be fetched: the server answered ${response.status}.`);
+}
+
+function evict() {
+  let total = 0;
+  for (const { bytes } of cache.values()) total += bytes;
+  for (const [path, { bytes }] of cache) {
+    if (total <= KEPT_BYTES) break;
+    if (bytes === 0) continue; // still on its way
+    cache.delete(path);
+    total -= bytes;
+  }
+}
+
+/** A JSON file below data/. */
+export function json(path) {
+  return load(`data/${path}`, async (response) => {
+    const text = await response.text();
+    return { value: JSON.parse(text), bytes: text.length };
+  });
+}
+
+/** A safetensors file below data/. @returns {Promise<Tensors>} */
+export function tensors(path) {
+  return load(`data/${path}`, async (response) => {
+    const buffer = await unpacked(await response.arrayBuffer());
+    return { value: new Tensors(buffer), bytes: buffer.byteLength };
+  });
+}
+
+/** The bytes themselves: large files are stored gzipped, so that any static host serves them small. */
+async function unpacked(buffer) {
+  const [first, second] = new Uint8Array(buffer, 0, Math.min(2, buffer.byteLength));
+  if (first !== 0x1f || second !== 0x8b) return buffer;
+  return new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}
+
+// ------------------------------------------------------------------------------------- runs
+
+/** The runs that this explorer shows, briefly. @returns {Promise<{title: string, kind: string}[]>} */
+export async function runs() {
+  return (await json("runs.json")).runs;
+}
+
+/** Index of run `index`: its run.json, and `index` itself. */
+export async function run(index) {
+  return { ...(await json(`${index}/run.json`)), index };
+}
+
+/** Global row of a neuron, or -1 where the run has no such neuron. `site` is the site's number. */
+export function rowOf(run, site, neuron) {
+  const found = run.sites.find((s) => s.number === site);
+  return found && Number.isInteger(neuron) && neuron >= 0 && neuron < found.n_neurons ? found.first + neuron : -1;
+}
+
+/** The site and number of the neuron in a global row. */
+export function neuronOf(run, row) {
+  const site = run.sites.find((s) => row >= s.first && row < s.first + s.n_neurons);
+  return { site, neuron: row - site.first };
+}
+
+/**
+ * The table of neurons, by global row.
+ * @returns {Promise<{n: number, names: string[], column: (name: string) => ArrayLike<number>, has: (name: string) => boolean}>}
+ */
+export async function neurons(run) {
+  const file = await tensors(`${run.index}/neurons.safetensors`);
+  return {
+    n: file.shape("neuron")[0],
+    names: file.names,
+    has: (name) => file.has(name),
+    column: (name) => file.array(name),
+  };
+}
+
+// --------------------------------------------------------------------------------- one neuron
+
+/**
+ * All that is known of the neuron in a global row. Any array may be null: not in the run, or damaged.
+ *
+ * - `run`, `row`, `site` (entry of run.sites), `neuron`, `metrics` (name -> number)
+ * - `damage`: sentences about what of it can't be read
+ * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one a feature at the run's own cut
+ * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, each of length n
+ *   (images also `thumb`, `class`)
+ * - `tree`: `nodes` (2(n-1)), `heights` (n-1)
+ * - `layout`, `layoutInput`: 2n coordinates, or null
+ * - `histogram`: {counts, upper}, or null
+ * - `tokens` (texts): {width, before, vocabulary, window (n × width), shares, importances | null}
+ * - `random`: {n, input, position, activation, tokens | thumb}
+ * - `promoted`, `suppressed`: [{token, logit}], or null
+ * - `similar`: a list for each feature of {site, neuron, feature, similarity, tokens}, or null
+ * - `image`: {shapeOf(name), weights, kernel, activationMap, average, logitGradient, logitAblation, patches}, each
+ *   null where the run hasn't it; `thumbs`: {shape: [h, w, c], of(i) -> Uint8Array}
+ */
+export async function neuron(run, row) {
+  const { site, neuron } = neuronOf(run, row);
+  const pack = await packOf(run, site, neuron);
+  const at = neuron % run.pack;
+  const n = pack.counts[at];
+  const first = pack.firstExample[at];
+  const examples = (name) => pack.slice(name, first, n);
+  const nFeatures = pack.featureCounts[at];
+  const firstFeature = pack.firstFeature[at];
+  const features = (name) => pack.slice(name, firstFeature, nFeatures);
+  const metrics = {};
+  for (const name of pack.file.names) {
+    if (name.startsWith("neuron_")) metrics[name.slice("neuron_".length)] = pack.file.array(name)[at];
+  }
+  return {
+    run,
+    row,
+    site,
+    neuron,
+    metrics,
+    n,
+    nFeatures,
+    damage: pack.damage,
+    labels: pack.labels.slice(firstFeature, firstFeature + nFeatures),
+    medoids: features("feature_medoid"),
+    examples: {
+      input: examples("input"),
+      inputNumber: examples("input_number"),
+      position: examples("position"),
+      activation: examples("activation"),
+      feature: examples("feature"),
+      thumb: examples("thumb"),
+      class: examples("class"),
+    },
+    tree: {
+      nodes: pack.slice("tree_nodes", pack.firstMerge[at], pack.merges[at]),
+      heights: pack.slice("tree_heights", pack.firstMerge[at], pack.merges[at]),
+    },
+    layout: examples("layout"),
+    layoutInput: examples("layout_input"),
+    histogram: pack.file.has("histogram")
+      ? { counts: pack.slice("histogram", at, 1), upper: pack.slice("histogram_upper", at, 1)?.[0] ?? NaN }
+      : null,
+    tokens: tokensOf(run, pack, examples),
+    random: randomOf(pack, at),
+    promoted: logitTokens(pack, "promoted", at),
+    suppressed: logitTokens(pack, "suppressed", at),
+    similar: similarOf(pack, firstFeature, nFeatures),
+    image: run.image ? imageOf(pack, at, first, n) : null,
+    thumbs: pack.file.has("thumbs") ? thumbsOf(pack) : null,
+  };
+}
+
+/** Fetches what the neuron's page will need, so that going there is instant. Never fails. */
+export function prefetch(run, row) {
+  if (row < 0 || row >= run.n_neurons) return;
+  const { site, neuron } = neuronOf(run, row);
+  packOf(run, site, neuron).catch(() => {});
+}
+
+const opened = new WeakMap();
+/** The file that holds a neuron (no file holds two sites), with where each of its neurons begins. */
+async function packOf(run, site, neuron) {
+  const file = await tensors(`${run.index}/packs/${site.first_pack + Math.floor(neuron / run.pack)}.safetensors`);
+  let pack = opened.get(file);
+  if (!pack) {
+    const counts = file.array("counts");
+    const featureCounts = file.array("feature_counts");
+    // A tree of n examples has n - 1 merges, and so it has none for a dead neuron.
+    const merges = Array.from(counts, (c) => Math.max(0, c - 1));
+    pack = {
+      file,
+      counts,
+      featureCounts,
+      merges,
+      firstExample: starts(counts),
+      firstFeature: starts(featureCounts),
+      firstMerge: starts(merges),
+      vocabulary: JSON.parse(file.metadata.vocabulary ?? "[]"),
+      labels: JSON.parse(file.metadata.labels ?? "[]"),
+      damage: JSON.parse(file.metadata.damage ?? "[]"),
+      /** Rows first ... first + n of an array, flat; null where the file hasn't it. */
+      slice(name, first, n) {
+        if (!file.has(name)) return null;
+        const each = file.shape(name).slice(1).reduce((a, b) => a * b, 1);
+        return file.array(name).subarray(first * each, (first + n) * each);
+      },
+    };
+    opened.set(file, pack);
+  }
+  return pack;
+}
+
+function starts(counts) {
+  let sum = 0;
+  return Array.from(counts, (c) => (sum += c) - c);
+}
+
+function tokensOf(run, pack, examples) {
+  if (!pack.file.has("window_tokens")) return null;
+  return {
+    width: pack.file.shape("window_tokens")[1],
+    before: run.window[0],
+    vocabulary: pack.vocabulary,
+    window: examples("window_tokens"),
+    shares: examples("window_shares"),
+    importances: examples("importances"),
+  };
+}
+
+function randomOf(pack, at) {
+  if (!pack.file.has("random_counts")) return null;
+  const counts = pack.file.array("random_counts");
+  const first = starts(counts)[at];
+  const part = (name) => pack.slice(name, first, counts[at]);
+  return {
+    n: counts[at],
+    input: part("random_input"),
+    position: part("random_position"),
+    activation: part("random_activation"),
+    tokens: part("random_tokens"),
+    thumb: part("random_thumb"),
+  };
+}
+
+function logitTokens(pack, which, at) {
+  const tokens = pack.slice(`${which}_tokens`, at, 1);
+  const logits = pack.slice(`${which}_logits`, at, 1);
+  if (!tokens || !logits) return null;
+  const rows = Array.from(tokens, (t, i) => ({ token: pack.vocabulary[t], logit: logits[i] }));
+  return rows.filter(({ token, logit }) => token !== undefined && !Number.isNaN(logit));
+}
+
+function similarOf(pack, firstFeature, nFeatures) {
+  if (!pack.file.has("similar_counts")) return null;
+  const counts = pack.file.array("similar_counts");
+  const from = starts(counts);
+  const lists = [];
+  for (let f = firstFeature; f < firstFeature + nFeatures; f++) {
+    const part = (name) => pack.slice(name, from[f], counts[f]);
+    const width = pack.file.has("similar_tokens") ? pack.file.shape("similar_tokens")[1] : 0;
+    const [site, neuron, feature, similarity, tokens] = [
+      "similar_site",
+      "similar_neuron",
+      "similar_feature",
+      "similar_similarity",
+      "similar_tokens",
+    ].map(part);
+    lists.push(
+      Array.from(site, (_, i) => ({
+        site: site[i],
+        neuron: neuron[i],
+        feature: feature[i],
+        similarity: similarity[i],
+        tokens: tokens && words(pack.vocabulary, tokens.subarray(i * width, (i + 1) * width)),
+        thumb: part("similar_thumb")?.[i],
+      })),
+    );
+  }
+  return lists;
+}
+
+/** The strings of a row of tokens; null where the window is beyond the context. */
+function words(vocabulary, row) {
+  return Array.from(row, (t) => (t < 0 ? null : vocabulary[t]));
+}
+
+function imageOf(pack, at, first, n) {
+  const one = (name) => pack.slice(name, at, 1);
+  return {
+    weights: one("weights"),
+    activationMap: one("activation_map"),
+    average: one("average"),
+    kernel: one("kernel"),
+    logitGradient: one("logit_gradient"),
+    logitAblation: one("logit_ablation"),
+    patches: pack.slice("patches", first, n),
+    shapeOf: (name) => (pack.file.has(name) ? pack.file.shape(name).slice(1) : null),
+  };
+}
+
+function thumbsOf(pack) {
+  const shape = pack.file.shape("thumbs").slice(1);
+  const size = shape.reduce((a, b) => a * b, 1);
+  const pixels = pack.file.array("thumbs");
+  return { shape, of: (i) => pixels.subarray(i * size, (i + 1) * size) };
+}
+
+/** Strings of the window of example `i` of a neuron's `tokens` (or `random`); null beyond the context. */
+export function windowOf(tokens, i, rows = tokens.window) {
+  return words(tokens.vocabulary, rows.subarray(i * tokens.width, (i + 1) * tokens.width));
+}
+
+/**
+ * A whole context by its row in the run's inputs.
+ * @returns {Promise<{tokens: string[], number: number}>} `number` is its place in the user's data.
+ */
+export async function context(run, input) {
+  const each = run.contexts_per_file;
+  const file = await tensors(`${run.index}/contexts/${Math.floor(input / each)}.safetensors`);
+  const vocabulary = JSON.parse(file.metadata.vocabulary);
+  const [, width] = file.shape("tokens");
+  const i = input % each;
+  const row = file.array("tokens").subarray(i * width, i * width + file.array("lengths")[i]);
+  return { tokens: words(vocabulary, row), number: file.array("number")[i] };
+}
+
+// ------------------------------------------------------------------------------------ search
+
+/**
+ * All words that have features, sorted by code point, and the file where each one's are.
+ * @returns {Promise<{words: string[], shards: number[]}>}
+ */
+export async function vocabulary(run) {
+  return json(`${run.index}/search/words.json`);
+}
+
+/**
+ * Features for one word (as spelled in the list of words).
+ * @returns {Promise<{site: number, neuron: number, feature: number, examples: number, label: string}[]>}
+ */
+export async function wordFeatures(run, shard, word) {
+  const found = (await json(`${run.index}/search/${shard}.json`))[word] ?? [];
+  return found.map(([site, neuron, feature, examples, label]) => ({ site, neuron, feature, examples, label }));
+}
+
+// ----------------------------------------------------------------------------------- two runs
+
+/** The comparison of all runs, or null where there's one. */
+export async function comparison() {
+  return (await runs()).length < 2 ? null : json("compare.json");
+}
+
+/** For each neuron of the first run its best match in the second (row -1: none). */
+export async function pairs() {
+  const file = await tensors("pairs.safetensors");
+  return { row: file.array("row"), similarity: file.array("similarity"), by: file.metadata.by ?? "direction" };
+}
+
+// ------------------------------------------------------------------------------ live functions
+
+/** Calls a function of the live server. @throws {DataError} with the server's sentence. */
+export async function live(name, body, signal) {
+  let response;
+  try {
+    response = await fetch(`api/${name}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", "X-Polyseme": "1" },
+      body: JSON.stringify(body),
+      signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new DataError("The server didn't answer. Is it still running?");
+  }
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new DataError(answer.error ?? `The server answered ${response.status}.`);
+  return answer;
+}

@@ -1,0 +1,162 @@
+// The features of a neuron that reads texts, side by side, the largest first; single examples
+// are folded into one card at the end.
+
+import { count, number } from "./format.js";
+import { h } from "./dom.js";
+import { Gradual } from "./gradual.js";
+import { neuronAddress } from "./route.js";
+import { siteName } from "./lookup.js";
+import { ownFeature } from "./cut.js";
+import { isChosen } from "./feature-map.js";
+import { badge, colourClass, paletteOf } from "./palette.js";
+import { distinctive } from "./recut.js";
+import { hasImpliedSpaces, tokenChip } from "./tokens.js";
+import { textSample } from "./windows.js";
+
+const SHOWN = 6;
+const SINGLES_SHOWN = 24;
+const LABEL_TOKENS = 5;
+const SAMPLE_BEFORE = 8; // tokens before the activating one in a sample of a similar feature
+
+/**
+ * @param {object} neuron as data.js has it
+ * @param {object} lines see windows.js
+ * @param {AbortSignal} signal
+ * @returns {{element: HTMLElement, show: (cut: object, chosen: string | null) => void}}
+ */
+export function featureCards(neuron, lines, signal) {
+  const element = h("div", { class: "feature-cards" });
+  const whole = new Set(); // first examples of features whose examples are all shown
+  let unfolded = false; // the single examples: false, "some" or "all"
+  const cards = new Gradual(element, signal);
+  let state = null;
+  lines.listen(element);
+
+  /** @param {object} cut @param {string | null} chosen a feature's number, "singles", or null for all */
+  function show(cut, chosen) {
+    state = { cut, chosen };
+    const names = tokensOf(cut);
+    const makers = [];
+    for (let feature = 0; feature < cut.shared; feature++) {
+      if (chosen === null || chosen === String(feature)) makers.push(() => card(feature, names[feature]));
+    }
+    if (cut.n > cut.shared && (chosen === null || chosen === "singles" || Number(chosen) >= cut.shared)) {
+      makers.push(singles);
+    }
+    element.classList.toggle("one", makers.length === 1);
+    cards.fill(makers);
+  }
+
+  function tokensOf(cut) {
+    const { tokens } = neuron;
+    return distinctive(tokens.window, tokens.width, tokens.before, cut.labels, LABEL_TOKENS);
+  }
+
+  function card(feature, tokens) {
+    const { cut, chosen } = state;
+    const members = cut.features[feature];
+    const place = paletteOf(feature, members.length);
+    const all = chosen !== null || whole.has(members[0]);
+    const shown = all ? members : members.slice(0, SHOWN);
+    const activations = members.map((example) => neuron.examples.activation[example]);
+    const mean = activations.reduce((a, b) => a + b, 0) / members.length;
+    return h("section", { class: `card feature ${colourClass(place)}`, dataset: { feature } },
+      h("header", {},
+        h("h3", {}, h("span", { class: "visually-hidden" }, "Feature "), badge(feature, place)),
+        h("span", { class: "feature-size" }, `${members.length} of ${count(neuron.n, "example")}`),
+        h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: percentOf(members.length) } })),
+        h("span", { class: "quiet-text small" }, `mean activation ${number(mean)}`)),
+      h("p", { class: "chips", "aria-label": "Distinctive tokens" },
+        tokens.map((token) => tokenChip(neuron.tokens.vocabulary[token]))),
+      h("ol", { class: "lines" }, shown.map((example) => lines.line(example))),
+      members.length > SHOWN && chosen === null && h("button", {
+        type: "button", class: "link", "aria-expanded": String(all),
+        onclick: () => {
+          if (all) whole.delete(members[0]);
+          else whole.add(members[0]);
+          refresh(feature);
+        },
+      }, all ? `Show ${SHOWN}` : `Show all ${members.length}`),
+      similar(members));
+  }
+
+  function percentOf(size) {
+    return `${((100 * size) / neuron.n).toFixed(2)}%`;
+  }
+
+  /** Draws one card anew, the focus staying on its button. */
+  function refresh(feature) {
+    show(state.cut, state.chosen);
+    cards.finish();
+    element.querySelector(`[data-feature="${feature}"] > button`)?.focus({ preventScroll: true });
+  }
+
+  function singles() {
+    const { cut, chosen } = state;
+    const examples = cut.features.slice(cut.shared).map(([example]) => example);
+    examples.sort((a, b) => neuron.examples.activation[b] - neuron.examples.activation[a]);
+    const list = h("ol", { class: "lines" });
+    let shown = 0;
+    const more = h("button", { type: "button", class: "link", onclick: () => fill() });
+    const fill = () => {
+      const next = examples.slice(shown, shown === 0 && unfolded !== "all" ? SINGLES_SHOWN : examples.length);
+      list.append(...next.map((example) => lines.line(example)));
+      shown += next.length;
+      more.hidden = shown >= examples.length;
+      more.textContent = `Show all ${examples.length}`;
+    };
+    const details = h("details", { open: Boolean(unfolded) || chosen !== null },
+      h("summary", {}, h("h3", {}, count(examples.length, "single example"))),
+      h("p", { class: "quiet-text small" }, "Each is nearer than the threshold to no other, and so a feature of its own."),
+      list, more);
+    // Lines that nobody sees are not made.
+    if (details.open) fill();
+    details.addEventListener("toggle", () => {
+      unfolded = details.open && (unfolded || "some");
+      if (details.open && shown === 0) fill();
+    });
+    return h("section", { class: "card feature f-rest" }, details);
+  }
+
+  function similar(members) {
+    if (!neuron.similar) return null;
+    const own = ownFeature(neuron, members);
+    if (own < 0) {
+      return h("p", { class: "quiet-text small" }, "Features like it are known at the run’s own cut.");
+    }
+    const found = neuron.similar[own];
+    if (!found?.length) return null;
+    const implied = hasImpliedSpaces(neuron.tokens.vocabulary);
+    const details = h("details", { class: "similar" }, h("summary", {}, `Similar features (${found.length})`));
+    details.addEventListener("toggle", () => {
+      if (details.childElementCount > 1) return;
+      details.append(h("ol", { class: "lines" }, found.map((other) => similarLine(other, implied))));
+    });
+    return details;
+  }
+
+  function similarLine(other, implied) {
+    const site = neuron.run.sites.find((s) => s.number === other.site);
+    return h("li", { class: "line similar-line" },
+      h("a", {
+        href: neuronAddress(neuron.run.index, other.site, other.neuron, { feature: other.feature }),
+        title: `${siteName(neuron.run, site)}, neuron ${other.neuron}, feature ${other.feature}`,
+      }, `${other.site}/${other.neuron}`, h("small", {}, ` #${other.feature}`)),
+      h("span", { class: "line-value", title: "similarity" }, number(other.similarity, 2)),
+      other.tokens && textSample(other.tokens, SAMPLE_BEFORE, { implied }));
+  }
+
+  /** Shows the line of an example wherever it's folded away. */
+  function reveal(example) {
+    const { cut, chosen } = state;
+    const members = cut.features[cut.labels[example]];
+    cards.finish();
+    if (lines.line(example).isConnected) return;
+    if (members.length > 1) whole.add(members[0]);
+    else unfolded = "all";
+    show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
+    cards.finish();
+  }
+
+  return { element, show, reveal };
+}

@@ -1,0 +1,170 @@
+// The header and footer that surround every page.
+
+import * as data from "./data.js";
+import { h, replace, uniqueId } from "./dom.js";
+import { address, neuronAddress } from "./route.js";
+import { directNeuron } from "./lookup.js";
+
+let shown = null; // what the header was built for
+
+/** Builds the header, or only marks another page where that's all that changed. */
+export function header(element, state) {
+  const key = `${state.run?.index}`;
+  if (shown !== key) {
+    shown = key;
+    replace(element, h("div", { class: "top-in" }, brand(state), navigation(state), search(state), tools(state)));
+  }
+  for (const link of element.querySelectorAll("nav a")) {
+    if (link.dataset.page === state.route.page) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const field = element.querySelector("input[type=search]");
+  if (field && state.route.page === "search") field.value = state.route.query.get("q") ?? "";
+}
+
+function brand(state) {
+  return h(
+    "a",
+    { class: "brand", href: address("overview", [], { run: state.run?.index }), "aria-label": "polyseme: overview" },
+    h("img", { src: "static/logo.svg", alt: "", width: 28, height: 28 }),
+    h("span", { class: "wordmark" }, "polyseme"),
+  );
+}
+
+function navigation(state) {
+  const { run, runs, live } = state;
+  const pages = [["overview", "Overview"]];
+  if (run?.kind === "text" && live.has("probe")) pages.push(["probe", "Probe"]);
+  if (run?.kind === "image" && live.has("classify")) pages.push(["classify", "Classify"]);
+  if (runs.length > 1) pages.push(["compare", "Compare"]);
+  pages.push(["about", "About"]);
+  return h(
+    "nav",
+    { "aria-label": "Pages" },
+    runs.length > 1 && run && runSwitch(state),
+    pages.map(([page, name]) =>
+      h("a", { href: address(page, [], { run: run?.index }), dataset: { page } }, name),
+    ),
+  );
+}
+
+function runSwitch({ runs, run }) {
+  const select = h(
+    "select",
+    { "aria-label": "Run", class: "run-switch", onchange: () => (location.hash = address("overview", [], { run: select.value })) },
+    runs.map((other, i) => h("option", { value: i, selected: i === run.index }, other.title)),
+  );
+  return select;
+}
+
+function search({ run }) {
+  const list = h("datalist", { id: uniqueId("words") });
+  const field = h("input", {
+    type: "search",
+    name: "q",
+    placeholder: "12/345, a word, a label",
+    "aria-label": "Search for a neuron, a word or a label",
+    list: list.id,
+    autocomplete: "off",
+    spellcheck: "false",
+    enterkeyhint: "search",
+  });
+  field.addEventListener("input", async () => {
+    const start = field.value.trim().toLowerCase();
+    const { words } = run?.has?.search ? await data.vocabulary(run).catch(() => ({ words: [] })) : { words: [] };
+    const found = start ? words.filter((w) => w.startsWith(start)).slice(0, 10) : [];
+    replace(list, found.map((value) => h("option", { value })));
+  });
+  const submit = (event) => {
+    event.preventDefault();
+    const q = field.value.trim();
+    if (!q || !run) return;
+    const neuron = directNeuron(run, q);
+    location.hash = neuron
+      ? neuronAddress(run.index, neuron.site, neuron.neuron)
+      : address("search", [], { run: run.index, q });
+    field.blur();
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || !field.isConnected) return;
+    if (event.target instanceof Element && event.target.closest("input, textarea, select")) return;
+    event.preventDefault();
+    field.focus();
+    field.select();
+  });
+  return h(
+    "form",
+    { role: "search", class: "search", onsubmit: submit },
+    field,
+    h("kbd", { "aria-hidden": "true" }, "/"),
+    list,
+  );
+}
+
+function tools({ run }) {
+  return h(
+    "div",
+    { class: "tools" },
+    run &&
+      h(
+        "button",
+        { type: "button", class: "quiet", "aria-label": "I’m feeling lucky", title: "A neuron at random, among those with more than one feature", onclick: () => lucky(run) },
+        h("span", { class: "lucky-long" }, "I’m feeling lucky"),
+        h("span", { class: "lucky-short" }, "Lucky"),
+      ),
+    themeButton(),
+  );
+}
+
+/** Goes to a random neuron, one with features to tell apart where there is any. */
+async function lucky(run) {
+  const table = await data.neurons(run);
+  const [clusters, examples] = [table.column("n_clusters"), table.column("n_examples")];
+  const several = [];
+  const alive = [];
+  for (let row = 0; row < table.n; row++) {
+    if (examples[row] > 0) alive.push(row);
+    if (clusters[row] > 1) several.push(row);
+  }
+  const among = several.length ? several : alive;
+  if (!among.length) return;
+  const { site, neuron } = data.neuronOf(run, among[Math.floor(Math.random() * among.length)]);
+  location.hash = neuronAddress(run.index, site.number, neuron);
+}
+
+function themeButton() {
+  const dark = () =>
+    (document.documentElement.dataset.theme ??
+      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const button = h("button", { type: "button", class: "quiet theme" });
+  const name = () => {
+    replace(button, h("span", { class: "theme-icon", "aria-hidden": "true" }));
+    button.setAttribute("aria-label", dark() ? "Light theme" : "Dark theme");
+    button.title = button.getAttribute("aria-label");
+  };
+  const changed = () => {
+    name();
+    window.dispatchEvent(new Event("themechange"));
+  };
+  button.addEventListener("click", () => {
+    const theme = dark() ? "light" : "dark";
+    document.documentElement.dataset.theme = theme;
+    try {
+      localStorage.setItem("polyseme-theme", theme);
+    } catch {
+      // Storage may be forbidden; the choice then lasts as long as the page.
+    }
+    changed();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+  name();
+  return button;
+}
+
+export function footer(element, { run }) {
+  replace(
+    element,
+    h("p", {}, h("span", { class: "wordmark" }, "polyseme"), run ? ` ${run.polyseme_version}` : ""),
+    h("p", {}, h("a", { href: address("about", [], { run: run?.index }) }, "What the metrics mean, and what they do not")),
+  );
+}

@@ -1,0 +1,166 @@
+// What the pages of neurons share: the head, the choice of features, the metrics, the side with
+// the tree and the pictures.
+
+import * as data from "./data.js";
+import { h, replace, uniqueId } from "./dom.js";
+import { count, number, percent, whole } from "./format.js";
+import { siteName } from "./lookup.js";
+import { metric, metricNames } from "./metrics.js";
+import { activations } from "./activations.js";
+import { hasTree } from "./cut.js";
+import { dendrogram } from "./dendrogram.js";
+import { exampleMap } from "./feature-map.js";
+import { neighbourKeys } from "./neuron-view.js";
+import { badge, paletteOf } from "./palette.js";
+import { distances } from "./recut.js";
+
+/** The head of a page: which neuron, its neighbours, and its figures at the present cut. */
+export function head(view, { lead = null } = {}) {
+  const { neuron } = view;
+  const { run, site } = neuron;
+  const links = [["Previous", -1], ["Next", 1]].map(([name, step]) => {
+    const next = view.neighbour(step);
+    const arrow = h("span", { "aria-hidden": "true" }, step < 0 ? "←" : "→");
+    if (next === null) return h("span", { class: "button disabled", "aria-hidden": "true" }, arrow);
+    data.prefetch(run, site.first + next);
+    return { step, element: h("a", { class: "button", rel: step < 0 ? "prev" : "next", "aria-label": `${name} neuron`, title: `${name} neuron (arrow key)` }, arrow) };
+  });
+  const follow = () => {
+    for (const link of links) if (link.step) link.element.href = view.addressOf(view.neighbour(link.step));
+  };
+  view.onQuery.push(follow);
+  // The address also changes where only what the page shows does.
+  for (const { step, element } of links) if (step) element.addEventListener("pointerdown", follow);
+  neighbourKeys(view);
+  return h("header", { class: "neuron-head" },
+    h("div", { class: "neuron-title" },
+      h("h1", {}, h("span", { class: "neuron-site" }, siteName(run, site)), h("span", { class: "slash" }, " / "), String(neuron.neuron)),
+      h("nav", { class: "neighbours", "aria-label": "Neighbouring neurons" }, links.map((link) => link.element ?? link))),
+    neuron.damage?.map((sentence) => h("p", { class: "notice bad" }, sentence)),
+    lead);
+}
+
+/** Said instead of everything else of a neuron without examples. */
+export function deadNotice(neuron) {
+  return h("p", { class: "notice" },
+    neuron.metrics.density > 0
+      ? "None of the inputs that activate this neuron met the run's selection, so it has no examples and no features."
+      : "A dead neuron: none of the inputs activates it, so it has no examples and no features.");
+}
+
+/** Figures that follow the cut. @returns {import("./neuron-view.js").Part & {element: HTMLElement}} */
+export function figures(neuron) {
+  const element = h("dl", { class: "stats neuron-figures" });
+  const averages = (neuron.run.settings?.linkage ?? "average") === "average" && hasTree(neuron);
+  const m = neuron.metrics;
+  const inputs = neuron.run.kind === "text" ? "contexts" : "inputs";
+  const active = activeInputs(neuron);
+  return {
+    element,
+    show(cut) {
+      const at = averages
+        ? distances(neuron.tree, neuron.n, cut.threshold)
+        : { within: cut.own ? m.intra_cluster_distance : NaN, between: cut.own ? m.inter_cluster_distance : NaN };
+      replace(element, [
+        ["n_examples", whole(neuron.n), active > 0 && `of ${whole(active)}`],
+        ["n_clusters", whole(cut.n)],
+        ["largest_share", percent(cut.features[0].length / neuron.n)],
+        ["mean_distance", number(m.mean_distance)],
+        ["intra_cluster_distance", number(at.within)],
+        ["inter_cluster_distance", number(at.between)],
+        ["calibrated_distance", number(m.calibrated_distance)],
+        ["density", percent(m.density), `of ${inputs}`],
+        ["max_activation", number(m.max_activation)],
+      ].map(([name, value, more]) => {
+        const { label, reading } = metric(name);
+        return h("div", { title: reading }, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, ` ${more}`)));
+      }));
+    },
+  };
+}
+
+/** How many inputs activate a neuron: those that its examples were chosen from. */
+export function activeInputs(neuron) {
+  return neuron.histogram ? neuron.histogram.counts.reduce((a, b) => a + b, 0) : NaN;
+}
+
+/** All metrics of the neuron, each with a sentence on how to read it. */
+export function metricsTable(neuron) {
+  const rows = metricNames(Object.keys(neuron.metrics)).map((name) => {
+    const { label, reading, kind } = metric(name);
+    const value = neuron.metrics[name];
+    const text = kind === "integer" ? whole(value) : kind === "share" ? percent(value) : number(value, 4);
+    return h("tr", {}, h("th", { scope: "row" }, label), h("td", { class: "num" }, text), h("td", { class: "reading" }, reading));
+  });
+  return h("div", { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Table of metrics" },
+    h("table", { class: "plain metrics" },
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Metric"), h("th", { scope: "col", class: "num" }, "Value"), h("th", { scope: "col" }, "How to read it"))),
+      h("tbody", {}, rows)));
+}
+
+/** A part of the page in a frame of its own, under a heading. */
+export function card(title, ...children) {
+  const id = uniqueId("part");
+  return h("section", { class: "card", "aria-labelledby": id }, h("header", {}, h("h2", { id }, title)), children);
+}
+
+/** Which feature is shown: all of them side by side, or one. */
+export function featureChoice(view) {
+  const element = h("nav", { class: "feature-choice", "aria-label": "Features" });
+  const go = (feature) => view.ctx.navigate({ feature });
+  return {
+    element,
+    show(cut, chosen) {
+      const item = (feature, ...content) =>
+        h("button", {
+          type: "button", class: "feature-tab", "aria-pressed": String(chosen === feature), dataset: { tab: feature ?? "all" },
+          onclick: () => {
+            go(feature);
+            // The buttons are made anew; whoever goes on with the keyboard keeps the place.
+            element.querySelector(`[data-tab="${feature ?? "all"}"]`)?.focus();
+          },
+        }, content);
+      const items = [item(null, "All")];
+      for (let feature = 0; feature < cut.shared; feature++) {
+        const size = cut.features[feature].length;
+        items.push(item(String(feature), badge(feature, paletteOf(feature, size)), h("small", {}, ` ${size}`)));
+      }
+      if (cut.n > cut.shared) items.push(item("singles", `${count(cut.n - cut.shared, "single")}`));
+      replace(element, items);
+    },
+  };
+}
+
+/** The tree, the pictures and the activations, in a column that stays in sight. */
+export function side(view, { tell }) {
+  const { neuron, link, signal } = view;
+  const parts = [];
+  if (neuron.n > 1 && hasTree(neuron)) {
+    const onThreshold = (value, settled) => view.setThreshold(value, settled);
+    const tree = view.add(dendrogram(neuron, { signal, link, onThreshold }));
+    parts.push(h("div", { class: "side-tree" }, card("Where to cut", tree)));
+  } else if (neuron.n > 1) {
+    parts.push(h("p", { class: "notice" }, "The trees of this run can't be read, so its features are shown as it cut them."));
+  }
+  const pictures = [
+    ["layout", "As the neuron reads them", "Neuron embeddings: examples near each other meet the neuron's weights alike."],
+    ["layoutInput", "Before the neuron", "The layer's inputs themselves: near each other means alike whatever the neuron reads."],
+  ].filter(([name]) => neuron[name]?.length && neuron.n > 1);
+  const rest = [];
+  if (pictures.length) {
+    const maps = pictures.map(([name, title, says]) =>
+      view.add(exampleMap(neuron, { layout: neuron[name], title, says, link, signal, tell })));
+    rest.push(card("Examples in two dimensions",
+      h("div", { class: "maps" }, maps),
+      h("p", { class: "quiet-text small" }, "The two leading directions of the cosine geometry, with the neuron's weights (left) and without. A point is an example, its shape and colour the feature.")));
+  }
+  if (neuron.histogram && neuron.n) {
+    rest.push(card("Activations", view.add(activations(neuron, { link, signal }))));
+  }
+  parts.push(h("div", { class: "side-pictures" }, rest));
+  const element = h("div", { class: "neuron-side" }, parts);
+  const observer = new ResizeObserver(() => element.style.setProperty("--height", `${element.offsetHeight}px`));
+  observer.observe(element);
+  signal.addEventListener("abort", () => observer.disconnect());
+  return element;
+}

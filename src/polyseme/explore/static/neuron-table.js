@@ -1,0 +1,69 @@
+// All neurons of a run in a table, by any column.
+
+import * as data from "./data.js";
+import { h, replace } from "./dom.js";
+import { value, whole } from "./format.js";
+import { Grid } from "./grid.js";
+import { metric } from "./metrics.js";
+import { neuronAddress } from "./route.js";
+
+export function neuronTable(element, { run, table, names, change }, signal) {
+  const box = h("div");
+  replace(element, h("header", {}, h("h2", {}, "All neurons"), h("p", { class: "reading" }, "Sort by a column’s name.")), box);
+  const columns = [
+    { name: "neuron", label: "Neuron", hint: "Layer and number", cell: link },
+    ...names.map((name) => {
+      const { label, reading, kind } = metric(name);
+      const values = table.column(name);
+      return { name, label, hint: reading, num: true, cell: (row) => value(values[row], kind) };
+    }),
+  ];
+  let sort = "neuron";
+  const grid = new Grid(
+    box,
+    {
+      label: "All neurons",
+      columns,
+      empty: "No neuron is in the selection.",
+      onSort(name) {
+        // Metrics are most often looked at from the top.
+        const down = name === "neuron" ? sort === "neuron" : sort !== `-${name}`;
+        change({ sort: down ? `-${name}` : name });
+      },
+    },
+    signal,
+  );
+
+  function link(row) {
+    const { site, neuron } = data.neuronOf(run, row);
+    return h(
+      "a",
+      { href: neuronAddress(run.index, site.number, neuron), title: site.name, onpointerenter: () => data.prefetch(run, row) },
+      run.sites.length > 1 ? `${site.number}/${neuron}` : whole(neuron),
+    );
+  }
+
+  return {
+    show(query, keep) {
+      const asked = query.get("sort") ?? "neuron";
+      const name = asked.replace(/^-/, "");
+      sort = name === "neuron" || names.includes(name) ? asked : "neuron";
+      grid.show(sorted(table, sort, keep), sort);
+    },
+  };
+}
+
+/** Rows in order; those without a value come last either way, equal ones by number. */
+function sorted(table, sort, keep) {
+  const rows = [];
+  for (let row = 0; row < table.n; row++) if (!keep || keep[row]) rows.push(row);
+  const name = sort.replace(/^-/, "");
+  const sign = sort.startsWith("-") ? -1 : 1;
+  if (name === "neuron") return sign < 0 ? rows.reverse() : rows;
+  const values = table.column(name);
+  return rows.sort((a, b) => {
+    const [u, v] = [values[a], values[b]];
+    if (Number.isNaN(u) || Number.isNaN(v)) return Number.isNaN(u) - Number.isNaN(v) || a - b;
+    return sign * (u - v) || a - b;
+  });
+}

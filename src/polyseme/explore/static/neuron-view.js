@@ -1,0 +1,163 @@
+// The state of a neuron's page: its address, the cut, and the parts that show it.
+
+import * as data from "./data.js";
+import { count, number } from "./format.js";
+import { cutNeuron, thresholdOf } from "./cut.js";
+import { links } from "./link.js";
+import { neuronAddress } from "./route.js";
+import { typing } from "./keys.js";
+
+/** The neuron that an address names. @throws {data.DataError} if there's none */
+export async function openNeuron({ run, params }) {
+  const [site, neuron] = params.map(Number);
+  const row = data.rowOf(run, site, neuron);
+  if (row >= 0) return data.neuron(run, row);
+  const found = run.sites.find((s) => s.number === site);
+  throw new data.DataError(
+    found
+      ? `${found.name} has no neuron ${params[1]}; its neurons are 0 to ${found.n_neurons - 1}.`
+      : `There's no site ${params[0]}; the sites of this run are ${run.sites.map((s) => s.number).join(", ")}.`,
+  );
+}
+
+/**
+ * @typedef {object} Part
+ * @property {(cut: import("./cut.js").Cut, chosen: string | null) => void} show
+ */
+
+export class NeuronView {
+  /**
+   * @param {object} neuron as data.js has it
+   * @param {object} ctx see app.js
+   */
+  constructor(neuron, ctx) {
+    this.neuron = neuron;
+    this.ctx = ctx;
+    this.signal = ctx.signal;
+    this.link = links((example) => this.open(example));
+    /** @type {Part[]} */
+    this.parts = [];
+    /** Called with each query, before the parts are shown. */
+    this.onQuery = [];
+    /** Called when another example is opened, or none. */
+    this.onOpen = [];
+    this.example = null;
+    this.chosen = null;
+    this.cut = null;
+    this._threshold = null;
+    this._frame = 0;
+    if (neuron.n) this._keys();
+  }
+
+  add(part) {
+    this.parts.push(part);
+    return part.element;
+  }
+
+  /** Shows what an address says. */
+  update(query) {
+    const { neuron } = this;
+    for (const listener of this.onQuery) listener(query);
+    if (!neuron.n) return;
+    const threshold = thresholdOf(query, neuron);
+    if (this.cut?.threshold !== threshold) this.cut = cutNeuron(neuron, threshold);
+    this.chosen = query.get("feature");
+    this._show();
+    const example = query.has("example") ? Number(query.get("example")) : null;
+    this._open(example !== null && example >= 0 && example < neuron.n ? example : null);
+  }
+
+  _show() {
+    for (const part of this.parts) part.show(this.cut, this.chosen);
+  }
+
+  /** Cuts the tree elsewhere: at once for the eye, in the address and aloud when it's settled. */
+  setThreshold(threshold, settled) {
+    this._threshold = threshold;
+    if (!this._frame) {
+      // Many events come between two pictures; only the last one's is seen.
+      this._frame = requestAnimationFrame(() => {
+        this._frame = 0;
+        this._recut();
+      });
+    }
+    if (!settled) return;
+    cancelAnimationFrame(this._frame);
+    this._frame = 0;
+    this._recut();
+    this.ctx.navigate({ threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
+    this.ctx.announce(`${count(this.cut.n, "feature")} at ${number(threshold)}`);
+  }
+
+  _recut() {
+    if (this._threshold === this.cut.threshold) return;
+    const began = performance.now();
+    this.cut = cutNeuron(this.neuron, this._threshold);
+    // Feature 3 of one cut is another in the next.
+    this.chosen = null;
+    this._show();
+    performance.measure("recut", { start: began });
+  }
+
+  /** Opens an example, or closes the open one. */
+  open(example) {
+    this._open(example);
+    this.ctx.navigate({ example }, { replace: true });
+  }
+
+  _open(example) {
+    if (example === this.example) return;
+    this.example = example;
+    for (const listener of this.onOpen) listener(example);
+  }
+
+  /** Address of another neuron of the site, with what carries over. */
+  addressOf(neuron) {
+    const { run, site } = this.neuron;
+    const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
+    const kept = Object.fromEntries(["threshold", "shade"].map((name) => [name, query.get(name)]));
+    return neuronAddress(run.index, site.number, neuron, kept);
+  }
+
+  /** Number of the neuron before (-1) or after (1) in its site, or null at the end. */
+  neighbour(step) {
+    const next = this.neuron.neuron + step;
+    return next >= 0 && next < this.neuron.site.n_neurons ? next : null;
+  }
+
+  _keys() {
+    document.addEventListener("keydown", (event) => {
+      if (typing(event) || event.shiftKey) return;
+      const step = { j: 1, k: -1 }[event.key];
+      if (step) this._nextFeature(step);
+      else if (event.key === "Escape" && this.example !== null) this.open(null);
+      else return;
+      event.preventDefault();
+    }, { signal: this.signal });
+  }
+
+  _nextFeature(step) {
+    const { cut } = this;
+    const names = Array.from({ length: cut.shared }, (_, feature) => String(feature));
+    if (cut.n > cut.shared) names.push("singles");
+    const at = names.indexOf(this.chosen);
+    const next = at < 0 ? (step > 0 ? 0 : names.length - 1) : at + step;
+    const feature = names[next] ?? null;
+    // The address brings it about; a key that comes sooner must count from here.
+    this.chosen = feature;
+    this.ctx.navigate({ feature });
+    this.ctx.announce(feature === null ? "All features" : feature === "singles" ? "Single examples" : `Feature ${feature}`);
+  }
+}
+
+/** Arrow keys go to the neurons before and after. */
+export function neighbourKeys(view) {
+  document.addEventListener("keydown", (event) => {
+    if (typing(event) || event.shiftKey) return;
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const next = step && view.neighbour(step);
+    if (next === null || next === undefined) return;
+    event.preventDefault();
+    location.hash = view.addressOf(next);
+  }, { signal: view.signal });
+}

@@ -1,0 +1,203 @@
+// Which meaning fired: a text of the reader's own, token by token. Live server only.
+
+import * as data from "../data.js";
+import { h, replace, uniqueId } from "../dom.js";
+import { count, number, percent } from "../format.js";
+import { siteName } from "../lookup.js";
+import { marker, paletteOf } from "../palette.js";
+import { neuronAddress } from "../route.js";
+import { direction, plain, shaded } from "../tokens.js";
+
+const LONGEST = 10_000; // characters that the server takes
+const TRY = "They sat on the bank of the river. The bank raised its rates again.";
+const STRONGEST = 20; // rows where no token is chosen
+
+export async function render(main, ctx) {
+  const { run } = ctx;
+  if (run.kind !== "text") throw new data.DataError("This run is one of images, so there's no text to probe it with.");
+  main.append(h("h1", {}, "Probe"));
+  if (!ctx.live.has("probe")) {
+    main.append(
+      h("p", { class: "lead" }, "Type a text and see which neurons it activates at each token, and in which of their meanings."),
+      h("p", { class: "notice" }, "This needs the model, which these pages don't have. Open the run with it: ",
+        h("code", {}, "polyseme explore RUN --model MODEL"), "."));
+    return null;
+  }
+  const field = h("textarea", {
+    id: uniqueId("text"), rows: 3, maxlength: LONGEST, spellcheck: "false", autocomplete: "off", placeholder: TRY, dir: "auto",
+  });
+  const status = h("p", { class: "probe-status", role: "status" });
+  const result = h("div", { class: "probe-result" });
+  const button = h("button", { class: "primary", type: "submit" }, "Probe");
+  const form = h("form", { class: "probe-form", onsubmit: submit },
+    h("label", { for: field.id }, "Text"), field,
+    h("div", { class: "probe-buttons" }, button,
+      h("button", { type: "button", class: "quiet", onclick: () => ctx.navigate({ q: TRY, token: null }) }, "Try an example")));
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+  main.append(
+    h("p", { class: "lead" }, "Type a text and see which neurons it activates at each token, and in which of their meanings. Neurons are ranked by the share of their own maximum in the run, so that large scales don't always win."),
+    form, status, result);
+
+  let asked = null;
+  let view = null;
+
+  function submit(event) {
+    event.preventDefault();
+    const q = field.value || TRY;
+    if (q === asked) ask(q);
+    else ctx.navigate({ q, token: null });
+  }
+
+  async function ask(q) {
+    asked = q;
+    view = null;
+    button.disabled = true;
+    status.textContent = "Reading… the first text takes a moment more, as the model is loaded.";
+    try {
+      const answer = await data.live("probe", { run: run.index, text: q }, ctx.signal);
+      if (asked !== q) return;
+      view = new Probed(answer, ctx);
+      status.textContent = `${count(answer.tokens.length, "token")}.${answer.truncated ? " The text is longer; this is its beginning." : ""}`;
+      replace(result, view.element);
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      asked = null;
+      replace(result);
+      status.textContent = error.message;
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  async function update(query) {
+    const q = query.get("q") ?? "";
+    if (q && q !== asked) {
+      field.value = q;
+      await ask(q);
+    } else if (!q) {
+      asked = null;
+      view = null;
+      replace(result);
+      status.textContent = "";
+    }
+    view?.choose(query.has("token") ? Number(query.get("token")) : null);
+  }
+  update(ctx.query); // the form is shown at once, the answer when it's there
+  return { update: (query) => void update(query) };
+}
+
+/** An answer of the server: its tokens, and the neurons at the one that is chosen. */
+class Probed {
+  constructor(answer, ctx) {
+    this.answer = answer;
+    this.ctx = ctx;
+    this.chosen = null;
+    this.at = answer.tokens.map(() => []);
+    for (const row of answer.active) this.at[row.token].push(row);
+    const strongest = this.at.map((rows) => Math.max(0, ...rows.map((row) => Math.min(1, row.share ?? 0))));
+    this.strongest = strongest;
+    this.cells = [];
+    this.text = this._tokens();
+    this.panel = h("section", { class: "card probe-neurons", "aria-live": "off" });
+    this.element = h("div", { class: "probe-answer" }, h("section", { class: "card" }, h("header", {}, h("h2", {}, "Tokens")), this.text,
+      h("p", { class: "quiet-text small" }, "Shaded by the most active neuron's share of its maximum. Choose a token to see its neurons; the arrow keys go along the text.")), this.panel);
+    this._shade(null);
+  }
+
+  _tokens() {
+    const { tokens, left_out: leftOut } = this.answer;
+    const nodes = shaded(tokens, { shares: this.strongest });
+    const list = h("div", { class: "probe-tokens", role: "listbox", "aria-label": "Tokens of the text", "aria-orientation": "horizontal", dir: direction(tokens.join("")), dataset: { keys: "" } }, nodes);
+    this.cells = nodes.filter((node) => node.dataset);
+    this.cells.forEach((cell, i) => {
+      cell.setAttribute("role", "option");
+      cell.setAttribute("aria-selected", "false");
+      cell.tabIndex = i === 0 ? 0 : -1;
+      if (leftOut[i]) {
+        cell.classList.add("left-out");
+        cell.title = "left out of the run, so no neuron is listed here";
+      }
+    });
+    list.addEventListener("click", (event) => {
+      const cell = event.target.closest(".t");
+      if (cell) this._go(Number(cell.dataset.t), true);
+    });
+    list.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const focused = this.cells.indexOf(document.activeElement);
+      if (event.key === "Enter" || event.key === " ") this._go(focused, true);
+      else if (event.key === "Escape") this._go(null);
+      else if (step) this._go(Math.max(0, Math.min(this.cells.length - 1, focused + (list.dir === "rtl" ? -step : step))));
+      else return;
+      event.preventDefault();
+    });
+    return list;
+  }
+
+  _go(token, toggle = false) {
+    const next = toggle && token === this.chosen ? null : token;
+    this.ctx.navigate({ token: next }, { replace: true });
+    this.choose(next);
+    if (next !== null) this.cells[next].focus();
+  }
+
+  /** Shows the neurons at a token, or the strongest anywhere. */
+  choose(token) {
+    const valid = token !== null && token >= 0 && token < this.cells.length ? token : null;
+    this.chosen = valid;
+    this.cells.forEach((cell, i) => {
+      cell.setAttribute("aria-selected", String(i === valid));
+      cell.tabIndex = i === (valid ?? 0) ? 0 : -1;
+    });
+    const rows = valid === null
+      ? this.answer.active.toSorted((a, b) => (b.share ?? 0) - (a.share ?? 0)).slice(0, STRONGEST)
+      : this.at[valid];
+    const title = valid === null ? "Strongest anywhere in the text" : ["Neurons at ", h("bdi", { class: "chip-token" }, plain(this.answer.tokens[valid]))];
+    replace(this.panel, h("header", {}, h("h2", {}, title)), rows.length ? this._table(rows, valid === null) : h("p", {}, this._none(valid)));
+  }
+
+  _none(token) {
+    return token !== null && this.answer.left_out[token]
+      ? "The run leaves this token out, as it left out its like: special tokens, and the first of a context."
+      : "No neuron of the run is active here.";
+  }
+
+  _table(rows, withToken) {
+    const { run } = this.ctx;
+    const head = [withToken && "Token", "Neuron", "Share of its maximum", "Activation", "Feature"].filter(Boolean);
+    return h("div", { class: "scroll-x" }, h("table", { class: "plain probe-table" },
+      h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num" : null }, name)))),
+      h("tbody", {}, rows.map((row) => {
+        const site = run.sites.find((s) => s.number === row.site);
+        const href = neuronAddress(run.index, row.site, row.neuron, { feature: row.feature >= 0 && row.n_examples > 1 ? row.feature : null });
+        const shade = (on) => this._shade(on ? row : null);
+        return h("tr", { onpointerenter: () => shade(true), onpointerleave: () => shade(false), onfocusin: () => shade(true), onfocusout: () => shade(false) },
+          withToken && h("td", {}, h("button", { type: "button", class: "link", onclick: () => this._go(row.token) }, h("bdi", {}, plain(this.answer.tokens[row.token])))),
+          h("th", { scope: "row" }, h("a", { href, title: `${siteName(run, site)}, neuron ${row.neuron}` }, `${run.sites.length > 1 ? `${row.site}/` : ""}${row.neuron}`)),
+          h("td", { class: "share-cell" }, h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: `${Math.min(100, 100 * (row.share ?? 0)).toFixed(1)}%` } })), row.share === null ? "–" : percent(row.share)),
+          h("td", { class: "num" }, number(row.activation)),
+          h("td", {}, this._feature(row)));
+      }))));
+  }
+
+  _feature(row) {
+    if (row.feature < 0) return h("span", { class: "quiet-text" }, "none of its features is near");
+    const place = paletteOf(row.feature, row.n_examples);
+    return h("span", { class: `probe-feature f${place < 0 ? "-rest" : place}` }, marker(place), h("b", {}, row.feature),
+      h("bdi", {}, row.label), h("small", { class: "quiet-text" }, count(row.n_examples, "example")));
+  }
+
+  /** Shades the text by one neuron where it's listed, or by the strongest at each token. */
+  _shade(row) {
+    this.cells.forEach((cell, i) => {
+      const share = row
+        ? this.at[i].find((other) => other.site === row.site && other.neuron === row.neuron)?.share ?? 0
+        : this.strongest[i];
+      for (const name of [...cell.classList]) if (/^s\d+$/.test(name)) cell.classList.remove(name);
+      const level = Math.min(10, Math.ceil(Math.min(1, share) * 10));
+      if (level > 0) cell.classList.add(`s${level}`);
+    });
+  }
+}

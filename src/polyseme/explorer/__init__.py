@@ -1,0 +1,6 @@
+"""The explorer: look at any neuron of a run in a browser, from a server or from static files."""
+
+from polyseme.explorer.export import export
+from polyseme.explorer.server import Explorer, explore
+
+__all__ = ["Explorer", "explore", "export"]

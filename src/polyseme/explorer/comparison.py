@@ -1,0 +1,186 @@
+"""Runs side by side: what each measures, and which neurons of two of them are most alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from polyseme.core.distances import unit_rows
+from polyseme.store import RunFolder, SiteInfo
+from polyseme.views import Run
+
+Array = NDArray[Any]
+Measure = Callable[[pd.DataFrame], tuple[float, int | None]]
+
+# Of similarities held at a time.
+_BLOCK = 2**24
+
+
+def _mean_of(column: str) -> Measure:
+    def measure(neurons: pd.DataFrame) -> tuple[float, int | None]:
+        if column not in neurons:
+            return np.nan, 0
+        values = neurons.loc[neurons["n_examples"] > 0, column].dropna()
+        return float(values.mean()), len(values)
+
+    return measure
+
+
+def _dead_share(neurons: pd.DataFrame) -> tuple[float, int | None]:
+    return float((neurons["n_examples"] == 0).mean()), None
+
+
+def _median_ratio(neurons: pd.DataFrame) -> tuple[float, int | None]:
+    values = neurons.loc[neurons["n_examples"] > 0, "participation_ratio"].dropna()
+    return float(values.median()), len(values)
+
+
+#: group, key, name, how it is written, and how it is measured
+_MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
+    ("as published", "neurons", "neurons", "integer", lambda n: (float(len(n)), None)),
+    ("as published", "dead_share", "dead neurons (no example)", "percent", _dead_share),
+    *(
+        ("as published", column, name, "distance", _mean_of(column))
+        for column, name in (
+            ("max_distance", "max distance"),
+            ("mean_distance", "mean distance"),
+            ("intra_cluster_distance", "intra-cluster distance"),
+            ("inter_cluster_distance", "inter-cluster distance"),
+        )
+    ),
+    ("as published", "mean_examples", "examples a neuron", "number", _mean_of("n_examples")),
+    ("as published", "mean_clusters", "features a neuron", "number", _mean_of("n_clusters")),
+    (
+        "what it cost",
+        "l0",
+        "L0 (active neurons an input)",
+        "number",
+        lambda n: (float(n["density"].sum()), None),
+    ),
+    (
+        "what to doubt",
+        "median_participation_ratio",
+        "participation ratio (median)",
+        "number",
+        _median_ratio,
+    ),
+    (
+        "what to doubt",
+        "calibrated_distance",
+        "calibrated distance",
+        "signed",
+        _mean_of("calibrated_distance"),
+    ),
+)
+#: what the evaluation of an SAE adds, where a run's metadata have it under ``evaluation``
+_EVALUATED = (
+    ("what it cost", "fvu", "FVU", "distance"),
+    ("what it cost", "mse", "MSE", "distance"),
+    ("what it cost", "accuracy", "accuracy of the model", "percent"),
+    ("what it cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
+    ("what it cost", "cross_entropy", "cross-entropy of the model", "distance"),
+    ("what it cost", "spliced_cross_entropy", "cross-entropy with the SAE", "distance"),
+    ("what it cost", "recovered", "cross-entropy recovered", "percent"),
+    ("what to doubt", "purity", "label purity", "distance"),
+    ("what to doubt", "purity_null", "label purity, labels shuffled", "distance"),
+)
+
+
+def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
+    """Every measure of each run.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    titles : sequence of str
+
+    Returns
+    -------
+    dict
+        ``titles``; ``rows``, each with ``group``, ``key``, ``name``, ``format`` (``integer``,
+        ``percent``, ``distance``, ``number`` or ``signed``), ``values``, one a run, None where it
+        is not defined, and ``counts``: over how many neurons it is a mean, or None.
+    """
+    tables = [run.folder.neurons for run in runs]
+    rows = []
+    for group, key, name, form, measure in _MEASURES:
+        measured = [measure(table) for table in tables]
+        counts = [count for _, count in measured]
+        rows.append(
+            {
+                "group": group,
+                "key": key,
+                "name": name,
+                "format": form,
+                "values": [_finite(value) for value, _ in measured],
+                "counts": None if None in counts else counts,
+            }
+        )
+    evaluations = [run.metadata.get("evaluation") for run in runs]
+    for group, key, name, form in _EVALUATED:
+        values = [_finite(e.get(key)) if isinstance(e, dict) else None for e in evaluations]
+        if any(value is not None for value in values):
+            row = {"group": group, "key": key, "name": name, "format": form}
+            rows.append({**row, "values": values, "counts": None})
+    groups = [group for group, *_ in _MEASURES]
+    rows.sort(key=lambda row: groups.index(str(row["group"])))  # stable
+    return {"titles": list(titles), "rows": rows}
+
+
+def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], dict[str, str]]:
+    """For each neuron of a run the neuron of another whose direction is most like its own.
+
+    A latent's direction is what it writes, its decoder; where a run holds none, and for other
+    neurons, what they read, their weights. Sites of the same name are compared, or, where
+    the runs share no name, all whose vectors have the same length.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        ``row`` int64 (n_neurons,): row of the other run's table of neurons, -1 for none;
+        ``similarity`` float32: cosine.
+    metadata : dict of str to str
+        ``by``: ``decoder`` or ``weights``.
+    """
+    by = "decoder" if all(_has_decoders(folder) for folder in (one, other)) else "weights"
+    row = np.full(len(one.neurons), -1, dtype=np.int64)
+    similarity = np.full(len(one.neurons), np.nan, dtype=np.float32)
+    shared = {site.name for site in one.sites} & {site.name for site in other.sites}
+    for site in one.sites:
+        first = one.first_neuron(site.number)
+        here = _directions(one, site, by)
+        for match in other.sites:
+            if shared and match.name != site.name:
+                continue
+            there = _directions(other, match, by)
+            if there.shape[1] != here.shape[1]:
+                continue
+            offset = other.first_neuron(match.number)
+            step = max(1, _BLOCK // len(there))
+            for at in range(0, len(here), step):
+                products = here[at : at + step] @ there.T
+                nearest = products.argmax(axis=1)
+                found = products[np.arange(len(nearest)), nearest]
+                rows = first + at + np.arange(len(nearest))
+                better = ~(found <= similarity[rows])  # a NaN is not yet compared
+                row[rows[better]] = offset + nearest[better]
+                similarity[rows[better]] = found[better]
+    return {"row": row, "similarity": similarity}, {"by": by}
+
+
+def _has_decoders(folder: RunFolder) -> bool:
+    return all("decoder" in folder.site(site.number) for site in folder.sites)
+
+
+def _directions(folder: RunFolder, site: SiteInfo, by: str) -> NDArray[np.float32]:
+    rows = folder.site_rows(site.number, by, 0, site.n_neurons).astype(np.float32)
+    return np.asarray(unit_rows(rows), dtype=np.float32)
+
+
+def _finite(value: Any) -> float | None:
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return float(value) if fine else None

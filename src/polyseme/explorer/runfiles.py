@@ -1,0 +1,243 @@
+"""The files that the pages read of one run; a server and an export give the same bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from polyseme.errors import RunError
+from polyseme.explorer.packs import Pack
+from polyseme.explorer.pictures import Pictures
+from polyseme.explorer.search import WordIndex
+from polyseme.explorer.strict_json import compact_json, finite
+from polyseme.explorer.tensors import encode
+from polyseme.explorer.texts import Texts
+from polyseme.store import SiteInfo
+from polyseme.views import Run
+
+# A pack is one request, and so long as this at most; more files than this no web host likes.
+_PACK_BYTES = 800_000
+_MOST_PACKS = 1_600
+_CONTEXT_TOKENS = 65_536
+_MOST_CONTEXT_FILES = 100
+_NUMBERED = re.compile(
+    r"(packs/(?P<pack>N)|contexts/(?P<contexts>N))\.safetensors|search/(?P<shard>N)\.json".replace(
+        "N", "0|[1-9][0-9]{0,8}"
+    ),
+    re.ASCII,
+)
+
+
+class RunFiles:
+    """One run as files.
+
+    Parameters
+    ----------
+    run : Run
+    title : str
+        What the pages call the run.
+    """
+
+    def __init__(self, run: Run, title: str) -> None:
+        self.run = run
+        self.folder = folder = run.folder
+        self.title = title
+        self._content: Texts | Pictures | None = None
+        try:
+            self.is_text = "tokens" in folder.inputs
+        except RunError:  # which `damage` tells
+            self.is_text = folder.metadata["data"].get("kind") == "text"
+        else:
+            self._content = Texts(folder) if self.is_text else Pictures(folder)
+
+    @cached_property
+    def _words(self) -> WordIndex | None:
+        index = WordIndex(self.folder) if isinstance(self._content, Texts) else None
+        return index if index and index.exists else None
+
+    # ---------------------------------------------------------------------------- sizes
+
+    @cached_property
+    def pack(self) -> int:
+        """Neurons in a pack: a power of two."""
+        bytes_a_neuron = self._bytes_an_example * self._mean_examples + 2_000
+        size = 1
+        while size < 1024 and 2 * size * bytes_a_neuron <= _PACK_BYTES:
+            size *= 2
+        while self._count_packs(size) > _MOST_PACKS:
+            size *= 2
+        return size
+
+    @property
+    def _mean_examples(self) -> float:
+        return float(self.folder.neurons["n_examples"].mean())
+
+    @property
+    def _bytes_an_example(self) -> float:
+        """About how much an example takes before compression."""
+        if isinstance(self._content, Texts):
+            return 40 + 5 * (sum(self._content.window) + 1)
+        if self._content is None or self._content.shape is None:
+            return 60
+        return 60 + math.prod(self._content.thumb) / 3
+
+    def _count_packs(self, size: int) -> int:
+        return sum(-(-site.n_neurons // size) for site in self.folder.sites)
+
+    @cached_property
+    def _first_packs(self) -> list[int]:
+        """Number of each site's first pack, and the number of packs."""
+        counts = (-(-site.n_neurons // self.pack) for site in self.folder.sites)
+        return list(accumulate(counts, initial=0))
+
+    @cached_property
+    def _contexts_per_file(self) -> int:
+        n, length = self.folder.inputs.headers["tokens"][1]
+        return int(max(1, _CONTEXT_TOKENS // max(1, length), -(-n // _MOST_CONTEXT_FILES)))
+
+    @cached_property
+    def _n_context_files(self) -> int:
+        if not isinstance(self._content, Texts):
+            return 0
+        return -(-len(self.folder.inputs["index"]) // self._contexts_per_file)
+
+    # ---------------------------------------------------------------------------- files
+
+    def paths(self) -> Iterator[str]:
+        """Every file's path, relative to the run's own folder."""
+        yield "run.json"
+        yield "neurons.safetensors"
+        for number in range(self._first_packs[-1]):
+            yield f"packs/{number}.safetensors"
+        for number in range(self._n_context_files):
+            yield f"contexts/{number}.safetensors"
+        if self._words:
+            yield "search/words.json"
+            for number in range(self._words.n_shards):
+                yield f"search/{number}.json"
+
+    def file(self, path: str) -> bytes:
+        """The contents of a file.
+
+        Raises
+        ------
+        KeyError
+            There is no such file.
+        RunError
+            What it is made from is damaged.
+        """
+        if path == "run.json":
+            return compact_json(self.describe()).encode()
+        if path == "neurons.safetensors":
+            return encode(self._neurons())
+        if path == "search/words.json" and self._words:
+            return compact_json(self._words.words()).encode()
+        found = _NUMBERED.fullmatch(path)
+        if found:
+            numbers = {key: int(text) for key, text in found.groupdict().items() if text}
+            match numbers:
+                case {"pack": number} if number < self._first_packs[-1]:
+                    return self._pack_file(number)
+                case {"contexts": number} if number < self._n_context_files:
+                    return self._context_file(number)
+                case {"shard": number} if self._words and number < self._words.n_shards:
+                    return compact_json(self._words.shard(number)).encode()
+        raise KeyError(path)
+
+    def summary(self) -> dict[str, Any]:
+        """What the list of runs tells of it."""
+        return {
+            "title": self.title,
+            "kind": "text" if self.is_text else "image",
+            "n_neurons": len(self.folder.neurons),
+            "n_sites": len(self.folder.sites),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What the pages need to know of the run before any neuron."""
+        metadata = self.folder.metadata
+        return {
+            **self.summary(),
+            "created": metadata["created"],
+            "polyseme_version": metadata["polyseme_version"],
+            **{key: finite(metadata[key]) for key in ("model", "data", "settings")},
+            "sites": [self._describe_site(site) for site in self.folder.sites],
+            "pack": self.pack,
+            "n_packs": self._first_packs[-1],
+            "contexts_per_file": self._contexts_per_file if self._n_context_files else 0,
+            "n_contexts": len(self.folder.inputs["index"]) if self._n_context_files else 0,
+            "window": list(self._content.window) if isinstance(self._content, Texts) else None,
+            "image": self._content.describe() if isinstance(self._content, Pictures) else None,
+            "has": self._has(),
+            "damage": self.folder.damage,
+        }
+
+    def _describe_site(self, site: SiteInfo) -> dict[str, Any]:
+        return {
+            "number": site.number,
+            "name": site.name,
+            "kind": site.kind,
+            "activation": finite(site.extra.get("activation")),
+            "gate": finite(site.extra.get("gate")),
+            "n_neurons": site.n_neurons,
+            "d_in": site.d_in,
+            "threshold": finite(site.extra.get("threshold")),
+            "first": self.folder.first_neuron(site.number),
+            "first_pack": self._first_packs[site.number],
+        }
+
+    def _has(self) -> dict[str, bool]:
+        """Which of what a run may have it has, at any site that is not damaged."""
+        folder = self.folder
+        names: set[str] = set()
+        for site in folder.sites:
+            with suppress(RunError):
+                names.update(folder.site(site.number))
+        columns: list[str] = []
+        with suppress(RunError):
+            columns = folder.columns("features")
+        return {
+            "importances": "importances" in names,
+            "layout": "layout" in names,
+            "similar": "similar_features" in names,
+            "logits": "promoted_tokens" in names or "logit_gradient" in names,
+            "activation_map": "activation_map" in names,
+            "labels": "label" in columns,
+            "classes": isinstance(self._content, Pictures) and "labels" in folder.inputs,
+            "search": self._words is not None,
+        }
+
+    def _neurons(self) -> Mapping[str, Any]:
+        neurons = self.folder.neurons
+        arrays: dict[str, Any] = {
+            "site": np.repeat(
+                np.arange(len(self.folder.sites)), [s.n_neurons for s in self.folder.sites]
+            ),
+            "neuron": neurons["neuron"].to_numpy(),
+            "n_examples": neurons["n_examples"].to_numpy(),
+            "n_clusters": neurons["n_clusters"].to_numpy(),
+        }
+        for name, values in neurons.items():
+            if values.dtype.kind == "f":
+                arrays[str(name)] = values.to_numpy(np.float32)
+        return arrays
+
+    def _pack_file(self, number: int) -> bytes:
+        site = self.folder.sites[int(np.searchsorted(self._first_packs, number, side="right")) - 1]
+        start = (number - self._first_packs[site.number]) * self.pack
+        stop = min(start + self.pack, site.n_neurons)
+        return Pack(self.folder, site, start, stop, self._content).encode()
+
+    def _context_file(self, number: int) -> bytes:
+        assert isinstance(self._content, Texts)
+        start = number * self._contexts_per_file
+        stop = min(start + self._contexts_per_file, len(self.folder.inputs["index"]))
+        arrays, vocabulary = self._content.contexts(start, stop)
+        return encode(arrays, {"vocabulary": vocabulary})

@@ -1,0 +1,118 @@
+"""Which neurons have a feature for a word: an index in files of modest size."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from polyseme.errors import RunError
+from polyseme.store import RunFolder
+from polyseme.store.format import neuron_offsets
+
+Array = NDArray[Any]
+
+MOST_FEATURES = 100
+"""Of one word that are listed, those with most examples."""
+MOST_SHARDS = 128
+_WORDS_IN_SHARD = 64
+
+
+class WordIndex:
+    """The words of a run of texts that have features.
+
+    A word is how tokens read, without the spaces around them and whatever their case.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run has features by token, as runs of format 3 and later may."""
+        try:
+            return "token_features" in self._folder.inputs and bool(self._columns)
+        except RunError:
+            return False
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        return self._folder.columns("features")
+
+    @cached_property
+    def _tokens(self) -> dict[str, list[int]]:
+        """Rows of the vocabulary with features, by word, in the order of the words."""
+        inputs = self._folder.inputs
+        ends = inputs["token_features_ends"]
+        used = np.flatnonzero(np.diff(ends, prepend=0) > 0)
+        texts = self._folder.token_texts.iloc[used]
+        words: dict[str, list[int]] = {}
+        for row, text in zip(used.tolist(), texts, strict=True):
+            word = " ".join(text.split()).casefold()
+            if word:
+                words.setdefault(word, []).append(row)
+        return dict(sorted(words.items()))
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """Where each shard's words begin, and their number."""
+        n = len(self._tokens)
+        shards = min(MOST_SHARDS, -(-n // _WORDS_IN_SHARD)) if n else 0
+        return np.linspace(0, n, shards + 1).astype(int).tolist() if shards else [0]
+
+    @property
+    def n_shards(self) -> int:
+        """Number of files."""
+        return len(self._bounds) - 1
+
+    def words(self) -> dict[str, Any]:
+        """All words, sorted, and the number of the shard that each is in."""
+        sizes = np.diff(self._bounds)
+        shards = np.repeat(np.arange(len(sizes)), sizes)
+        return {"words": list(self._tokens), "shards": shards.tolist()}
+
+    def shard(self, number: int) -> dict[str, list[list[Any]]]:
+        """The features of one shard's words.
+
+        Returns
+        -------
+        dict of str to list
+            For each word, features as ``[site, neuron, feature, examples, label]``, those with
+            most examples first.
+        """
+        start, stop = self._bounds[number : number + 2]
+        return {word: self._features(word) for word in list(self._tokens)[start:stop]}
+
+    def _features(self, word: str) -> list[list[Any]]:
+        found = [self._folder.features_of_token(row) for row in self._tokens[word]]
+        rows = np.unique(np.concatenate(found))
+        sizes = self._sizes[rows]
+        order = np.argsort(-sizes, kind="stable")[:MOST_FEATURES]
+        rows, sizes = rows[order], sizes[order]
+        ends = self._folder.offsets("features")
+        neuron = np.searchsorted(ends, rows, side="right") - 1
+        first = neuron_offsets(self._folder.sites)
+        site = np.searchsorted(first, neuron, side="right") - 1
+        labels = [""] * len(rows) if self._labels is None else self._labels.iloc[rows].tolist()
+        columns = (site, neuron - first[site], rows - ends[neuron], sizes)
+        return [
+            [*numbers, label]
+            for *numbers, label in zip(*(c.tolist() for c in columns), labels, strict=True)
+        ]
+
+    @cached_property
+    def _sizes(self) -> Array:
+        return self._folder.column("features", "n_examples").to_numpy(np.int32)
+
+    @cached_property
+    def _labels(self) -> pd.Series[Any] | None:
+        if "label" not in self._columns:
+            return None
+        return self._folder.column("features", "label")

@@ -1,0 +1,163 @@
+"""The text of a run as the pages read it: windows of tokens, with a vocabulary of their own."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.errors import RunError
+from polyseme.store import RunFolder
+
+Array = NDArray[Any]
+
+_LONGEST_WINDOW = 1000
+_MOST_KEPT_TOKENS = 2**23
+BEYOND = -1
+"""Stands for a token where there is no context."""
+
+
+class Texts:
+    """The contexts of a run and how their tokens read.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of a run of texts.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        window = folder.metadata["settings"].get("window")
+        fine = isinstance(window, list) and len(window) == 2
+        if not fine or not all(type(n) is int and 0 <= n <= _LONGEST_WINDOW for n in window):
+            raise RunError(
+                f"{folder.path}: 'settings.window' in run.json must be two numbers of tokens, "
+                f"before and after, from 0 to {_LONGEST_WINDOW}; analyse again."
+            )
+        self.window: tuple[int, int] = tuple(window)
+
+    def windows(
+        self, contexts: Array, positions: Array, before: int | None = None, after: int | None = None
+    ) -> NDArray[np.int64]:
+        """The tokens around places in contexts.
+
+        Parameters
+        ----------
+        contexts : ndarray of int64, shape (n,)
+            Rows of the inputs.
+        positions : ndarray of int64, shape (n,)
+        before, after : int, optional
+            How many tokens on either side; the run's own window by default.
+
+        Returns
+        -------
+        ndarray of int64, shape (n, before + 1 + after)
+            Numbers of tokens; `BEYOND` outside of the context.
+        """
+        before = self.window[0] if before is None else before
+        after = self.window[1] if after is None else after
+        tokens, lengths, back = self._contexts(contexts)
+        places = positions[:, None] + np.arange(-before, after + 1)
+        inside = (places >= 0) & (places < lengths[back][:, None])
+        found = tokens[back[:, None], np.where(inside, places, 0)]
+        return np.where(inside, found, BEYOND)
+
+    def _contexts(self, rows: Array) -> tuple[Array, Array, Array]:
+        """Contexts and their lengths, and where each of the rows is among them."""
+        if self._all is not None:
+            return *self._all, rows
+        unique, back = np.unique(rows, return_inverse=True)
+        return *self._folder.contexts(unique), back
+
+    @cached_property
+    def _all(self) -> tuple[Array, Array] | None:
+        """All contexts, unless they are too many to keep."""
+        n, length = self._folder.inputs.headers["tokens"][1]
+        return self._folder.contexts(np.arange(n)) if n * length <= _MOST_KEPT_TOKENS else None
+
+    def samples(self, features: Array, before: int, after: int) -> NDArray[np.int64] | None:
+        """Windows around the most central examples of features, wherever in the run they are.
+
+        Parameters
+        ----------
+        features : ndarray of int64, shape (n,)
+            Rows of the table of features.
+        before, after : int
+
+        Returns
+        -------
+        ndarray of int64, shape (n, before + 1 + after), or None
+            None where the run does not say where these examples are.
+        """
+        if self._medoids is None:
+            return None
+        rows, positions = (of_all[features].astype(np.int64) for of_all in self._medoids)
+        return self.windows(rows, positions, before, after)
+
+    @cached_property
+    def _medoids(self) -> tuple[Array, Array] | None:
+        """Row of the inputs and position of every feature's most central example."""
+        folder = self._folder
+        if not {"input", "position"} <= set(folder.columns("features")):
+            return None
+        numbers = folder.column("features", "input").to_numpy(np.int64)
+        index = folder.inputs["index"]
+        rows = np.searchsorted(index, numbers).clip(max=len(index) - 1)
+        if not np.array_equal(index[rows], numbers):
+            raise RunError("features.parquet names inputs that inputs.safetensors lacks.")
+        # Half of the memory of int64, for two million features.
+        positions = folder.column("features", "position").to_numpy(np.int64)
+        return rows.astype(np.int32), positions.clip(-1, 2**31 - 1).astype(np.int32)
+
+    def contexts(self, start: int, stop: int) -> tuple[dict[str, Array], list[str]]:
+        """Whole contexts, with a vocabulary of their own.
+
+        Returns
+        -------
+        arrays : dict of str to ndarray
+            ``tokens`` (n, L), ``lengths`` (n,), ``number`` (n,): in the user's data.
+        vocabulary : list of str
+        """
+        tokens, lengths = self._folder.contexts(np.arange(start, stop))
+        inside = np.arange(tokens.shape[1]) < lengths[:, None]
+        local, vocabulary = self.local({"tokens": np.where(inside, tokens, BEYOND)})
+        return {
+            **local,
+            "lengths": lengths,
+            "number": self._folder.inputs["index"][start:stop],
+        }, vocabulary
+
+    def local(self, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
+        """Renumber tokens, so that a file needs to tell only how its own tokens read.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray of int
+
+        Returns
+        -------
+        arrays : dict of str to ndarray of int64
+            Places in the vocabulary; `BEYOND` stays.
+        vocabulary : list of str
+            How each reads.
+        """
+        largest = max((int(array.max(initial=-1)) for array in arrays.values()), default=-1)
+        # Marks, not sorting: that is ten times as fast. The last place is for `BEYOND`, -1.
+        used = np.zeros(largest + 2, dtype=bool)
+        for array in arrays.values():
+            used[array] = True
+        used[BEYOND] = False
+        place = np.cumsum(used, dtype=np.int32) - 1
+        place[BEYOND] = BEYOND
+        local = {name: place[array] for name, array in arrays.items()}
+        # A token that a neuron promotes need not occur in the run's texts.
+        words = [self._words.get(number, f"<{number}>") for number in np.flatnonzero(used).tolist()]
+        return local, words
+
+    @cached_property
+    def _words(self) -> dict[int, str]:
+        texts = self._folder.token_texts
+        return dict(zip(texts.index.tolist(), texts.tolist(), strict=True))

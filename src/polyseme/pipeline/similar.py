@@ -1,0 +1,122 @@
+"""Which features of all sites are similar: the stage after clustering."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from polyseme.capture import Collected
+from polyseme.core.distances import unit_rows
+from polyseme.core.similar import MIN_EXAMPLES, nearest_features
+from polyseme.pipeline.records import embeddings_of
+from polyseme.store import RunWriter
+
+NEIGHBOURS = 5
+_STATE = "similar"
+_BLOCK = 8192
+
+
+class SimilarFeatures:
+    """Gathers each feature's medoid, site by site, and then finds the nearest of each.
+
+    What is gathered goes to a file without a name beside the run, in half precision: features
+    may be millions. Used as a context manager, which closes it.
+
+    Parameters
+    ----------
+    writer : RunWriter
+    """
+
+    def __init__(self, writer: RunWriter) -> None:
+        self._writer = writer
+        self._saved = writer.load_state(_STATE)
+        self._files = ExitStack()
+        self._spaces: dict[int, _Space] = {}
+        self._sites: list[int] = []
+        self._n_neurons = 0
+
+    def __enter__(self) -> SimilarFeatures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+    def add(self, one: Collected, features: pd.DataFrame) -> None:
+        """Take in a site, the next one of the run, with its rows of the table of features."""
+        first_row, first_neuron = sum(self._sites), self._n_neurons
+        self._sites.append(len(features))
+        self._n_neurons += one.site.n_neurons
+        if self._saved is not None:
+            return
+        rows = np.flatnonzero(features["n_examples"].to_numpy() >= MIN_EXAMPLES)
+        neurons = features["neuron"].to_numpy(np.int64)[rows]
+        starts = np.cumsum(one.examples.counts) - one.examples.counts
+        medoids = starts[neurons] + features["medoid"].to_numpy(np.int64)[rows]
+        if one.site.d_in not in self._spaces:
+            with_room = tempfile.TemporaryFile(dir=self._writer.path.parent)  # noqa: SIM115
+            file = self._files.enter_context(with_room)
+            self._spaces[one.site.d_in] = _Space(one.site.d_in, file, [], [])
+        space = self._spaces[one.site.d_in]
+        for at in range(0, len(rows), _BLOCK):
+            unit = unit_rows(embeddings_of(one, medoids[at : at + _BLOCK]))
+            space.file.write(unit.astype(np.float16).tobytes())
+        space.rows.append(first_row + rows)
+        space.owners.append(first_neuron + neurons)
+
+    def write(self, bars: Progress) -> None:
+        """Find the nearest of each feature, and add them to what is written of the sites."""
+        if self._saved is None:
+            n_rows = sum(self._sites)
+            found: dict[str, NDArray[Any]] = {
+                "features": np.full((n_rows, NEIGHBOURS), -1, np.int64),
+                "similarity": np.full((n_rows, NEIGHBOURS), np.nan, np.float16),
+            }
+            for space in self._spaces.values():
+                space.search(found, bars)
+            self._writer.save_state(_STATE, found, {})
+        else:
+            found = self._saved[0]
+        last = np.cumsum(self._sites)
+        for number, stop in enumerate(last):
+            rows = slice(stop - self._sites[number], stop)
+            self._writer.add_to_site(
+                number,
+                {
+                    "similar_features": found["features"][rows],
+                    "similar_similarity": found["similarity"][rows],
+                },
+            )
+
+
+@dataclass(frozen=True)
+class _Space:
+    """The features of all sites that read vectors of one length: these can be compared."""
+
+    d_in: int
+    file: IO[bytes]
+    rows: list[NDArray[np.int64]]
+    owners: list[NDArray[np.int64]]
+
+    def search(self, found: dict[str, NDArray[Any]], bars: Progress) -> None:
+        """Fill in the rows of this space's features."""
+        rows, owners = np.concatenate(self.rows), np.concatenate(self.owners)
+        if not len(rows):
+            return
+        self.file.flush()
+        task = bars.add_task("Similar features", total=1.0)
+        nearest = nearest_features(
+            np.memmap(self.file, np.float16, "r", shape=(len(rows), self.d_in)),
+            owners,
+            NEIGHBOURS,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+        none = nearest.neighbours < 0
+        found["features"][rows] = np.where(none, -1, rows[nearest.neighbours])
+        found["similarity"][rows] = nearest.similarity

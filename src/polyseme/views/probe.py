@@ -1,0 +1,143 @@
+"""What a text does to a run's neurons: which of them fire at each token, and in which meaning."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: How neurons are ranked at a token: by activation as a share of the neuron's own maximum, so
+#: that neurons of large scale do not always win, or by activation itself.
+RANKINGS = ("share", "activation")
+
+_JSON_COLUMNS = ("token", "site", "neuron", "activation", "share", "feature", "label", "n_examples")
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Tokens of a text and the neurons most active at each of them. Made by `Run.probe`.
+
+    Attributes
+    ----------
+    tokens : list of str
+        How the tokens read, special ones too.
+    counted : ndarray of bool, shape (n_tokens,)
+        False for tokens that the run leaves out, such as special ones: no neuron is listed there.
+    neurons : pandas.DataFrame
+        One row a token and neuron, in the order of the text, the first in rank first: ``token``
+        (number in ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the
+        neuron's maximum in the run; NaN where no text of the run activates it), ``feature`` (-1
+        where none is near), ``label`` and ``n_examples`` of that feature.
+    by : str
+        What neurons are ranked by: "share" or "activation".
+    k : int
+        Most neurons a token.
+    truncated : bool
+        Whether the text goes on after these tokens.
+    """
+
+    tokens: list[str]
+    counted: NDArray[np.bool_]
+    neurons: pd.DataFrame
+    by: str
+    k: int
+    truncated: bool = False
+
+    def table(self) -> Table:
+        """The rows as a table of rich, to print."""
+        table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
+        for name in ("token", "neuron", "activation", "of its max", "feature", "which is about"):
+            number = name in ("activation", "of its max", "feature")
+            table.add_column(
+                name,
+                justify="right" if number else "left",
+                no_wrap=name == "neuron",
+                overflow="fold",
+            )
+        columns = (self.neurons[name].tolist() for name in ("text", *_JSON_COLUMNS))
+        last = -1
+        for text, token, site, neuron, activation, share, feature, label, n in zip(
+            *columns, strict=True
+        ):
+            table.add_row(
+                # As text of rich: a token may look like its markup.
+                Text(_visible(text) if token != last else ""),
+                Text(f"{site}/{neuron}"),
+                f"{activation:.3g}",
+                "–" if np.isnan(share) else f"{share:.0%}",
+                str(feature) if feature >= 0 else "none",
+                Text(_about(label, n) if feature >= 0 else ""),
+            )
+            last = token
+        return table
+
+    def _title(self) -> str:
+        ranked = "share of their maximum" if self.by == "share" else "activation"
+        silent = int(self.counted.sum()) - self.neurons["token"].nunique()
+        notes = [f"The {self.k} neurons of largest {ranked} at each token"]
+        if silent:
+            notes.append(f"{_tokens(silent)} activate{'s' * (silent == 1)} none")
+        if left_out := int((~self.counted).sum()):
+            verb = "is" if left_out == 1 else "are"
+            notes.append(f"{_tokens(left_out)} {verb} left out, as in the run")
+        if self.truncated:
+            notes.append("the text goes on")
+        return "; ".join(notes) + "."
+
+    def __str__(self) -> str:
+        page = io.StringIO()
+        Console(file=page, width=120, color_system=None).print(self.table())
+        return page.getvalue()
+
+    def __repr__(self) -> str:
+        return f"Probe({len(self.tokens)} tokens, {len(self.neurons)} rows, by {self.by})"
+
+    def _repr_html_(self) -> str:
+        frame = self.neurons.assign(text=[_visible(str(text)) for text in self.neurons["text"]])
+        shown = frame.to_html(index=False, float_format=lambda x: f"{x:.3g}", border=0)
+        return f"<p>{html.escape(self._title())}</p>{shown}"
+
+    def as_json(self, sites: Sequence[str]) -> dict[str, Any]:
+        """The same as JSON can hold it, for the explorer.
+
+        Parameters
+        ----------
+        sites : sequence of str
+            All of the run's, whose numbers stand for their names.
+        """
+        number = {name: n for n, name in enumerate(sites)}
+        frame = self.neurons
+        columns = {name: frame[name].tolist() for name in _JSON_COLUMNS}
+        columns["site"] = [number[name] for name in frame["site"].tolist()]
+        columns["share"] = [None if np.isnan(share) else share for share in columns["share"]]
+        return {
+            "tokens": self.tokens,
+            "left_out": (~self.counted).tolist(),
+            "truncated": self.truncated,
+            "by": self.by,
+            "active": [
+                dict(zip(columns, values, strict=True))
+                for values in zip(*columns.values(), strict=True)
+            ],
+        }
+
+
+def _tokens(n: int) -> str:
+    return f"{n:,} token{'s' * (n != 1)}"
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "⏎").replace("\t", "⇥")
+
+
+def _about(label: str, n_examples: int) -> str:
+    return f"{label} ({n_examples})" if label else f"({n_examples} examples)"

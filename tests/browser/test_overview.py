@@ -1,0 +1,424 @@
+"""The frame of the pages, the overview, search and the page about the method, in a browser."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from polyseme.explorer.root import STATIC
+
+READY = ".page:not(.pending) h1"
+
+
+def visit(page, site: str, address: str = "#/") -> None:
+    page.goto(f"{site}{address}")
+    page.wait_for_selector(READY)
+
+
+def cells(page, row: int = 0) -> dict[str, str]:
+    """One row of the table of neurons that is in view, by the columns' names."""
+    names = page.locator(".rows thead button").all_inner_texts()
+    line = page.locator(".rows tbody tr[data-at]").nth(row)
+    return dict(
+        zip(
+            [name.strip(" ↑↓\n") for name in names],
+            line.locator("th, td").all_inner_texts(),
+            strict=True,
+        )
+    )
+
+
+def as_table(card) -> list[list[str]]:
+    """A chart's other form: its rows, each with its cells."""
+    card.get_by_text("As a table").click()
+    card.locator("tbody tr").first.wait_for()
+    return [row.locator("th, td").all_inner_texts() for row in card.locator("tbody tr").all()]
+
+
+def selected(page) -> int:
+    return int(page.locator(".selection .result strong").inner_text().replace(",", ""))
+
+
+def hash_of(page) -> str:
+    return page.evaluate("location.hash")
+
+
+class TestOverview:
+    def test_it_says_what_was_analysed(self, page, text_site, text_run):
+        visit(page, text_site)
+        assert page.locator("h1").inner_text() == "smollm2"
+        facts = page.locator(".facts").inner_text()
+        assert f"{text_run.metadata['model']['n_parameters']:,} parameters" in facts
+        assert f"{text_run.metadata['data']['n_inputs']:,} contexts" in facts
+        assert "the 20 strongest" in facts
+        assert "average linkage, cut at a distance of 0.5" in facts
+        stats = page.locator(".stats").inner_text()
+        assert "3,072" in stats
+
+    def test_the_table_holds_the_runs_metrics(self, page, image_site, image_run):
+        visit(page, image_site)
+        neurons = image_run.neurons()
+        for row in (0, 5):
+            shown, truth = cells(page, row), neurons.iloc[row]
+            assert shown["Neuron"] == str(truth["neuron"])
+            assert shown["Features"] == str(truth["n_clusters"])
+            assert shown["Mean distance"] == f"{truth['mean_distance']:.3f}".replace("nan", "–")
+            assert shown["Participation ratio"].startswith(f"{truth['participation_ratio']:.0f}")
+
+    def test_sorting_is_in_the_address_and_goes_back(self, page, text_site, text_run):
+        visit(page, text_site)
+        page.get_by_role("button", name="Mean distance").click()
+        page.wait_for_function("location.hash.includes('sort=-mean_distance')")
+        neurons = text_run.neurons()
+        most = neurons["mean_distance"].idxmax()
+        number = {name: n for n, name in enumerate(text_run.sites)}[neurons["site"][most]]
+        assert cells(page)["Neuron"] == f"{number}/{neurons['neuron'][most]}"
+        assert page.locator("th[aria-sort=descending]").inner_text().startswith("Mean distance")
+        page.get_by_role("button", name="Mean distance").click()
+        page.wait_for_function("location.hash.includes('sort=mean_distance')")
+        assert cells(page)["Mean distance"] == f"{neurons['mean_distance'].min():.3f}"
+        page.go_back()
+        page.go_back()
+        page.wait_for_function("!location.hash.includes('sort')")
+        assert cells(page)["Neuron"] == "0/0"
+
+    def test_filters_select_as_pandas_does(self, page, text_site, text_run):
+        visit(page, text_site, "#/?layer=1&n_clusters=5..12&mean_distance=..0.8")
+        neurons = text_run.neurons()
+        truth = neurons[
+            (neurons["site"] == text_run.sites[1])
+            & neurons["n_clusters"].between(5, 12)
+            & (neurons["mean_distance"] <= 0.8)
+        ]
+        assert 0 < selected(page) == len(truth)
+        assert page.locator(".rows table").get_attribute("aria-rowcount") == str(len(truth) + 1)
+        page.get_by_label("Features from").fill("6")
+        page.get_by_label("Features from").press("Enter")
+        page.wait_for_function("location.hash.includes('n_clusters=6..12')")
+        assert selected(page) == (truth["n_clusters"] >= 6).sum()
+        page.get_by_role("button", name="Clear").click()
+        page.wait_for_function("!location.hash.includes('n_clusters')")
+        assert selected(page) == len(neurons)
+
+    def test_a_filter_is_added_and_refuses_words(self, page, image_site, image_run):
+        visit(page, image_site)
+        page.get_by_label("Add a filter by a metric").select_option("density")
+        page.get_by_label("Density from").fill("a lot")
+        page.get_by_label("Density from").press("Tab")
+        assert page.get_by_label("Density from").get_attribute("aria-invalid") == "true"
+        page.get_by_label("Density from").fill("0.5")
+        page.get_by_label("Density from").press("Enter")
+        page.wait_for_function("location.hash.includes('density=0.5..')")
+        assert selected(page) == (image_run.neurons()["density"] >= 0.5).sum()
+
+    def test_the_distribution_counts_each_neuron_once(self, page, text_site, text_run):
+        visit(page, text_site, "#/?metric=n_clusters")
+        card = page.locator(".card", has=page.get_by_role("heading", name="Distribution"))
+        counts = [int(cells[-1].replace(",", "")) for cells in as_table(card)]
+        assert sum(counts) == len(text_run.neurons())
+        median = text_run.neurons()["n_clusters"].median()
+        assert f"median {median:g}" in card.locator("svg").get_attribute("aria-label")
+
+    def test_a_bin_selects_its_neurons(self, page, text_site):
+        visit(page, text_site, "#/?metric=n_clusters")
+        card = page.locator(".card", has=page.get_by_role("heading", name="Distribution"))
+        counts = [int(cells[-1].replace(",", "")) for cells in as_table(card)]
+        fullest = int(np.argmax(counts))
+        card.locator("rect.zone").nth(fullest).click()
+        page.wait_for_function("location.hash.includes('n_clusters=')")
+        assert selected(page) == counts[fullest]
+
+    def test_layers_are_drawn_by_their_numbers_of_features(self, page, text_site, text_run):
+        visit(page, text_site)
+        card = page.locator(".card", has=page.get_by_role("heading", name="Features by layer"))
+        rows = as_table(card)
+        neurons = text_run.neurons()
+        head = card.locator("thead th").all_inner_texts()[1:]
+        for row, name in enumerate(text_run.sites):
+            features = neurons.loc[neurons["site"] == name, "n_clusters"]
+            for label, count in zip(head, rows[row][1:], strict=True):
+                low, high = re.fullmatch(r"(\d+)(?:–(\d+)| or more| features?)?", label).groups()
+                top = high or (np.inf if "more" in label else low)
+                assert int(count.replace(",", "")) == features.between(int(low), float(top)).sum()
+
+    def test_the_map_is_zoomed_by_keys_and_leads_to_neurons(self, page, image_site):
+        visit(page, image_site)
+        canvas = page.locator(".scatter canvas")
+        canvas.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+        picture = "document.querySelector('.scatter canvas').toDataURL()"
+        before = page.evaluate(picture)
+        canvas.focus()
+        canvas.press("+")
+        page.wait_for_timeout(60)
+        assert page.evaluate(picture) != before
+        canvas.press("0")
+        page.wait_for_timeout(60)
+        assert page.evaluate(picture) == before
+        x, y = canvas.evaluate(
+            """canvas => {
+                const box = canvas.getBoundingClientRect();
+                for (let y = box.top + 30; y < box.bottom - 60; y += 6)
+                    for (let x = box.left + 70; x < box.right - 20; x += 6) {
+                        const at = {clientX: x, clientY: y};
+                        canvas.dispatchEvent(new PointerEvent("pointermove", at));
+                        if (canvas.classList.contains("on-point")) return [x, y];
+                    }
+            }"""
+        )
+        page.mouse.move(x, y)
+        named = page.locator(".tip strong").inner_text()
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_function("location.hash.startsWith('#/neuron/')")
+        assert hash_of(page) == f"#/neuron/0/{named.split(' / ')[1]}"
+
+    def test_axes_of_the_map_are_in_the_address(self, page, image_site):
+        visit(page, image_site, "#/?x=density&y=participation_ratio&colour=mean_distance")
+        assert page.get_by_role("combobox", name="Across").input_value() == "density"
+        page.get_by_role("combobox", name="Up", exact=True).select_option("n_clusters")
+        page.wait_for_function("location.hash.includes('y=n_clusters')")
+        page.go_back()
+        page.wait_for_function("location.hash.includes('y=participation_ratio')")
+        assert (
+            page.get_by_role("combobox", name="Up", exact=True).input_value()
+            == "participation_ratio"
+        )
+
+    def test_few_rows_are_in_the_page_and_all_are_reached_by_keys(self, page, text_site, text_run):
+        visit(page, text_site)
+        rows = page.locator(".rows tbody tr[data-at]")
+        assert rows.count() < 60
+        page.locator(".rows").focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        focused = "document.activeElement.textContent"
+        assert page.evaluate(focused) == "0/1"
+        page.keyboard.press("End")
+        assert page.evaluate(focused) == "1/1535"
+        assert rows.count() < 60
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("Enter")
+        page.wait_for_function("location.hash === '#/neuron/1/1534'")
+        page.go_back()
+        page.wait_for_selector(".rows")
+
+    def test_strange_parameters_are_passed_over(self, page, text_site):
+        visit(
+            page, text_site, "#/?layer=99&metric=<b>&sort=nothing&x=site&n_clusters=a..b&density=.."
+        )
+        assert selected(page) == 3072
+        assert cells(page)["Neuron"] == "0/0"
+
+
+class TestFrame:
+    def test_the_first_stop_of_the_keyboard_skips_to_the_content(self, page, text_site):
+        visit(page, text_site)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "skip"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        assert hash_of(page) in ("", "#/")
+
+    def test_another_page_has_its_heading_focused_and_its_title(self, page, text_site):
+        visit(page, text_site)
+        page.get_by_role("navigation").get_by_role("link", name="About").click()
+        page.wait_for_function("document.activeElement.textContent === 'About'")
+        assert page.title() == "About · smollm2 · polyseme"
+        current = page.locator("nav [aria-current=page]")
+        assert current.all_inner_texts() == ["About"]
+        page.go_back()
+        page.wait_for_selector(".rows")
+        assert page.title() == "smollm2 · polyseme"
+
+    def test_the_theme_is_remembered(self, page, text_site):
+        page.emulate_media(color_scheme="light")
+        visit(page, text_site)
+        paper = "getComputedStyle(document.documentElement).backgroundColor"
+        light = page.evaluate(paper)
+        page.get_by_role("button", name="Dark theme").click()
+        dark = page.evaluate(paper)
+        assert dark != light
+        page.reload()
+        page.wait_for_selector(READY)
+        assert page.evaluate(paper) == dark
+        page.get_by_role("button", name="Light theme").click()
+        assert page.evaluate(paper) == light
+
+    def test_luck_leads_to_a_neuron_with_several_features(self, page, text_site, text_run):
+        visit(page, text_site)
+        page.get_by_role("button", name="I’m feeling lucky").click()
+        page.wait_for_function("location.hash.startsWith('#/neuron/')")
+        _, _, site, neuron = hash_of(page).split("/")
+        found = text_run.neuron(text_run.sites[int(site)], int(neuron))
+        assert found.metrics.n_clusters > 1
+
+    @pytest.mark.parametrize(
+        ("typed", "address"),
+        [
+            ("1/5", "#/neuron/1/5"),
+            ("model.layers.20.mlp/5", "#/neuron/1/5"),
+            (" model.layers.8.mlp 17 ", "#/neuron/0/17"),
+        ],
+    )
+    def test_a_neuron_is_found_by_what_it_is_called(self, page, text_site, typed, address):
+        visit(page, text_site)
+        page.keyboard.press("/")
+        page.keyboard.type(typed)
+        page.keyboard.press("Enter")
+        page.wait_for_function("address => location.hash === address", arg=address)
+
+    def test_what_is_nowhere_is_said_so(self, page, image_site):
+        visit(page, image_site)
+        page.get_by_label("Search for a neuron").fill("12/<b>9")
+        page.get_by_label("Search for a neuron").press("Enter")
+        page.wait_for_function("document.querySelector('h1').textContent.startsWith('Search')")
+        assert "“12/<b>9” is no neuron of this run." in page.locator("main").inner_text()
+
+    @pytest.mark.parametrize(
+        ("address", "sentence"),
+        [
+            ("#/nothing", "There's no page “nothing”."),
+            ("#/?run=7", "There's no run 7; the runs here are 0 to 0."),
+            ("#/?run=x", "There's no run x; the runs here are 0 to 0."),
+        ],
+    )
+    def test_a_wrong_address_is_explained(self, page, text_site, address, sentence):
+        visit(page, text_site, address)
+        assert sentence in page.locator(".notice").inner_text()
+        page.get_by_role("link", name="To the overview").click()
+        page.wait_for_selector(".rows")
+
+    def test_about_holds_the_method_and_the_runs_settings(self, page, text_site):
+        visit(page, text_site, "#/about")
+        words = page.locator("main").inner_text()
+        assert "arXiv:2411.08166" in words
+        assert "Small distances alone do not make a neuron monosemantic." in words
+        assert "model.layers.20.mlp" in words
+
+    @pytest.mark.parametrize("address", ["#/", "#/about", "#/search?q=the", "#/compare"])
+    @pytest.mark.parametrize("theme", ["light", "dark"])
+    def test_nothing_is_seriously_inaccessible(self, open_page, axe, two_site, address, theme):
+        page = open_page(color_scheme=theme)
+        visit(page, two_site, address)
+        page.wait_for_timeout(200)
+        assert axe(page) == []
+
+    @pytest.mark.parametrize("width", [360, 1920])
+    def test_no_page_is_wider_than_the_window(self, open_page, two_site, width):
+        page = open_page(viewport={"width": width, "height": 800})
+        for address in ("#/", "#/about", "#/compare", "#/search?q=0/1"):
+            visit(page, two_site, address)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+class TestModules:
+    """The front end's own arithmetic against NumPy's, in the browser that runs it."""
+
+    @pytest.fixture
+    def ask(self, page, image_site):
+        visit(page, image_site, "#/about")
+
+        def ask(module: str, body: str, *arguments):
+            return page.evaluate(
+                f"async (given) => {{ const m = await import('./static/{module}.js'); {body} }}",
+                list(arguments),
+            )
+
+        return ask
+
+    @pytest.mark.parametrize(
+        "dtype", ["u1", "i1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<i8", "<u8", "<f8", "?"]
+    )
+    def test_every_dtype_of_safetensors_is_read(self, ask, dtype):
+        from safetensors.numpy import save
+
+        values = np.arange(24).reshape(2, 3, 4) % 7
+        values = (values - 3 if np.dtype(dtype).kind in "if" else values).astype(dtype)
+        if np.dtype(dtype).kind == "f":
+            values = values / 3
+        stored = save({"odd": np.zeros(3, np.uint8), "it": values.astype(dtype)}, {"a": "ü"})
+        shape, read, note = ask(
+            "safetensors",
+            "const t = new m.Tensors(new Uint8Array(given[0]).buffer);"
+            "return [t.shape('it'), [...t.array('it')].map(Number), t.metadata.a]",
+            list(stored),
+        )
+        assert shape == [2, 3, 4]
+        assert note == "ü"
+        np.testing.assert_array_equal(read, values.astype(dtype).ravel().astype(float))
+
+    def test_every_half_float_is_read(self, ask):
+        from safetensors.numpy import save
+
+        halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+        read = ask(
+            "safetensors",
+            "return [...new m.Tensors(new Uint8Array(given[0]).buffer).array('it')].map(String)",
+            list(save({"it": halves})),
+        )
+        np.testing.assert_array_equal(np.array([float(x) for x in read]), halves.astype(np.float64))
+
+    @pytest.mark.parametrize(
+        ("damage", "sentence"),
+        [
+            (lambda b: b[:5], "a safetensors file has at least 8 bytes, this one 5"),
+            (lambda b: b[:20], "doesn't fit in a file of 20"),
+            (lambda b: b[:-1], "it says 4 values of 4 bytes, but has 16 bytes"),
+        ],
+    )
+    def test_a_damaged_file_is_told(self, ask, damage, sentence):
+        from safetensors.numpy import save
+
+        stored = damage(save({"it": np.ones(4, np.float32)}))
+        message = ask(
+            "safetensors",
+            "try { new m.Tensors(new Uint8Array(given[0]).buffer).array('it') }"
+            " catch (error) { return error.message }",
+            list(stored),
+        )
+        assert sentence in message
+
+    @pytest.mark.parametrize("integer", [False, True])
+    def test_bins_count_as_numpy_does(self, ask, integer):
+        rng = np.random.default_rng(3)
+        values = rng.integers(0, 90, 500) if integer else rng.normal(size=500)
+        edges, counts, middle = ask(
+            "scale",
+            "const [lo, hi] = m.extent(given[0]);"
+            "const edges = m.binEdges(lo, hi, {integer: given[1], n: 20});"
+            "return [[...edges], [...m.binCounts(given[0], edges)], m.quantile(given[0], 0.5)]",
+            [*values.tolist(), float("nan")],
+            integer,
+        )
+        np.testing.assert_array_equal(counts, np.histogram(values, bins=edges)[0])
+        assert middle == pytest.approx(np.median(values))
+        if integer:
+            assert all(edge % 1 == 0.5 for edge in edges)
+
+    def test_ticks_are_round_and_within(self, ask):
+        for lo, hi, log in ((0.37, 0.99, False), (-3, 18, False), (1e-4, 30, True), (5, 5, False)):
+            ticks, low, high = ask(
+                "scale",
+                "const s = new m.Scale(given[0], given[1], 0, 100, given[2]); const t = s.ticks(5);"
+                "return [t, s.value(0), s.value(100)]",
+                lo,
+                hi,
+                log,
+            )
+            assert 2 <= len(ticks) <= 11
+            assert all(low * (1 - 1e-9) - 1e-9 <= t <= high * (1 + 1e-9) + 1e-9 for t in ticks)
+
+
+def test_no_text_can_become_markup():
+    """Strings of a run are hostile: the front end only ever makes text nodes of them."""
+    forbidden = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment"
+        r"|srcdoc|\beval\(|new Function|javascript:"
+    )
+    modules = sorted(STATIC.rglob("*.js"))
+    assert len(modules) > 10
+    for module in modules:
+        assert not forbidden.search(module.read_text()), module.name

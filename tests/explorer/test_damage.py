@@ -1,0 +1,159 @@
+"""A damaged run: what is damaged is told, the rest is shown, and no path of this machine is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import polyseme as ps
+from explorer.conftest import decoded
+from polyseme.errors import RunError
+from polyseme.explorer.opening import open_all
+from polyseme.store import RunFolder
+
+CUT = "so it was cut short or changed"
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def pack_of(files, site, described):
+    return decoded(files.file(f"packs/{described['sites'][site]['first_pack']}.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "kept"),
+    [
+        ("sites/1.safetensors", set(), {"tree_heights", "activation", "window_tokens"}),
+        ("examples.parquet", {"activation", "window_tokens"}, {"tree_heights", "promoted_tokens"}),
+        ("features.parquet", {"feature_sizes"}, {"activation", "window_tokens", "tree_heights"}),
+        ("random.parquet", {"random_tokens"}, {"activation", "window_tokens", "tree_heights"}),
+        ("inputs.safetensors", {"activation", "window_tokens"}, {"tree_heights", "counts"}),
+    ],
+)
+@pytest.mark.parametrize("how", [cut_short, lambda file: file.unlink()], ids=["cut", "missing"])
+def test_the_rest_is_shown(text_run, copied, name, lost, kept, how):
+    folder = copied(text_run)
+    how(folder / name)
+    (files,) = open_all([folder])
+    described = json.loads(files.file("run.json"))
+    (sentence,) = described["damage"]
+    assert sentence.startswith(f"{name}: ")
+    assert CUT in sentence or sentence.endswith("the file is missing")
+    assert str(folder) not in sentence
+    assert described["kind"] == "text"
+    table, _ = decoded(files.file("neurons.safetensors"))
+    assert len(table["neuron"]) == len(text_run.neurons())
+    arrays, metadata = pack_of(files, 0, described)
+    assert not lost & arrays.keys()
+    assert arrays.keys() >= kept
+    assert metadata.get("damage", []) == ([sentence] if lost else [])
+    for path in files.paths():
+        files.file(path)
+
+
+def test_a_damaged_site_costs_its_own_neurons_alone(text_run, copied):
+    folder = copied(text_run)
+    (whole,) = open_all([folder])
+    described = json.loads(whole.file("run.json"))
+    before, _ = pack_of(whole, 0, described)
+    cut_short(folder / "sites" / "1.safetensors")
+    (files,) = open_all([folder])
+    arrays, _ = pack_of(files, 0, described)
+    assert arrays.keys() == before.keys()
+    arrays, metadata = pack_of(files, 1, described)
+    assert "tree_heights" not in arrays
+    assert arrays["counts"].sum() > 0
+    assert len(metadata["damage"]) == 1
+
+
+def test_a_byte_that_changed_is_found_when_it_is_read(text_run, copied):
+    """Its size is right, so only the checksum of the page tells."""
+    folder = copied(text_run)
+    file = folder / "examples.parquet"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 3] ^= 0xFF
+    file.write_bytes(bytes(raw))
+    (files,) = open_all([folder])
+    described = json.loads(files.file("run.json"))
+    assert described["damage"] == []
+    arrays, metadata = pack_of(files, 0, described)
+    assert metadata["damage"][0].startswith("examples.parquet: ")
+    assert "tree_heights" in arrays
+
+
+@pytest.mark.parametrize("name", ["run.json", "neurons.parquet"])
+def test_what_all_depends_on_is_needed(text_run, copied, name):
+    folder = copied(text_run)
+    cut_short(folder / name)
+    with pytest.raises(RunError, match=f"{name}: .* The run is damaged, or was not written by"):
+        ps.explore(folder, open_browser=False)
+
+
+def test_images_without_inputs(grey_run, copied):
+    folder = copied(grey_run)
+    (folder / "inputs.safetensors").unlink()
+    (files,) = open_all([folder])
+    described = json.loads(files.file("run.json"))
+    assert (described["kind"], described["image"]) == ("image", None)
+    arrays, _ = pack_of(files, 0, described)
+    assert "histogram" in arrays
+
+
+@pytest.mark.parametrize("window", [None, [1], [1, "2"], [1, True], [-1, 2], [10**9, 2], {}])
+def test_a_window_that_is_none(text_run, copied, window):
+    folder = copied(text_run)
+    metadata = json.loads((folder / "run.json").read_text("utf-8"))
+    metadata["settings"]["window"] = window
+    (folder / "run.json").write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
+    with pytest.raises(RunError, match=r"'settings\.window' in run\.json must be two numbers"):
+        ps.explore(folder, open_browser=False)
+
+
+def test_hostile_metadata_does_no_harm(grey_run, copied):
+    """Every value of the wrong kind is left out, or passed on as the text that it is."""
+    folder = copied(grey_run)
+    metadata = json.loads((folder / "run.json").read_text("utf-8"))
+    bad = {"x": "<script>"}
+    metadata["data"] |= {key: bad for key in ("class_names", "mean", "std", "low", "high")}
+    metadata["model"] = {"class": "</script><script>alert(1)", "size": 1e308}
+    for site in metadata["sites"]:
+        site |= {
+            "kernel_shape": [0, -1, "x"],
+            "activation": bad,
+            "threshold": bad,
+            "name": site["name"],
+        }
+    text = json.dumps(metadata, indent=2).replace("1e+308", "1e999") + "\n"
+    (folder / "run.json").write_text(text, "utf-8")
+    (files,) = open_all([folder])
+    described = json.loads(files.file("run.json"))
+    assert described["image"]["class_names"] is None
+    assert (described["image"]["mean"], described["image"]["std"]) == (0.0, 1.0)
+    assert described["model"] == {"class": "</script><script>alert(1)", "size": None}
+    for path in files.paths():
+        files.file(path)
+    metadata["data"]["image_shape"] = [2, 2]
+    (folder / "run.json").write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
+    (files,) = open_all([folder])
+    assert json.loads(files.file("run.json"))["image"] is None
+
+
+def test_a_salvaged_folder_refuses_what_is_damaged(text_run, copied):
+    folder = copied(text_run)
+    assert RunFolder.salvaged(folder).damage == []
+    cut_short(folder / "random.parquet")
+    with pytest.raises(RunError, match=CUT):
+        RunFolder(folder)
+    salvaged = RunFolder.salvaged(folder)
+    assert len(salvaged.examples) == len(text_run.folder.examples)
+    for asks in (
+        lambda: salvaged.random,
+        lambda: salvaged.rows("random", 0, 1),
+        lambda: salvaged.column("random", "input"),
+        lambda: salvaged.columns("random"),
+    ):
+        with pytest.raises(RunError, match=f"random.parquet: .*{CUT}"):
+            asks()

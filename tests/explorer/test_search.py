@@ -1,0 +1,76 @@
+"""The index of words, against a search through every example."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+
+import pytest
+
+from explorer.conftest import HOSTILE
+from polyseme.explorer import search
+from polyseme.explorer.runfiles import RunFiles
+
+
+def shards_of(files):
+    listed = json.loads(files.file("search/words.json"))
+    found = {}
+    for word, shard in zip(listed["words"], listed["shards"], strict=True):
+        found[word] = json.loads(files.file(f"search/{shard}.json"))[word]
+    return listed, found
+
+
+@pytest.mark.parametrize("in_shard", [64, 3])
+def test_words_lead_to_their_features(text_run, monkeypatch, in_shard):
+    monkeypatch.setattr(search, "_WORDS_IN_SHARD", in_shard)
+    files = RunFiles(text_run, "texts")
+    listed, found = shards_of(files)
+    assert listed["words"] == sorted(listed["words"])
+    assert len(set(listed["shards"])) == -(-len(listed["words"]) // in_shard)
+    # What the run's index by token promises: features in which at least a quarter of the
+    # strongest tokens, and two, are the word. Others may be listed for their labels.
+    wanted = defaultdict(set)
+    for number, site in enumerate(text_run.sites):
+        for neuron in range(text_run.site(site).n_neurons):
+            view = text_run.neuron(site, neuron)
+            windows = view.texts()
+            for feature in view.features:
+                rows = feature.examples["example"]
+                tokens = Counter(windows[row].tokens[windows[row].centre] for row in rows)
+                for token, count in tokens.items():
+                    if count >= 2 and count >= 0.25 * len(rows):
+                        wanted[token.strip().casefold()].add((number, neuron, feature.number))
+    assert len(wanted) > 3
+    for word, features in wanted.items():
+        assert features <= {tuple(entry[:3]) for entry in found[word]}
+    for entries in found.values():
+        sizes = [entry[3] for entry in entries]
+        assert sizes == sorted(sizes, reverse=True)
+        for site, neuron, feature, size, label in entries:
+            view = text_run.neuron(text_run.sites[site], neuron)
+            assert view.features[feature].n_examples == size
+            row = text_run.folder.offsets("features")[text_run.folder.first_neuron(site) + neuron]
+            assert text_run.folder.features["label"][row + feature] == label
+
+
+def test_words_are_as_they_read(text_run):
+    words = shards_of(RunFiles(text_run, "texts"))[0]["words"]
+    assert all(word == " ".join(word.split()).casefold() and word for word in words)
+    assert {word.casefold() for word in HOSTILE} & set(words)
+
+
+def test_the_largest_features_come_first(text_run, monkeypatch):
+    files = RunFiles(text_run, "texts")
+    every = shards_of(files)[1]
+    word, entries = max(every.items(), key=lambda item: len(item[1]))
+    assert len(entries) > 2
+    monkeypatch.setattr(search, "MOST_FEATURES", 2)
+    assert shards_of(RunFiles(text_run, "texts"))[1][word] == entries[:2]
+
+
+def test_images_have_no_words(grey_run):
+    files = RunFiles(grey_run, "grey")
+    assert json.loads(files.file("run.json"))["has"]["search"] is False
+    assert not any(path.startswith("search/") for path in files.paths())
+    with pytest.raises(KeyError):
+        files.file("search/words.json")
