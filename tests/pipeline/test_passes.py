@@ -40,6 +40,7 @@ class Setting:
             num_key_value_heads=2,
         )
         self.model = transformers.LlamaForCausalLM(config).eval()
+        self.sites = find_sites(self.model, "*.mlp")
         rng = np.random.default_rng(0)
         self.texts = [" ".join(rng.choice(WORDS, 40)) for _ in range(30)]
 
@@ -59,7 +60,7 @@ class Setting:
 
     def plan(self, budget=None, contexts=None, **options) -> Plan:
         return make_plan(
-            find_sites(self.model, "*.mlp"),
+            self.sites,
             contexts or self.contexts(),
             ps.TopK(5),
             window=(20, 10),
@@ -71,15 +72,16 @@ class Setting:
 
     def budget(self, n_passes: int) -> int:
         """The least that does with so many passes."""
-        whole = self.plan().memory
-        return next(b for b in range(whole // 2, whole + 1, 512) if passes_of(self, b) == n_passes)
-
-
-def passes_of(setting: Setting, budget: int) -> int:
-    try:
-        return len(setting.plan(budget).passes)
-    except InputError:
-        return 0
+        low, high = 0, self.plan().memory
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                enough = len(self.plan(middle).passes) <= n_passes
+            except InputError:
+                enough = False
+            low, high = (low, middle) if enough else (middle, high)
+        assert len(self.plan(high).passes) == n_passes
+        return high
 
 
 def files(path):
@@ -184,7 +186,7 @@ def test_what_is_refused_at_once_leaves_nothing(setting, tmp_path):
     handle = model.model.layers[2].mlp.gate_proj.register_forward_hook(lambda *a: a[2] * torch.nan)
     try:
         with pytest.raises(InputError, match="NaN or"):
-            setting.analyse(tmp_path / "run")
+            setting.analyse(tmp_path / "run", sites=setting.sites)
     finally:
         handle.remove()
     assert list(tmp_path.iterdir()) == []
@@ -272,7 +274,7 @@ def test_budgets_are_numbers_of_bytes():
     assert {text: memory_bytes(text) for text in given} == given
     assert memory_bytes(None) is None
     for wrong in ("", "GB", "-1", "4 PB", "0", 0, True, "4 I"):
-        with pytest.raises(InputError, match=r"^memory_budget is .*; a number of bytes, or one wi"):
+        with pytest.raises(InputError, match=r"^memory_budget is .*; a number of bytes, or one"):
             memory_bytes(wrong)
     assert [show_bytes(n) for n in (999, 1500, 2_340_000, 5 * 10**10)] == [
         "999 B",
