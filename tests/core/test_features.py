@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyseme.core import assign, cluster, feature_centres, medoids
+from polyseme.core import assign, cluster, feature_centres, medoids, medoids_many
 from polyseme.errors import InputError
 from reference import oracles
 
@@ -27,6 +27,20 @@ def labelled(seed: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 def test_medoids_equal_the_oracle(seed: int, n: int, d: int) -> None:
     vectors, labels = labelled(seed, n, d)
     assert medoids(vectors, labels).tolist() == oracles.medoids(vectors, labels.tolist())
+
+
+@given(SEEDS, st.lists(st.integers(0, 30), max_size=8))
+@settings(max_examples=30)
+def test_medoids_of_many_neurons_are_those_of_each(seed: int, counts: list[int]) -> None:
+    width = max(counts, default=0)
+    vectors = np.zeros((len(counts), width, 3), np.float32)
+    labels = np.full((len(counts), width), -1)
+    expected = []
+    for neuron, n in enumerate(counts):
+        own, numbers = labelled(seed + neuron, n, 3) if n else (np.empty((0, 3)), [])
+        vectors[neuron, :n], labels[neuron, :n] = own, numbers
+        expected += medoids(vectors[neuron, :n], labels[neuron, :n]).tolist()
+    assert medoids_many(vectors, labels).tolist() == expected
 
 
 def test_medoid_ties_go_to_the_earlier_example() -> None:

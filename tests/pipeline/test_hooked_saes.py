@@ -120,7 +120,8 @@ def test_latents_are_what_the_sae_makes_of_what_passes(name, model, contexts, tm
             best[order].numpy(), rel=1e-4
         )
         for vector, i in zip(neuron.vectors, order, strict=True):
-            assert vector == pytest.approx(reads[i][where[i]].numpy(), rel=1e-4, abs=1e-5)
+            # Kept in half precision.
+            assert vector == pytest.approx(reads[i][where[i]].numpy(), rel=1e-3, abs=1e-5)
         assert neuron.weights == pytest.approx(sae.encoder.weight[number].detach().numpy())
     # Logit effects: the decoder's direction, through what follows, the norm and the unembedding.
     direction = sae.decoder.weight[:, 3].detach()
@@ -318,5 +319,5 @@ def test_an_sae_of_smollm2(tmp_path):
     alive = int(neurons["n_examples"].argmax())
     again = sae.encode(torch.from_numpy(run.neuron(alive).vectors))[:, alive].detach()
     assert run.neuron(alive).examples["activation"].to_numpy() == pytest.approx(
-        again.numpy(), rel=1e-3
+        again.numpy(), rel=5e-3
     )

@@ -129,6 +129,18 @@ def medoids(vectors: Any, labels: Sequence[int]) -> list[int]:
     return out
 
 
+def principal_coordinates(vectors: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The two leading principal components of unit rows, and how much each of all shows."""
+    rows = np.asarray(vectors, float)
+    unit = np.array([row / np.linalg.norm(row) if row.any() else row for row in rows])
+    left, values, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
+    padded = np.zeros(max(len(values), 3))
+    padded[: len(values)] = values**2
+    plane = np.zeros((len(rows), 2))
+    plane[:, : min(2, len(values))] = (left * values)[:, :2]
+    return plane, padded
+
+
 def feature_centre(vectors: Any) -> list[float]:
     """Direction of the mean of unit vectors."""
     d = len(vectors[0])

@@ -20,7 +20,8 @@ from run_builder import contents, write
 from safetensors.numpy import load_file, save_file
 
 from polyseme.errors import InputError, RunError
-from polyseme.store import RunFolder, SiteInfo, reader
+from polyseme.store import RunFolder, SiteInfo
+from polyseme.store import contents as store_contents
 from polyseme.store.format import DEEPEST_JSON, too_deep
 
 REMEDY = (
@@ -148,7 +149,7 @@ def test_what_is_missing_or_no_folder_is_explained(tmp_path, folder):
 def test_a_newer_version_says_what_to_do(folder):
     edit_json(folder, lambda run: run.update(format_version=7, files=None))
     with pytest.raises(
-        RunError, match=r"has format version 7, .* versions up to 2\. Upgrade it: pip install"
+        RunError, match=r"has format version 7, .* versions up to 3\. Upgrade it: pip install"
     ):
         RunFolder(folder)
 
@@ -470,7 +471,7 @@ def test_nulls_are_refused_where_a_value_must_be(folder):
 
 def test_a_table_of_a_few_bytes_and_billions_of_rows_is_not_read(folder, monkeypatch):
     # A writer that makes such a file by itself is hard to find, so the bound is lowered.
-    monkeypatch.setattr(reader, "MOST_ROWS_PER_BYTE", 4)
+    monkeypatch.setattr(store_contents, "MOST_ROWS_PER_BYTE", 4)
     rows = 200_000
     table = pa.table(
         {

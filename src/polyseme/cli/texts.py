@@ -127,11 +127,25 @@ def analyse_language_model(
     sites = [*(options.sites or []), *_attached(model, options)]
     if not sites:
         sites = module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
-    return pipeline.analyse(model, contexts, sites=sites, batch_size=options.batch_size, **shared)
+    return pipeline.analyse(
+        model,
+        contexts,
+        sites=sites,
+        batch_size=options.batch_size,
+        importances=options.importances,
+        **shared,
+    )
 
 
-def add_sae_options(command: Any) -> None:
-    """The options that attach SAEs to a language model."""
+def add_analysis_options(command: Any) -> None:
+    """The options of an analysis of texts alone: importances, and SAEs at hook points."""
+    command.add_argument(
+        "--importances",
+        default="none",
+        metavar="HOW",
+        help="exact: how much of each activation rests on each token around it, by masking, which "
+        "takes some twenty times as long as reading the text; default: none",
+    )
     command.add_argument(
         "--sae",
         action="append",

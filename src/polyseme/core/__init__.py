@@ -3,7 +3,8 @@
 from polyseme.core.clustering import Clustering, Clusterings, cluster, cluster_many, cut_trees
 from polyseme.core.distances import cosine_distances
 from polyseme.core.embeddings import GATES, gate_factors, gated_gradient, neuron_embeddings
-from polyseme.core.features import assign, feature_centres, medoids
+from polyseme.core.features import assign, feature_centres, medoids, medoids_many
+from polyseme.core.layout import principal_coordinates
 from polyseme.core.metrics import (
     Polysemanticity,
     background_distance,
@@ -28,7 +29,9 @@ __all__ = [
     "gated_background_distance",
     "gated_gradient",
     "medoids",
+    "medoids_many",
     "neuron_embeddings",
     "participation_ratio",
     "polysemanticity",
+    "principal_coordinates",
 ]

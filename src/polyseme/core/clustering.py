@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import fastcluster
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from polyseme.core.arrays import Floats, as_floats, check_linkage, check_threshold
 from polyseme.core.distances import unit_rows
 from polyseme.core.metrics import Polysemanticity
+from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
 
 # Pairs of examples that one task works on: enough to hide the calls' overhead, few enough that
 # their distances stay near a core's cache.
 _PAIRS = 250_000
-# Looking for the libraries takes longer than a small site; NumPy's is loaded by now.
-_blas = functools.cache(ThreadpoolController)
 
 
 @dataclass(frozen=True)
@@ -198,15 +193,7 @@ def cluster_many(
         for step in [int(np.clip(_PAIRS // sizes[run[0]] ** 2, 1, 256))]
         for at in range(0, len(run), step)
     ]
-    workers = min(threads or os.cpu_count() or 1, len(chunks))
-    if workers > 1:
-        # BLAS threads inside worker threads would fight over the cores.
-        with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(work.chunk, chunks):
-                pass
-    else:
-        for chunk in chunks:
-            work.chunk(chunk)
+    in_threads(work.chunk, chunks, threads)
     return work.found
 
 

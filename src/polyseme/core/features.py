@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats, as_labels, check_threshold
 from polyseme.core.distances import unit_rows
+from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
+
+# Rows that are worked on together: few enough to stay near a core's cache.
+_MEDOID_ROWS = 256
 
 
 def cluster_sums(unit: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -55,16 +59,67 @@ def medoids(embeddings: Any, labels: Any) -> NDArray[np.int64]:
     ndarray of int64, shape (n_clusters,)
         Indices of examples.
     """
-    unit = unit_rows(as_floats(embeddings, "embeddings", 2, np.float64))
-    clusters = as_labels(labels, len(unit))
-    sums = cluster_sums(unit, clusters)
-    # The mean distance to the others falls as the similarity to their sum rises, so no
-    # matrix of pairs is needed. An example's own similarity is 1, or 0 for a zero vector.
-    similarity = np.einsum("nd,nd->n", unit, sums[clusters] - unit)
-    # Rounding must not decide between examples that are equally central.
-    order = np.lexsort((np.arange(len(unit)), -np.round(similarity, 9), clusters))
-    _, first = np.unique(clusters[order], return_index=True)
-    return np.asarray(order[first], dtype=np.int64)
+    values = as_floats(embeddings, "embeddings", 2, np.float64)
+    return medoids_many(values[None], as_labels(labels, len(values))[None])
+
+
+def medoids_many(embeddings: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Medoids of many neurons' feature clusters, as `medoids` finds them.
+
+    Parameters
+    ----------
+    embeddings : ndarray, shape (n_neurons, n, d)
+    labels : ndarray of int64, shape (n_neurons, n)
+        -1 beyond a neuron's number of examples.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_features,)
+        For each neuron in turn, and each of its clusters, the number of an example within the
+        neuron.
+    """
+    n_neurons = len(labels)
+    neuron, example = np.nonzero(labels >= 0)
+    width = int(labels.max(initial=-1)) + 1
+    feature, sizes = np.unique(neuron * width + labels[neuron, example], return_counts=True)
+    offsets = np.searchsorted(feature, np.arange(n_neurons) * width)
+    # Rows of one cluster together, in the order of examples.
+    cluster = offsets[neuron] + labels[neuron, example]
+    order = np.argsort(cluster, kind="stable")
+    neuron, example, cluster = neuron[order], example[order], cluster[order]
+    starts = np.cumsum(sizes) - sizes
+    found: NDArray[np.int64] = example[starts]
+    # Of one example or two the first is as central as any.
+    chunks = _stretches(np.flatnonzero(sizes > 2), sizes, _MEDOID_ROWS)
+
+    def work(clusters: NDArray[np.int64]) -> None:
+        length = sizes[clusters]
+        first = np.cumsum(length) - length
+        rows = np.repeat(starts[clusters] - first, length) + np.arange(length.sum())
+        unit = unit_rows(embeddings[neuron[rows], example[rows]].astype(np.float64))
+        sums = np.add.reduceat(unit, first, axis=0)
+        # The mean distance to the others falls as the similarity to their sum rises, so no
+        # matrix of pairs is needed. An example's own similarity is 1, or 0 for a zero vector.
+        similarity = np.einsum("nd,nd->n", unit, np.repeat(sums, length, axis=0) - unit)
+        # Rounding must not decide between examples that are equally central.
+        similarity = np.round(similarity, 9)
+        best = np.maximum.reduceat(similarity, first)
+        at = np.where(similarity == np.repeat(best, length), np.arange(len(rows)), len(rows))
+        found[clusters] = example[rows[np.minimum.reduceat(at, first)]]
+
+    in_threads(work, chunks)
+    return found
+
+
+def _stretches(
+    clusters: NDArray[np.int64], sizes: NDArray[np.int64], rows: int
+) -> list[NDArray[np.int64]]:
+    """Clusters in stretches of about so many rows."""
+    if not len(clusters):
+        return []
+    piece = np.cumsum(sizes[clusters]) // rows
+    pieces: list[NDArray[np.int64]] = np.split(clusters, np.flatnonzero(np.diff(piece)) + 1)
+    return pieces
 
 
 def assign(embeddings: Any, centres: Any, threshold: float) -> NDArray[np.int64]:

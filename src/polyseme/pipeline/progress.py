@@ -68,6 +68,31 @@ def progress_bars(show: bool) -> Iterator[Progress]:
         yield bars
 
 
+class Stages:
+    """The time that each stage of an analysis takes.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to a stage's."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+    def rounded(self) -> dict[str, float]:
+        """Seconds to a tenth, for run.json."""
+        return {name: round(seconds, 1) for name, seconds in self.seconds.items()}
+
+
 def read_and_save(
     collector: Collector,
     batches: Iterable[Batch],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.capture import Collected, MLPSite, Site
+from polyseme.capture.unembed import output_directions
 from polyseme.core import (
     GATES,
     Clusterings,
@@ -19,44 +22,44 @@ from polyseme.core import (
     cluster_many,
     gate_factors,
     gated_background_distance,
-    medoids,
+    medoids_many,
     participation_ratio,
+    principal_coordinates,
 )
 from polyseme.data.sources import Source
+from polyseme.errors import SiteError
 
 Array = NDArray[Any]
 
 _BLOCK_BYTES = 256 << 20
+# Beyond this a vector is kept in single precision; the largest half-precision number is 65504.
+_LARGEST_HALF = 6e4
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 
 def embeddings_of(one: Collected, examples: slice) -> Array:
     """Neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
-    vectors, neurons = one.vectors[one.vector[examples]], one.examples.neuron[examples]
+    vectors = _vectors_of(one, examples)
+    neurons = one.examples.neuron[examples]
     if one.site.kind != "gated":
         return np.asarray(vectors * one.weights[neurons])
     found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
     return np.asarray(found.cpu().numpy())
 
 
+def _vectors_of(one: Collected, examples: slice) -> Array:
+    """Pre-neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
+    return np.asarray(one.vectors[one.vector[examples]], np.float32)
+
+
 def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Clusterings, Array]:
     """Trees of all neurons of a site, in blocks that fit in memory, and each feature's medoid."""
-    counts = one.examples.counts
-    offsets = np.concatenate([[0], counts.cumsum()])
-    width = int(counts.max(initial=0))
-    size = max(1, _BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
     blocks, central = [], [np.empty(0, np.int64)]
-    for at in range(0, len(counts), size):
-        part = counts[at : at + size]
-        embeddings = np.zeros((len(part), width, one.site.d_in), np.float32)
-        filled = np.arange(width) < part[:, None]
-        embeddings[filled] = embeddings_of(one, slice(offsets[at], offsets[at + len(part)]))
-        found = cluster_many(embeddings, part, threshold=threshold, linkage=linkage)
+    for part in _blocks(one):
+        embeddings = part.padded(embeddings_of(one, part.examples))
+        found = cluster_many(embeddings, part.counts, threshold=threshold, linkage=linkage)
         blocks.append(found)
-        central += [
-            medoids(rows[:n], labels[:n])
-            for rows, labels, n in zip(embeddings, found.labels, part, strict=True)
-        ]
+        central.append(medoids_many(embeddings, found.labels))
     clusterings = Clusterings(
         **{
             field.name: np.concatenate([getattr(block, field.name) for block in blocks])
@@ -67,6 +70,61 @@ def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Cluste
         linkage=linkage,
     )
     return clusterings, np.concatenate(central)
+
+
+def layout_site(one: Collected) -> dict[str, Array]:
+    """Pictures of each neuron's examples: where it reads them, and what it reads."""
+    shown: dict[str, list[Array]] = {"layout": [], "layout_input": []}
+    for part in _blocks(one):
+        rows = {
+            "layout": embeddings_of(one, part.examples),
+            "layout_input": _vectors_of(one, part.examples),
+        }
+        for name, values in rows.items():
+            found = principal_coordinates(part.padded(values), part.counts)
+            shown[name].append(found[part.filled])
+    return {
+        name: np.concatenate([np.empty((0, 2), np.float32), *parts])
+        for name, parts in shown.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Neurons that are worked on together.
+
+    Attributes
+    ----------
+    counts : ndarray of int64, shape (n,)
+        Examples of each.
+    examples : slice
+        Theirs among the site's.
+    filled : ndarray of bool, shape (n, width)
+        Where an array of a neuron by its example number has an example.
+    """
+
+    counts: Array
+    examples: slice
+    filled: Array
+
+    def padded(self, rows: Array) -> Array:
+        """Rows of the examples, as an array by neuron and number: (n, width, d)."""
+        if self.filled.all():
+            return rows.reshape(*self.filled.shape, rows.shape[1])
+        found = np.zeros((*self.filled.shape, rows.shape[1]), np.float32)
+        found[self.filled] = rows
+        return found
+
+
+def _blocks(one: Collected) -> Iterator[_Block]:
+    counts = one.examples.counts
+    offsets = np.concatenate([[0], counts.cumsum()])
+    width = int(counts.max(initial=0))
+    size = max(1, _BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
+    for at in range(0, len(counts), size):
+        part = counts[at : at + size]
+        examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
+        yield _Block(part, examples, np.arange(width) < part[:, None])
 
 
 def site_tables(
@@ -93,6 +151,7 @@ def site_tables(
             "background_distance": _background(one),
         }
     )
+    neurons["n_random"] = np.bincount(one.random.neuron, minlength=site.n_neurons)
     neurons["calibrated_distance"] = neurons["mean_distance"] - neurons["background_distance"]
     first = np.concatenate([[0], counts.cumsum()])
     examples = pd.DataFrame(
@@ -118,6 +177,9 @@ def site_tables(
     )
     features.insert(0, "site", site.name)
     features["medoid"] = central
+    for column in ("input", "position"):
+        at = first[features["neuron"]] + central
+        features[column] = examples[column].to_numpy()[at]
     random = pd.DataFrame(
         {
             "site": site.name,
@@ -176,11 +238,23 @@ def gate_of(site: Site) -> dict[str, Any] | None:
     }
 
 
+def halved(one: Collected) -> Collected:
+    """The same with vectors of half precision, where their values allow it."""
+    if one.vectors.dtype == np.float16 or (
+        len(one.vectors) and max(one.vectors.max(), -one.vectors.min()) > _LARGEST_HALF
+    ):
+        return one
+    return dataclasses.replace(one, vectors=one.vectors.astype(np.float16))
+
+
 def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:
     gate = gate_of(one.site)
     extra = {} if one.windows is None else {"windows": one.windows}
     if gate is not None:
         extra |= {name: gate[short] for name, short in _GATE_ARRAYS.items()}
+    if one.site.kind == "sae":
+        with contextlib.suppress(SiteError):  # an SAE may have none
+            extra["decoder"] = output_directions(one.site).float().cpu().numpy()
     merges = np.arange(clusterings.trees.shape[1]) < one.examples.counts[:, None] - 1
     return {
         "weights": one.weights,

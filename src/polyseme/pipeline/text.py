@@ -30,14 +30,22 @@ from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
-from polyseme.core.labels import distinctive_tokens
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
-from polyseme.errors import InputError
+from polyseme.errors import InputError, one_of
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.importances import estimated_seconds, mask_token, site_importances
 from polyseme.pipeline.probing import probe
-from polyseme.pipeline.progress import progress_bars, read_and_save
-from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
+from polyseme.pipeline.progress import Stages, progress_bars, read_and_save
+from polyseme.pipeline.records import (
+    cluster_site,
+    gate_of,
+    halved,
+    layout_site,
+    site_arrays,
+    site_tables,
+)
+from polyseme.pipeline.words import feature_words, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
 
@@ -49,7 +57,8 @@ TEXT_THRESHOLD = 0.5
 SAE_THRESHOLD = 0.05
 CHECKPOINT_SECONDS = 300.0
 WINDOW, _WIDEST = (20, 10), 1024
-LOGITS, LABEL_WORDS = 10, 5
+LOGITS = 10
+IMPORTANCES = ("none", "exact")
 
 
 def analyse_text(
@@ -62,6 +71,7 @@ def analyse_text(
     threshold: float | None = None,
     linkage: str = "average",
     window: tuple[int, int] = WINDOW,
+    importances: str = "none",
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int = 16,
@@ -92,6 +102,12 @@ def analyse_text(
     linkage : {"average", "single"}
     window : (int, int)
         Tokens before and after each example that are kept with their activations.
+    importances : {"none", "exact"}
+        Whether to find, by masking, how much of each example's activation rests on each token
+        of its window; see `polyseme.capture.importance.token_importances`. For a causal model it
+        costs about as much as reading ``window[0] + 1`` times the contexts that examples are
+        in, so it is left out unless asked for, and can be had later, neuron by neuron, by
+        `polyseme.pipeline.importances.neuron_importances`.
     random_examples, seed, overwrite, resume, progress
         As for `analyse`.
     batch_size : int
@@ -116,12 +132,16 @@ def analyse_text(
     check_linkage(linkage)
     before, after = _check_window(window)
     _check_length(model, contexts)
+    if importances not in IMPORTANCES:
+        raise InputError(one_of("kind of importances", str(importances), IMPORTANCES))
     found = find_sites(model, sites)
     settings = {
         "select": describe_selector(select),
         "threshold": threshold,
         "linkage": linkage,
         "window": [before, after],
+        "importances": importances,
+        "mask_id": mask_token(contexts.tokenizer) if importances == "exact" else None,
         "random_examples": int(random_examples),
         "seed": plain(seed),
         "batch_size": int(batch_size),
@@ -189,32 +209,50 @@ class _TextAnalysis:
         self.model, self.contexts, self.sites, self.writer = model, contexts, sites, writer
         self.settings = settings
         self.show = progress
+        self.stages = Stages()
+        self.words: list[str] = []
+        self.index: list[Array] = []
 
     def run(self, select: Selector, about: dict[str, Any]) -> Run:
         with progress_bars(self.show) as bars:
-            collector = self.collect(select, bars)
-            collected, kept = collector.result()
+            with self.stages("reading"):
+                collector = self.collect(select, bars)
+            with self.stages("selection"):
+                collected, kept = collector.result()
             task = bars.add_task("Logit effects", total=len(collected))
             logits = []
             for one in collected:
-                logits.append(self.logits(one))
+                with self.stages("logits"):
+                    logits.append(self.logits(one))
                 bars.update(task, advance=1)
             inputs = self.inputs(kept, logits)
+            with self.stages("importances"):
+                importances = self.importances(collected, inputs, collector, bars)
             tables: dict[str, list[pd.DataFrame]] = {
                 name: [] for name in ("neurons", "examples", "features", "random")
             }
             infos = []
             task = bars.add_task("Features", total=len(collected))
             for number, one in enumerate(collected):
-                infos.append(self.site(number, one, inputs, tables, logits[number]))
+                infos.append(
+                    self.site(
+                        number, one, inputs, tables, {**logits[number], **importances[number]}
+                    )
+                )
                 bars.update(task, advance=1)
-            self.writer.write_inputs(inputs)
-            self.writer.write_tables(
-                **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
-            )
+            with self.stages("writing"):
+                index = token_index(self.index, len(inputs["vocabulary"]))
+                self.writer.write_inputs({**inputs, **index})
+                self.writer.write_tables(
+                    **{
+                        name: pd.concat(frames, ignore_index=True)
+                        for name, frames in tables.items()
+                    }
+                )
             path = self.writer.finish(
                 {
                     "sites": infos,
+                    "seconds": self.stages.rounded(),
                     "settings": self.settings,
                     "model": {**about, "name": loaded_name(self.model)},
                     "data": {
@@ -288,11 +326,12 @@ class _TextAnalysis:
         used = np.unique(
             np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
         )
+        self.words = pieces(self.contexts.tokenizer, used.tolist())
         return {
             "index": kept["index"],
             "tokens": tokens,
             "lengths": lengths,
-            **vocabulary_arrays(used, pieces(self.contexts.tokenizer, used.tolist())),
+            **vocabulary_arrays(used, self.words),
         }
 
     def site(
@@ -301,18 +340,32 @@ class _TextAnalysis:
         one: Collected,
         inputs: dict[str, Array],
         tables: dict[str, list[pd.DataFrame]],
-        logits: dict[str, Array],
+        more: dict[str, Array],
     ) -> dict[str, Any]:
-        """Everything of one site: tables, arrays, and what run.json says of it."""
+        """Everything of one site: tables, arrays (and more), and what run.json says of it."""
         threshold = self.settings["threshold"] or (
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
-        clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
-        frames = site_tables(one, clusterings, central)
-        frames["features"]["label"] = self.labels(frames, inputs)
+        # From here on with the vectors that are stored, so that they give what is stored.
+        one = halved(one)
+        with self.stages("clusters"):
+            clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
+        with self.stages("layouts"):
+            layouts = layout_site(one)
+        with self.stages("tables"):
+            frames = site_tables(one, clusterings, central)
+        with self.stages("labels"):
+            before, after = self.settings["window"]
+            found = feature_words(
+                frames["examples"], frames["features"], inputs, self.words, (before, after)
+            )
+            frames["features"]["label"] = found.labels
+            n_before = sum(map(len, tables["features"]))
+            self.index.append(found.found_by + np.array([0, n_before, 0]))
         for name, frame in frames.items():
             tables[name].append(frame)
-        self.writer.write_site(number, {**site_arrays(one, clusterings), **logits})
+        with self.stages("writing"):
+            self.writer.write_site(number, {**site_arrays(one, clusterings), **layouts, **more})
         gate = gate_of(one.site)
         return {
             "name": one.site.name,
@@ -326,38 +379,40 @@ class _TextAnalysis:
             **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
         }
 
-    def labels(self, frames: dict[str, pd.DataFrame], inputs: dict[str, Array]) -> list[str]:
-        """The words that set each feature apart from the site's others."""
-        examples, features = frames["examples"], frames["features"]
-        if not len(features):
-            return []
+    def importances(
+        self,
+        collected: list[Collected],
+        inputs: dict[str, Array],
+        collector: Collector,
+        bars: Progress,
+    ) -> list[dict[str, Array]]:
+        """Token importances of each site, where they are asked for; else what they would cost."""
         before, after = self.settings["window"]
-        rows = np.searchsorted(inputs["index"], examples["input"].to_numpy())
-        at = examples["position"].to_numpy()[:, None] + np.arange(-before, after + 1)
-        inside = (at >= 0) & (at < inputs["lengths"][rows][:, None])
-        ids = inputs["tokens"][rows[:, None], np.clip(at, 0, inputs["tokens"].shape[1] - 1)]
-        vocabulary = inputs["vocabulary"]
-        # Features are ordered by neuron, then number, so one key finds an example's.
-        key, wanted = (
-            f["neuron"].to_numpy(np.int64) * (1 << 32) + f["feature"].to_numpy(np.int64)
-            for f in (features, examples)
+        if self.settings["importances"] == "none":
+            if self.show and not self.writer.resumed:
+                n_tokens = collector.n_inputs * self.contexts.length
+                seconds = estimated_seconds(
+                    inputs["lengths"],
+                    n_tokens,
+                    self.stages.seconds["reading"],
+                    window=(before, after),
+                )
+                bars.console.print(
+                    "Token importances are left out; importances='exact' (--importances exact) "
+                    f"finds them, in about {_duration(seconds)}."
+                )
+            return [{} for _ in collected]
+        task = bars.add_task("Token importances", total=len(inputs["index"]))
+        found = site_importances(
+            self.model,
+            collected,
+            inputs,
+            self.writer,
+            mask_id=self.settings["mask_id"],
+            window=(before, after),
+            show=lambda done: bars.update(task, completed=done),
         )
-        cluster = np.searchsorted(key, wanted)
-        # The token that activates the neuron says more than those around it.
-        weights = np.where(np.arange(-before, after + 1) == 0, before + after + 1.0, 1.0)
-        found = distinctive_tokens(
-            np.searchsorted(vocabulary, ids[inside]),
-            np.broadcast_to(cluster[:, None], ids.shape)[inside],
-            n_clusters=len(features),
-            vocabulary=len(vocabulary),
-            k=LABEL_WORDS,
-            weights=np.broadcast_to(weights, ids.shape)[inside],
-        )
-        words = pieces(self.contexts.tokenizer, vocabulary.tolist())
-        return [
-            " ".join(dict.fromkeys(w for w in (words[t].strip() for t in row if t >= 0) if w))
-            for row in found.tokens
-        ]
+        return [{"importances": array} for array in found]
 
     def logits(self, one: Collected) -> dict[str, Array]:
         """The tokens that each neuron promotes and suppresses most, where there is a head."""
@@ -377,3 +432,10 @@ class _TextAnalysis:
             "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
             "suppressed_logits": np.asarray(top.suppressed, np.float32),
         }
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 120 else f"{round(seconds / 3600)} h"

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from polyseme.errors import InputError
-from polyseme.store.format import SAFETENSORS_DTYPES, TABLES, table_file
+from polyseme.store.format import OPTIONAL_COLUMNS, SAFETENSORS_DTYPES, TABLES, table_file
 
 
 def storable(where: str, name: str, value: np.ndarray) -> np.ndarray:
@@ -44,14 +44,15 @@ def cast(what: str, array: np.ndarray, dtypes: tuple[str, ...]) -> np.ndarray:
 
 def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
     """A DataFrame in the format's columns and dtypes, other columns after them."""
-    schema = TABLES[name]
+    required = TABLES[name]
+    schema = {**required, **{c: d for c, d in OPTIONAL_COLUMNS[name].items() if c in frame}}
     file = table_file(name)
     if not frame.columns.is_unique or not all(isinstance(column, str) for column in frame.columns):
         raise InputError(f"The columns of {file} must be distinct strings: {list(frame.columns)}.")
-    missing = [column for column in schema if column not in frame.columns]
+    missing = [column for column in required if column not in frame.columns]
     if missing:
         raise InputError(
-            f"{file} needs the column {missing[0]!r}; it must have {', '.join(schema)}."
+            f"{file} needs the column {missing[0]!r}; it must have {', '.join(required)}."
         )
     columns = {}
     for column in [*schema, *(c for c in frame.columns if c not in schema)]:

@@ -1,4 +1,4 @@
-"""The run format, version 2: its files, columns, arrays and metadata.
+"""The run format, version 3: its files, columns, arrays and metadata.
 
 This is the one place that knows them; the writer casts to it and the reader checks against
 it. The prose is ``docs/run-format.md``.
@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 FORMAT = "polyseme-run"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 RUN_JSON = "run.json"
 INPUTS_FILE = "inputs.safetensors"
@@ -116,6 +116,16 @@ TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
+#: likewise, columns that a table may have
+OPTIONAL_COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "neurons": {"n_random": "int32"},
+        "examples": {},
+        "features": {"input": "int64", "position": "int64", "label": "str"},
+        "random": {},
+    }
+)
+
 
 def table_file(table: str) -> str:
     """Name of the file that holds a table, relative to the run folder."""
@@ -130,7 +140,8 @@ class Array:
     """What the format asks of one array.
 
     A dimension is a number, or a name that stands for the same number in every array of the
-    file; a final ``...`` stands for one or more dimensions of any size.
+    file; a final ``...`` stands for one or more dimensions of any size. An array whose first
+    dimension is one of `UNITS` has rows that belong to neurons.
     """
 
     dtypes: tuple[str, ...]
@@ -141,7 +152,7 @@ class Array:
 SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
     {
         "weights": Array(("float32",), ("n_neurons", "d_in")),
-        "vectors": Array(("float32",), ("R", "d_in")),
+        "vectors": Array(("float16", "float32"), ("R", "d_in")),
         "tree": Array(("float64",), ("merges", 4)),
         "histogram": Array(("int64",), ("n_neurons", "bins")),
         "histogram_upper": Array(("float64",), ("n_neurons",)),
@@ -149,6 +160,12 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
         "gate_bias": Array(("float32",), ("n_neurons",), required=False),
         "up_bias": Array(("float32",), ("n_neurons",), required=False),
         "windows": Array(("float16",), ("n_examples", "window"), required=False),
+        "importances": Array(("uint8",), ("n_examples", "window"), required=False),
+        "layout": Array(("float32",), ("n_examples", 2), required=False),
+        "layout_input": Array(("float32",), ("n_examples", 2), required=False),
+        "decoder": Array(("float32",), ("n_neurons", "d_out"), required=False),
+        "similar_features": Array(("int64",), ("n_features", "k_similar"), required=False),
+        "similar_similarity": Array(("float16",), ("n_features", "k_similar"), required=False),
         "promoted_tokens": Array(("int32",), ("n_neurons", "k"), required=False),
         "promoted_logits": Array(("float32",), ("n_neurons", "k"), required=False),
         "suppressed_tokens": Array(("int32",), ("n_neurons", "k"), required=False),
@@ -158,6 +175,12 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
         "logit_ablation": Array(("float32",), ("n_neurons", "n_classes"), required=False),
     }
 )
+# Token importances, from 0 to 1, are stored as bytes: so many are 1, and this one is none.
+LARGEST_IMPORTANCE, NO_IMPORTANCE = 254, 255
+
+#: what rows of a site's arrays stand for, where they stand for what a neuron has
+UNITS = ("n_neurons", "n_examples", "n_features", "merges")
+
 INPUT_ARRAYS: Mapping[str, Array] = MappingProxyType(
     {
         "index": Array(("int64",), ("M",)),
@@ -168,6 +191,8 @@ INPUT_ARRAYS: Mapping[str, Array] = MappingProxyType(
         "vocabulary": Array(("int32",), ("V",), required=False),
         "vocabulary_ends": Array(("int64",), ("V",), required=False),
         "vocabulary_text": Array(("uint8",), ("T",), required=False),
+        "token_features": Array(("int64",), ("N",), required=False),
+        "token_features_ends": Array(("int64",), ("V",), required=False),
     }
 )
 

@@ -7,6 +7,7 @@ Every check is vectorised over a whole table or site: runs have millions of rows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,22 @@ from polyseme.store.format import (
 HIGHEST_MERGE = 2 + 1e-6
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the run holds of the inputs.
+
+    Attributes
+    ----------
+    index : ndarray of int64, shape (M,)
+        Their numbers, increasing.
+    lengths : ndarray of int32, shape (M,), or None
+        Of texts, the number of tokens of each.
+    """
+
+    index: np.ndarray
+    lengths: np.ndarray | None = None
+
+
 def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
     """One row a neuron, in order, with counts that a neuron can have."""
     file = table_file("neurons")
@@ -38,6 +55,8 @@ def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
         (clusters > examples) | ((clusters < 1) & (examples > 0)) | (clusters < 0),
         "'n_clusters' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks that",
     )
+    if "n_random" in neurons:
+        _refuse(file, neurons["n_random"].to_numpy() < 0, "'n_random' is negative in row {row}")
 
 
 def check_examples(
@@ -45,23 +64,27 @@ def check_examples(
     neurons: pd.DataFrame,
     examples: pd.DataFrame,
     n_vectors: Sequence[int],
-    index: np.ndarray,
+    held: Held,
+    start: int,
+    stop: int,
 ) -> None:
     """Rows in the order of the neurons, and nothing that points outside the run.
 
     Parameters
     ----------
     sites, neurons, examples
-        The run's sites, its valid neurons table and the table to check.
+        The run's sites, its valid neurons table, and the rows to check.
     n_vectors : sequence of int
         Rows of each site's ``vectors``.
-    index : ndarray of int64, (M,)
+    held : Held
         The inputs that the run holds.
+    start, stop : int
+        Rows of the neurons, from ``start`` to ``stop - 1``, that the examples are of.
     """
     file = table_file("examples")
     rows = _neuron_rows(sites, file, examples)
-    counts = neurons["n_examples"].to_numpy().astype(np.int64)
-    if not np.array_equal(rows, np.repeat(np.arange(len(counts)), counts)):
+    counts = neurons["n_examples"].to_numpy(np.int64)[start:stop]
+    if not np.array_equal(rows, np.repeat(np.arange(start, stop), counts)):
         raise Problem(
             file, "it must have n_examples rows for each neuron, in the order of neurons.parquet"
         )
@@ -70,7 +93,7 @@ def check_examples(
         examples["example"].to_numpy() != _within(counts),
         "'example' must count 0, 1, … within each neuron; row {row} does not",
     )
-    _check_moments(file, rows, examples, index)
+    _check_moments(file, rows, examples, held)
     feature = examples["feature"].to_numpy()
     _refuse(
         file,
@@ -91,12 +114,14 @@ def check_features(
     neurons: pd.DataFrame,
     features: pd.DataFrame,
     examples: pd.DataFrame,
+    start: int,
+    stop: int,
 ) -> None:
-    """Rows in the order of the neurons, in agreement with the (valid) examples table."""
+    """Rows in the order of the neurons, in agreement with the (valid) examples of the same."""
     file = table_file("features")
     rows = _neuron_rows(sites, file, features)
-    clusters = neurons["n_clusters"].to_numpy().astype(np.int64)
-    if not np.array_equal(rows, np.repeat(np.arange(len(clusters)), clusters)):
+    clusters = neurons["n_clusters"].to_numpy(np.int64)[start:stop]
+    if not np.array_equal(rows, np.repeat(np.arange(start, stop), clusters)):
         raise Problem(
             file, "it must have n_clusters rows for each neuron, in the order of neurons.parquet"
         )
@@ -105,7 +130,8 @@ def check_features(
         features["feature"].to_numpy() != _within(clusters),
         "'feature' must count 0, 1, … within each neuron; row {row} does not",
     )
-    counts = neurons["n_examples"].to_numpy().astype(np.int64)
+    rows = rows - start
+    counts = neurons["n_examples"].to_numpy(np.int64)[start:stop]
     first_feature = np.cumsum(clusters) - clusters
     example_neuron = np.repeat(np.arange(len(counts)), counts)
     feature = examples["feature"].to_numpy()
@@ -125,20 +151,47 @@ def check_features(
     outside = (medoid < 0) | (medoid >= counts[rows])
     _refuse(file, outside, "'medoid' must be an example of the neuron; row {row} is not")
     first_example = np.cumsum(counts) - counts
+    central = first_example[rows] + medoid
     _refuse(
         file,
-        feature[first_example[rows] + medoid] != features["feature"].to_numpy(),
+        feature[central] != features["feature"].to_numpy(),
         "'medoid' must be one of the feature's own examples; row {row} is not",
     )
+    for column in ("input", "position"):
+        if column in features:
+            _refuse(
+                file,
+                features[column].to_numpy() != examples[column].to_numpy()[central],
+                f"{column!r} must be that of the medoid; row {{row}} has another",
+            )
 
 
-def check_random(sites: Sequence[SiteInfo], random: pd.DataFrame, index: np.ndarray) -> None:
-    """Rows in the order of the neurons, any number for each."""
+def random_counts(sites: Sequence[SiteInfo], random: pd.DataFrame) -> np.ndarray:
+    """Random examples of each neuron, counted: (n_neurons,) int64."""
     file = table_file("random")
     rows = _neuron_rows(sites, file, random)
     if np.any(rows[1:] < rows[:-1]):
         raise Problem(file, "its rows must be in the order of neurons.parquet")
-    _check_moments(file, rows, random, index)
+    counted: np.ndarray = np.bincount(rows, minlength=int(neuron_offsets(sites)[-1]))
+    return counted.astype(np.int64)
+
+
+def check_random(
+    sites: Sequence[SiteInfo],
+    counts: np.ndarray,
+    random: pd.DataFrame,
+    held: Held,
+    start: int,
+    stop: int,
+) -> None:
+    """Rows in the order of the neurons, as many for each as it has."""
+    file = table_file("random")
+    rows = _neuron_rows(sites, file, random)
+    if not np.array_equal(rows, np.repeat(np.arange(start, stop), counts[start:stop])):
+        raise Problem(
+            file, "it must have n_random rows for each neuron, in the order of neurons.parquet"
+        )
+    _check_moments(file, rows, random, held)
 
 
 def check_index(index: np.ndarray) -> None:
@@ -159,6 +212,30 @@ def check_histogram(number: int, histogram: np.ndarray) -> None:
     """Counts that are counts."""
     if np.any(histogram < 0):
         raise Problem(site_file(number), "'histogram' holds a negative count")
+
+
+def check_similar(number: int, features: np.ndarray, n_features: int) -> None:
+    """Rows of the table of features, or -1 for none."""
+    if np.any((features < -1) | (features >= n_features)):
+        raise Problem(
+            site_file(number),
+            f"'similar_features' must be rows of features.parquet, below {n_features}, or -1",
+        )
+
+
+def check_token_features(features: np.ndarray, n_features: int) -> None:
+    """Rows of the table of features."""
+    if np.any((features < 0) | (features >= n_features)):
+        raise Problem(
+            INPUTS_FILE, f"'token_features' must be rows of features.parquet, below {n_features}"
+        )
+
+
+def check_token_features_ends(ends: np.ndarray, n: int) -> None:
+    """Ends of consecutive groups that take up the whole of ``token_features``."""
+    starts = np.concatenate([[0], ends])
+    if np.any(starts[1:] < starts[:-1]) or starts[-1] != n:
+        raise Problem(INPUTS_FILE, "'token_features_ends' do not fit 'token_features'")
 
 
 def tree_rows(n_examples: np.ndarray) -> np.ndarray:
@@ -234,9 +311,9 @@ def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> n
     return rows
 
 
-def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, index: np.ndarray) -> None:
+def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, inputs: Held) -> None:
     """Inputs that the run holds, one row for each (neuron, input), and finite activations."""
-    given = table["input"].to_numpy()
+    index, given = inputs.index, table["input"].to_numpy()
     at = np.searchsorted(index, given)
     held = (
         index[np.minimum(at, len(index) - 1)] == given
@@ -249,7 +326,14 @@ def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, index: np.n
     repeated = np.zeros(len(given), dtype=bool)
     repeated[order[1:][twice]] = True
     _refuse(file, repeated, "row {row} repeats an input of the same neuron")
-    _refuse(file, table["position"].to_numpy() < 0, "'position' is negative in row {row}")
+    position = table["position"].to_numpy()
+    _refuse(file, position < 0, "'position' is negative in row {row}")
+    if inputs.lengths is not None:
+        _refuse(
+            file,
+            position >= inputs.lengths[at],
+            "'position' in row {row} is beyond the end of its context",
+        )
     _refuse(
         file,
         ~np.isfinite(table["activation"].to_numpy()),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from polyseme.errors import InputError
-from polyseme.store.format import INPUTS_FILE, Problem
+from polyseme.store.format import INPUTS_FILE, LARGEST_IMPORTANCE, NO_IMPORTANCE, Problem
 
 
 def vocabulary_arrays(
@@ -62,6 +62,18 @@ def token_texts(inputs: Mapping[str, np.ndarray]) -> pd.Series[str]:
     return pd.Series(words, index=ids, dtype=object)
 
 
+def encode_importances(importances: np.ndarray) -> np.ndarray:
+    """Token importances from 0 to 1, NaN where there are none, as bytes of a run."""
+    known = np.rint(np.nan_to_num(importances) * LARGEST_IMPORTANCE)
+    return np.where(np.isnan(importances), NO_IMPORTANCE, known).astype(np.uint8)
+
+
+def decode_importances(stored: np.ndarray) -> np.ndarray:
+    """The inverse of `encode_importances`, float32, but for rounding."""
+    known = stored.astype(np.float32) / np.float32(LARGEST_IMPORTANCE)
+    return np.where(stored == NO_IMPORTANCE, np.float32(np.nan), known)
+
+
 def check_texts(inputs: Mapping[str, np.ndarray]) -> None:
     """Check what the arrays of texts say of one another.
 
@@ -70,11 +82,21 @@ def check_texts(inputs: Mapping[str, np.ndarray]) -> None:
     Problem
         A length is beyond the tokens, or a token has no text.
     """
-    tokens, lengths = inputs["tokens"], inputs["lengths"]
-    if np.any((lengths < 0) | (lengths > tokens.shape[1])):
-        raise Problem(INPUTS_FILE, f"'lengths' must be from 0 to {tokens.shape[1]}")
-    known = np.isin(tokens, inputs["vocabulary"])
+    check_contexts(inputs["tokens"], inputs["lengths"], inputs["vocabulary"])
+    token_texts(inputs)
+
+
+def check_contexts(tokens: np.ndarray, lengths: np.ndarray, vocabulary: np.ndarray) -> None:
+    """Check contexts, all or some, as `check_texts` does."""
+    check_lengths(lengths, tokens.shape[1])
+    at = np.minimum(np.searchsorted(vocabulary, tokens), max(len(vocabulary) - 1, 0))
+    known = vocabulary[at] == tokens if len(vocabulary) else np.zeros(tokens.shape, bool)
     used = np.arange(tokens.shape[1]) < lengths[:, None]
     if not known[used].all():
         raise Problem(INPUTS_FILE, "'tokens' holds a token that 'vocabulary' does not have")
-    token_texts(inputs)
+
+
+def check_lengths(lengths: np.ndarray, most: int) -> None:
+    """Check that no context is longer than there is room for."""
+    if np.any((lengths < 0) | (lengths > most)):
+        raise Problem(INPUTS_FILE, f"'lengths' must be from 0 to {most}")

@@ -14,7 +14,6 @@ from types import TracebackType
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -55,6 +54,7 @@ from polyseme.store.partial import (
     writing,
 )
 from polyseme.store.reader import RunFolder
+from polyseme.store.tables import write_table
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # An array, as a safetensors header has a limited size.
@@ -334,11 +334,10 @@ class RunWriter:
         number : int
             Position of the site in the ``sites`` that `finish` is given.
         arrays : mapping of str to ndarray
-            ``weights`` float32 (n_neurons, d_in); ``vectors`` float32 (R, d_in); ``tree``
-            float64 (sum of max(n_examples - 1, 0), 4); ``histogram`` int64 (n_neurons, bins);
-            ``histogram_upper`` float64 (n_neurons,); optionally ``activation_map`` float32
-            (n_neurons, ...), ``logit_gradient`` and ``logit_ablation`` float32
-            (n_neurons, n_classes). Other arrays are kept as they are.
+            ``weights`` float32 (n_neurons, d_in); ``vectors`` float16 or float32 (R, d_in);
+            ``tree`` float64 (sum of max(n_examples - 1, 0), 4); ``histogram`` int64
+            (n_neurons, bins); ``histogram_upper`` float64 (n_neurons,); and those that may be
+            missing, see docs/run-format.md. Other arrays are kept as they are.
 
         Raises
         ------
@@ -393,20 +392,7 @@ class RunWriter:
             file = run / table_file(name)
             aside = file.with_name(file.name + ASIDE)
             with writing(file):
-                pq.write_table(
-                    table,
-                    aside,
-                    # All fixed, so that equal tables are equal bytes.
-                    version="2.6",
-                    data_page_version="1.0",
-                    compression="zstd",
-                    compression_level=3,
-                    row_group_size=2**20,
-                    use_dictionary=["site"],
-                    write_statistics=True,
-                    write_page_checksum=True,
-                    store_schema=False,
-                )
+                write_table(table, aside)
                 os.replace(aside, file)
 
     # ----------------------------------------------------------------------------- finish

@@ -12,6 +12,9 @@ from polyseme.core import gate_factors
 from polyseme.errors import RunError
 from polyseme.store import SiteInfo
 
+#: the arrays of a site that say how its neurons embed
+EMBEDDED_BY = ("weights", "up_weights", "gate_bias", "up_bias")
+
 
 def embeddings_of(
     info: SiteInfo,
@@ -33,6 +36,8 @@ def embeddings_of(
     -------
     ndarray, shape (m, d_in)
     """
+    if vectors.dtype == np.float16:
+        vectors = vectors.astype(np.float32)
     weights = arrays["weights"][neurons]
     if info.kind != "gated":
         return np.asarray(vectors * weights)

@@ -23,7 +23,7 @@ from polyseme.core import (
 from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
-from polyseme.views.embed import embeddings_of
+from polyseme.views.embed import EMBEDDED_BY, embeddings_of
 from polyseme.views.figure import draw_panel
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
 from polyseme.views.tables import Tables
@@ -105,12 +105,11 @@ class Neuron:
     @cached_property
     def row(self) -> pd.Series:
         """Its row of `Run.neurons`."""
-        return self._folder.neurons.iloc[self._tables.first_neuron(self.info) + self.number]
+        return self._folder.neurons.iloc[self._folder.first_neuron(self.info.number) + self.number]
 
     @cached_property
     def _stored(self) -> pd.DataFrame:
-        rows = self._tables.rows("examples", self.info, self.number)
-        return self._folder.examples.iloc[rows].reset_index(drop=True)
+        return self._tables.of_neuron("examples", self.info, self.number)
 
     @cached_property
     def examples(self) -> pd.DataFrame:
@@ -129,13 +128,12 @@ class Neuron:
     @cached_property
     def random_examples(self) -> pd.DataFrame:
         """A seeded random sample of the inputs that activate it, weakly or strongly."""
-        rows = self._tables.rows("random", self.info, self.number)
-        frame = self._folder.random.iloc[rows].reset_index(drop=True)
+        frame = self._tables.of_neuron("random", self.info, self.number)
         return self._with_labels(frame[["input", "position", "activation"]].copy())
 
     def _with_labels(self, frame: pd.DataFrame) -> pd.DataFrame:
         if "labels" in self._folder.inputs:
-            labels = self._folder.inputs["labels"][self._input_rows(frame["input"])]
+            labels = self._folder.inputs.take("labels", self._input_rows(frame["input"]))
             names = self._folder.metadata["data"].get("class_names") or []
             usable = len(names) > int(labels.max(initial=-1)) and int(labels.min(initial=0)) >= 0
             frame["label"] = [names[i] for i in labels] if usable else labels
@@ -145,13 +143,22 @@ class Neuron:
         found = np.searchsorted(self._folder.inputs["index"], inputs.to_numpy(np.int64))
         return np.asarray(found, dtype=np.int64)
 
-    def texts(self, frame: pd.DataFrame | None = None) -> list[TextWindow]:
+    def texts(
+        self,
+        frame: pd.DataFrame | None = None,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+    ) -> list[TextWindow]:
         """The text around examples, with the neuron's activation at each token.
 
         Parameters
         ----------
         frame : pandas.DataFrame, optional
             Rows of `examples`; by default all of them.
+        before, after : int, optional
+            Tokens to both sides; by default those of the run's window. More of a context can
+            be seen, but its activations are known in that window alone.
 
         Raises
         ------
@@ -159,10 +166,7 @@ class Neuron:
             The run is one of images.
         """
         chosen = self.examples if frame is None else frame
-        start = self._tables.rows("examples", self.info, self.number).start
-        first = self._tables.rows("examples", self.info, 0).start
-        rows = start - first + chosen["example"].to_numpy(np.int64)
-        return windows_of(self._folder, self.info, chosen, rows)
+        return windows_of(self._folder, self.info, self.number, chosen, before, after)
 
     def tokens(self) -> dict[str, pd.DataFrame]:
         """Tokens whose logits it promotes and suppresses most: ``token`` and ``logit``."""
@@ -178,7 +182,7 @@ class Neuron:
         """
         chosen = self.examples if frame is None else frame
         self._refuse_texts()
-        return np.asarray(self._folder.inputs["pixels"][self._input_rows(chosen["input"])])
+        return self._folder.inputs.take("pixels", self._input_rows(chosen["input"]))
 
     def _refuse_texts(self) -> None:
         if "pixels" not in self._folder.inputs:
@@ -187,13 +191,17 @@ class Neuron:
     @cached_property
     def weights(self) -> Floats:
         """Its input weights, shape (d_in,)."""
-        return np.asarray(self._folder.site(self.info.number)["weights"][self.number])
+        return np.asarray(self._of_site("weights")[0])
 
     @cached_property
     def vectors(self) -> Floats:
         """Pre-neuron embeddings of its examples, shape (n_examples, d_in)."""
-        vectors = self._folder.site(self.info.number)["vectors"]
-        return np.asarray(vectors[self._stored["vector"].to_numpy()])
+        arrays = self._folder.site(self.info.number)
+        return arrays.take("vectors", self._stored["vector"]).astype(np.float32)
+
+    def _of_site(self, array: str) -> NDArray[Any]:
+        """The neuron's own rows of an array of its site."""
+        return self._folder.site_rows(self.info.number, array, self.number, self.number + 1)
 
     @property
     def embeddings(self) -> Floats:
@@ -201,9 +209,12 @@ class Neuron:
         return self._embed(self.vectors)
 
     def _embed(self, rows: Floats) -> Floats:
-        arrays = self._folder.site(self.info.number)
-        neurons = np.full(len(rows), self.number)
+        arrays = {name: self._of_site(name) for name in EMBEDDED_BY if self._has(name)}
+        neurons = np.zeros(len(rows), np.int64)
         return embeddings_of(self.info, arrays, np.asarray(rows), neurons)
+
+    def _has(self, array: str) -> bool:
+        return array in self._folder.site(self.info.number)
 
     @cached_property
     def clustering(self) -> Clustering:
@@ -347,11 +358,7 @@ class Neuron:
         """
         self._refuse_texts()
         folder = self._folder
-        arrays, data, extra = (
-            folder.site(self.info.number),
-            folder.metadata["data"],
-            self.info.extra,
-        )
+        data, extra = folder.metadata["data"], self.info.extra
         shape = data.get("image_shape")
         if shape is None:
             raise InputError(
@@ -368,12 +375,12 @@ class Neuron:
             else None
         )
         drawn = None
-        if "activation_map" in arrays:
-            drawn = arrays["activation_map"][self.number].reshape(shape)
+        if self._has("activation_map"):
+            drawn = self._of_site("activation_map")[0].reshape(shape)
         logits = None
-        if "logit_gradient" in arrays:
+        if self._has("logit_gradient"):
             gradient, ablation = (
-                arrays[name][self.number] for name in ("logit_gradient", "logit_ablation")
+                self._of_site(name)[0] for name in ("logit_gradient", "logit_ablation")
             )
             names = data.get("class_names") or []
             names = names if len(names) == len(gradient) else list(range(len(gradient)))
@@ -416,8 +423,8 @@ class Neuron:
             average_example=average,
             importance_map=None if drawn is None or average is None else drawn * average,
             logit_effects=logits,
-            histogram=np.asarray(arrays["histogram"][self.number]),
-            histogram_upper=float(arrays["histogram_upper"][self.number]),
+            histogram=self._of_site("histogram")[0],
+            histogram_upper=float(self._of_site("histogram_upper")[0]),
             random_examples=scale.to_show(self.inputs(self.random_examples)),
             random_activations=self.random_examples["activation"].to_numpy(),
             features=features,

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.errors import InputError
-from polyseme.store import RunFolder, SiteInfo
+from polyseme.store import RunFolder, SiteInfo, decode_importances
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,18 @@ class TextWindow:
     tokens : list of str
         How they read.
     activations : ndarray of float32, shape (n,)
-        The neuron's, at each of them.
+        The neuron's, at each of them; NaN beyond the window that the run keeps them for.
     centre : int
         Which of them the example is: the one that activates the neuron most.
+    importances : ndarray of float32, shape (n,), or None
+        How much of the neuron's activation rests on each of them, from 0 to 1; NaN where that
+        is not known. None where the run has no importances.
     """
 
     tokens: list[str]
     activations: NDArray[np.float32]
     centre: int
+    importances: NDArray[np.float32] | None = None
 
     def __str__(self) -> str:
         before, after = self.tokens[: self.centre], self.tokens[self.centre + 1 :]
@@ -36,54 +40,85 @@ class TextWindow:
 
 
 def windows_of(
-    folder: RunFolder, info: SiteInfo, examples: pd.DataFrame, rows: NDArray[np.int64]
+    folder: RunFolder,
+    info: SiteInfo,
+    neuron: int,
+    examples: pd.DataFrame,
+    before: int | None = None,
+    after: int | None = None,
 ) -> list[TextWindow]:
-    """The windows of examples of one site.
+    """The windows of examples of one neuron.
 
     Parameters
     ----------
     folder : RunFolder
     info : SiteInfo
+    neuron : int
     examples : pandas.DataFrame
-        With ``input``, ``position`` and ``activation``.
-    rows : ndarray of int64
-        Their numbers among the site's examples.
+        With ``example``, ``input``, ``position`` and ``activation``.
+    before, after : int, optional
+        Tokens before and after each example; by default as many as the run's window has.
     """
     arrays, inputs = folder.site(info.number), folder.inputs
     if "tokens" not in inputs or "windows" not in arrays:
         raise InputError("The run is one of images; its examples have no text.")
-    before = int(folder.metadata["settings"]["window"][0])
-    texts = folder.token_texts
-    found = []
-    contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy(np.int64))
-    for context, position, activation, shares in zip(
-        contexts, examples["position"], examples["activation"], arrays["windows"][rows], strict=True
+    kept = int(folder.metadata["settings"]["window"][0])
+    which = examples["example"].to_numpy(np.int64)
+    shares = folder.site_rows(info.number, "windows", neuron, neuron + 1)[which]
+    activations = shares.astype(np.float32)
+    activations *= examples["activation"].to_numpy(np.float32)[:, None]
+    importances = None
+    if "importances" in arrays:
+        stored = folder.site_rows(info.number, "importances", neuron, neuron + 1)[which]
+        importances = decode_importances(stored)
+    sizes = []
+    for name, size, own in (
+        ("before", before, kept),
+        ("after", after, shares.shape[1] - kept - 1),
     ):
-        length = int(inputs["lengths"][context])
-        start = max(0, int(position) - before)
-        stop = min(length, int(position) - before + len(shares))
-        ids = inputs["tokens"][context, start:stop]
-        skipped = start - (int(position) - before)
-        shown = shares[skipped : skipped + len(ids)].astype(np.float32) * np.float32(activation)
-        found.append(TextWindow(list(texts.loc[ids]), shown, int(position) - start))
+        if size is not None and (isinstance(size, bool) or int(size) != size or size < 0):
+            raise InputError(f"{name} is {size!r}; a number of tokens, 0 or more, is expected.")
+        sizes.append(own if size is None else int(size))
+    texts = folder.token_texts
+    contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy(np.int64))
+    tokens, lengths = folder.contexts(contexts)
+    found = []
+    for row, position in enumerate(examples["position"].to_numpy(np.int64)):
+        start = max(0, int(position) - sizes[0])
+        stop = min(int(lengths[row]), int(position) + sizes[1] + 1)
+        first = int(position) - kept
+        found.append(
+            TextWindow(
+                list(texts.loc[tokens[row, start:stop]]),
+                _moved(activations[row], start - first, stop - first),
+                int(position) - start,
+                None
+                if importances is None
+                else _moved(importances[row], start - first, stop - first),
+            )
+        )
     return found
+
+
+def _moved(values: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
+    """Entries ``start`` to ``stop - 1``, NaN where there are none."""
+    moved = np.full(stop - start, np.nan, np.float32)
+    first, last = max(start, 0), max(min(stop, len(values)), max(start, 0))
+    moved[first - start : last - start] = values[first:last]
+    return moved
 
 
 def top_tokens(folder: RunFolder, info: SiteInfo, neuron: int) -> dict[str, pd.DataFrame]:
     """Tokens that a neuron promotes and suppresses, by name of the direction; empty if unknown."""
-    arrays = folder.site(info.number)
-    if "promoted_tokens" not in arrays:
+    if "promoted_tokens" not in folder.site(info.number):
         return {}
     texts = folder.token_texts
-    return {
-        side: pd.DataFrame(
-            {
-                "token": [
-                    texts.get(int(token), f"<{token}>")
-                    for token in arrays[f"{side}_tokens"][neuron]
-                ],
-                "logit": arrays[f"{side}_logits"][neuron],
-            }
+    found = {}
+    for side in ("promoted", "suppressed"):
+        tokens, logits = (
+            folder.site_rows(info.number, f"{side}_{what}", neuron, neuron + 1)[0]
+            for what in ("tokens", "logits")
         )
-        for side in ("promoted", "suppressed")
-    }
+        words = [texts.get(int(token), f"<{token}>") for token in tokens]
+        found[side] = pd.DataFrame({"token": words, "logit": logits})
+    return found

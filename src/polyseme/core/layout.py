@@ -1,0 +1,136 @@
+"""A picture of a neuron's examples: where each lies in the plane that shows them best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.core.arrays import Floats, as_floats
+from polyseme.core.distances import unit_rows
+from polyseme.core.parallel import in_threads
+from polyseme.errors import InputError
+
+# Neurons that are worked on together: enough to hide the calls' overhead.
+_TOGETHER = 128
+# More directions than the two that are wanted are followed, since the plane is found the sooner
+# the smaller the first eigenvalue is that is left out.
+_FOLLOWED = 8
+_MOST_STEPS, _BETWEEN_CHECKS, _SETTLED = 96, 8, 1e-4
+
+
+def principal_coordinates(embeddings: Any, counts: Any = None) -> NDArray[np.float32]:
+    """The two leading principal coordinates of each neuron's examples, by their directions.
+
+    They are the first two principal components of the rows scaled to length 1: the plane in
+    which squared distances, which for unit vectors are twice the cosine distances, are kept
+    best. A zero row, which has no direction, counts as the origin.
+
+    Parameters
+    ----------
+    embeddings : array or tensor, shape (n_neurons, n, d)
+        Embeddings of the examples.
+    counts : array of int, shape (n_neurons,), optional
+        Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_neurons, n, 2)
+        Zero beyond a neuron's examples, and along axes in which they do not differ. Of the
+        two directions that an axis can have the one is taken in which the first of the
+        outermost examples is positive.
+
+    Raises
+    ------
+    InputError
+        For values that are not finite, or counts that do not fit.
+
+    Notes
+    -----
+    Found by subspace iteration, until the variance that is shown no longer rises by a
+    ten-thousandth. Where the second and the third axis show nearly equally much, it is open
+    which is drawn, but the same input gives the same picture.
+    """
+    values = as_floats(embeddings, "embeddings", 3, finite=False)
+    n_neurons, n = values.shape[:2]
+    sizes = np.full(n_neurons, n) if counts is None else np.asarray(counts, dtype=np.int64)
+    if sizes.shape != (n_neurons,) or ((sizes < 0) | (sizes > n)).any():
+        raise InputError(
+            f"counts is {np.asarray(counts)!r}; {n_neurons} integers from 0 to {n} are "
+            "expected, one for each neuron."
+        )
+    found = np.zeros((n_neurons, n, 2), np.float32)
+
+    def work(chunk: slice) -> None:
+        found[chunk] = _coordinates(values[chunk], sizes[chunk])
+
+    in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, n_neurons, _TOGETHER)])
+    return found
+
+
+def _coordinates(values: Floats, sizes: NDArray[np.int64]) -> Floats:
+    used = np.arange(values.shape[1]) < sizes[:, None]
+    if not used.any():
+        return np.zeros((*used.shape, 2), np.float32)
+    if not used.all():
+        values = np.where(used[:, :, None], values, 0)
+    # What overflows here is computed again below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = np.matmul(values, values.transpose(0, 2, 1))
+    squares = np.einsum("gii->gi", gram)
+    if not ((squares > 1e-28) & (squares < 1e36) | ~used).all():
+        as_floats(values[used], "embeddings", 2)
+        unit = unit_rows(values.astype(np.float64))
+        gram = np.matmul(unit, unit.transpose(0, 2, 1))
+        squares = np.einsum("gii->gi", gram)
+    # Rows of length 1 each, but none beyond the examples.
+    inverse = np.zeros_like(squares)
+    np.divide(1, np.sqrt(squares), out=inverse, where=used & (squares > 0))
+    gram *= inverse[:, :, None]
+    gram *= inverse[:, None, :]
+    # Less their mean: from products of rows to products of differences from it.
+    number = np.maximum(sizes, 1)[:, None].astype(gram.dtype)
+    means = gram.sum(axis=2) / number
+    means -= means.sum(axis=1, keepdims=True) / number / 2
+    gram -= means[:, :, None]
+    gram -= means[:, None, :]
+    if not used.all():
+        gram *= used[:, :, None] & used[:, None, :]
+    return _signed(_leading(gram.astype(np.float32, copy=False)), used)
+
+
+def _leading(gram: Floats) -> Floats:
+    """Two leading eigenvectors of each matrix times the roots of their eigenvalues."""
+    n_neurons, n = gram.shape[:2]
+    k = min(_FOLLOWED, n)
+    if k < 2:
+        return np.zeros((n_neurons, n, 2), np.float32)
+    start = np.random.default_rng(0).standard_normal((n, k))
+    basis = np.broadcast_to(np.linalg.qr(start)[0].astype(np.float32), (n_neurons, n, k))
+    shown = np.zeros(n_neurons)
+    for step in range(1, _MOST_STEPS + 1):
+        # Twice, as each orthogonalisation costs more than a product.
+        basis, _ = np.linalg.qr(np.matmul(gram, np.matmul(gram, basis)))
+        if step % _BETWEEN_CHECKS:
+            continue
+        values, vectors = np.linalg.eigh(
+            np.matmul(basis.transpose(0, 2, 1), np.matmul(gram, basis))
+        )
+        before, shown = shown, values[:, -2:].sum(axis=1)
+        if (shown - before <= _SETTLED * np.abs(shown)).all():
+            break
+    plane = np.matmul(basis, vectors[:, :, :-3:-1])
+    return np.asarray(plane * np.sqrt(np.maximum(values[:, None, :-3:-1], 0)))
+
+
+def _signed(plane: Floats, used: NDArray[np.bool_]) -> Floats:
+    """With the first of the outermost examples on the positive side of each axis."""
+    size = np.abs(plane)
+    largest = size.max(axis=1, keepdims=True)
+    # What rounding leaves of an axis along which nothing differs is no picture.
+    plane = np.where((largest > 1e-3) & used[:, :, None], plane, 0)
+    # Rounding must not decide between examples that are equally far out.
+    outermost = np.argmax(size >= largest * (1 - 1e-3), axis=1)
+    sign = np.sign(np.take_along_axis(plane, outermost[:, None], axis=1))
+    return plane * np.where(sign == 0, 1, sign)

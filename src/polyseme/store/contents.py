@@ -1,0 +1,271 @@
+"""What lies in a run folder, each part checked when it is read, with no trust in any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from polyseme.store import invariants
+from polyseme.store.arrays import Arrays
+from polyseme.store.damage import locate
+from polyseme.store.format import (
+    INPUT_ARRAYS,
+    INPUTS_FILE,
+    JSON,
+    SITE_ARRAYS,
+    Problem,
+    data_files,
+    missing_inputs,
+    neuron_offsets,
+    parse_files,
+    parse_sites,
+    require,
+    site_file,
+)
+from polyseme.store.tables import Table
+from polyseme.store.texts import check_lengths
+
+# A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
+# kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.
+MOST_ROWS_PER_BYTE = 64
+
+
+class Contents:
+    """The files of one run. Made by `RunFolder`.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder.
+    metadata : dict
+        run.json.
+
+    Raises
+    ------
+    Problem
+        From the constructor and from every member: a file is not what the format asks.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, JSON]) -> None:
+        self.path = path
+        self._arrays: dict[str, Arrays] = {}
+        self._tables: dict[str, Table] = {}
+        self._whole: dict[str, pd.DataFrame] = {}
+        self._starts: dict[str, np.ndarray] = {}
+        for key in ("polyseme_version", "created"):
+            require(metadata, key, str)
+        for key in ("settings", "model", "data"):
+            require(metadata, key, dict)
+        if "fingerprint" in metadata:
+            require(metadata, "fingerprint", dict)
+        self.sites = parse_sites(metadata)
+        self.files = parse_files(metadata, data_files(len(self.sites)))
+        for name in self.files:
+            self.locate(name)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Check that the files agree on their sizes, in an order that bounds each by the last.
+
+        Bytes on disk bound the arrays, the arrays bound the tables: so no claim of a few bytes
+        makes a reader set aside memory for billions of rows.
+        """
+        offset = 0
+        n_neurons = sum(site.n_neurons for site in self.sites)
+        for site in self.sites:
+            if 4 * site.n_neurons * site.d_in > self.files[site_file(site.number)][0]:
+                raise Problem(
+                    site_file(site.number),
+                    f"it is too small for {site.n_neurons} neurons with d_in {site.d_in}",
+                )
+        self._check_rows("neurons", n_neurons)
+        counts = self.neurons["n_examples"].to_numpy()
+        for site in self.sites:
+            arrays = self.site(site.number)
+            merges = int(invariants.tree_rows(counts[offset : offset + site.n_neurons]).sum())
+            given = arrays.headers["tree"][1][0]
+            if given != merges:
+                raise Problem(
+                    arrays.file,
+                    f"'tree' has {given} rows, but the examples counted in neurons.parquet "
+                    f"make {merges}",
+                )
+            offset += site.n_neurons
+        self._check_rows("examples", int(counts.astype(np.int64).sum()))
+        self._check_rows("features", int(self.neurons["n_clusters"].astype(np.int64).sum()))
+        self._check_rows("random", None)
+        self.inputs  # noqa: B018 - its headers are checked as it is made
+
+    def locate(self, name: str) -> Path:
+        """Path of a file of the run, after the checks that make it safe to open."""
+        file = locate(self.path, name)
+        given, recorded = file.stat().st_size, self.files[name][0]
+        if given != recorded:
+            raise Problem(
+                name,
+                f"it has {given} bytes, but run.json records {recorded}, "
+                "so it was cut short or changed",
+            )
+        return file
+
+    def _check_rows(self, name: str, expected: int | None) -> None:
+        table = self.table(name)
+        if expected is None:
+            if not 0 <= table.n_rows <= MOST_ROWS_PER_BYTE * self.files[table.file][0]:
+                raise Problem(
+                    table.file, f"it claims {table.n_rows} rows, which its size rules out"
+                )
+        elif table.n_rows != expected:
+            raise Problem(
+                table.file, f"it has {table.n_rows} rows, but the rest of the run makes {expected}"
+            )
+
+    def table(self, name: str) -> Table:
+        """A table, of which nothing is read yet but its footer."""
+        if name not in self._tables:
+            self._tables[name] = Table(name, self.locate, [site.name for site in self.sites])
+        return self._tables[name]
+
+    @property
+    def neurons(self) -> pd.DataFrame:
+        """The table of neurons, which everything else is checked against."""
+        return self.whole("neurons")
+
+    def whole(self, table: str) -> pd.DataFrame:
+        """A table, checked, and kept from then on."""
+        if table not in self._whole:
+            if table == "neurons":
+                frame = self.table(table).read()
+                invariants.check_neurons(self.sites, frame)
+            else:
+                if table == "features":
+                    self.whole("examples")  # against which they are checked
+                frame = self.read(table, 0, len(self.neurons))
+            self._whole[table] = frame
+        return self._whole[table]
+
+    def read(self, table: str, start: int, stop: int) -> pd.DataFrame:
+        """Rows of a table that belong to neurons ``start`` to ``stop - 1``, checked."""
+        offsets = self.offsets(table)
+        begin, end = int(offsets[start]), int(offsets[stop])
+        if table in self._whole:
+            return self._whole[table].iloc[begin:end].reset_index(drop=True)
+        if table == "neurons":
+            return self.neurons.iloc[begin:end].reset_index(drop=True)
+        frame = self.table(table).read(begin, end)
+        if table == "examples":
+            n_vectors = [self.site(site.number).headers["vectors"][1][0] for site in self.sites]
+            invariants.check_examples(
+                self.sites, self.neurons, frame, n_vectors, self._held, start, stop
+            )
+        elif table == "features":
+            examples = self.read("examples", start, stop)
+            invariants.check_features(self.sites, self.neurons, frame, examples, start, stop)
+        else:
+            counts = np.diff(offsets)
+            invariants.check_random(self.sites, counts, frame, self._held, start, stop)
+        return frame
+
+    def offsets(self, unit: str) -> np.ndarray:
+        """First row of each neuron in a table, or in what a site's arrays are rows of."""
+        if unit not in self._starts:
+            neurons = self.neurons
+            if unit in ("n_neurons", "neurons"):
+                counts = np.ones(len(neurons), np.int64)
+            elif unit in ("n_examples", "examples"):
+                counts = neurons["n_examples"].to_numpy(np.int64)
+            elif unit in ("n_features", "features"):
+                counts = neurons["n_clusters"].to_numpy(np.int64)
+            elif unit == "merges":
+                counts = invariants.tree_rows(neurons["n_examples"].to_numpy())
+            else:
+                counts = self._random_counts()
+            self._starts[unit] = np.concatenate([[0], counts.cumsum()])
+        return self._starts[unit]
+
+    def _random_counts(self) -> np.ndarray:
+        table = self.table("random")
+        if "n_random" not in self.neurons:  # before version 3
+            return invariants.random_counts(self.sites, table.read())
+        counts = self.neurons["n_random"].to_numpy(np.int64)
+        if counts.sum() != table.n_rows:
+            raise Problem(
+                table.file, f"it has {table.n_rows} rows, but 'n_random' makes {counts.sum()}"
+            )
+        return counts
+
+    @cached_property
+    def _held(self) -> invariants.Held:
+        return invariants.Held(self.inputs["index"], self.inputs.get("lengths"))
+
+    def site(self, number: int) -> Arrays:
+        """The arrays of one site."""
+        file = site_file(number)
+        if file not in self._arrays:
+            site = self.sites[number]
+            first = int(neuron_offsets(self.sites)[number])
+            stop = first + site.n_neurons
+            here = self.neurons.iloc[first:stop]
+
+            def checking(array: str) -> Callable[[np.ndarray], None]:
+                return lambda values: self.check_rows_of(number, array, values, first, stop)
+
+            self._arrays[file] = Arrays(
+                self.path,
+                self.locate,
+                file,
+                SITE_ARRAYS,
+                {
+                    "n_neurons": site.n_neurons,
+                    "d_in": site.d_in,
+                    "n_examples": int(here["n_examples"].sum()),
+                    "n_features": int(here["n_clusters"].sum()),
+                },
+                {name: checking(name) for name in ("tree", "histogram", "similar_features")},
+            )
+        return self._arrays[file]
+
+    def check_rows_of(
+        self, number: int, array: str, values: np.ndarray, start: int, stop: int
+    ) -> None:
+        """Check the part of a site's array that belongs to neurons ``start`` to ``stop - 1``."""
+        if array == "tree":
+            counts = self.neurons["n_examples"].to_numpy()[start:stop]
+            invariants.check_tree(number, values, counts)
+        elif array == "histogram":
+            invariants.check_histogram(number, values)
+        elif array == "similar_features":
+            invariants.check_similar(number, values, self.table("features").n_rows)
+
+    @cached_property
+    def inputs(self) -> Arrays:
+        """The arrays of the inputs."""
+        arrays = Arrays(
+            self.path,
+            self.locate,
+            INPUTS_FILE,
+            INPUT_ARRAYS,
+            {},
+            {
+                "index": invariants.check_index,
+                "lengths": lambda lengths: check_lengths(
+                    lengths, self.inputs.headers["tokens"][1][1]
+                ),
+                "vocabulary": invariants.check_vocabulary,
+                "token_features": lambda features: invariants.check_token_features(
+                    features, self.table("features").n_rows
+                ),
+                "token_features_ends": lambda ends: invariants.check_token_features_ends(
+                    ends, self.inputs.headers["token_features"][1][0]
+                ),
+            },
+        )
+        for name in missing_inputs(arrays.headers):
+            raise Problem(INPUTS_FILE, f"the array {name!r} is missing")
+        if ("token_features" in arrays) != ("token_features_ends" in arrays):
+            raise Problem(INPUTS_FILE, "it holds one of 'token_features' and its ends, not both")
+        return arrays
