@@ -319,5 +319,5 @@ def test_an_sae_of_smollm2(tmp_path):
     alive = int(neurons["n_examples"].argmax())
     again = sae.encode(torch.from_numpy(run.neuron(alive).vectors))[:, alive].detach()
     assert run.neuron(alive).examples["activation"].to_numpy() == pytest.approx(
-        again.numpy(), rel=1e-3
+        again.numpy(), rel=5e-3
     )

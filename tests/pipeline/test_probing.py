@@ -317,7 +317,8 @@ def test_norms_that_were_folded_in(model, tokenizer, tmp_path):
     neuron = runs[0].neuron(first.site, first.neuron)
     gain = model.model.layers[0].post_attention_layernorm.weight.detach().numpy()
     plain = runs[1].neuron(first.site, first.neuron)
-    assert neuron.vectors * gain == pytest.approx(plain.vectors, rel=1e-4, abs=1e-5)
+    # Kept in half precision, both of them.
+    assert neuron.vectors * gain == pytest.approx(plain.vectors, rel=2e-3, abs=1e-5)
 
 
 def test_images_are_not_probed(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyseme.capture.attach import AttachedSAE
 from polyseme.capture.hookpoints import HookPoint, find_hook_point
 from polyseme.capture.hooks import Feed, evaluating, first_tensor
-from polyseme.capture.layers import HiddenSite, is_linear, linear_weight
+from polyseme.capture.layers import HiddenSite
 from polyseme.capture.unembed import unembedding
 from polyseme.errors import InputError, SiteError
 
@@ -92,11 +92,8 @@ class HookedSAE(HiddenSite):
     def directions(self) -> Tensor | None:
         """What each latent writes to the residual stream, (d_sae, d); None if it is not known."""
         weight = getattr(self.module, "W_dec", None)
-        decoder = getattr(self.module, "decoder", None)
         if not isinstance(weight, Tensor):
-            if not isinstance(decoder, nn.Module) or not is_linear(decoder):
-                return None
-            weight = linear_weight(decoder).T
+            return None
         if weight.shape != (self.n_neurons, self.d_in):
             return None
         return self.point.written(weight.detach())

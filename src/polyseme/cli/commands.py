@@ -24,8 +24,8 @@ from polyseme.cli.probing import add_probe
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
     LANGUAGE_MODEL_HELP,
+    add_analysis_options,
     add_remote_code,
-    add_sae_options,
     add_text_options,
     analyse_language_model,
     check_source,
@@ -151,7 +151,7 @@ def _add_analyse(commands: Any) -> None:
     )
     add_data_options(analyse)
     add_text_options(analyse)
-    add_sae_options(analyse)
+    add_analysis_options(analyse)
     analyse.add_argument(
         "--image-shape", type=image_shape, metavar="H,W", help="to show flat inputs as images"
     )

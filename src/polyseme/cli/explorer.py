@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,7 @@ def _explore(options: argparse.Namespace) -> None:
             open_browser=not options.no_browser,
             probe=live.get("probe"),
             classify=live.get("classify"),
+            importances=live.get("importances"),
         )
     for warning in caught:
         print(f"polyseme: {warning.message}", file=sys.stderr)
@@ -96,9 +99,16 @@ def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]
     if kind != "text":
         return {"classify": _Loaded(lambda: _classify(options.model))} if options.model else {}
     # A stranger's run is not believed: what it names is loaded if it comes as a package.
-    if options.model or recorded in PACKAGED:
-        return {"probe": _Loaded(lambda: _probe(options))}
-    return {}
+    options.model = options.model or (recorded if recorded in PACKAGED else None)
+    if options.model is None:
+        return {}
+    model = _Once(lambda: load_named_model(options))
+    return {
+        "probe": _Loaded(lambda: _live("live", "Probing a run").live_probe(*model())),
+        "importances": _Loaded(
+            lambda: _live("importances", "Finding importances").live_importances(*model())
+        ),
+    }
 
 
 def _about(folder: Path) -> tuple[Any, Any]:
@@ -114,27 +124,33 @@ def _about(folder: Path) -> tuple[Any, Any]:
         return None, None
 
 
+class _Once:
+    """What is made when it is first asked for, by whichever thread."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._lock = functools.cache(make), threading.Lock()
+
+    def __call__(self) -> Any:
+        with self._lock:
+            return self._make()
+
+
 class _Loaded:
     """A function that is made when it is first called."""
 
     def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
-        self._make = make
-        self._made: Callable[..., Any] | None = None
+        self._function = _Once(make)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self._made is None:
-            self._made = self._make()
-        return self._made(*arguments, **named)
+        return self._function()(*arguments, **named)
 
 
-def _probe(options: argparse.Namespace) -> Callable[..., Any]:
-    live = module("polyseme.pipeline.live", "Probing a run")
-    model, tokenizer = load_named_model(options) if options.model else (None, None)
-    made: Callable[..., Any] = live.live_probe(model, tokenizer)
-    return made
+def _live(name: str, what: str) -> Any:
+    return module(f"polyseme.pipeline.{name}", what)
 
 
 def _classify(model: str) -> Callable[..., Any]:
-    live = module("polyseme.pipeline.live", "Classifying an image")
-    made: Callable[..., Any] = live.live_classify(load_model(model))
+    made: Callable[..., Any] = _live("live", "Classifying an image").live_classify(
+        load_model(model)
+    )
     return made

@@ -63,13 +63,6 @@ def add_text_options(command: Any) -> None:
         help="count special tokens, or the first token of each context, which are left out "
         "otherwise; may be repeated",
     )
-    text.add_argument(
-        "--importances",
-        default="none",
-        metavar="HOW",
-        help="exact: how much of each activation rests on each token around it, by masking, which "
-        "takes some twenty times as long as reading the text; default: none",
-    )
     add_remote_code(text)
 
 
@@ -145,8 +138,15 @@ def analyse_language_model(
     )
 
 
-def add_sae_options(command: Any) -> None:
-    """The options that attach SAEs to a language model."""
+def add_analysis_options(command: Any) -> None:
+    """The options of an analysis of texts alone: importances, and SAEs at hook points."""
+    command.add_argument(
+        "--importances",
+        default="none",
+        metavar="HOW",
+        help="exact: how much of each activation rests on each token around it, by masking, which "
+        "takes some twenty times as long as reading the text; default: none",
+    )
     command.add_argument(
         "--sae",
         action="append",

@@ -225,7 +225,7 @@ class Classifier:
         self, site: Site, neurons: Array, activations: Array, vectors: Array
     ) -> pd.DataFrame:
         info = self.run.site(site.name)
-        first = sum(other.n_neurons for other in self.run.folder.sites[: info.number])
+        first = self.run.folder.first_neuron(info.number)
         maxima = self.run.folder.neurons["max_activation"].to_numpy(np.float32)[first + neurons]
         feature = np.full(len(neurons), -1, np.int64)
         label, size = np.full(len(neurons), "", object), np.zeros(len(neurons), np.int64)

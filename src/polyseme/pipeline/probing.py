@@ -81,11 +81,10 @@ class Prober:
         self.model, self.tokenizer = _recorded(run) if model is None else (model, tokenizer)
         self.run = run
         self.sites = sites_of_run(run, self.model, chosen, saes or {})
-        neurons = run.neurons()
-        self._max = neurons["max_activation"].to_numpy(np.float32)
-        self._first = np.concatenate([[0], [s.n_neurons for s in run.folder.sites]]).cumsum()
-        self._first_of_site = self._first[[run.site(site.name).number for site in self.sites]]
-        self._features = _FeatureRows(run, neurons["n_clusters"].to_numpy(np.int64))
+        self._max = run.folder.neurons["max_activation"].to_numpy(np.float32)
+        self._first = np.array(
+            [run.folder.first_neuron(run.site(site.name).number) for site in self.sites]
+        )
         self._known = False
         self._checked_tokenizer = False
 
@@ -160,7 +159,7 @@ class Prober:
 
     def _top_of(self, site: Site, values: Tensor, k: int, by: str) -> tuple[Array, Array, Array]:
         """The site's own k best neurons at each place: scores, numbers, activations, (n, k)."""
-        first = self._first[self.run.site(site.name).number]
+        first = self.run.folder.first_neuron(self.run.site(site.name).number)
         maxima = torch.from_numpy(self._max[first : first + site.n_neurons]).to(values.device)
         values = values.float()
         score = values
@@ -190,7 +189,7 @@ class Prober:
         column = order[place, rank]
         which, neuron, activation = site[column], neuron[place, column], activation[place, column]
         feature, label, size = self._assigned(read.tops, which, neuron, place)
-        maxima = self._max[self._first_of_site[which] + neuron]
+        maxima = self._max[self._first[which] + neuron]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(maxima > 0, activation / maxima, np.nan).astype(np.float32)
         token = start + np.flatnonzero(read.counted)[place]
@@ -222,7 +221,7 @@ class Prober:
             known = self.run.neuron(self.sites[s].name, int(n))
             same_weights(known, self.sites[s])
             feature[here] = known.assign(tops[s].vectors[place[here]])
-            label[here], size[here] = self._features.describe(known, feature[here])
+            label[here], size[here] = _described(self.run, known, feature[here])
         return feature, label, size
 
 
@@ -243,24 +242,16 @@ class _Read(NamedTuple):
     tops: list[_SiteTop]
 
 
-class _FeatureRows:
-    """Labels and sizes of features."""
-
-    def __init__(self, run: Run, n_clusters: NDArray[np.int64]) -> None:
-        self._run = run
-        self._ends = np.concatenate([[0], n_clusters.cumsum()])
-        sizes = [site.n_neurons for site in run.folder.sites]
-        self._first = np.concatenate([[0], sizes]).cumsum()
-
-    def describe(self, neuron: Neuron, features: Array) -> tuple[list[str], Array]:
-        at = self._first[neuron.info.number] + neuron.number
-        rows = self._run.folder.features.iloc[self._ends[at] : self._ends[at + 1]]
-        sizes = rows["n_examples"].to_numpy(np.int64)
-        labels = rows["label"].tolist() if "label" in rows else [""] * len(rows)
-        return (
-            [labels[f] if f >= 0 else "" for f in features],
-            np.array([sizes[f] if f >= 0 else 0 for f in features], np.int64),
-        )
+def _described(run: Run, neuron: Neuron, features: Array) -> tuple[list[str], Array]:
+    """Labels of some of a neuron's features, and the numbers of their examples."""
+    row = run.folder.first_neuron(neuron.info.number) + neuron.number
+    rows = run.folder.rows("features", row, row + 1)
+    sizes = rows["n_examples"].to_numpy(np.int64)
+    labels = rows["label"].tolist() if "label" in rows else [""] * len(rows)
+    return (
+        [labels[f] if f >= 0 else "" for f in features],
+        np.array([sizes[f] if f >= 0 else 0 for f in features], np.int64),
+    )
 
 
 def _named(run: Run, sites: str | Iterable[str] | None) -> list[str]:

@@ -83,6 +83,11 @@ class PlainSAE(nn.Module):
         """Encoder weight as SAELens has it, (d_in, d_sae)."""
         return self.encoder.weight.T
 
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder weight as SAELens has it, (d_sae, d_in)."""
+        return self.decoder.weight.T
+
     def encode(self, h: Tensor) -> Tensor:
         """Activations, shape (..., d_sae), of inputs of shape (..., d_in)."""
         h = h - self.decoder.bias if self.apply_b_dec_to_input else h
