@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from polyseme.capture import Collected, Feed, evaluating, find_activations, find_sites
+from polyseme.capture import Feed, Selection, Site, evaluating, find_activations, find_sites
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
 from polyseme.errors import InputError
@@ -46,7 +46,8 @@ def mask_token(tokenizer: Any) -> int:
 
 def site_importances(
     model: nn.Module,
-    collected: Sequence[Collected],
+    sites: Sequence[Site],
+    examples: Sequence[Selection],
     inputs: dict[str, Array],
     writer: RunWriter,
     *,
@@ -59,7 +60,9 @@ def site_importances(
     Parameters
     ----------
     model : torch.nn.Module
-    collected : sequence of Collected
+    sites : sequence of Site
+    examples : sequence of Selection
+        Those that stand for each site's neurons.
     inputs : dict of str to ndarray
         The run's contexts: ``index``, ``tokens`` and ``lengths``.
     writer : RunWriter
@@ -77,11 +80,11 @@ def site_importances(
     tokens, lengths = inputs["tokens"].astype(np.int64), inputs["lengths"]
     places = [
         Places(
-            np.searchsorted(inputs["index"], one.examples.index),
-            np.asarray(one.examples.position, dtype=np.int64),
-            np.asarray(one.examples.neuron, dtype=np.int64),
+            np.searchsorted(inputs["index"], chosen.index),
+            np.asarray(chosen.position, dtype=np.int64),
+            np.asarray(chosen.neuron, dtype=np.int64),
         )
-        for one in collected
+        for chosen in examples
     ]
     found = [
         np.full((len(of.contexts), before + 1 + after), NO_IMPORTANCE, np.uint8) for of in places
@@ -98,7 +101,6 @@ def site_importances(
 
     last = time.monotonic()
     if done < len(tokens):
-        sites = [one.site for one in collected]
         steps = context_importances(
             model,
             sites,

@@ -376,7 +376,8 @@ class _TextAnalysis:
         task = bars.add_task("Token importances", total=len(inputs["index"]))
         found = site_importances(
             self.model,
-            collected,
+            self.sites,
+            [one.examples for one in collected],
             inputs,
             self.writer,
             mask_id=self.settings["mask_id"],
