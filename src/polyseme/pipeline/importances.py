@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from polyseme.capture import Feed, Site, evaluating, find_activations, find_sites
+from polyseme.capture import Feed, Selection, Site, evaluating, find_activations, find_sites
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
-from polyseme.capture.stream import Selection
 from polyseme.errors import InputError
 from polyseme.pipeline.progress import interrupt_between_steps
 from polyseme.store import NO_IMPORTANCE, RunWriter, encode_importances
@@ -47,7 +46,8 @@ def mask_token(tokenizer: Any) -> int:
 
 def site_importances(
     model: nn.Module,
-    chosen: Sequence[tuple[Site, Selection]],
+    sites: Sequence[Site],
+    examples: Sequence[Selection],
     inputs: dict[str, Array],
     writer: RunWriter,
     *,
@@ -60,8 +60,9 @@ def site_importances(
     Parameters
     ----------
     model : torch.nn.Module
-    chosen : sequence of (Site, Selection)
-        Each site, and the examples that stand for its neurons.
+    sites : sequence of Site
+    examples : sequence of Selection
+        Those that stand for each site's neurons.
     inputs : dict of str to ndarray
         The run's contexts: ``index``, ``tokens`` and ``lengths``.
     writer : RunWriter
@@ -79,11 +80,11 @@ def site_importances(
     tokens, lengths = inputs["tokens"].astype(np.int64), inputs["lengths"]
     places = [
         Places(
-            np.searchsorted(inputs["index"], examples.index),
-            np.asarray(examples.position, dtype=np.int64),
-            np.asarray(examples.neuron, dtype=np.int64),
+            np.searchsorted(inputs["index"], chosen.index),
+            np.asarray(chosen.position, dtype=np.int64),
+            np.asarray(chosen.neuron, dtype=np.int64),
         )
-        for _, examples in chosen
+        for chosen in examples
     ]
     found = [
         np.full((len(of.contexts), before + 1 + after), NO_IMPORTANCE, np.uint8) for of in places
@@ -100,7 +101,6 @@ def site_importances(
 
     last = time.monotonic()
     if done < len(tokens):
-        sites = [site for site, _ in chosen]
         steps = context_importances(
             model,
             sites,

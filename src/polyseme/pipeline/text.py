@@ -235,13 +235,17 @@ class _TextAnalysis:
             }
             infos = []
             task = bars.add_task("Features", total=len(self.sites))
-            for number, one in enumerate(passes.results()):
+            results = passes.results()
+            for number in range(len(self.sites)):
+                with self.stages("selection"):
+                    one = next(results)
                 infos.append(
                     self.site(
                         number, one, inputs, tables, {**logits[number], **importances[number]}
                     )
                 )
-                similar.add(one, tables["features"][-1])
+                with self.stages("similar features"):
+                    similar.add(one, tables["features"][-1])
                 bars.update(task, advance=1)
             with self.stages("similar features"):
                 similar.write(bars)
@@ -375,7 +379,8 @@ class _TextAnalysis:
         task = bars.add_task("Token importances", total=len(inputs["index"]))
         found = site_importances(
             self.model,
-            [(one.site, one.examples) for one in passes.results()],
+            self.sites,
+            [one.examples for one in passes.results()],
             inputs,
             self.writer,
             mask_id=self.settings["mask_id"],
