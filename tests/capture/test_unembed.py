@@ -302,3 +302,17 @@ def test_neurons_of_a_real_model_do_what_is_said_of_them() -> None:
             # And the promoted ones are what the model now says.
             assert (after.argmax(dim=1) == int(up[0])).all()
             assert (after.log_softmax(dim=-1)[:, up[0]] > before[:, up[0]]).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("width", [63, 64 * 7, 64 * 40, 64 * 40 + 17])
+def test_the_largest_of_many_columns_are_found_by_their_blocks(seed: int, width: int) -> None:
+    torch.manual_seed(seed)
+    # Whole numbers, so that there are ties, within blocks and between them.
+    values = torch.randint(-1000, 1000 if seed % 2 else 3, (12, width)).float()
+    values[0] = 1
+    columns, found = unembed._top(values, 5)
+    for row, (mine, best) in enumerate(zip(columns.tolist(), found.tolist(), strict=True)):
+        expected = sorted(range(width), key=lambda column: (-values[row, column], column))[:5]
+        assert mine == expected
+        assert best == values[row, expected].tolist()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import polyseme as ps
-from polyseme.capture import find_sites
+from polyseme.capture import Collected, find_sites
 from polyseme.capture.activation import Activation
 from polyseme.capture.layers import LinearSite
 from polyseme.core import background_distance, gated_background_distance
@@ -195,6 +195,69 @@ def test_labels_and_logits(analysed):
     expected = contexts.tokenizer.convert_ids_to_tokens(first)
     assert top["promoted"]["token"].tolist()[:3] == expected
     assert (top["promoted"]["logit"].diff().dropna() <= 0).all()
+
+
+def test_pictures_show_the_angles_between_examples(analysed):
+    run = analysed[3]
+    for number, name in enumerate(run.sites):
+        for neuron in (0, 9):
+            mine = run.neuron(name, neuron)
+            for array, rows in (("layout", mine.embeddings), ("layout_input", mine.vectors)):
+                stored = run.folder.site_rows(number, array, neuron, neuron + 1)
+                unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+                left, values, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
+                assert (stored**2).sum() == pytest.approx((values[:2] ** 2).sum(), rel=1e-3)
+                distances = np.linalg.norm(stored[:, None] - stored, axis=2)
+                plane = (left * values)[:, :2]
+                best = np.linalg.norm(plane[:, None] - plane, axis=2)
+                if values[1] - values[2] > 0.2 * values[0]:
+                    assert distances == pytest.approx(best, abs=0.03)
+
+
+def test_features_are_found_by_their_tokens(analysed):
+    run = analysed[3]
+    folder = run.folder
+    words = folder.token_texts
+    features, examples = folder.features, folder.examples
+    tokens = folder.inputs["tokens"][
+        np.searchsorted(folder.inputs["index"], examples["input"]), examples["position"]
+    ]
+    expected: dict[str, list[tuple[int, int]]] = {word: [] for word in words}
+    for row, feature in features.iterrows():
+        mine = tokens[
+            (examples["site"] == feature["site"])
+            & (examples["neuron"] == feature["neuron"])
+            & (examples["feature"] == feature["feature"])
+        ]
+        at = examples.query(
+            "site == @feature.site and neuron == @feature.neuron and example == @feature.medoid"
+        )
+        assert feature[["input", "position"]].tolist() == at[["input", "position"]].iloc[0].tolist()
+        for token, word in words.items():
+            n = int((mine == token).sum())
+            named = word in feature["label"].split() and len(mine) > 1
+            if named or (n >= 2 and n >= 0.25 * len(mine)):
+                expected[word].append((-n, row))
+    for number, word in enumerate(words):
+        found = folder.features_of_token(number).tolist()
+        assert found == [row for _, row in sorted(expected[word])], word
+    assert folder.neurons["n_random"].sum() == len(folder.random)
+
+
+def test_vectors_too_large_for_half_precision_stay_whole():
+    from types import SimpleNamespace
+
+    from polyseme.pipeline.records import halved
+
+    rng = np.random.default_rng(0)
+    one = Collected(
+        SimpleNamespace(), None, None, {}, None, rng.normal(size=(3, 4)).astype(np.float32),
+        np.arange(3), None,
+    )  # fmt: skip
+    assert halved(one).vectors.dtype == np.float16
+    assert halved(halved(one)).vectors.dtype == np.float16
+    one.vectors[1, 2] = -7e4
+    assert halved(one) is one
 
 
 def test_it_goes_on_byte_for_byte(analysed, tokenizer, tmp_path):

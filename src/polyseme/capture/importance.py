@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed, evaluating
-from polyseme.capture.layers import HiddenSite, Site
-from polyseme.capture.transformer import is_transformer
+from polyseme.capture.hooks import evaluating
+from polyseme.capture.layers import Site
+from polyseme.capture.reaching import Reach
+from polyseme.capture.windows import Rows, examples_in_text, shares_of
 from polyseme.errors import InputError, SiteError
 
 Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-
-# A smaller drop, as a share of the activation, is rounding: to divide by it would make noise
-# of all the other importances.
-NO_DROP = 1e-4
 
 
 def token_importances(
@@ -89,7 +85,9 @@ def token_importances(
     SiteError
         For a site that the model does not reach, or one without a place for each token.
     """
-    examples = _examples(site, ids, attention, positions, neurons, mask_id, before, after, causal)
+    examples = examples_in_text(
+        site, ids, attention, positions, neurons, mask_id, before, after, causal
+    )
     runner = _Runner(model, site, causal)
     masked = examples.seen & (examples.window_ids() != mask_id)
     # The contexts as they are come first; a masked place of -1 masks nothing.
@@ -109,7 +107,7 @@ def token_importances(
     activations = values[: len(examples)]
     drops = np.zeros(examples.places.shape, np.float32)
     drops[masked] = activations[which[len(examples) :]] - values[len(examples) :]
-    yield 1.0, _shares(examples, drops, activations, before)
+    yield 1.0, shares_of(examples, drops, activations, before)
 
 
 def gradient_importances(
@@ -161,7 +159,9 @@ def gradient_importances(
     SiteError
         As `token_importances`, or for activations without a gradient by the embeddings.
     """
-    examples = _examples(site, ids, attention, positions, neurons, mask_id, before, after, causal)
+    examples = examples_in_text(
+        site, ids, attention, positions, neurons, mask_id, before, after, causal
+    )
     runner = _Runner(model, site, causal)
     embedding = _input_embedding(model, mask_id)
     with torch.no_grad():
@@ -188,7 +188,7 @@ def gradient_importances(
         activations[part] = chosen.detach().cpu().numpy()
         yield min(at + batch_size, len(order)) / len(order), None
     drops[~examples.seen] = 0
-    yield 1.0, _shares(examples, drops, activations, before)
+    yield 1.0, shares_of(examples, drops, activations, before)
 
 
 @dataclass(frozen=True)
@@ -247,205 +247,23 @@ def rank_correlation(
     return RankCorrelation(float(np.mean(found)) if found else float("nan"), len(found))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Contexts that go through the model together, cut to the longest of them."""
-
-    ids: Integers
-    attention: NDArray[np.bool_]
-    positions: Integers
-    neurons: Integers
-
-
-@dataclass(frozen=True)
-class _Examples:
-    ids: Integers
-    attention: NDArray[np.bool_]
-    positions: Integers
-    neurons: Integers
-    # Place in the context of each column of the window (m, before + 1 + after); whether that
-    # is inside the context; and whether the max-activating token can see it.
-    places: Integers
-    inside: NDArray[np.bool_]
-    seen: NDArray[np.bool_]
-    # What is run of each context: up to here.
-    ends: Integers
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def window_ids(self) -> Integers:
-        return np.take_along_axis(self.ids, np.clip(self.places, 0, self.ids.shape[1] - 1), axis=1)
-
-    def rows(self, which: Integers) -> _Rows:
-        end = self.ends[which].max()
-        return _Rows(
-            self.ids[which, :end],
-            self.attention[which, :end],
-            self.positions[which],
-            self.neurons[which],
-        )
-
-
-def _examples(
-    site: Site,
-    ids: Any,
-    attention: Any,
-    positions: Any,
-    neurons: Any,
-    mask_id: int,
-    before: int,
-    after: int,
-    causal: bool,
-) -> _Examples:
-    ids = np.asarray(ids)
-    attended = np.asarray(attention).astype(bool)
-    positions, neurons = np.asarray(positions), np.asarray(neurons)
-    n = ids.shape[:1]
-    if (
-        ids.ndim != 2
-        or attended.shape != ids.shape
-        or not positions.shape == neurons.shape == n
-        or any(array.size and array.dtype.kind not in "iu" for array in (ids, positions, neurons))
-    ):
-        raise InputError(
-            f"ids has shape {ids.shape} ({ids.dtype}), attention {attended.shape}, positions "
-            f"{positions.shape} ({positions.dtype}) and neurons {neurons.shape} "
-            f"({neurons.dtype}); integers (m, L), booleans (m, L) and integers (m,) and (m,) "
-            "are expected."
-        )
-    ids, positions, neurons = (x.astype(np.int64) for x in (ids, positions, neurons))
-    for name, value in (("mask_id", mask_id), ("before", before), ("after", after)):
-        if value < 0:
-            raise InputError(f"{name} is {value}; 0 or more is expected.")
-    bad = (neurons < 0) | (neurons >= site.n_neurons)
-    if bad.any():
-        example = int(np.argmax(bad))
-        raise InputError(
-            f"neurons[{example}] is {neurons[example]}, but site {site.name!r} has "
-            f"{site.n_neurons} neurons, numbered from 0."
-        )
-    length = ids.shape[1]
-    last = max(length - 1, 0)
-    bad = (positions < 0) | (positions >= length)
-    bad |= ~np.take_along_axis(attended, np.clip(positions, 0, last)[:, None], axis=1)[:, 0]
-    if bad.any():
-        example = int(np.argmax(bad))
-        raise InputError(
-            f"positions[{example}] is {positions[example]}, which is padding or outside its "
-            f"context of {length} places; the place of the max-activating token is expected."
-        )
-    places = positions[:, None] + np.arange(-before, after + 1)
-    inside = (places >= 0) & (places < length)
-    inside &= np.take_along_axis(attended, np.clip(places, 0, last), axis=1)
-    seen = inside & (places <= positions[:, None]) if causal else inside
-    ends = positions + 1 if causal else np.where(attended, np.arange(1, length + 1), 0).max(axis=1)
-    return _Examples(ids, attended, positions, neurons, places, inside, seen, ends)
-
-
-def _shares(examples: _Examples, drops: Floats, activations: Floats, before: int) -> Floats:
-    if not (np.isfinite(drops).all() and np.isfinite(activations).all()):
-        bad = ~(np.isfinite(drops).all(axis=1) & np.isfinite(activations))
-        example = int(np.argmax(bad))
-        raise InputError(
-            f"The activation of neuron {examples.neurons[example]} in example {example}, or in "
-            "a masked copy of it, is not finite; run the model in a type of more range, such as "
-            "float32 or bfloat16."
-        )
-    own = drops[:, before]
-    scale = np.where(own > NO_DROP * np.abs(activations), own, activations)[:, None]
-    shares = np.divide(drops, scale, out=np.zeros_like(drops), where=scale > 0)
-    shares = np.clip(shares, 0, 1)
-    shares[:, before] = 1
-    shares[~examples.inside] = np.nan
-    return shares
-
-
 class _Runner:
     """Runs a model on token ids, as far as a site, for one activation of each context."""
 
     def __init__(self, model: nn.Module, site: Site, causal: bool) -> None:
-        self._model = model
-        self._site = site
+        self._reach = Reach(model, [site])
         self._causal = causal
-        self._feed = Feed(model)
-        self.device = self._feed.device
+        self.device = self._reach.device
 
-    def __call__(self, rows: _Rows) -> Tensor:
+    def __call__(self, rows: Rows) -> Tensor:
         """Activation of each context's neuron at its position, float32 (B,)."""
-        ids = rows.ids
         attended = rows.attention
         if self._causal:
             # What comes after the position, padding too, does not matter to it; and attention
             # without a mask is faster.
-            attended = attended | (np.arange(ids.shape[1]) > rows.positions[:, None])
-        given: Any = ids
-        if is_transformer(self._model):
-            given = {"input_ids": ids}
-            if not attended.all():
-                given["attention_mask"] = attended.astype(np.int64)
-        elif not attended.all():
-            raise InputError(
-                f"The contexts hold padding, and a {type(self._model).__name__} is called with "
-                "token ids alone; a transformers model, which takes an attention mask, is "
-                "expected, or contexts of equal length."
-            )
-        with _stopping_at(self._site) as reached:
-            self._feed(given)
-        if not reached:
-            raise SiteError(
-                f"The model does not run site {self._site.name!r} on token ids; name a layer "
-                "that it uses."
-            )
-        activations = reached[0]
-        if activations.shape[:-1].numel() != ids.size:
-            raise SiteError(
-                f"Site {self._site.name!r} gave activations of shape {tuple(activations.shape)} "
-                f"for token ids of shape {ids.shape}; {(*ids.shape, self._site.n_neurons)} "
-                "is expected: name a layer that runs on each token."
-            )
-        at = torch.as_tensor(rows.positions, device=self.device)
-        neurons = torch.as_tensor(rows.neurons, device=self.device)
-        each = torch.arange(len(ids), device=self.device)
-        return activations.reshape(*ids.shape, -1)[each, at, neurons].float()
-
-
-class _Reached(Exception):
-    """Ends a forward pass, since what was wanted of it is there."""
-
-
-@contextmanager
-def _stopping_at(site: Site) -> Iterator[list[Tensor]]:
-    """Catch a site's activations, (B, L, n_neurons), and end the forward pass there."""
-    caught: list[Tensor] = []
-
-    def catch(activations: Tensor) -> None:
-        caught.append(activations)
-        raise _Reached
-
-    def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
-        catch(_first(args, kwargs))
-
-    def leaving(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        if isinstance(site, HiddenSite):
-            catch(site.encode(_first(args, kwargs)))
-        catch(site.activation(output))
-
-    if isinstance(site, HiddenSite) and site.decoder is not None:
-        hook = site.decoder.register_forward_pre_hook(entering, with_kwargs=True)
-    else:
-        module = site.last_module if isinstance(site, HiddenSite) else site.output_module
-        hook = module.register_forward_hook(leaving, with_kwargs=True)
-    try:
-        yield caught
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value))
+            attended = attended | (np.arange(rows.ids.shape[1]) > rows.positions[:, None])
+        wanted = (np.arange(len(rows.ids)), rows.positions, rows.neurons)
+        return self._reach(rows.ids, attended, [wanted])[0]
 
 
 def _input_embedding(model: nn.Module, mask_id: int) -> nn.Module:

@@ -15,6 +15,8 @@ from polyseme.errors import InputError, SiteError
 
 # Values of the largest matrix of effects that is ever held: 128 MiB.
 MAX_VALUES = 2**25
+# Columns whose largest value is looked at before they are.
+_BLOCK = 64
 
 
 class Unembedding(NamedTuple):
@@ -214,6 +216,27 @@ def top_logits(model: nn.Module, directions: Any, k: int = 10) -> TopLogits:
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Columns and values of the k largest of each row; of equal ones the first columns."""
+    n_blocks = values.shape[1] // _BLOCK
+    if n_blocks <= 2 * k:
+        return _top_of_all(values, k)
+    # The largest values lie in the blocks of the largest maxima, and what is left over after
+    # the last whole block is a block too.
+    whole = values[:, : n_blocks * _BLOCK].reshape(len(values), n_blocks, _BLOCK)
+    peaks, blocks = whole.amax(dim=2).topk(k + 1, dim=1)
+    inside = torch.arange(_BLOCK, device=values.device)
+    columns = (blocks.sort(dim=1).values[:, :, None] * _BLOCK + inside).flatten(1)
+    rest = torch.arange(n_blocks * _BLOCK, values.shape[1], device=values.device)
+    columns = torch.cat([columns, rest.expand(len(values), -1)], dim=1)
+    among, found = _top_of_all(values.gather(1, columns), k)
+    columns = columns.gather(1, among)
+    # No other block has a value as large, but where there is a tie with the last of the peaks.
+    tied = found[:, -1] <= peaks[:, -1]
+    if bool(tied.any()):
+        columns[tied], found[tied] = _top_of_all(values[tied], k)
+    return columns, found
+
+
+def _top_of_all(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     limit = values.topk(k, dim=1).values[:, -1:]
     above, equal = values > limit, values == limit
     # topk takes any of those that are equal to the last one.

@@ -63,6 +63,13 @@ def add_text_options(command: Any) -> None:
         help="count special tokens, or the first token of each context, which are left out "
         "otherwise; may be repeated",
     )
+    text.add_argument(
+        "--importances",
+        default="none",
+        metavar="HOW",
+        help="exact: how much of each activation rests on each token around it, by masking, which "
+        "takes some twenty times as long as reading the text; default: none",
+    )
     add_remote_code(text)
 
 
@@ -127,7 +134,14 @@ def analyse_language_model(
     sites = [*(options.sites or []), *_attached(model, options)]
     if not sites:
         sites = module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
-    return pipeline.analyse(model, contexts, sites=sites, batch_size=options.batch_size, **shared)
+    return pipeline.analyse(
+        model,
+        contexts,
+        sites=sites,
+        batch_size=options.batch_size,
+        importances=options.importances,
+        **shared,
+    )
 
 
 def add_sae_options(command: Any) -> None:

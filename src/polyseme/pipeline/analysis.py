@@ -70,6 +70,7 @@ def analyse(
     panels: bool = True,
     panel_examples: int = 32,
     baseline: float | Array = 0.0,
+    importances: str = "none",
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int | None = None,
@@ -115,6 +116,8 @@ def analyse(
         Examples a neuron, the first of its selection, that logit effects are averaged over.
     baseline : float or array of the shape of one input
         The input from which activation maps start, in the model's units.
+    importances : {"none", "exact"}
+        Token importances of texts, see `analyse_text`.
     random_examples : int
         Random activating examples kept for each neuron.
     seed : int
@@ -154,12 +157,18 @@ def analyse(
             select=select,
             threshold=threshold,
             linkage=linkage,
+            importances=importances,
             random_examples=random_examples,
             seed=seed,
             batch_size=16 if batch_size is None else batch_size,
             overwrite=overwrite,
             resume=resume,
             progress=progress,
+        )
+    if importances != "none":
+        raise InputError(
+            f"importances is {importances!r}, but the data is no text, and has no tokens to mask; "
+            "'none' is expected. Images have panels=True."
         )
     batch_size = 256 if batch_size is None else batch_size
     select = TopK() if select is None else select

@@ -26,12 +26,15 @@ from polyseme.core import (
     participation_ratio,
     principal_coordinates,
 )
+from polyseme.core.parallel import in_threads
 from polyseme.data.sources import Source
 from polyseme.errors import SiteError
 
 Array = NDArray[Any]
 
 _BLOCK_BYTES = 256 << 20
+# What one thread makes at a time: the embeddings of so many neurons, or so many vectors.
+_TOGETHER, _ROWS = 64, 4096
 # Beyond this a vector is kept in single precision; the largest half-precision number is 65504.
 _LARGEST_HALF = 6e4
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
@@ -41,19 +44,56 @@ def embeddings_of(one: Collected, examples: slice) -> Array:
     """Neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
     vectors = _vectors_of(one, examples)
     neurons = one.examples.neuron[examples]
-    if one.site.kind != "gated":
-        return np.asarray(vectors * one.weights[neurons])
-    found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
-    return np.asarray(found.cpu().numpy())
+    gate = gate_of(one.site)
+    if gate is None and one.site.kind == "gated":
+        found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
+        return np.asarray(found.cpu().numpy())
+    # A neuron's rows follow one another, and fit into a core's cache.
+    starts = np.flatnonzero(np.diff(neurons, prepend=-1))
+    ends = np.append(starts[1:], len(neurons))
+
+    def work(chunk: slice) -> None:
+        for start, end in zip(starts[chunk], ends[chunk], strict=True):
+            rows, neuron = vectors[start:end], neurons[start]
+            if gate is None:
+                rows *= one.weights[neuron]
+                continue
+            read, up = gate["w_gate"][neuron], gate["w_up"][neuron]
+            of_gate, of_up = gate_factors(
+                rows @ read + gate["b_gate"][neuron],
+                rows @ up + gate["b_up"][neuron],
+                gate["activation"],
+            )
+            slope = np.outer(of_gate, read)
+            slope += np.outer(of_up, up)
+            rows *= slope
+
+    in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, len(starts), _TOGETHER)])
+    return vectors
 
 
 def _vectors_of(one: Collected, examples: slice) -> Array:
     """Pre-neuron embeddings of a range of a site's examples, (n, d_in) of float32."""
-    return np.asarray(one.vectors[one.vector[examples]], np.float32)
+    rows = one.vector[examples]
+    found = np.empty((len(rows), one.vectors.shape[1]), np.float32)
+
+    def work(chunk: slice) -> None:
+        found[chunk] = one.vectors[rows[chunk]]
+
+    in_threads(work, [slice(at, at + _ROWS) for at in range(0, len(rows), _ROWS)])
+    return found
+
+
+def _widened(one: Collected) -> Collected:
+    """The same with vectors of single precision: to widen them once costs less than in each use."""
+    if one.vectors.dtype != np.float16:
+        return one
+    return dataclasses.replace(one, vectors=one.vectors.astype(np.float32))
 
 
 def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Clusterings, Array]:
     """Trees of all neurons of a site, in blocks that fit in memory, and each feature's medoid."""
+    one = _widened(one)
     blocks, central = [], [np.empty(0, np.int64)]
     for part in _blocks(one):
         embeddings = part.padded(embeddings_of(one, part.examples))
@@ -74,6 +114,7 @@ def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Cluste
 
 def layout_site(one: Collected) -> dict[str, Array]:
     """Pictures of each neuron's examples: where it reads them, and what it reads."""
+    one = _widened(one)
     shown: dict[str, list[Array]] = {"layout": [], "layout_input": []}
     for part in _blocks(one):
         rows = {

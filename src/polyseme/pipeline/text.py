@@ -32,8 +32,9 @@ from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
-from polyseme.errors import InputError
+from polyseme.errors import InputError, one_of
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.importances import estimated_seconds, mask_token, site_importances
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars, read_and_save
 from polyseme.pipeline.records import (
@@ -57,6 +58,7 @@ SAE_THRESHOLD = 0.05
 CHECKPOINT_SECONDS = 300.0
 WINDOW, _WIDEST = (20, 10), 1024
 LOGITS = 10
+IMPORTANCES = ("none", "exact")
 
 
 def analyse_text(
@@ -69,6 +71,7 @@ def analyse_text(
     threshold: float | None = None,
     linkage: str = "average",
     window: tuple[int, int] = WINDOW,
+    importances: str = "none",
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int = 16,
@@ -99,6 +102,12 @@ def analyse_text(
     linkage : {"average", "single"}
     window : (int, int)
         Tokens before and after each example that are kept with their activations.
+    importances : {"none", "exact"}
+        Whether to find, by masking, how much of each example's activation rests on each token
+        of its window; see `polyseme.capture.importance.token_importances`. For a causal model it
+        costs about as much as reading ``window[0] + 1`` times the contexts that examples are
+        in, so it is left out unless asked for, and can be had later, neuron by neuron, by
+        `polyseme.pipeline.importances.neuron_importances`.
     random_examples, seed, overwrite, resume, progress
         As for `analyse`.
     batch_size : int
@@ -123,12 +132,16 @@ def analyse_text(
     check_linkage(linkage)
     before, after = _check_window(window)
     _check_length(model, contexts)
+    if importances not in IMPORTANCES:
+        raise InputError(one_of("kind of importances", str(importances), IMPORTANCES))
     found = find_sites(model, sites)
     settings = {
         "select": describe_selector(select),
         "threshold": threshold,
         "linkage": linkage,
         "window": [before, after],
+        "importances": importances,
+        "mask_id": mask_token(contexts.tokenizer) if importances == "exact" else None,
         "random_examples": int(random_examples),
         "seed": plain(seed),
         "batch_size": int(batch_size),
@@ -213,13 +226,19 @@ class _TextAnalysis:
                     logits.append(self.logits(one))
                 bars.update(task, advance=1)
             inputs = self.inputs(kept, logits)
+            with self.stages("importances"):
+                importances = self.importances(collected, inputs, collector, bars)
             tables: dict[str, list[pd.DataFrame]] = {
                 name: [] for name in ("neurons", "examples", "features", "random")
             }
             infos = []
             task = bars.add_task("Features", total=len(collected))
             for number, one in enumerate(collected):
-                infos.append(self.site(number, one, inputs, tables, logits[number]))
+                infos.append(
+                    self.site(
+                        number, one, inputs, tables, {**logits[number], **importances[number]}
+                    )
+                )
                 bars.update(task, advance=1)
             with self.stages("writing"):
                 index = token_index(self.index, len(inputs["vocabulary"]))
@@ -321,9 +340,9 @@ class _TextAnalysis:
         one: Collected,
         inputs: dict[str, Array],
         tables: dict[str, list[pd.DataFrame]],
-        logits: dict[str, Array],
+        more: dict[str, Array],
     ) -> dict[str, Any]:
-        """Everything of one site: tables, arrays, and what run.json says of it."""
+        """Everything of one site: tables, arrays (and more), and what run.json says of it."""
         threshold = self.settings["threshold"] or (
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
@@ -346,7 +365,7 @@ class _TextAnalysis:
         for name, frame in frames.items():
             tables[name].append(frame)
         with self.stages("writing"):
-            self.writer.write_site(number, {**site_arrays(one, clusterings), **layouts, **logits})
+            self.writer.write_site(number, {**site_arrays(one, clusterings), **layouts, **more})
         gate = gate_of(one.site)
         return {
             "name": one.site.name,
@@ -359,6 +378,42 @@ class _TextAnalysis:
             **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
             **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
         }
+
+    def importances(
+        self,
+        collected: list[Collected],
+        inputs: dict[str, Array],
+        collector: Collector,
+        bars: Progress,
+    ) -> list[dict[str, Array]]:
+        """Token importances of each site, where they are asked for; else what they would cost."""
+        before, after = self.settings["window"]
+        if self.settings["importances"] == "none":
+            if self.show and not self.writer.resumed:
+                n_tokens = collector.n_inputs * self.contexts.length
+                seconds = estimated_seconds(
+                    inputs["lengths"],
+                    n_tokens,
+                    self.stages.seconds["reading"],
+                    window=(before, after),
+                )
+                bars.console.print(
+                    "Token importances are left out; importances='exact' (--importances exact) "
+                    f"finds them, in about {_duration(seconds)}."
+                )
+            return [{} for _ in collected]
+        task = bars.add_task("Token importances", total=len(inputs["index"]))
+        found = site_importances(
+            self.model,
+            self.sites,
+            [one.examples for one in collected],
+            inputs,
+            self.writer,
+            mask_id=self.settings["mask_id"],
+            window=(before, after),
+            show=lambda done: bars.update(task, completed=done),
+        )
+        return [{"importances": array} for array in found]
 
     def logits(self, one: Collected) -> dict[str, Array]:
         """The tokens that each neuron promotes and suppresses most, where there is a head."""
@@ -378,3 +433,10 @@ class _TextAnalysis:
             "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
             "suppressed_logits": np.asarray(top.suppressed, np.float32),
         }
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 120 else f"{round(seconds / 3600)} h"

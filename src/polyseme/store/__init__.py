@@ -3,9 +3,18 @@
 The format is specified in ``docs/run-format.md``.
 """
 
-from polyseme.store.format import FORMAT_VERSION, SiteInfo
+from polyseme.store.format import FORMAT_VERSION, NO_IMPORTANCE, SiteInfo
 from polyseme.store.reader import RunFolder
-from polyseme.store.texts import vocabulary_arrays
+from polyseme.store.texts import decode_importances, encode_importances, vocabulary_arrays
 from polyseme.store.writer import RunWriter
 
-__all__ = ["FORMAT_VERSION", "RunFolder", "RunWriter", "SiteInfo", "vocabulary_arrays"]
+__all__ = [
+    "FORMAT_VERSION",
+    "NO_IMPORTANCE",
+    "RunFolder",
+    "RunWriter",
+    "SiteInfo",
+    "decode_importances",
+    "encode_importances",
+    "vocabulary_arrays",
+]

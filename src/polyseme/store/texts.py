@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from polyseme.errors import InputError
-from polyseme.store.format import INPUTS_FILE, Problem
+from polyseme.store.format import INPUTS_FILE, LARGEST_IMPORTANCE, NO_IMPORTANCE, Problem
 
 
 def vocabulary_arrays(
@@ -60,6 +60,18 @@ def token_texts(inputs: Mapping[str, np.ndarray]) -> pd.Series[str]:
     except UnicodeDecodeError as error:
         raise Problem(INPUTS_FILE, f"'vocabulary_text' is not UTF-8 ({error.reason})") from error
     return pd.Series(words, index=ids, dtype=object)
+
+
+def encode_importances(importances: np.ndarray) -> np.ndarray:
+    """Token importances from 0 to 1, NaN where there are none, as bytes of a run."""
+    known = np.rint(np.nan_to_num(importances) * LARGEST_IMPORTANCE)
+    return np.where(np.isnan(importances), NO_IMPORTANCE, known).astype(np.uint8)
+
+
+def decode_importances(stored: np.ndarray) -> np.ndarray:
+    """The inverse of `encode_importances`, float32, but for rounding."""
+    known = stored.astype(np.float32) / np.float32(LARGEST_IMPORTANCE)
+    return np.where(stored == NO_IMPORTANCE, np.float32(np.nan), known)
 
 
 def check_texts(inputs: Mapping[str, np.ndarray]) -> None:

