@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import warnings
@@ -27,8 +28,8 @@ def add_explore(commands: Any) -> None:
     explore.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that was analysed, to probe texts or classify images: a name or folder as "
-        "for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose code is run (default: the "
+        help="the model that was analysed, to probe texts, find token importances or classify "
+        "images: a name or folder as for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose code is run (default: the "
         "run's own, where that is smollm2 or minilm)",
     )
     explore.add_argument("--device", default=None, help="of the model: cpu, cuda, mps")
@@ -83,6 +84,7 @@ def _explore(options: argparse.Namespace) -> None:
             open_browser=not options.no_browser,
             probe=live.get("probe"),
             classify=live.get("classify"),
+            importances=live.get("importances"),
         )
     for warning in caught:
         print(f"polyseme: {warning.message}", file=sys.stderr)
@@ -96,9 +98,15 @@ def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]
     if kind != "text":
         return {"classify": _Loaded(lambda: _classify(options.model))} if options.model else {}
     # A stranger's run is not believed: what it names is loaded if it comes as a package.
-    if options.model or recorded in PACKAGED:
-        return {"probe": _Loaded(lambda: _probe(options))}
-    return {}
+    if options.model is None and recorded in PACKAGED:
+        options.model = recorded
+    if options.model is None:
+        return {}
+    load = functools.cache(lambda: load_named_model(options))
+    return {
+        "probe": _Loaded(lambda: _probe(*load())),
+        "importances": _Loaded(lambda: _importances(*load())),
+    }
 
 
 def _about(folder: Path) -> tuple[Any, Any]:
@@ -127,10 +135,15 @@ class _Loaded:
         return self._made(*arguments, **named)
 
 
-def _probe(options: argparse.Namespace) -> Callable[..., Any]:
+def _probe(model: Any, tokenizer: Any) -> Callable[..., Any]:
     live = module("polyseme.pipeline.live", "Probing a run")
-    model, tokenizer = load_named_model(options) if options.model else (None, None)
     made: Callable[..., Any] = live.live_probe(model, tokenizer)
+    return made
+
+
+def _importances(model: Any, tokenizer: Any) -> Callable[..., Any]:
+    importances = module("polyseme.pipeline.importances", "Finding token importances")
+    made: Callable[..., Any] = importances.live_importances(model, tokenizer)
     return made
 
 
