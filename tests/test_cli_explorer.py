@@ -65,6 +65,7 @@ def test_the_address_is_told(run, explored, capsys):
         "open_browser": False,
         "probe": None,
         "classify": None,
+        "importances": None,
     }
 
 
@@ -85,11 +86,11 @@ def test_no_run(tmp_path, explored, capsys):
         ({"data": {}}, [], set()),
         ({"data": {}}, ["--model", "mine.py:load"], {"classify"}),
         ({"data": {"kind": "text"}}, [], set()),
-        ({"data": {"kind": "text"}}, ["--model", "somebody/model"], {"probe"}),
+        ({"data": {"kind": "text"}}, ["--model", "somebody/model"], {"probe", "importances"}),
         ({"data": {"kind": "text"}, "model": {"name": "somebody/model"}}, [], set()),
         ({"data": {"kind": "text"}, "model": {"name": ["smollm2"]}}, [], set()),
-        ({"data": {"kind": "text"}, "model": {"name": "smollm2"}}, [], {"probe"}),
-        ({"data": {"kind": "text"}, "model": {"name": "minilm"}}, [], {"probe"}),
+        ({"data": {"kind": "text"}, "model": {"name": "smollm2"}}, [], {"probe", "importances"}),
+        ({"data": {"kind": "text"}, "model": {"name": "minilm"}}, [], {"probe", "importances"}),
     ],
 )
 def test_live_functions(run, tmp_path, monkeypatch, about, arguments, functions):
@@ -99,7 +100,7 @@ def test_live_functions(run, tmp_path, monkeypatch, about, arguments, functions)
     folder = renamed(run, tmp_path, **about)
     with pytest.raises(ZeroDivisionError):
         cli.main(["explore", str(folder), "--no-browser", *arguments])
-    assert {name for name in ("probe", "classify") if calls[0][name]} == functions
+    assert {name for name in ("probe", "classify", "importances") if calls[0][name]} == functions
 
 
 def test_the_packaged_models_are_these():

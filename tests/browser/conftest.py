@@ -53,7 +53,7 @@ def text_run(language_model, tmp_path_factory):
     model, tokenizer = language_model
     return ps.analyse(
         model,
-        Contexts(read_text(None), tokenizer, length=64, max_tokens=2000),
+        Contexts(read_text(None), tokenizer, length=64, max_tokens=1200),
         sites=["model.layers.8.mlp", "model.layers.20.mlp"],
         select=ps.TopK(20),
         out=tmp_path_factory.mktemp("runs") / "smollm2",
@@ -66,7 +66,7 @@ def classifier():
     """A classifier of real digits."""
     from polyseme.demo import train_classifier
 
-    return train_classifier(digits(), steps=600, progress=False)
+    return train_classifier(digits(), steps=200, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from polyseme.core import Clustering
 from polyseme.explorer.opening import open_all, titles
 from polyseme.explorer.pictures import LARGEST_SIDE, Pictures
 from polyseme.explorer.runfiles import RunFiles
+from polyseme.store import RunWriter
+from polyseme.views import open_run
 
 
 @pytest.fixture(scope="module", params=["text", "grey", "rgb"])
@@ -298,3 +300,82 @@ def test_the_largest_feature_has_a_share(run, files):
         sizes = [feature.n_examples for feature in view.features]
         wanted = max(sizes) / len(view.examples) if sizes else np.nan
         assert found["largest_share"][row] == pytest.approx(wanted, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def with_similar(text_run, tmp_path_factory):
+    """The run of texts with similar features and importances, made up."""
+    folder, out = text_run.folder, tmp_path_factory.mktemp("similar") / "run"
+    rng = np.random.default_rng(0)
+    n = len(folder.features)
+    with RunWriter(out, fingerprint={}) as writer:
+        for site in folder.sites:
+            own = int(folder.offsets("features")[folder.first_neuron(site.number) + site.n_neurons])
+            own -= int(folder.offsets("features")[folder.first_neuron(site.number)])
+            arrays = dict(folder.site(site.number))
+            similar = rng.integers(-1, n, (own, 3))
+            shape = arrays["windows"].shape
+            writer.write_site(
+                site.number,
+                {
+                    **arrays,
+                    "similar_features": similar,
+                    "similar_similarity": np.where(similar < 0, np.nan, rng.random(similar.shape)),
+                    "importances": rng.integers(0, 256, shape).astype(np.uint8),
+                },
+            )
+        writer.write_inputs(dict(folder.inputs))
+        writer.write_tables(
+            **{
+                name: getattr(folder, name)
+                for name in ("neurons", "examples", "features", "random")
+            }
+        )
+        keys = ("settings", "model", "data", "sites")
+        writer.finish({key: folder.metadata[key] for key in keys})
+    return open_run(out)
+
+
+def test_similar_features_with_a_sample_of_each(with_similar):
+    run = with_similar
+    files = RunFiles(run, "similar")
+    described = json.loads(files.file("run.json"))
+    assert described["has"]["similar"]
+    assert described["has"]["importances"]
+    features = run.folder.features
+    row = 0
+    for neuron, reader in every_neuron(run, files, described):
+        arrays = run.folder.site(neuron.info.number)
+        first = run.folder.offsets("features")[run.folder.first_neuron(neuron.info.number)]
+        words = reader.metadata["vocabulary"]
+        counts = reader.arrays["similar_counts"].astype(int)
+        before = int(reader.arrays["feature_counts"][: reader.at].astype(int).sum())
+        for feature in range(len(neuron.features)):
+            start = counts[: before + feature].sum()
+            entries = range(start, start + counts[before + feature])
+            stored = arrays["similar_features"][row - first]
+            stored = stored[stored >= 0]
+            assert len(entries) == len(stored)
+            for at, target in zip(entries, stored, strict=True):
+                other = features.iloc[target]
+                site, number, of = (
+                    int(reader.arrays[f"similar_{part}"][at])
+                    for part in ("site", "neuron", "feature")
+                )
+                assert (run.sites[site], number, of) == (
+                    other["site"],
+                    other["neuron"],
+                    other["feature"],
+                )
+                view = run.neuron(other["site"], other["neuron"])
+                (window,) = view.texts(view.examples.iloc[[other["medoid"]]], before=8, after=4)
+                tokens = reader.arrays["similar_tokens"][at]
+                assert [words[t] for t in tokens if t >= 0] == window.tokens
+            row += 1
+        np.testing.assert_array_equal(
+            reader.part("importances", "counts"),
+            run.folder.site_rows(
+                neuron.info.number, "importances", neuron.number, neuron.number + 1
+            ),
+        )
+    assert row == len(features)
