@@ -24,25 +24,12 @@ from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
 from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
 from polyseme.pipeline.importances import estimated_seconds, mask_token, site_importances
-<<<<<<< HEAD
 from polyseme.pipeline.passes import TextPasses
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars
 from polyseme.pipeline.records import cluster_site, gate_of, layout_site, site_arrays, site_tables
 from polyseme.pipeline.similar import SimilarFeatures
-=======
-from polyseme.pipeline.probing import probe
-from polyseme.pipeline.progress import Stages, progress_bars, read_and_save
-from polyseme.pipeline.records import (
-    cluster_site,
-    gate_of,
-    halved,
-    layout_site,
-    site_arrays,
-    site_tables,
-)
->>>>>>> explore
 from polyseme.pipeline.words import feature_words, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
@@ -133,15 +120,9 @@ def analyse_text(
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
     before, after = _check_window(window)
-<<<<<<< HEAD
     if importances not in IMPORTANCES:
         raise InputError(one_of("kind of importances", str(importances), IMPORTANCES))
     _check_length(model, contexts)
-=======
-    _check_length(model, contexts)
-    if importances not in IMPORTANCES:
-        raise InputError(one_of("kind of importances", str(importances), IMPORTANCES))
->>>>>>> explore
     found = find_sites(model, sites)
     settings = {
         "select": describe_selector(select),
