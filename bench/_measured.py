@@ -1,0 +1,94 @@
+"""What benchmarks of language models share: batches, a random model, a process's peak memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from polyseme.capture import Batch
+from polyseme.capture.language import load_language_model
+from polyseme.data import Contexts, TokenBatch, read_text
+
+LENGTH = 128
+
+
+def as_batch(batch: TokenBatch) -> Batch:
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
+    return Batch(inputs, batch.ids.astype(np.int32), counted=batch.counted)
+
+
+def model_and_batches(name: str, size: int, device: str) -> tuple[nn.Module, Iterator[Batch]]:
+    """A model, and batches of contexts of 128 tokens for it, over and over again.
+
+    Parameters
+    ----------
+    name : str
+        As for `load_language_model`, read on English that ships with Python; or "random": of the
+        size of GPT2-small, with random weights, on random tokens.
+    """
+    if name == "random":
+        import transformers
+
+        torch.manual_seed(0)
+        config = transformers.GPT2Config()
+        return transformers.GPT2LMHeadModel(config).to(device).eval(), _random(config, size)
+    model, tokenizer = load_language_model(name, device=device)
+    contexts = Contexts(read_text(), tokenizer, length=LENGTH)
+
+    def again() -> Iterator[Batch]:
+        while True:
+            # The last batch may be a smaller one.
+            yield from (
+                as_batch(batch) for batch in contexts.batches(size) if len(batch.ids) == size
+            )
+
+    return model, again()
+
+
+def _random(config: Any, size: int) -> Iterator[Batch]:
+    rng = np.random.default_rng(0)
+    while True:
+        ids = rng.integers(0, config.vocab_size, (size, LENGTH))
+        counted = np.ones(ids.shape, bool)
+        counted[:, 0] = False
+        yield as_batch(TokenBatch(ids, np.ones(ids.shape, bool), counted))
+
+
+def forget_peak() -> int:
+    """Begin to watch this process's memory (Linux); returns what it holds now, in bytes."""
+    gc.collect()
+    # What is free goes back to the system, or it would hide what is asked for from here on.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """The most that this process has held since `forget_peak`, in bytes."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) << 10
+
+
+def in_a_process_of_its_own(script: str, *arguments: str) -> dict[str, Any]:
+    """The JSON object that a script prints last, run with these arguments."""
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
