@@ -29,8 +29,8 @@ def add_explore(commands: Any) -> None:
         "--model",
         metavar="MODEL",
         help="the model that was analysed, to probe texts, find token importances or classify "
-        "images: a name or folder as for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose code is run (default: the "
-        "run's own, where that is smollm2 or minilm)",
+        "images: a name or folder as for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose "
+        "code is run (default: the run's own, where that is smollm2 or minilm)",
     )
     explore.add_argument("--device", default=None, help="of the model: cpu, cuda, mps")
     explore.add_argument(
