@@ -325,12 +325,8 @@ def with_similar(text_run, tmp_path_factory):
                 },
             )
         writer.write_inputs(dict(folder.inputs))
-        writer.write_tables(
-            **{
-                name: getattr(folder, name)
-                for name in ("neurons", "examples", "features", "random")
-            }
-        )
+        tables = ("neurons", "examples", "features", "random")
+        writer.write_tables(**{name: getattr(folder, name) for name in tables})
         keys = ("settings", "model", "data", "sites")
         writer.finish({key: folder.metadata[key] for key in keys})
     return open_run(out)
@@ -374,8 +370,6 @@ def test_similar_features_with_a_sample_of_each(with_similar):
             row += 1
         np.testing.assert_array_equal(
             reader.part("importances", "counts"),
-            run.folder.site_rows(
-                neuron.info.number, "importances", neuron.number, neuron.number + 1
-            ),
+            neuron._of_site("importances"),
         )
     assert row == len(features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import numpy as np
@@ -171,7 +172,12 @@ def test_texts_are_no_images(analysed):
     for look in (neuron.figure, neuron.panel, neuron.inputs):
         with pytest.raises(InputError, match=r"one of texts, not images; see its examples with te"):
             look()
-    assert "features" in neuron._repr_html_()
+    window = neuron.texts(neuron.examples.iloc[[neuron.features[0].medoid]])[0]
+    words = [html.escape(word) for word in window.tokens]
+    marked = "".join(
+        f"<b>{word}</b>" if n == window.centre else word for n, word in enumerate(words)
+    )
+    assert f"<td>{marked}" in neuron._repr_html_()
     assert len(neuron.similar(2)) > 0
 
 

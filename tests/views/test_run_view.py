@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from torch import nn
 
 import polyseme as ps
 from pipeline import small
 from polyseme.errors import InputError, RunError
+from polyseme.views.notebook import png
 from views import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,14 +123,17 @@ class Wellformed(HTMLParser):
         self.open: list[str] = []
         self.tags: set[str] = set()
         self.text = ""
+        self.sources: set[str] = set()
         self.feed(text)
         self.close()
         assert not self.open, self.open
 
     def handle_starttag(self, tag, attrs):
-        assert {name for name, _ in attrs} <= {"style", "class"}
+        allowed = {"src", "alt"} if tag == "img" else {"style", "class"}
+        assert {name for name, _ in attrs} <= allowed
+        self.sources |= {value.partition(",")[0] for name, value in attrs if name == "src"}
         self.tags.add(tag)
-        if tag != "br":
+        if tag not in ("br", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -173,12 +181,35 @@ def test_a_run_in_a_notebook(grey_run, hostile_run):
 def test_a_neuron_in_a_notebook(grey_run, hostile_run):
     hostile = hostile_run.neuron(0)
     page = Wellformed(hostile._repr_html_())
-    assert page.tags <= PLAIN
+    assert page.tags == {"p", "b", "table", "tr", "th", "td", "img"}
+    assert page.sources == {"data:image/png;base64"}
     assert HOSTILE in page.text
     assert "<img src=x onerror=alert(1)>: " in page.text
     assert "smaller features" in page.text
     for number in (3, 5):
-        assert Wellformed(grey_run.neuron("first", number)._repr_html_()).tags <= PLAIN
+        page = Wellformed(grey_run.neuron("first", number)._repr_html_())
+        assert page.tags <= {*PLAIN, "img"}
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 7, 3), (1, 1)])
+def test_a_picture_in_a_notebook(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    read = np.asarray(Image.open(io.BytesIO(png(image))))
+    np.testing.assert_array_equal(read, image)
+
+
+def test_pictures_are_of_the_examples(grey_run):
+    """The medoid, then the strongest."""
+    neuron = grey_run.neuron("first", 0)
+    feature = neuron.features[0]
+    order = feature.examples.sort_values("activation", ascending=False, kind="stable")
+    wanted = [feature.medoid, *(n for n in order["example"] if n != feature.medoid)][:6]
+    row = neuron._repr_html_().split("<tr>")[2]
+    found = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        for data in re.findall(r"base64,([^\"]+)", row)
+    ]
+    np.testing.assert_array_equal(found, neuron.inputs()[wanted])
 
 
 def test_a_hostile_run_can_be_drawn(hostile_run, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views.embed import EMBEDDED_BY, embeddings_of
 from polyseme.views.figure import draw_panel
+from polyseme.views.notebook import features_html
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
 from polyseme.views.similar import compared, stored_similar
 from polyseme.views.tables import Tables
@@ -33,6 +33,7 @@ from polyseme.views.texts import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
 
+_IN_NOTEBOOK = 10
 _STATISTICS = ("density", "max_activation", "mean_activation", "participation_ratio")
 
 
@@ -442,22 +443,22 @@ class Neuron:
         )
 
     def _repr_html_(self) -> str:
+        shown = self.features[:_IN_NOTEBOOK]
         rows = [
-            {
-                "feature": feature.number,
-                "examples": feature.n_examples,
-                "mean activation": feature.mean_activation,
-                "labels": ", ".join(
-                    f"{name}: {n}" for name, n in list(feature.label_counts().items())[:5]
-                ),
-            }
-            for feature in self.features[:10]
+            (f.number, f.n_examples, f.mean_activation, f.label_counts(), self._some_of(f))
+            for f in shown
         ]
-        table = pd.DataFrame(rows).to_html(
-            index=False, float_format=lambda x: f"{x:.3g}", border=0, escape=True
-        )
-        more = len(self.features) - len(rows)
-        return (
-            f"<p><b>{html.escape(self.site)} / {self.number}</b> {html.escape(repr(self))}</p>"
-            f"{table}{f'<p>and {more} smaller features</p>' if more > 0 else ''}"
-        )
+        heading = f"{self.site} / {self.number}"
+        return features_html(heading, repr(self), rows, len(self.features) - len(shown))
+
+    def _some_of(self, feature: Feature) -> list[Any]:
+        """Texts or images of a feature: the medoid, then the strongest."""
+        order = feature.examples.sort_values("activation", ascending=False, kind="stable")
+        central = order["example"] == feature.medoid
+        chosen = pd.concat([order[central], order[~central]])
+        if "tokens" in self._folder.inputs:
+            return list(self.texts(chosen.head(2)))
+        shape = self._folder.metadata["data"].get("image_shape")
+        if not shape or len(shape) not in (2, 3):
+            return []
+        return [image.reshape(shape) for image in self.inputs(chosen.head(6))]
