@@ -49,6 +49,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def test_a_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # What other libraries have set it to by now is not what is tested.
+    transformers.utils.logging.set_verbosity_warning()
     level = transformers.utils.logging.get_verbosity()
     for name in (folder, str(folder)):
         model, tokenizer = load_language_model(name)
