@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import polyseme as ps
-from polyseme.capture import Collected, find_sites
+from polyseme.capture import find_sites
 from polyseme.capture.activation import Activation
 from polyseme.capture.layers import LinearSite
 from polyseme.core import background_distance, gated_background_distance
@@ -248,22 +248,6 @@ def test_features_are_found_by_their_tokens(analysed):
         found = folder.features_of_token(number).tolist()
         assert found == [row for _, row in sorted(expected[word])], word
     assert folder.neurons["n_random"].sum() == len(folder.random)
-
-
-def test_vectors_too_large_for_half_precision_stay_whole():
-    from types import SimpleNamespace
-
-    from polyseme.pipeline.records import halved
-
-    rng = np.random.default_rng(0)
-    one = Collected(
-        SimpleNamespace(), None, None, {}, None, rng.normal(size=(3, 4)).astype(np.float32),
-        np.arange(3), None,
-    )  # fmt: skip
-    assert halved(one).vectors.dtype == np.float16
-    assert halved(halved(one)).vectors.dtype == np.float16
-    one.vectors[1, 2] = -7e4
-    assert halved(one) is one
 
 
 def test_it_goes_on_byte_for_byte(analysed, tokenizer, tmp_path):
