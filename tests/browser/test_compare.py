@@ -5,14 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-
-READY = ".page:not(.pending) h1"
-
-
-def visit(page, site: str, address: str = "#/compare") -> None:
-    page.goto(f"{site}{address}")
-    page.wait_for_selector(READY)
-    page.wait_for_selector(".brief")
+from visiting import READY, visit
 
 
 def figure(page, name: str) -> list[str]:
@@ -27,7 +20,7 @@ def shown_pair(page) -> tuple[int, int]:
 
 
 def test_figures_are_those_of_the_runs(page, two_site, two_runs):
-    visit(page, two_site)
+    visit(page, two_site, "#/compare")
     assert page.locator("h1").inner_text() == "standard and ne"
     for column, name in (("mean_distance", "Mean distance"), ("max_distance", "Max distance")):
         means = [run.neurons()[column].mean() for run in two_runs]
@@ -39,7 +32,7 @@ def test_figures_are_those_of_the_runs(page, two_site, two_runs):
 
 
 def test_a_mean_over_fewer_neurons_says_over_how_many(page, two_site, two_runs):
-    visit(page, two_site)
+    visit(page, two_site, "#/compare")
     row = page.locator(".compare tr", has=page.get_by_text("Inter-cluster distance", exact=True))
     for cell, run in zip(row.locator("td").all_inner_texts(), two_runs, strict=False):
         neurons = run.neurons()
@@ -49,7 +42,7 @@ def test_a_mean_over_fewer_neurons_says_over_how_many(page, two_site, two_runs):
 
 
 def test_distributions_overlay_both_runs(page, two_site, two_runs):
-    visit(page, two_site)
+    visit(page, two_site, "#/compare")
     card = page.locator(".card", has=page.get_by_role("heading", name="Distributions"))
     assert card.locator("path.outline").count() == 2
     card.get_by_label("Metric").select_option("participation_ratio")
@@ -62,7 +55,7 @@ def test_distributions_overlay_both_runs(page, two_site, two_runs):
 
 
 def test_pairs_are_browsed(page, two_site):
-    visit(page, two_site)
+    visit(page, two_site, "#/compare")
     rows = page.locator(".rows tbody tr[data-at]")
     similarities = [float(row.split()[2]) for row in rows.all_inner_texts()]
     assert similarities == sorted(similarities, reverse=True)

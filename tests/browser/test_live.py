@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from visiting import query, visit
 
 import polyseme as ps
 from polyseme.errors import InputError
 
 TEXT = "The river bank. <b>The</b> bank"
 TOKENS = ["<|im_start|>", "The", " river", " bank", ".", " <", "b", ">The", "</", "b", "> bank"]
-
-
-def visit(page, site: str, address: str) -> None:
-    page.goto(f"{site}{address}")
-    page.wait_for_selector(".page:not(.pending) h1")
-
-
-def query(page) -> dict[str, str]:
-    return page.evaluate(
-        "Object.fromEntries(new URLSearchParams(location.hash.split('?')[1] ?? ''))"
-    )
 
 
 def probe(run, text):

@@ -6,14 +6,10 @@ import re
 
 import numpy as np
 import pytest
+from visiting import visit
 
 NUMBER = 11
 ADDRESS = f"#/neuron/0/{NUMBER}"
-
-
-def visit(page, site: str, address: str = ADDRESS) -> None:
-    page.goto(f"{site}{address}")
-    page.wait_for_selector(".page:not(.pending) h1")
 
 
 def pixels(canvas) -> np.ndarray:
@@ -61,7 +57,7 @@ def two_features(neuron) -> float:
 
 
 def test_the_figures_are_the_runs(page, image_site, neuron, panel):
-    visit(page, image_site)
+    visit(page, image_site, ADDRESS)
     assert page.locator("h1").inner_text() == f"layers.0 / {NUMBER}"
     active = int(panel.histogram.sum())
     assert fraction(page) == f"{len(neuron.examples)} of {active:,}"
@@ -74,7 +70,7 @@ def test_the_figures_are_the_runs(page, image_site, neuron, panel):
 
 
 def test_what_it_reads(page, image_site, panel):
-    visit(page, image_site)
+    visit(page, image_site, ADDRESS)
     titles = page.locator(".reads strong").all_inner_texts()
     assert titles == ["Input weights", "Activation map", "Average example", "Importance map"]
     canvases = page.locator(".reads canvas")
@@ -114,7 +110,7 @@ def test_each_feature_has_its_average_and_its_feature(page, image_site, neuron, 
 
 
 def test_pictures_follow_the_slider(page, image_site, neuron):
-    visit(page, image_site)
+    visit(page, image_site, ADDRESS)
     page.get_by_label("Threshold, exactly").fill("2")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelectorAll('.feature').length === 1")
@@ -146,7 +142,7 @@ def test_an_example_enlarged(page, image_site, neuron):
 
 
 def test_effects_on_the_logits(page, image_site, panel):
-    visit(page, image_site)
+    visit(page, image_site, ADDRESS)
     rows = page.locator(".class-logits tbody tr")
     assert rows.count() == len(panel.logit_effects)
     for row, truth in zip(rows.all(), panel.logit_effects.itertuples(), strict=True):
@@ -160,7 +156,7 @@ def test_effects_on_the_logits(page, image_site, panel):
 
 
 def test_random_examples(page, image_site, neuron):
-    visit(page, image_site)
+    visit(page, image_site, ADDRESS)
     shown = page.locator(".neuron-rest .tiles canvas")
     assert shown.count() == len(neuron.random_examples)
     first = neuron.inputs(neuron.random_examples)[0]
@@ -168,7 +164,7 @@ def test_random_examples(page, image_site, neuron):
 
 
 def test_examples_in_two_spaces(page, image_site, neuron):
-    visit(page, image_site)
+    visit(page, image_site, ADDRESS)
     maps = page.locator(".example-map")
     assert maps.count() == 2
     assert maps.first.locator(".mark").count() == len(neuron.examples)

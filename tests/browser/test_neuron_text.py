@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
+from visiting import query, visit
 
 import polyseme as ps
 
@@ -22,20 +23,9 @@ HOSTILE = [
 ]
 
 
-def visit(page, site: str, address: str = ADDRESS) -> None:
-    page.goto(f"{site}{address}")
-    page.wait_for_selector(".page:not(.pending) h1")
-
-
 def figure(page, label: str) -> str:
     tile = page.locator(".neuron-figures > div").filter(has_text=re.compile(f"^{label}"))
     return tile.locator("dd").inner_text()
-
-
-def query(page) -> dict[str, str]:
-    return page.evaluate(
-        "Object.fromEntries(new URLSearchParams(location.hash.split('?')[1] ?? ''))"
-    )
 
 
 def card(page, feature: int):
@@ -78,7 +68,7 @@ def rewritten(page):
 
 class TestWhatItShows:
     def test_the_figures_are_the_runs(self, page, text_site, neuron):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         assert "model.layers.8.mlp / 345" in page.locator("h1").inner_text()
         active = round(neuron.row["density"] * neuron._tables.folder.metadata["data"]["n_inputs"])
         assert figure(page, "Examples") == f"{len(neuron.examples)} of {active}"
@@ -162,14 +152,14 @@ class TestWhatItShows:
         assert page.locator(f".line[data-e='{alone}']").is_visible()
 
     def test_promoted_and_suppressed_tokens(self, page, text_site, neuron):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         for side, frame in neuron.tokens().items():
             column = {"promoted": ".up", "suppressed": ".down"}[side]
             shown = page.locator(f".logit-side{column} .chip-token").all_text_contents()
             assert [plain(t) for t in shown] == [plain(t) for t in frame["token"]]
 
     def test_random_examples(self, page, text_site, neuron):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         lines = page.locator(".random-line .line-value").all_inner_texts()
         assert len(lines) == len(neuron.random_examples)
 
@@ -181,7 +171,7 @@ class TestWhatItShows:
             }
 
         rewritten(kill)
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         assert "A dead neuron" in page.locator(".notice").inner_text()
         assert page.get_by_role("region", name="Table of metrics").count() == 1
 
@@ -229,7 +219,7 @@ class TestRecut:
 
     @pytest.mark.parametrize("threshold", [0.05, 0.6, 0.85, 2])
     def test_every_part_follows(self, page, text_site, neuron, threshold):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         page.get_by_label("Threshold, exactly").fill(str(threshold))
         page.keyboard.press("Enter")
         cut = neuron.recut(threshold)
@@ -259,7 +249,7 @@ class TestRecut:
         )
 
     def test_the_line_is_dragged(self, page, text_site, neuron):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         before = int(figure(page, "Features"))
         box = page.locator(".grip-knob").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -277,7 +267,7 @@ class TestRecut:
         assert query(page) == {}
 
     def test_the_slider_takes_the_keyboard(self, page, text_site, neuron):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         page.get_by_label("Threshold", exact=True).focus()
         page.keyboard.press("ArrowRight")
         page.wait_for_function("() => location.hash.includes('threshold')")
@@ -285,7 +275,7 @@ class TestRecut:
         assert page.evaluate("location.hash").startswith("#/neuron/0/345")
 
     def test_a_recut_takes_less_than_a_picture(self, page, text_site):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         times = page.evaluate(
             """async () => {
                 const slider = document.querySelector(".cutter input[type=range]");
@@ -319,7 +309,7 @@ class TestMovingAbout:
         page.wait_for_function("() => document.querySelector('h1').textContent.endsWith('347')")
 
     def test_keys_are_left_to_the_search_box(self, page, text_site):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         page.locator(".search input").focus()
         page.keyboard.type("jk")
         page.keyboard.press("ArrowRight")
@@ -433,7 +423,7 @@ class TestPictures:
             }
 
         rewritten(layouts)
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         maps = page.locator(".example-map")
         assert maps.count() == 2
         assert maps.first.locator(".mark").count() == len(neuron.examples)
@@ -461,7 +451,7 @@ class TestPictures:
             }
 
         rewritten(similar)
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         details = page.locator(".similar").first
         details.locator("summary").click()
         line = details.locator(".similar-line")
@@ -493,7 +483,7 @@ class TestPictures:
         assert page.locator(".line.by-importance").count() == 0
 
     def test_importances_that_it_has_not(self, page, text_site):
-        visit(page, text_site)
+        visit(page, text_site, ADDRESS)
         page.get_by_text("Importance", exact=True).click()
         assert query(page) == {"shade": "importance"}
         assert "--importances exact" in page.locator(".notice").inner_text()

@@ -6,16 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from visiting import READY, visit
 
 from polyseme.explorer.root import STATIC
-
-READY = ".page:not(.pending) h1"
-
-
-def visit(page, site: str, address: str = "#/") -> None:
-    page.goto("about:blank")  # or else another hash of the same page would be no new page
-    page.goto(f"{site}{address}")
-    page.wait_for_selector(READY)
 
 
 def cells(page, row: int = 0) -> dict[str, str]:
@@ -48,7 +41,7 @@ def hash_of(page) -> str:
 
 class TestOverview:
     def test_it_says_what_was_analysed(self, page, text_site, text_run):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         assert page.locator("h1").inner_text() == "smollm2"
         facts = page.locator(".facts").inner_text()
         assert f"{text_run.metadata['model']['n_parameters']:,} parameters" in facts
@@ -59,7 +52,7 @@ class TestOverview:
         assert "3,072" in stats
 
     def test_the_table_holds_the_runs_metrics(self, page, image_site, image_run):
-        visit(page, image_site)
+        visit(page, image_site, "#/")
         neurons = image_run.neurons()
         for row in (0, 5):
             shown, truth = cells(page, row), neurons.iloc[row]
@@ -69,7 +62,7 @@ class TestOverview:
             assert shown["Participation ratio"].startswith(f"{truth['participation_ratio']:.0f}")
 
     def test_sorting_is_in_the_address_and_goes_back(self, page, text_site, text_run):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         page.get_by_role("button", name="Mean distance").click()
         page.wait_for_function("() => location.hash.includes('sort=-mean_distance')")
         neurons = text_run.neurons()
@@ -104,7 +97,7 @@ class TestOverview:
         assert selected(page) == len(neurons)
 
     def test_a_filter_is_added_and_refuses_words(self, page, image_site, image_run):
-        visit(page, image_site)
+        visit(page, image_site, "#/")
         page.get_by_label("Add a filter by a metric").select_option("density")
         page.get_by_label("Density from").fill("a lot")
         page.get_by_label("Density from").press("Tab")
@@ -132,7 +125,7 @@ class TestOverview:
         assert selected(page) == counts[fullest]
 
     def test_layers_are_drawn_by_their_numbers_of_features(self, page, text_site, text_run):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         card = page.locator(".card", has=page.get_by_role("heading", name="Features by layer"))
         rows = as_table(card)
         neurons = text_run.neurons()
@@ -145,7 +138,7 @@ class TestOverview:
                 assert int(count.replace(",", "")) == features.between(int(low), float(top)).sum()
 
     def test_the_map_is_zoomed_by_keys_and_leads_to_neurons(self, page, image_site):
-        visit(page, image_site)
+        visit(page, image_site, "#/")
         canvas = page.locator(".scatter canvas")
         canvas.scroll_into_view_if_needed()
         page.wait_for_timeout(100)
@@ -189,7 +182,7 @@ class TestOverview:
         )
 
     def test_few_rows_are_in_the_page_and_all_are_reached_by_keys(self, page, text_site, text_run):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         rows = page.locator(".rows tbody tr[data-at]")
         assert rows.count() < 60
         page.locator(".rows").focus()
@@ -216,7 +209,7 @@ class TestOverview:
 
 class TestFrame:
     def test_the_first_stop_of_the_keyboard_skips_to_the_content(self, page, text_site):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == "skip"
         page.keyboard.press("Enter")
@@ -224,7 +217,7 @@ class TestFrame:
         assert hash_of(page) in ("", "#/")
 
     def test_another_page_has_its_heading_focused_and_its_title(self, page, text_site):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         page.get_by_role("navigation").get_by_role("link", name="About").click()
         page.wait_for_selector("h1:focus:text-is('About')")
         assert page.title() == "About · smollm2 · polyseme"
@@ -236,7 +229,7 @@ class TestFrame:
 
     def test_the_theme_is_remembered(self, page, text_site):
         page.emulate_media(color_scheme="light")
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         paper = "getComputedStyle(document.documentElement).backgroundColor"
         light = page.evaluate(paper)
         page.get_by_role("button", name="Dark theme").click()
@@ -249,7 +242,7 @@ class TestFrame:
         assert page.evaluate(paper) == light
 
     def test_luck_leads_to_a_neuron_with_several_features(self, page, text_site, text_run):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         page.get_by_role("button", name="I’m feeling lucky").click()
         page.wait_for_function("() => location.hash.startsWith('#/neuron/')")
         _, _, site, neuron = hash_of(page).split("/")
@@ -265,14 +258,14 @@ class TestFrame:
         ],
     )
     def test_a_neuron_is_found_by_what_it_is_called(self, page, text_site, typed, address):
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         page.keyboard.press("/")
         page.keyboard.type(typed)
         page.keyboard.press("Enter")
         page.wait_for_function("address => location.hash === address", arg=address)
 
     def test_what_is_nowhere_is_said_so(self, page, image_site):
-        visit(page, image_site)
+        visit(page, image_site, "#/")
         page.get_by_label("Search for a neuron").fill("12/<b>9")
         page.get_by_label("Search for a neuron").press("Enter")
         page.wait_for_function(
@@ -341,7 +334,7 @@ class TestSearch:
 
     def test_a_word_of_a_label_finds_its_feature(self, page, text_site, labelled, hits):
         address, word, _ = labelled
-        visit(page, text_site)
+        visit(page, text_site, "#/")
         page.get_by_label("Search for a neuron").fill(f" {word.upper()} ")
         page.get_by_label("Search for a neuron").press("Enter")
         page.wait_for_selector(".hits")

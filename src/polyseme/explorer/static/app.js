@@ -167,10 +167,12 @@ function navigate(page, changes, { replace: inPlace = false } = {}) {
     return;
   }
   history.replaceState(null, "", hash);
+  main.dataset.at = hash;
   page.route = { ...page.route, query };
 }
 
 async function drawFrame() {
+  main.dataset.at = location.hash; // which view this is, now that it's on screen
   const runs = await data.runs().catch(() => []);
   const state = { runs, run: current.run, route: current.route, live };
   header(document.getElementById("top"), state);
