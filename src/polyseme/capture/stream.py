@@ -53,6 +53,8 @@ class Picked:
     count: Tensor
 
 
+# The bar is raised once an eighth of what the neurons keep is new.
+_RAISE = 8
 _COLUMNS = ("values", "index", "position")
 
 
@@ -85,6 +87,9 @@ class Stream:
         self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
         self._bar: Tensor | None = None
+        # A bar that lags behind lets in much that is in vain; to raise it costs little.
+        self._raise_after = max(1, n_neurons * selector.capacity // _RAISE)
+        self._added = 0
 
     @staticmethod
     def n_bytes(selector: Selector, n_neurons: int) -> int:
@@ -147,6 +152,10 @@ class Stream:
         if position is not None:
             self._position.view(-1)[picked.places] = position.int()
         self._count = picked.count
+        self._added += len(picked.rows)
+        if self._added >= self._raise_after:
+            self._bar = self.selector.bar(self._kept)
+            self._added = 0
 
     @property
     def _valid(self) -> Tensor:
@@ -155,7 +164,7 @@ class Stream:
 
     @property
     def _kept(self) -> Kept:
-        return Kept(self._values, self._index.long(), self._valid, self._maximum)
+        return Kept(self._values, self._index, self._valid, self._maximum)
 
     def _reduce(self) -> None:
         keep = self.selector.reduce(self._kept)
@@ -189,7 +198,7 @@ class Stream:
         place = order[neuron, rank]
         return Selection(
             neuron=neuron.cpu().numpy(),
-            index=kept.index[neuron, place].cpu().numpy(),
+            index=kept.index[neuron, place].long().cpu().numpy(),
             position=self._position[neuron, place].long().cpu().numpy(),
             activation=kept.values[neuron, place].cpu().numpy(),
             counts=counts.cpu().numpy(),
