@@ -55,6 +55,7 @@ class Picked:
 
 # The bar is raised once an eighth of what the neurons keep is new.
 _RAISE = 8
+_LEAST_ROOM = 64
 _COLUMNS = ("values", "index", "position")
 
 
@@ -78,8 +79,8 @@ class Stream:
         self, selector: Selector, n_neurons: int, device: torch.device | str = "cpu"
     ) -> None:
         self.selector = selector
-        self.room = max(selector.capacity, 64)
-        width = selector.capacity + self.room
+        self.room = max(selector.capacity, _LEAST_ROOM)
+        width = self.width(selector)
         self._values = torch.zeros((n_neurons, width), device=device)
         # Half the memory of int64; there are at most 2³¹ inputs, and places in an input.
         self._index = torch.zeros((n_neurons, width), dtype=torch.int32, device=device)
@@ -92,9 +93,14 @@ class Stream:
         self._added = 0
 
     @staticmethod
-    def n_bytes(selector: Selector, n_neurons: int) -> int:
-        """Memory that the buffers of a stream take."""
-        return n_neurons * 4 * len(_COLUMNS) * (selector.capacity + max(selector.capacity, 64))
+    def width(selector: Selector) -> int:
+        """Most activations that a neuron ever holds on to."""
+        return selector.capacity + max(selector.capacity, _LEAST_ROOM)
+
+    @staticmethod
+    def bytes_a_neuron(selector: Selector) -> int:
+        """Memory that the buffers of a neuron take."""
+        return 4 * len(_COLUMNS) * Stream.width(selector)
 
     def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
         """Take in a batch.

@@ -375,7 +375,7 @@ class _TextAnalysis:
         task = bars.add_task("Token importances", total=len(inputs["index"]))
         found = site_importances(
             self.model,
-            [(one.site, one.examples) for one in passes.results()],
+            list(passes.examples()),
             inputs,
             self.writer,
             mask_id=self.settings["mask_id"],
