@@ -285,7 +285,7 @@ def test_pools_stay_near_the_size_of_what_is_live(monkeypatch: pytest.MonkeyPatc
     model, n = Net(), 8000
     # Ever stronger inputs, so that every batch brings new examples.
     rng = np.random.default_rng(0)
-    x = rng.integers(-1, 3, (n, 2, 4, 3)) * (1 + np.arange(n) / 100)[:, None, None, None]
+    x = rng.integers(-1, 3, (n, 2, 4, 3)) * (1.001 ** np.arange(n))[:, None, None, None]
     work = collector(model, TopK(5))
     live: dict[Pool, int] = {}
     for _ in work.run(batches(x.astype(np.float32), np.zeros(n, int), (80,))):

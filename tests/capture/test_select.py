@@ -110,8 +110,8 @@ def test_a_stream_equals_sorting_everything(name: str, seed: int, n: int, kind: 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_buffers_overflow_in_these_tests(name: str) -> None:
-    # Else the property above would say nothing about what is dropped on the way.
+def test_much_is_dropped_on_the_way_in_these_tests(name: str) -> None:
+    # Else the property above would say nothing about it.
     selector, oracle = CASES[name]
     values = np.abs(activations(0, 700, "growing"))
     values[:, -1] = 0
@@ -125,8 +125,9 @@ def test_the_buffers_overflow_in_these_tests(name: str) -> None:
         inner()
 
     stream._reduce = counted  # type: ignore[method-assign]
-    feed(stream, values, slice(0, 700))
-    assert reductions >= 1
+    taken = sum(int(feed(stream, values, slice(at, at + 50)).sum()) for at in range(0, 700, 50))
+    # Once a neuron's buffer has overflowed, or the bar keeps out what comes too late.
+    assert reductions >= 1 or taken < (values > 0).sum() / 3
     assert_is(stream.result(), values, oracle)
 
 

@@ -139,6 +139,34 @@ def test_interrupted_in_any_pass_under_any_budget(setting, whole, tmp_path, stop
     assert files(run.path) == whole
 
 
+def test_from_one_budget_to_another_and_back(setting, whole, tmp_path):
+    # The first site begins a group of two, then one of its own, then one of two again.
+    contexts = setting.contexts()
+    batches = contexts.batches
+
+    def killed(size, start=0):
+        for number, batch in enumerate(batches(size, start)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    contexts.batches = killed
+    with pytest.raises(KeyboardInterrupt):
+        setting.analyse(tmp_path / "run", contexts, memory_budget=setting.budget(2))
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing of the second try is saved, as when the process is killed.
+        patch.setattr(passes, "read_and_save", killed_at_once)
+        with pytest.raises(SystemExit):
+            setting.analyse(tmp_path / "run", memory_budget=setting.budget(3), resume=True)
+    run = setting.analyse(tmp_path / "run", memory_budget=setting.budget(2), resume=True)
+    assert files(run.path) == whole
+
+
+def killed_at_once(collector, batches, *_, **__):
+    next(collector.run(batches))
+    raise SystemExit
+
+
 def test_interrupted_after_the_passes(setting, whole, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -149,23 +149,26 @@ class SiteCollector:
         drawn = self.random.pick(values, index)
         # Whatever needs the device comes first: if its memory runs out nothing is half done.
         device = reading.activations.device
-        n = len(taken.rows)
-        rows = (torch.cat([taken.rows, drawn.rows]) + start).to(device)
-        neurons = torch.cat([taken.neurons, drawn.neurons]).to(device)
-        positions = reading.locate(rows, neurons)
-        at_random = positions[n:].cpu()
-        rows, neurons, positions = rows[:n], neurons[:n], positions[:n]
-        vectors = self._vectors(rows, positions, neurons, gather, index, start)
-        windows = self._windows(rows, neurons, positions, reading, values, taken)
-        background = self.background.wanted(reading, gather, order, start)
+        behind = self.background.wanted(reading, order, start)
+        # All places together, as each look has a cost of its own.
+        groups = (taken, drawn, behind)
+        parts = [len(group.rows) for group in groups]
+        all_rows = (torch.cat([group.rows for group in groups]) + start).to(device)
+        all_neurons = torch.cat([group.neurons for group in groups]).to(device)
+        at, at_random, at_background = torch.split(reading.locate(all_rows, all_neurons), parts)
+        rows, _, background_rows = torch.split(all_rows, parts)
+        neurons = all_neurons[: parts[0]]
+        vectors = self._vectors(rows, at, neurons, gather, index, start)
+        windows = self._windows(rows, neurons, at, reading, values, taken)
+        read = self.background.read(gather, background_rows, at_background)
 
         self.statistics.update(values)
-        self.examples.add(taken, values, index, positions.cpu())
-        self.random.add(drawn, values, index, at_random)
+        self.examples.add(taken, values, index, at.cpu())
+        self.random.add(drawn, values, index, at_random.cpu())
         self.vectors.add(*vectors)
         if windows is not None:
             self.windows.add(self._example_key(taken.neurons, index[taken.rows]).numpy(), windows)
-        self.background.add(*background)
+        self.background.add(behind, read)
         wanted[taken.rows] = True
         wanted[drawn.rows] = True
         self.n_inputs += len(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,24 @@ from polyseme.capture.layers import Site
 from polyseme.capture.reading import Reading
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Inputs that may belong to the sample.
+
+    Attributes
+    ----------
+    rows : Tensor of int64, shape (m,)
+    neurons : Tensor of int64, shape (m,)
+        At the place where it fires most the input is read.
+    keys : ndarray of int64, shape (m,)
+        Priorities.
+    """
+
+    rows: Tensor
+    neurons: Tensor
+    keys: Array
 
 
 class Background:
@@ -33,42 +52,41 @@ class Background:
         self._keys = np.empty(0, np.int64)
         self._rows = np.empty((0, site.n_groups, site.d_in), np.float32)
 
-    def wanted(
-        self, reading: Reading, gather: Gather, order: Tensor, start: int
-    ) -> tuple[Array, Array]:
-        """Those of a few inputs that belong to the sample so far; nothing is added yet.
+    def wanted(self, reading: Reading, order: Tensor, start: int) -> Candidates:
+        """Which of a few inputs belong to the sample so far; nothing is added yet.
 
         Parameters
         ----------
-        reading, gather
+        reading
             Of a batch.
         order : Tensor of int64, shape (b,)
             Priorities of some of its inputs; the lowest make the sample.
         start : int
             Where in the batch these begin.
         """
-        wanted = np.ones(len(order), bool)
+        wanted = torch.ones(len(order), dtype=torch.bool)
         if len(self._keys) >= self._size:
-            wanted = order.numpy() < self._keys[-1]
-        if wanted.any() and reading.counted is not None:
-            wanted &= reading.counted[start : start + len(order)].cpu().numpy()
-        few = order[torch.from_numpy(wanted)]
-        groups = self._site.n_groups
-        if not len(few):
-            return np.empty(0, np.int64), self._rows[:0]
-        device = reading.activations.device
-        rows = torch.from_numpy(np.flatnonzero(wanted) + start).to(device)
+            wanted = order < int(self._keys[-1])
+        if reading.counted is not None:
+            wanted &= reading.counted[start : start + len(order)].cpu()
+        rows = wanted.nonzero()[:, 0]
         # The place is one at which some neuron fired most: anywhere else may be padding.
-        at = reading.locate(rows, few.to(device) % self._site.n_neurons)
-        places = (at[:, None] * groups + torch.arange(groups, device=device)).flatten()
-        found = gather(rows.repeat_interleave(groups), places).detach().float().cpu().numpy()
-        return few.numpy(), found.reshape(len(few), groups, -1)
+        return Candidates(rows, order[rows] % self._site.n_neurons, order[rows].numpy())
 
-    def add(self, keys: Array, rows: Array) -> None:
-        """Take in what was `wanted`."""
-        if not len(keys):
+    def read(self, gather: Gather, rows: Tensor, positions: Tensor) -> Array:
+        """What neurons read at these places of a batch, (m, n_groups, d_in)."""
+        groups = self._site.n_groups
+        if not len(rows):
+            return self._rows[:0]
+        places = positions[:, None] * groups + torch.arange(groups, device=rows.device)
+        found = gather(rows.repeat_interleave(groups), places.flatten())
+        return found.detach().float().cpu().numpy().reshape(len(rows), groups, -1)
+
+    def add(self, candidates: Candidates, rows: Array) -> None:
+        """Take in what was `wanted` and `read`."""
+        if not len(rows):
             return
-        keys = np.concatenate([self._keys, keys])
+        keys = np.concatenate([self._keys, candidates.keys])
         order = np.argsort(keys, kind="stable")[: self._size]
         self._keys = keys[order]
         self._rows = np.concatenate([self._rows, rows])[order]

@@ -26,6 +26,7 @@ from polyseme.capture.layers import Site
 from polyseme.capture.pool import Pool
 from polyseme.capture.reading import Reading
 from polyseme.capture.select import RandomActive, Selector, priorities
+from polyseme.capture.stream import Selection
 from polyseme.errors import InputError
 
 Array = NDArray[Any]
@@ -259,6 +260,11 @@ class Collector:
         """What each site found, one after the other, so that one need be in memory at a time."""
         for collector in self._collectors.values():
             yield collector.result()
+
+    def examples(self) -> Iterator[tuple[Site, Selection]]:
+        """The examples of each site alone, which are quicker to have than its `results`."""
+        for collector in self._collectors.values():
+            yield collector.site, collector.examples.result()
 
     def inputs(self) -> dict[str, Array]:
         """The inputs that the examples point at.

@@ -140,8 +140,10 @@ def _pick(tensor: Tensor, rows: Tensor, positions: Tensor, neurons: Tensor) -> T
     """Single values of a tensor of three axes, by indices that are broadcast to one shape."""
     # By one offset each, as three indices at once take three times as long.
     a, b, c = tensor.stride()
-    offsets = rows * a + neurons * c + positions * b
     span = sum((size - 1) * step for size, step in zip(tensor.shape, (a, b, c), strict=True)) + 1
+    if span < 1 << 31:
+        rows, positions, neurons = rows.int(), positions.int(), neurons.int()
+    offsets = (rows * a + neurons * c) + positions * b
     flat = tensor.as_strided((span,), (1,), tensor.storage_offset())
     return flat.index_select(0, offsets.reshape(-1)).view(offsets.shape)
 

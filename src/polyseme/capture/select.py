@@ -43,14 +43,16 @@ def priorities(index: Tensor, seed: int) -> Tensor:
     """Pseudo-random order of inputs: a number in [0, 2⁶³) for each index.
 
     It depends on the index and the seed alone, so a sample of the lowest is the same for any
-    batching and on any device (the finaliser of splitmix64; shape and dtype int64 are kept).
+    batching and on any device (the finaliser of splitmix64); int64 in the shape of ``index``.
     """
     mask = (1 << 63) - 1
 
     def signed(value: int) -> int:
         return value - (1 << 64) if value >= 1 << 63 else value
 
-    x = index * signed(0x9E3779B97F4A7C15) + signed((seed * 0xD1342543DE82EF95 + 1) % (1 << 64))
+    x = index.long() * signed(0x9E3779B97F4A7C15) + signed(
+        (seed * 0xD1342543DE82EF95 + 1) % (1 << 64)
+    )
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * signed(0xBF58476D1CE4E5B9)
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * signed(0x94D049BB133111EB)
     return (x ^ ((x >> 31) & ((1 << 33) - 1))) & mask
@@ -64,7 +66,7 @@ class Kept:
     ----------
     values : Tensor of float, shape (n_neurons, width)
         Activations; 0 in empty places.
-    index : Tensor of int64, shape (n_neurons, width)
+    index : Tensor of int, shape (n_neurons, width)
         Number of the input.
     valid : Tensor of bool, shape (n_neurons, width)
         Whether the place is filled.
@@ -99,7 +101,10 @@ class Selector(ABC):
         return self.reduce(kept)
 
     def bar(self, kept: Kept) -> Tensor | None:
-        """Activation that a later one must exceed to matter, (n_neurons,); None: none."""
+        """Activation that a later one must exceed to matter, (n_neurons,); None: none.
+
+        It may be asked for before `reduce` has been at work.
+        """
         return None
 
     def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
@@ -160,8 +165,8 @@ class TopK(Selector):
 
     def bar(self, kept: Kept) -> Tensor | None:
         # An equal activation that comes later loses the tie, so it may be passed over.
-        lowest = -_kth(-kept.values.masked_fill(~kept.valid, 0), self.k)[:, 0]
-        return lowest.clamp(min=0)
+        # Empty places hold 0.
+        return _kth(kept.values, kept.values.shape[1] - self.k + 1)[:, 0].clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -344,7 +349,7 @@ class RandomActive(Selector):
 
     def _order(self, index: Tensor, neurons: Tensor) -> Tensor:
         # The neuron takes part, or all neurons would show the same few inputs.
-        return priorities((index << 24) + neurons, self.seed)
+        return priorities((index.long() << 24) + neurons, self.seed)
 
     def _order_kept(self, kept: Kept) -> Tensor:
         neurons = torch.arange(len(kept.index), device=kept.index.device)

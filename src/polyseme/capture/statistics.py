@@ -16,11 +16,6 @@ _TOGETHER = 64
 _NAMES = ("waiting", "active", "sum", "maximum", "exponent", "histogram")
 
 
-def bytes_a_neuron() -> int:
-    """Memory that the statistics of one neuron take."""
-    return 8 * N_BINS + 4 * _TOGETHER + 3 * 8 + 4
-
-
 class Statistics:
     """Density, maximum, mean and histogram of the activations of one site's neurons.
 
@@ -42,6 +37,11 @@ class Statistics:
         self._maximum = torch.zeros(n_neurons, device=device)
         self._exponent = torch.full((n_neurons,), -(1 << 20), dtype=torch.int64, device=device)
         self._histogram = torch.zeros((n_neurons, N_BINS), dtype=torch.int64, device=device)
+
+    @staticmethod
+    def bytes_a_neuron() -> int:
+        """Memory that the statistics of a neuron take."""
+        return 8 * N_BINS + 4 * _TOGETHER + 3 * 8 + 4
 
     def update(self, values: Tensor) -> None:
         """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""

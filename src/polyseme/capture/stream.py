@@ -53,6 +53,9 @@ class Picked:
     count: Tensor
 
 
+# The bar is raised once an eighth of what the neurons keep is new.
+_RAISE = 8
+_LEAST_ROOM = 64
 _COLUMNS = ("values", "index", "position")
 
 
@@ -76,8 +79,8 @@ class Stream:
         self, selector: Selector, n_neurons: int, device: torch.device | str = "cpu"
     ) -> None:
         self.selector = selector
-        self.room = max(selector.capacity, 64)
-        width = selector.capacity + self.room
+        self.room = max(selector.capacity, _LEAST_ROOM)
+        width = self.width(selector)
         self._values = torch.zeros((n_neurons, width), device=device)
         # Half the memory of int64; there are at most 2³¹ inputs, and places in an input.
         self._index = torch.zeros((n_neurons, width), dtype=torch.int32, device=device)
@@ -85,11 +88,19 @@ class Stream:
         self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
         self._bar: Tensor | None = None
+        # A bar that lags behind lets in much that is in vain; to raise it costs little.
+        self._raise_after = max(1, n_neurons * selector.capacity // _RAISE)
+        self._added = 0
 
     @staticmethod
-    def n_bytes(selector: Selector, n_neurons: int) -> int:
-        """Memory that the buffers of a stream take."""
-        return n_neurons * 4 * len(_COLUMNS) * (selector.capacity + max(selector.capacity, 64))
+    def width(selector: Selector) -> int:
+        """Most activations that a neuron ever holds on to."""
+        return selector.capacity + max(selector.capacity, _LEAST_ROOM)
+
+    @staticmethod
+    def bytes_a_neuron(selector: Selector) -> int:
+        """Memory that the buffers of a neuron take."""
+        return 4 * len(_COLUMNS) * Stream.width(selector)
 
     def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
         """Take in a batch.
@@ -147,6 +158,10 @@ class Stream:
         if position is not None:
             self._position.view(-1)[picked.places] = position.int()
         self._count = picked.count
+        self._added += len(picked.rows)
+        if self._added >= self._raise_after:
+            self._bar = self.selector.bar(self._kept)
+            self._added = 0
 
     @property
     def _valid(self) -> Tensor:
@@ -155,7 +170,7 @@ class Stream:
 
     @property
     def _kept(self) -> Kept:
-        return Kept(self._values, self._index.long(), self._valid, self._maximum)
+        return Kept(self._values, self._index, self._valid, self._maximum)
 
     def _reduce(self) -> None:
         keep = self.selector.reduce(self._kept)
@@ -189,7 +204,7 @@ class Stream:
         place = order[neuron, rank]
         return Selection(
             neuron=neuron.cpu().numpy(),
-            index=kept.index[neuron, place].cpu().numpy(),
+            index=kept.index[neuron, place].long().cpu().numpy(),
             position=self._position[neuron, place].long().cpu().numpy(),
             activation=kept.values[neuron, place].cpu().numpy(),
             counts=counts.cpu().numpy(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import nn
 
 from polyseme.capture import (
@@ -17,6 +17,7 @@ from polyseme.capture import (
     Collected,
     Collector,
     Feed,
+    Selection,
     Selector,
     Site,
     evaluating,
@@ -81,36 +82,32 @@ class TextPasses:
         return [number for number in range(len(self._sites)) if number not in done]
 
     def run(self, plan: Plan | None, bars: Progress) -> None:
-        """Make the passes that are left, whose groups number the sites that are `left`."""
+        """Make the passes of a plan for the sites that are `left`; None if none is."""
         left = self.left
-        found_out = not self._done
-        for number, places in enumerate(plan.passes if plan is not None else ()):
-            group = [left[place] for place in places]
-            title = "Reading the text"
-            if plan is not None and len(plan.passes) > 1:
-                title += f", {number + 1} of {len(plan.passes)}"
-            found_out &= self._pass(group, title, plan.contexts if plan else None, bars)
-        if not found_out and self._contexts.texts.reiterable:
+        known = not self._done
+        groups = [] if plan is None else [[left[place] for place in part] for part in plan.passes]
+        for number, group in enumerate(groups, start=1):
+            title = "Reading the text" + (f", {number} of {len(groups)}" if groups[1:] else "")
+            task = bars.add_task(title, total=None if plan is None else plan.contexts)
+            known &= self._pass(group, bars, task)
+        if not known and self._contexts.texts.reiterable:
             self._look_again()
         self.n_inputs = self._of(self._done[-1]).n_inputs
 
-    def _pass(self, group: list[int], title: str, total: int | None, bars: Progress) -> bool:
+    def _pass(self, group: list[int], bars: Progress, task: TaskID) -> bool:
         """Make one pass; returns whether the model was run, so that its sites are known."""
         collector = self._collector(group)
-        saved = self._writer.load_state(_name(group))
-        if saved is not None and saved[1].get("sites") == group:
-            collector.restore(saved[0])
-        else:
-            # Of another group, which began with the same site: another memory budget.
+        if not self._restore(collector, group):
+            if self._writer.load_state(_name(group)) is not None:
+                # Of another group that began with the same site, under another budget: it goes
+                # before the files that it needs.
+                self._writer.save_state(_name(group), {}, {"sites": []})
             shutil.rmtree(self._files(group), ignore_errors=True)
-            saved = None
         collector.on_smaller_batch = lambda n: bars.console.print(
             f"The device ran out of memory: batches of {n} context{'s' * (n > 1)} from here on."
         )
         start = collector.n_inputs
-        task = bars.add_task(title, total=total)
         bars.update(task, completed=start)
-        about = {"sites": group}
         try:
             read_and_save(
                 collector,
@@ -119,19 +116,26 @@ class TextPasses:
                 lambda n: bars.update(task, completed=n),
                 CHECKPOINT_SECONDS,
                 name=_name(group),
-                about=about,
+                about={"sites": group},
             )
         except Exception:
             if self._writer.load_state(_name(group)) is None:
                 # Nothing that could be gone on with must be in the way of a better try.
                 shutil.rmtree(self._files(group), ignore_errors=True)
             raise
-        self._writer.save_state(_name(group), collector.state(), about)
+        self._writer.save_state(_name(group), collector.state(), {"sites": group})
         collector.saved()
         self._done.append(group)
         self._writer.save_state(_PASSES, {}, {"groups": self._done})
         self._last = (group, collector)
         return collector.n_inputs > start
+
+    def _restore(self, collector: Collector, group: list[int]) -> bool:
+        saved = self._writer.load_state(_name(group))
+        if saved is None or saved[1].get("sites") != group:
+            return False
+        collector.restore(saved[0])
+        return True
 
     def _collector(self, group: list[int]) -> Collector:
         before, after = self._settings["window"]
@@ -154,9 +158,7 @@ class TextPasses:
         if self._last is None or self._last[0] != group:
             self._last = None
             collector = self._collector(group)
-            saved = self._writer.load_state(_name(group))
-            assert saved is not None
-            collector.restore(saved[0])
+            self._restore(collector, group)
             self._last = (group, collector)
         return self._last[1]
 
@@ -164,6 +166,11 @@ class TextPasses:
         """What each site found, in the order of the sites, one in memory at a time."""
         for group in sorted(self._done):
             yield from self._of(group).results()
+
+    def examples(self) -> Iterator[tuple[Site, Selection]]:
+        """The examples of each site, in the order of the sites, without what neurons read there."""
+        for group in sorted(self._done):
+            yield from self._of(group).examples()
 
     def inputs(self) -> dict[str, Array]:
         """The contexts that the examples of all sites point at, see `Collector.inputs`."""

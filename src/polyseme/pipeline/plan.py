@@ -14,7 +14,7 @@ from torch import nn
 
 from polyseme.capture import Feed, RandomActive, Selector, Site, Stream, evaluating
 from polyseme.capture.accumulate import N_BACKGROUND
-from polyseme.capture.statistics import bytes_a_neuron
+from polyseme.capture.statistics import Statistics
 from polyseme.data.contexts import Contexts
 from polyseme.errors import InputError
 from polyseme.pipeline.records import BLOCK_BYTES
@@ -211,21 +211,21 @@ class _Size:
         def vectors(examples: int) -> int:
             return examples if contexts is None else min(examples, contexts * length)
 
-        held = most(Stream.n_bytes(select, 1) // 12)
+        held = most(Stream.width(select))
         chosen = most(select.capacity)
         # Pools hold up to twice what is live, and their keys have room to grow.
         keys = int(8 * 1.25 * 2 * (held + vectors(held)))
         buffers = (
-            Stream.n_bytes(select, n)
-            + Stream.n_bytes(draw, n)
-            + n * bytes_a_neuron()
+            n * Stream.bytes_a_neuron(select)
+            + n * Stream.bytes_a_neuron(draw)
+            + n * Statistics.bytes_a_neuron()
             + 4 * N_BACKGROUND * site.n_groups * d
         )
         windows = 2 * (sum(window) + 1)
         run = 2 * d * vectors(chosen) + (windows + 70) * chosen + 12 * d * n + 30 * most(draw.k)
         return cls(
             buffers=buffers + keys,
-            sorting=64 * n * (Stream.n_bytes(select, 1) // 12),
+            sorting=64 * n * Stream.width(select),
             later=3 * 4 * d * vectors(chosen)
             + 4 * windows * chosen
             + 4 * min(BLOCK_BYTES, 4 * d * chosen)

@@ -380,7 +380,7 @@ class _TextAnalysis:
         found = site_importances(
             self.model,
             self.sites,
-            [one.examples for one in passes.results()],
+            [examples for _, examples in passes.examples()],
             inputs,
             self.writer,
             mask_id=self.settings["mask_id"],
