@@ -110,16 +110,20 @@ def distinctive_tokens(
         shared = held > 1
         scores[~shared & (np.bincount(row, shared, minlength=n_clusters)[row] > 0)] = -np.inf
 
-    # The sort is stable, so that equal scores stay in the order of tokens; and rounding must
-    # not decide between equal ones.
-    order = np.lexsort((-np.round(scores, 12), row))
-    rank = np.arange(len(order)) - counts.indptr[row]
-    kept = (rank < k) & np.isfinite(scores[order])
     found = DistinctiveTokens(
         np.full((n_clusters, k), -1, np.int64), np.full((n_clusters, k), np.nan)
     )
-    found.tokens[row[kept], rank[kept]] = counts.indices[order[kept]]
-    found.scores[row[kept], rank[kept]] = scores[order[kept]]
+    # Rounding must not decide between equal scores: of these the first token is taken.
+    left = np.round(scores, 12)
+    filled = np.flatnonzero(np.diff(counts.indptr))
+    for rank in range(k if len(filled) else 0):
+        best = np.full(n_clusters, -np.inf)
+        best[filled] = np.maximum.reduceat(left, counts.indptr[filled])
+        at = np.flatnonzero((left == best[row]) & np.isfinite(left))
+        at = at[np.diff(row[at], prepend=-1) > 0]
+        found.tokens[row[at], rank] = counts.indices[at]
+        found.scores[row[at], rank] = scores[at]
+        left[at] = -np.inf
     return found
 
 

@@ -17,7 +17,7 @@ _TOGETHER = 128
 # More directions than the two that are wanted are followed, since the plane is found the sooner
 # the smaller the first eigenvalue is that is left out.
 _FOLLOWED = 8
-_MOST_STEPS, _BETWEEN_CHECKS, _SETTLED = 96, 8, 1e-4
+_MOST_STEPS, _BETWEEN_CHECKS, _SETTLED = 96, 4, 1e-4
 
 
 def principal_coordinates(embeddings: Any, counts: Any = None) -> NDArray[np.float32]:

@@ -340,7 +340,8 @@ def latents_table(
     for _ in collector.run(batches()):
         pass
     [collected], _ = collector.result()
-    return site_tables(collected, *cluster_site(collected, threshold, "average"))["neurons"]
+    clusterings, central, _ = cluster_site(collected, threshold, "average")
+    return site_tables(collected, clusterings, central)["neurons"]
 
 
 def report_on(

@@ -43,7 +43,7 @@ from polyseme.pipeline.describe import (
 )
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import progress_bars, read_and_save
-from polyseme.pipeline.records import cluster_site, layout_site, site_arrays, site_info, site_tables
+from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
 from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
@@ -272,11 +272,13 @@ class _Analysis:
                 threshold = self.settings["threshold"] or (
                     SAE_THRESHOLD if one.site.kind == "sae" else PIXEL_THRESHOLD
                 )
-                clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
+                clusterings, central, layouts = cluster_site(
+                    one, threshold, self.settings["linkage"]
+                )
                 for name, frame in site_tables(one, clusterings, central).items():
                     tables[name].append(frame)
                 bars.update(task, total=1, completed=1)
-                arrays = {**site_arrays(one, clusterings), **layout_site(one)}
+                arrays = {**site_arrays(one, clusterings), **layouts}
                 if one.site.name in maps:
                     arrays["activation_map"] = maps[one.site.name]
                 arrays.update(self.logits(number, one, inputs, bars))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,8 +40,11 @@ _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
 
 def embeddings_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
     """Neuron embeddings of some of a site's examples, (n, d_in) of float32."""
-    vectors = _vectors_of(one, examples)
-    neurons = one.examples.neuron[examples]
+    return _embedded(one, _vectors_of(one, examples), one.examples.neuron[examples])
+
+
+def _embedded(one: Collected, vectors: Array, neurons: Array) -> Array:
+    """Neuron embeddings of pre-neuron embeddings, in their place where that can be."""
     gate = gate_of(one.site)
     if gate is None and one.site.kind == "gated":
         found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
@@ -89,12 +92,37 @@ def _widened(one: Collected) -> Collected:
     return dataclasses.replace(one, vectors=one.vectors.astype(np.float32))
 
 
-def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Clusterings, Array]:
-    """Trees of all neurons of a site, in blocks that fit in memory, and each feature's medoid."""
+class SiteClusters(NamedTuple):
+    """What is made of the examples of a site's neurons.
+
+    Attributes
+    ----------
+    clusterings : Clusterings
+    medoids : ndarray of int64
+        Each feature's, neuron after neuron.
+    layouts : dict of str to ndarray of float32, shape (n_examples, 2)
+        Pictures of each neuron's examples: ``layout``, where it reads them, and
+        ``layout_input``, what it reads.
+    """
+
+    clusterings: Clusterings
+    medoids: Array
+    layouts: dict[str, Array]
+
+
+def cluster_site(one: Collected, threshold: float, linkage: str) -> SiteClusters:
+    """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
     one = _widened(one)
     blocks, central = [], [np.empty(0, np.int64)]
+    nothing = np.empty((0, 2), np.float32)
+    shown: dict[str, list[Array]] = {"layout": [nothing], "layout_input": [nothing]}
     for part in _blocks(one):
-        embeddings = part.padded(embeddings_of(one, part.examples))
+        # To gather the vectors takes longer than to draw them, so all is done with them here.
+        vectors = _vectors_of(one, part.examples)
+        drawn = principal_coordinates(part.padded(vectors), part.counts)
+        shown["layout_input"].append(drawn[part.filled])
+        embeddings = part.padded(_embedded(one, vectors, one.examples.neuron[part.examples]))
+        shown["layout"].append(principal_coordinates(embeddings, part.counts)[part.filled])
         found = cluster_many(embeddings, part.counts, threshold=threshold, linkage=linkage)
         blocks.append(found)
         central.append(medoids_many(embeddings, found.labels))
@@ -107,25 +135,8 @@ def cluster_site(one: Collected, threshold: float, linkage: str) -> tuple[Cluste
         threshold=threshold,
         linkage=linkage,
     )
-    return clusterings, np.concatenate(central)
-
-
-def layout_site(one: Collected) -> dict[str, Array]:
-    """Pictures of each neuron's examples: where it reads them, and what it reads."""
-    one = _widened(one)
-    shown: dict[str, list[Array]] = {"layout": [], "layout_input": []}
-    for part in _blocks(one):
-        rows = {
-            "layout": embeddings_of(one, part.examples),
-            "layout_input": _vectors_of(one, part.examples),
-        }
-        for name, values in rows.items():
-            found = principal_coordinates(part.padded(values), part.counts)
-            shown[name].append(found[part.filled])
-    return {
-        name: np.concatenate([np.empty((0, 2), np.float32), *parts])
-        for name, parts in shown.items()
-    }
+    layouts = {name: np.concatenate(parts) for name, parts in shown.items()}
+    return SiteClusters(clusterings, np.concatenate(central), layouts)
 
 
 @dataclasses.dataclass(frozen=True)

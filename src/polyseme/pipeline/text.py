@@ -28,7 +28,7 @@ from polyseme.pipeline.passes import TextPasses
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars
-from polyseme.pipeline.records import cluster_site, gate_of, layout_site, site_arrays, site_tables
+from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
 from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.pipeline.words import feature_words, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
@@ -324,9 +324,7 @@ class _TextAnalysis:
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
         with self.stages("clusters"):
-            clusterings, central = cluster_site(one, threshold, self.settings["linkage"])
-        with self.stages("layouts"):
-            layouts = layout_site(one)
+            clusterings, central, layouts = cluster_site(one, threshold, self.settings["linkage"])
         with self.stages("tables"):
             frames = site_tables(one, clusterings, central)
         with self.stages("labels"):
