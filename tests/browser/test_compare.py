@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from visiting import READY, visit
+from visiting import READY, arrive, visit
 
 
 def figure(page, name: str) -> list[str]:
@@ -46,7 +46,7 @@ def test_distributions_overlay_both_runs(page, two_site, two_runs):
     card = page.locator(".card", has=page.get_by_role("heading", name="Distributions"))
     assert card.locator("path.outline").count() == 2
     card.get_by_label("Metric").select_option("participation_ratio")
-    page.wait_for_function("() => location.hash.includes('metric=participation_ratio')")
+    arrive(page, "location.hash.includes('metric=participation_ratio')")
     card.get_by_text("As a table").click()
     card.locator("tbody tr").first.wait_for()
     lines = [line.split() for line in card.locator("tbody tr").all_inner_texts()]
@@ -63,7 +63,7 @@ def test_pairs_are_browsed(page, two_site):
     assert rows.nth(0).inner_text().split()[:2] == [str(number) for number in first]
     assert page.get_by_role("button", name="Previous").is_disabled()
     page.get_by_role("button", name="Next").click()
-    page.wait_for_function("() => location.hash.includes('pair=')")
+    arrive(page, "location.hash.includes('pair=')")
     page.wait_for_function(
         "before => !document.querySelector('.brief h3 a').textContent.endsWith(' ' + before)",
         arg=first[0],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from visiting import query, visit
+from visiting import arrive, query, visit
 
 import polyseme as ps
 from polyseme.errors import InputError
@@ -127,7 +127,7 @@ class TestProbe:
     def test_click_through_and_back(self, page, text_live):
         visit(page, text_live, f"#/probe?q={TEXT}&token=3")
         page.locator(".probe-table a").first.click()
-        page.wait_for_function("() => location.hash === '#/neuron/0/30?feature=0'")
+        arrive(page, "location.hash === '#/neuron/0/30?feature=0'")
         page.locator(".neuron-figures").wait_for()
         page.go_back()
         page.locator(".probe-table tbody tr").first.wait_for()
@@ -244,7 +244,7 @@ class TestClassify:
         )
         assert np.abs(np.array(shown).reshape(28, 28, 4)[..., 0] - average).max() <= 1
         rows.nth(0).locator("a").click()
-        page.wait_for_function("() => location.hash.startsWith('#/neuron/0/3')")
+        arrive(page, "location.hash.startsWith('#/neuron/0/3')")
 
     def test_an_example_of_a_neuron_leads_here(self, page, image_live, image_run):
         visit(page, image_live, "#/neuron/0/11?example=0")

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
-from visiting import query, visit
+from visiting import arrive, query, visit
 
 import polyseme as ps
 
@@ -257,7 +257,7 @@ class TestRecut:
         page.mouse.down()
         page.mouse.move(x, y - 40, steps=5)
         page.mouse.up()
-        page.wait_for_function("() => location.hash.includes('threshold')")
+        arrive(page, "location.hash.includes('threshold')")
         threshold = float(query(page)["threshold"])
         assert threshold > neuron.threshold
         after = len(neuron.recut(threshold).features)
@@ -270,7 +270,7 @@ class TestRecut:
         visit(page, text_site, ADDRESS)
         page.get_by_label("Threshold", exact=True).focus()
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("() => location.hash.includes('threshold')")
+        arrive(page, "location.hash.includes('threshold')")
         assert float(query(page)["threshold"]) == pytest.approx(neuron.threshold + 0.001)
         assert page.evaluate("location.hash").startswith("#/neuron/0/345")
 
@@ -297,7 +297,7 @@ class TestMovingAbout:
         visit(page, text_site, f"{ADDRESS}?threshold=0.7&shade=importance&feature=0")
         page.locator("h1").click()
         page.keyboard.press("ArrowRight")
-        page.wait_for_function("() => location.hash.startsWith('#/neuron/0/346')")
+        arrive(page, "location.hash.startsWith('#/neuron/0/346')")
         # What holds for any neuron goes along; a feature's number doesn't.
         assert query(page) == {"threshold": "0.7", "shade": "importance"}
         page.wait_for_function("() => document.querySelector('h1').textContent.endsWith('346')")
@@ -333,11 +333,11 @@ class TestMovingAbout:
             "n => document.querySelectorAll('.feature').length === n", arg=everything
         )
         page.keyboard.press("j")
-        page.wait_for_function("() => location.hash.includes('feature=0')")
+        arrive(page, "location.hash.includes('feature=0')")
         page.keyboard.press("j")
-        page.wait_for_function("() => location.hash.includes('feature=1')")
+        arrive(page, "location.hash.includes('feature=1')")
         page.keyboard.press("k")
-        page.wait_for_function("() => location.hash.includes('feature=0')")
+        arrive(page, "location.hash.includes('feature=0')")
 
 
 class TestTokens:
@@ -457,7 +457,7 @@ class TestPictures:
         line = details.locator(".similar-line")
         assert "0.75" in line.inner_text()
         line.get_by_role("link").click()
-        page.wait_for_function("() => location.hash === '#/neuron/1/77?feature=2'")
+        arrive(page, "location.hash === '#/neuron/1/77?feature=2'")
         visit(page, text_site, f"{ADDRESS}?threshold=1.9")
         assert page.get_by_text("known at the run’s own cut").count() > 0
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from visiting import READY, visit
+from visiting import READY, arrive, visit
 
 from polyseme.explorer.root import STATIC
 
@@ -64,18 +64,18 @@ class TestOverview:
     def test_sorting_is_in_the_address_and_goes_back(self, page, text_site, text_run):
         visit(page, text_site, "#/")
         page.get_by_role("button", name="Mean distance").click()
-        page.wait_for_function("() => location.hash.includes('sort=-mean_distance')")
+        arrive(page, "location.hash.includes('sort=-mean_distance')")
         neurons = text_run.neurons()
         most = neurons["mean_distance"].idxmax()
         number = {name: n for n, name in enumerate(text_run.sites)}[neurons["site"][most]]
         assert cells(page)["Neuron"] == f"{number}/{neurons['neuron'][most]}"
         assert page.locator("th[aria-sort=descending]").inner_text().startswith("Mean distance")
         page.get_by_role("button", name="Mean distance").click()
-        page.wait_for_function("() => location.hash.includes('sort=mean_distance')")
+        arrive(page, "location.hash.includes('sort=mean_distance')")
         assert cells(page)["Mean distance"] == f"{neurons['mean_distance'].min():.3f}"
         page.go_back()
         page.go_back()
-        page.wait_for_function("() => !location.hash.includes('sort')")
+        arrive(page, "!location.hash.includes('sort')")
         assert cells(page)["Neuron"] == "0/0"
 
     def test_filters_select_as_pandas_does(self, page, text_site, text_run):
@@ -90,10 +90,10 @@ class TestOverview:
         assert page.locator(".rows table").get_attribute("aria-rowcount") == str(len(truth) + 1)
         page.get_by_label("Features from").fill("6")
         page.get_by_label("Features from").press("Enter")
-        page.wait_for_function("() => location.hash.includes('n_clusters=6..12')")
+        arrive(page, "location.hash.includes('n_clusters=6..12')")
         assert selected(page) == (truth["n_clusters"] >= 6).sum()
         page.get_by_role("button", name="Clear").click()
-        page.wait_for_function("() => !location.hash.includes('n_clusters')")
+        arrive(page, "!location.hash.includes('n_clusters')")
         assert selected(page) == len(neurons)
 
     def test_a_filter_is_added_and_refuses_words(self, page, image_site, image_run):
@@ -104,7 +104,7 @@ class TestOverview:
         assert page.get_by_label("Density from").get_attribute("aria-invalid") == "true"
         page.get_by_label("Density from").fill("0.5")
         page.get_by_label("Density from").press("Enter")
-        page.wait_for_function("() => location.hash.includes('density=0.5..')")
+        arrive(page, "location.hash.includes('density=0.5..')")
         assert selected(page) == (image_run.neurons()["density"] >= 0.5).sum()
 
     def test_the_distribution_counts_each_neuron_once(self, page, text_site, text_run):
@@ -121,7 +121,7 @@ class TestOverview:
         counts = [int(cells[-1].replace(",", "")) for cells in as_table(card)]
         fullest = int(np.argmax(counts))
         card.locator("rect.zone").nth(fullest).click()
-        page.wait_for_function("() => location.hash.includes('n_clusters=')")
+        arrive(page, "location.hash.includes('n_clusters=')")
         assert selected(page) == counts[fullest]
 
     def test_layers_are_drawn_by_their_numbers_of_features(self, page, text_site, text_run):
@@ -166,16 +166,16 @@ class TestOverview:
         named = page.locator(".tip strong").inner_text()
         page.mouse.down()
         page.mouse.up()
-        page.wait_for_function("() => location.hash.startsWith('#/neuron/')")
+        arrive(page, "location.hash.startsWith('#/neuron/')")
         assert hash_of(page) == f"#/neuron/0/{named.split(' / ')[1]}"
 
     def test_axes_of_the_map_are_in_the_address(self, page, image_site):
         visit(page, image_site, "#/?x=density&y=participation_ratio&colour=mean_distance")
         assert page.get_by_role("combobox", name="Across").input_value() == "density"
         page.get_by_role("combobox", name="Up", exact=True).select_option("n_clusters")
-        page.wait_for_function("() => location.hash.includes('y=n_clusters')")
+        arrive(page, "location.hash.includes('y=n_clusters')")
         page.go_back()
-        page.wait_for_function("() => location.hash.includes('y=participation_ratio')")
+        arrive(page, "location.hash.includes('y=participation_ratio')")
         assert (
             page.get_by_role("combobox", name="Up", exact=True).input_value()
             == "participation_ratio"
@@ -195,7 +195,7 @@ class TestOverview:
         assert rows.count() < 60
         page.keyboard.press("ArrowUp")
         page.keyboard.press("Enter")
-        page.wait_for_function("() => location.hash === '#/neuron/1/1534'")
+        arrive(page, "location.hash === '#/neuron/1/1534'")
         page.go_back()
         page.wait_for_selector(".rows")
 
@@ -244,7 +244,7 @@ class TestFrame:
     def test_luck_leads_to_a_neuron_with_several_features(self, page, text_site, text_run):
         visit(page, text_site, "#/")
         page.get_by_role("button", name="I’m feeling lucky").click()
-        page.wait_for_function("() => location.hash.startsWith('#/neuron/')")
+        arrive(page, "location.hash.startsWith('#/neuron/')")
         _, _, site, neuron = hash_of(page).split("/")
         found = text_run.neuron(text_run.sites[int(site)], int(neuron))
         assert found.metrics.n_clusters > 1
@@ -262,7 +262,7 @@ class TestFrame:
         page.keyboard.press("/")
         page.keyboard.type(typed)
         page.keyboard.press("Enter")
-        page.wait_for_function("address => location.hash === address", arg=address)
+        arrive(page, f"location.hash === '{address}'")
 
     def test_what_is_nowhere_is_said_so(self, page, image_site):
         visit(page, image_site, "#/")
@@ -340,7 +340,7 @@ class TestSearch:
         page.wait_for_selector(".hits")
         assert address in hits()
         page.locator(f'.hits a[href="{address}"]').click()
-        page.wait_for_function("address => location.hash === address", arg=address)
+        arrive(page, f"location.hash === '{address}'")
         page.go_back()
         page.wait_for_selector(".hits")
         assert page.get_by_label("Search for a neuron").input_value() == word.upper()

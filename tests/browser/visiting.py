@@ -14,6 +14,12 @@ def visit(page, site: str, address: str) -> None:
     page.wait_for_selector(READY)
 
 
+def arrive(page, condition: str) -> None:
+    """Wait until an expression of the address holds, and what it leads to is on screen."""
+    page.wait_for_function(f"() => {condition}")
+    page.wait_for_function(_SHOWN)
+
+
 def query(page) -> dict[str, str]:
     """What the address says of the view, once it is on screen."""
     page.wait_for_function(_SHOWN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,13 @@ from polyseme.capture import (
     logit_effects,
 )
 from polyseme.capture.attribution import cells_of
-from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
+from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError
 from polyseme.pipeline.describe import (
+    check_baseline,
+    check_image_shape,
     check_options,
     describe_model,
     describe_selector,
@@ -194,8 +195,8 @@ def analyse(
     )
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
-    baseline = _check_baseline(baseline)
-    image_shape = _check_image_shape(image_shape)
+    baseline = check_baseline(baseline)
+    image_shape = check_image_shape(image_shape)
     names = None if class_names is None else [str(name) for name in class_names]
     source = as_source(data, labels)
     found = find_sites(model, sites)
@@ -472,30 +473,6 @@ class _Analysis:
         if len(shape) in (2, 3):
             return shape
         return None
-
-
-def _check_baseline(baseline: Any) -> float | Array:
-    try:
-        values = to_numpy(baseline).astype(np.float32)
-    except (TypeError, ValueError):
-        values = np.array(np.nan)
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
-            "input, is expected."
-        )
-    return values if values.ndim else float(baseline)
-
-
-def _check_image_shape(shape: Any) -> tuple[int, ...] | None:
-    if shape is None:
-        return None
-    try:
-        return tuple(operator.index(n) for n in shape)
-    except TypeError as error:
-        raise InputError(
-            f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
-        ) from error
 
 
 def _json_number(value: Any) -> Any:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from polyseme.capture import Selector
+from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
 
 
@@ -30,6 +33,32 @@ def check_options(model: Any, select: Any, **counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
+
+
+def check_baseline(baseline: Any) -> float | NDArray[Any]:
+    """A number or an array that activation maps may start from."""
+    try:
+        values = to_numpy(baseline).astype(np.float32)
+    except (TypeError, ValueError):
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
+            "input, is expected."
+        )
+    return values if values.ndim else float(baseline)
+
+
+def check_image_shape(shape: Any) -> tuple[int, ...] | None:
+    """How to show an input, as whole numbers."""
+    if shape is None:
+        return None
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError as error:
+        raise InputError(
+            f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
+        ) from error
 
 
 def describe_selector(select: Selector) -> dict[str, Any]:
