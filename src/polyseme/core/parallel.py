@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +15,7 @@ Chunk = TypeVar("Chunk")
 
 # Looking for the libraries takes longer than a small site; NumPy's is loaded by now.
 _blas = functools.cache(ThreadpoolController)
+_worker = threading.local()
 
 
 def in_threads(
@@ -27,14 +29,21 @@ def in_threads(
         Writes what it finds where no other chunk does.
     chunks : sequence
     threads : int, optional
-        By default one for each core.
+        By default one for each core. Within the work of another call there is one alone.
     """
     workers = min(threads or os.cpu_count() or 1, len(chunks))
-    if workers <= 1:
+    if workers <= 1 or getattr(_worker, "busy", False):
         for chunk in chunks:
             work(chunk)
         return
     # BLAS threads inside worker threads would fight over the cores.
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+    with (
+        _blas().limit(limits=1, user_api="blas"),
+        ThreadPoolExecutor(workers, initializer=_busy) as pool,
+    ):
         for _ in pool.map(work, chunks):
             pass
+
+
+def _busy() -> None:
+    _worker.busy = True

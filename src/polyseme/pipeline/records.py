@@ -32,7 +32,8 @@ from polyseme.errors import SiteError
 
 Array = NDArray[Any]
 
-BLOCK_BYTES = 256 << 20
+# Embeddings that one thread works on at a time.
+BLOCK_BYTES = 8 << 20
 # What one thread makes at a time: the embeddings of so many neurons, or so many vectors.
 _TOGETHER, _ROWS = 64, 4096
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
@@ -113,30 +114,45 @@ class SiteClusters(NamedTuple):
 def cluster_site(one: Collected, threshold: float, linkage: str) -> SiteClusters:
     """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
     one = _widened(one)
-    blocks, central = [], [np.empty(0, np.int64)]
-    nothing = np.empty((0, 2), np.float32)
-    shown: dict[str, list[Array]] = {"layout": [nothing], "layout_input": [nothing]}
-    for part in _blocks(one):
-        # To gather the vectors takes longer than to draw them, so all is done with them here.
-        vectors = _vectors_of(one, part.examples)
-        drawn = principal_coordinates(part.padded(vectors), part.counts)
-        shown["layout_input"].append(drawn[part.filled])
-        embeddings = part.padded(_embedded(one, vectors, one.examples.neuron[part.examples]))
-        shown["layout"].append(principal_coordinates(embeddings, part.counts)[part.filled])
-        found = cluster_many(embeddings, part.counts, threshold=threshold, linkage=linkage)
-        blocks.append(found)
-        central.append(medoids_many(embeddings, found.labels))
+    parts = list(_blocks(one))
+    found: list[SiteClusters | None] = [None] * len(parts)
+
+    def work(number: int) -> None:
+        found[number] = _cluster_block(one, parts[number], threshold, linkage)
+
+    in_threads(work, range(len(parts)))
+    return _together([block for block in found if block is not None])
+
+
+def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str) -> SiteClusters:
+    # To gather the vectors takes longer than to draw them, so all is done with them here.
+    vectors = _vectors_of(one, part.examples)
+    drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
+    embeddings = part.padded(_embedded(one, vectors, one.examples.neuron[part.examples]))
+    layouts = {
+        "layout": principal_coordinates(embeddings, part.counts)[part.filled],
+        "layout_input": drawn,
+    }
+    found = cluster_many(embeddings, part.counts, threshold=threshold, linkage=linkage)
+    return SiteClusters(found, medoids_many(embeddings, found.labels), layouts)
+
+
+def _together(blocks: list[SiteClusters]) -> SiteClusters:
+    each = [block.clusterings for block in blocks]
     clusterings = Clusterings(
         **{
-            field.name: np.concatenate([getattr(block, field.name) for block in blocks])
+            field.name: np.concatenate([getattr(one, field.name) for one in each])
             for field in dataclasses.fields(Clusterings)
             if field.name not in ("threshold", "linkage")
         },
-        threshold=threshold,
-        linkage=linkage,
+        threshold=each[0].threshold,
+        linkage=each[0].linkage,
     )
-    layouts = {name: np.concatenate(parts) for name, parts in shown.items()}
-    return SiteClusters(clusterings, np.concatenate(central), layouts)
+    layouts = {
+        name: np.concatenate([block.layouts[name] for block in blocks])
+        for name in blocks[0].layouts
+    }
+    return SiteClusters(clusterings, np.concatenate([b.medoids for b in blocks]), layouts)
 
 
 @dataclasses.dataclass(frozen=True)

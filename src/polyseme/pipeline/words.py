@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyseme.core.labels import distinctive_tokens
+from polyseme.core.labels import TokenCounts, count_tokens, rank_tokens
+from polyseme.core.parallel import in_threads
 
 Array = NDArray[Any]
 
@@ -16,6 +17,8 @@ LABEL_WORDS = 5
 # Share of a feature's examples, and number of them, whose max-activating token has to be the
 # same for the feature to be found by it.
 INDEXED_SHARE, INDEXED_EXAMPLES = 0.25, 2
+# Neurons whose examples are read at a time: their tokens fit into a core's cache.
+_TOGETHER = 64
 
 
 class FeatureWords(NamedTuple):
@@ -57,36 +60,55 @@ def feature_words(
     if not len(features):
         return FeatureWords([], np.empty((0, 3), np.int64))
     before, after = window
-    vocabulary = inputs["vocabulary"]
-    contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy())
-    at = examples["position"].to_numpy()[:, None] + np.arange(-before, after + 1)
-    inside = (at >= 0) & (at < inputs["lengths"][contexts][:, None])
-    ids = inputs["tokens"][contexts[:, None], np.clip(at, 0, inputs["tokens"].shape[1] - 1)]
-    # A table of all numbers up to the largest: a search for each would take far longer.
-    row_of = np.zeros(int(vocabulary.max(initial=0)) + 1, np.int32)
-    row_of[vocabulary] = np.arange(len(vocabulary), dtype=np.int32)
-    tokens = row_of[np.where(inside, ids, vocabulary[0])]
-    cluster = _rows_of(features, examples)
+    offsets = np.arange(-before, after + 1)
     # The token that activates the neuron says more than those around it.
-    weights = np.where(np.arange(-before, after + 1) == 0, before + after + 1.0, 1.0)
-    found = distinctive_tokens(
-        tokens[inside],
-        np.broadcast_to(cluster[:, None], tokens.shape)[inside],
+    weights = np.where(offsets == 0, before + after + 1.0, 1.0)
+    vocabulary = inputs["vocabulary"]
+    # A table of all numbers up to the largest: a search for each would take far longer.
+    row_of = np.zeros(int(vocabulary.max(initial=0)) + 1, np.int64)
+    row_of[vocabulary] = np.arange(len(vocabulary))
+    contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy())
+    position, cluster = examples["position"].to_numpy(), _rows_of(features, examples)
+
+    def read(rows: slice) -> TokenCounts:
+        at = position[rows, None] + offsets
+        context = contexts[rows, None]
+        inside = (at >= 0) & (at < inputs["lengths"][context])
+        ids = inputs["tokens"][context, np.clip(at, 0, inputs["tokens"].shape[1] - 1)]
+        numbers = np.arange(len(at))[:, None]
+        return count_tokens(
+            row_of[ids[inside]],
+            np.broadcast_to(cluster[rows, None], at.shape)[inside],
+            np.broadcast_to(weights, at.shape)[inside],
+            np.broadcast_to(numbers, at.shape)[inside],
+        )
+
+    counts: dict[int, TokenCounts] = {}
+
+    def work(rows: slice) -> None:
+        counts[rows.start] = read(rows)
+
+    in_threads(work, _neurons_together(examples["neuron"].to_numpy()))
+    found = rank_tokens(
+        [counts[start] for start in sorted(counts)],
         n_clusters=len(features),
         vocabulary=len(vocabulary),
         k=LABEL_WORDS,
-        weights=np.broadcast_to(weights, tokens.shape)[inside],
-        examples=np.broadcast_to(np.arange(len(tokens))[:, None], tokens.shape)[inside],
     )
-    stripped = [word.strip() for word in words]
+    central = row_of[inputs["tokens"][contexts, position]]
+    names = [*(word.strip() for word in words), ""]  # the last for -1, where there is no token
     labels = [
-        " ".join(dict.fromkeys(w for w in (stripped[t] for t in row if t >= 0) if w))
+        " ".join(dict.fromkeys(filter(None, map(names.__getitem__, row))))
         for row in found.tokens.tolist()
     ]
     sizes = features["n_examples"].to_numpy(np.int64)
-    return FeatureWords(
-        labels, _index(tokens[:, before], cluster, found.tokens, sizes, len(vocabulary))
-    )
+    return FeatureWords(labels, _index(central, cluster, found.tokens, sizes, len(vocabulary)))
+
+
+def _neurons_together(neurons: Array) -> list[slice]:
+    """Rows of examples to work on at a time, none of a neuron apart from its others."""
+    first = np.flatnonzero(np.diff(neurons, prepend=-1))[::_TOGETHER]
+    return [slice(*ends) for ends in zip(first, [*first[1:], len(neurons)], strict=True)]
 
 
 def _rows_of(features: pd.DataFrame, examples: pd.DataFrame) -> Array:
