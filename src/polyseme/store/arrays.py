@@ -58,6 +58,11 @@ class Arrays(Mapping[str, np.ndarray]):
             }
         check_headers(file, self.headers, schema, sizes)
 
+    @property
+    def checked(self) -> list[str]:
+        """Names of the arrays of which more is asked than a dtype and a shape."""
+        return [name for name in self if name in self._checks]
+
     def load(self, name: str) -> np.ndarray:
         """Read one array and check it, without keeping it."""
         # The file is not held open between reads: it is memory-mapped, and one that is cut

@@ -321,10 +321,11 @@ def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, inputs: Hel
         else np.zeros(len(given), dtype=bool)
     )
     _refuse(file, ~held, "'input' in row {row} is not in the 'index' of inputs.safetensors")
-    order = np.lexsort((given, rows))
-    twice = (np.diff(rows[order]) == 0) & (np.diff(given[order]) == 0)
-    repeated = np.zeros(len(given), dtype=bool)
-    repeated[order[1:][twice]] = True
+    pairs = rows * len(index) + at
+    repeated = np.zeros(len(pairs), dtype=bool)
+    if (np.diff(np.sort(pairs)) == 0).any():
+        order = np.argsort(pairs, kind="stable")
+        repeated[order[1:][np.diff(pairs[order]) == 0]] = True
     _refuse(file, repeated, "row {row} repeats an input of the same neuron")
     position = table["position"].to_numpy()
     _refuse(file, position < 0, "'position' is negative in row {row}")

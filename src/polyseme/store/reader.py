@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -365,15 +367,26 @@ class RunFolder:
         self.load_all()
 
     def load_all(self) -> None:
-        """Read, and so check, every table and every array once, a part at a time."""
+        """Check all that the format asks of values, reading a part at a time."""
         contents, n = self._contents, len(self.neurons)
+
+        def read(start: int) -> None:
+            for table in ("features", "random"):  # the features with their examples
+                contents.read(table, start, min(start + NEURONS_AT_A_TIME, n))
+
+        def check(arrays: Arrays) -> None:
+            for name in arrays.checked:
+                arrays.load(name)
+
         with reporting(self.path):
-            for start in range(0, n, NEURONS_AT_A_TIME):
-                for table in ("examples", "features", "random"):
-                    contents.read(table, start, min(start + NEURONS_AT_A_TIME, n))
-            for arrays in (*(contents.site(site.number) for site in self.sites), contents.inputs):
-                for name in arrays:
-                    arrays.load(name)
+            contents.offsets("random")  # which threads would else make several times
+            sites = [contents.site(site.number) for site in self.sites]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for done in (
+                    pool.map(read, range(0, n, NEURONS_AT_A_TIME)),
+                    pool.map(check, [*sites, contents.inputs]),
+                ):
+                    list(done)
             if "tokens" in contents.inputs:
                 check_texts(contents.inputs)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata as installed
@@ -450,12 +451,11 @@ class RunWriter:
                     raise Problem(name, "it was not written")
             with writing(partial.run):
                 _remove_others(partial.run, {*names, RUN_JSON})
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    digests = list(pool.map(sha256, [partial.run / name for name in names]))
                 content["files"] = {
-                    name: {
-                        "bytes": (partial.run / name).stat().st_size,
-                        "sha256": sha256(partial.run / name),
-                    }
-                    for name in names
+                    name: {"bytes": (partial.run / name).stat().st_size, "sha256": digest}
+                    for name, digest in zip(names, digests, strict=True)
                 }
             RunFolder.unsealed(partial.run, content).load_all()
         except Problem as problem:
