@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class Pool:
     Parameters
     ----------
     file : Path, optional
-        Keep the rows in files of this name, with a number appended, instead of in memory. They
-        are only ever appended to, so that a `state` stays good until `forget`.
+        Keep the rows in files of this name, with a number appended, instead of in memory. A
+        `state` stays good until `forget`: of the files that it needs nothing changes but what
+        is beyond its rows.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -175,7 +177,12 @@ class _InMemory:
 
 
 class _InFile:
-    """Rows one after the other in a file that only grows; without some of them, in another."""
+    """Rows one after the other in a file.
+
+    What a state needs of it is not changed: without some of the rows it is another file then. If
+    no state needs it, rows move up in their own, since pages that a file has are written
+    several times as quickly as new ones.
+    """
 
     def __init__(self, file: Path, number: int = 0) -> None:
         self._file = file
@@ -191,8 +198,7 @@ class _InFile:
     def __iter__(self) -> Iterator[Array]:
         if self.dtype is None or self.shape is None:
             return
-        size = self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-        together = max(1, _BLOCK_BYTES // max(1, size))
+        together = max(1, _BLOCK_BYTES // max(1, self._row_bytes))
         with _explained(self._path(self._number)), self._path(self._number).open("rb") as file:
             for start in range(0, self._n, together):
                 n = min(together, self._n - start)
@@ -209,22 +215,31 @@ class _InFile:
         if self.dtype is None:
             with _explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)  # from before, with no state that knows of it
+                path.touch()
         self.dtype, self.shape = rows.dtype, rows.shape[1:]
-        with _explained(path), path.open("ab", buffering=0) as file:
+        with _explained(path), path.open("r+b", buffering=0) as file:
+            # There may be more in it, from before rows were dropped.
+            file.seek(self._n * self._row_bytes)
             left = _bytes_of(rows)
             while left:
                 left = left[file.write(left) :]
         self._n += len(rows)
 
+    @property
+    def _row_bytes(self) -> int:
+        assert self.dtype is not None
+        assert self.shape is not None
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
     def replaced(self, chunks: Iterator[Array]) -> _InFile:
-        new = _InFile(self._file, self._number + 1)
+        first = next(chunks, np.empty((0, *(self.shape or ())), self.dtype))
+        # None of them is wider, so what is written stays behind what is read.
+        in_place = self._number not in self._needed and first.dtype == self.dtype
+        new = _InFile(self._file, self._number + (not in_place))
         new._needed = self._needed
-        # An empty one makes the file.
-        new.append(np.empty((0, *(self.shape or ())), self.dtype))
-        for rows in chunks:
+        for rows in chain([first], chunks):
             new.append(np.ascontiguousarray(rows))
-        if self._number not in self._needed:
+        if not in_place and self._number not in self._needed:
             self._path(self._number).unlink(missing_ok=True)
         return new
 
@@ -248,7 +263,7 @@ class _InFile:
         new.shape = tuple(int(size) for size in state["shape"])
         new._n, new._needed = n, {new._number}
         path = new._path(new._number)
-        size = n * new.dtype.itemsize * int(np.prod(new.shape, dtype=np.int64))
+        size = n * new._row_bytes
         with _explained(path):
             if path.stat().st_size < size:
                 raise RunError(
