@@ -96,11 +96,12 @@ def medoids_many(embeddings: Floats, labels: NDArray[np.int64]) -> NDArray[np.in
         length = sizes[clusters]
         first = np.cumsum(length) - length
         rows = np.repeat(starts[clusters] - first, length) + np.arange(length.sum())
-        unit = unit_rows(embeddings[neuron[rows], example[rows]].astype(np.float64))
+        unit = _unit(embeddings[neuron[rows], example[rows]])
         sums = np.add.reduceat(unit, first, axis=0)
         # The mean distance to the others falls as the similarity to their sum rises, so no
         # matrix of pairs is needed. An example's own similarity is 1, or 0 for a zero vector.
-        similarity = np.einsum("nd,nd->n", unit, np.repeat(sums, length, axis=0) - unit)
+        similarity = np.einsum("nd,nd->n", unit, np.repeat(sums, length, axis=0))
+        similarity -= np.einsum("nd,nd->n", unit, unit)
         # Rounding must not decide between examples that are equally central.
         similarity = np.round(similarity, 9)
         best = np.maximum.reduceat(similarity, first)
@@ -109,6 +110,17 @@ def medoids_many(embeddings: Floats, labels: NDArray[np.int64]) -> NDArray[np.in
 
     in_threads(work, chunks)
     return found
+
+
+def _unit(rows: Floats) -> Floats:
+    """Rows of float64, of length 1 or 0."""
+    if rows.dtype != np.float32:
+        return unit_rows(rows.astype(np.float64))
+    # The squares of what float32 can hold are well within float64: no need for care.
+    wide = rows.astype(np.float64)
+    norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    wide /= np.where(norms > 0, norms, 1)[:, None]
+    return wide
 
 
 def _stretches(
