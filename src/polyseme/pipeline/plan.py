@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -226,9 +227,10 @@ class _Size:
         return cls(
             buffers=buffers + keys,
             sorting=64 * n * Stream.width(select),
+            # Its vectors, wider ones of them, and another site's that is being written.
             later=3 * 4 * d * vectors(chosen)
             + 4 * windows * chosen
-            + 4 * min(BLOCK_BYTES, 4 * d * chosen)
+            + 4 * min(BLOCK_BYTES * (os.cpu_count() or 1), 4 * d * chosen)
             + 12 * d * n,
             tables=150 * chosen + 80 * most(draw.k),
             run=run,
