@@ -18,7 +18,9 @@ from polyseme.capture.saes import vectors_at
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError, RunError, SiteError
 from polyseme.pipeline import token_vectors
+from polyseme.pipeline.importances import neuron_importances
 from polyseme.sae import PlainSAE
+from polyseme.store.format import LARGEST_IMPORTANCE, NO_IMPORTANCE
 
 from .tiny_texts import TEXTS, make_model, make_tokenizer
 
@@ -183,6 +185,31 @@ def test_probing_takes_the_sae_too(model, tokenizer, contexts, tmp_path):
     )
     with pytest.raises(InputError, match=r"has other weights in the model than in the run"):
         run.probe(text, model, tokenizer, saes={f"{name}.sae": make_sae(16, seed=5)})
+
+
+def test_importances_on_demand_are_those_that_a_run_stores(model, tokenizer, contexts, tmp_path):
+    name, sae = "blocks.0.hook_resid_post", make_sae(16)
+    run = ps.analyse(
+        model,
+        contexts,
+        sites=ps.attach_sae(model, sae, name),
+        out=tmp_path / "run",
+        importances="exact",
+        progress=False,
+    )
+    [site] = run.sites
+    counts = run.neurons()["n_examples"].to_numpy()
+    first = np.cumsum(counts) - counts
+    stored = run.folder.site(0)["importances"].astype(float)
+    latents = np.flatnonzero(counts > 2)[:3]
+    assert len(latents) == 3
+    for latent in latents.tolist():
+        found = neuron_importances(model, tokenizer, run, site, latent, saes={site: sae})
+        mine = stored[first[latent] : first[latent] + counts[latent]]
+        expected = np.where(mine == NO_IMPORTANCE, np.nan, mine / LARGEST_IMPORTANCE)
+        assert found == pytest.approx(expected, abs=0.003, nan_ok=True)
+    with pytest.raises(InputError, match=r"give it by the site's name, saes=\{"):
+        neuron_importances(model, tokenizer, run, site, 0)
 
 
 class _Described(nn.Module):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polyseme.cli.arguments import load_model, module
-from polyseme.cli.texts import add_remote_code, load_named_model
+from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
 
 #: models that come as packages, `polyseme.capture.language.PACKAGED`, without loading torch
 PACKAGED = ("smollm2", "minilm")
@@ -33,6 +33,7 @@ def add_explore(commands: Any) -> None:
         "images: a name or folder as for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose "
         "code is run (default: the run's own, where that is smollm2 or minilm)",
     )
+    add_saes(explore)
     explore.add_argument("--device", default=None, help="of the model: cpu, cuda, mps")
     explore.add_argument(
         "--port", type=int, default=0, metavar="N", help="default: any that is free"
@@ -103,10 +104,16 @@ def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]
     if options.model is None:
         return {}
     model = _Once(lambda: load_named_model(options))
+    saes: dict[str, Any] = {}
+    if options.sae:
+        opening = module("polyseme.opening", "Loading an SAE")
+        saes = saes_of_run(opening.open_run(options.runs[0]), options.sae)
     return {
-        "probe": _Loaded(lambda: _live("live", "Probing a run").live_probe(*model())),
+        "probe": _Loaded(lambda: _live("live", "Probing a run").live_probe(*model(), saes=saes)),
         "importances": _Loaded(
-            lambda: _live("importances", "Finding importances").live_importances(*model())
+            lambda: _live("importances", "Finding importances").live_importances(
+                *model(), saes=saes
+            )
         ),
     }
 

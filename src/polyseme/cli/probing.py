@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from polyseme.cli.arguments import module
-from polyseme.cli.texts import add_remote_code, load_named_model
+from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
 from polyseme.errors import InputError
 
 
@@ -30,13 +30,7 @@ def add_probe(commands: Any) -> None:
         metavar="NAME",
         help="only these sites of the run, or a glob over them; may be repeated",
     )
-    command.add_argument(
-        "--sae",
-        action="append",
-        default=[],
-        metavar="SAE",
-        help="the SAE of each site that is one, in the order of the run; may be repeated",
-    )
+    add_saes(command)
     command.add_argument("-k", type=int, default=10, help="neurons a token; default: %(default)s")
     command.add_argument(
         "--by",
@@ -65,20 +59,6 @@ def _probe(options: argparse.Namespace) -> None:
         sites=options.sites,
         k=options.k,
         by=options.by,
-        saes=_saes(run, options.sae),
+        saes=saes_of_run(run, options.sae),
     )
     Console().print(found.table())
-
-
-def _saes(run: Any, paths: list[str]) -> dict[str, Any]:
-    """The SAEs of a run's sites, by site."""
-    hooked = [site.name for site in run.folder.sites if "hook" in site.extra]
-    if paths and len(paths) != len(hooked):
-        raise InputError(
-            f"--sae is given {len(paths)} times, but {len(hooked)} sites of the run are SAEs "
-            f"({', '.join(hooked) or 'none'}); give one for each, in that order."
-        )
-    if not paths:
-        return {}
-    load = module("polyseme.sae", "Loading an SAE").load_sae
-    return {name: load(path) for name, path in zip(hooked, paths, strict=True)}

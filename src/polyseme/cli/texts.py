@@ -222,3 +222,28 @@ def load_any_model(options: argparse.Namespace) -> Any:
         raise InputError(
             f"{error} A model of your own is given as MODULE:NAME or FILE.py:NAME."
         ) from error
+
+
+def add_saes(command: argparse.ArgumentParser) -> None:
+    """``--sae`` of commands that are given a run."""
+    command.add_argument(
+        "--sae",
+        action="append",
+        default=[],
+        metavar="SAE",
+        help="the SAE of each site that is one, in the order of the run; may be repeated",
+    )
+
+
+def saes_of_run(run: Any, paths: list[str]) -> dict[str, Any]:
+    """The SAEs of a run's sites that are given by ``--sae``, by site."""
+    hooked = [site.name for site in run.folder.sites if "hook" in site.extra]
+    if paths and len(paths) != len(hooked):
+        raise InputError(
+            f"--sae is given {len(paths)} times, but {len(hooked)} sites of the run are SAEs "
+            f"({', '.join(hooked) or 'none'}); give one for each, in that order."
+        )
+    if not paths:
+        return {}
+    load = module("polyseme.sae", "Loading an SAE").load_sae
+    return {name: load(path) for name, path in zip(hooked, paths, strict=True)}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from polyseme.capture import Feed, Selection, Site, evaluating, find_activations, find_sites
+from polyseme.capture import Feed, Selection, Site, evaluating, find_activations
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
 from polyseme.errors import InputError
 from polyseme.pipeline.progress import interrupt_between_steps
+from polyseme.pipeline.reopen import sites_of_run
 from polyseme.store import NO_IMPORTANCE, RunWriter, encode_importances
 from polyseme.views import Run
 
@@ -145,6 +146,8 @@ def neuron_importances(
     site: str,
     neuron: int,
     examples: Any = None,
+    *,
+    saes: Mapping[str, Any] | None = None,
 ) -> NDArray[np.float32]:
     """Exact token importances of a neuron's examples, for runs that hold none.
 
@@ -160,6 +163,8 @@ def neuron_importances(
     neuron : int
     examples : array of int, optional
         Numbers of its examples; by default all of them.
+    saes : mapping of str to SAE, optional
+        By site, where the run has sites that are SAEs at a hook point.
 
     Returns
     -------
@@ -170,7 +175,7 @@ def neuron_importances(
     Raises
     ------
     InputError
-        The run is one of images, or has no such neuron or example.
+        The run is one of images, or has no such neuron or example; the model is another one.
     """
     frame = run.neuron(site, neuron).examples
     if "window" not in run.metadata["settings"]:
@@ -191,7 +196,7 @@ def neuron_importances(
     attention = np.arange(tokens.shape[1]) < lengths[:, None]
     # Padding may be stored as any number.
     tokens[~attention] = tokens[0, 0]
-    [place] = find_sites(model, [site])
+    [place] = sites_of_run(run, model, [site], saes or {})
     with evaluating(model):
         given = {"input_ids": tokens[:1], "attention_mask": attention[:1].astype(np.int64)}
         find_activations(model, [place], Feed(model), given)
@@ -213,7 +218,9 @@ def neuron_importances(
     return found
 
 
-def live_importances(model: nn.Module, tokenizer: Any) -> Callable[..., dict[str, Any]]:
+def live_importances(
+    model: nn.Module, tokenizer: Any, *, saes: Mapping[str, Any] | None = None
+) -> Callable[..., dict[str, Any]]:
     """A function ``importances(run, site, neuron, examples)`` for the explorer.
 
     ``site`` is a site's number. It gives ``{"importances": rows}``, with None for NaN. Threads may
@@ -221,7 +228,7 @@ def live_importances(model: nn.Module, tokenizer: Any) -> Callable[..., dict[str
 
     Parameters
     ----------
-    model, tokenizer
+    model, tokenizer, saes
         See `neuron_importances`.
     """
     lock = threading.Lock()
@@ -233,7 +240,7 @@ def live_importances(model: nn.Module, tokenizer: Any) -> Callable[..., dict[str
             )
         with lock:
             found = neuron_importances(
-                model, tokenizer, run, run.sites[site], neuron, list(examples)
+                model, tokenizer, run, run.sites[site], neuron, list(examples), saes=saes
             )
         return {
             "importances": [
