@@ -159,7 +159,10 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
             f"{row.site}: {row.neurons} neurons, {row.dead} dead, {row.mean_clusters:.1f} features "
             f"a neuron, mean distance {row.mean_distance:.3f} (over {row.mean_distance_n})"
         )
-    assert lines[-1] == "The run is at run; open it with polyseme.open_run('run')."
+    assert lines[-1] == (
+        "The run is at run; look at it with polyseme explore run, or open it with "
+        "polyseme.open_run('run')."
+    )
     images = ps.read_images("flat.npz", limit=30)
     same = ps.analyse(
         cli.arguments.load_model("models.py:net"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -241,7 +242,10 @@ def _analyse(options: argparse.Namespace) -> None:
         )
     for _, row in run.summary().iterrows():
         print(_about(row))
-    print(f"The run is at {run.path}; open it with polyseme.open_run({str(run.path)!r}).")
+    print(
+        f"The run is at {run.path}; look at it with polyseme explore {shlex.quote(str(run.path))}, "
+        f"or open it with polyseme.open_run({str(run.path)!r})."
+    )
 
 
 def _about(row: Any) -> str:
