@@ -106,7 +106,7 @@ def test_each_feature_has_its_average_and_its_feature(page, image_site, neuron, 
         name, n = max(feature.label_counts.items(), key=lambda item: item[1])
         chips = card.locator(".chip").all_inner_texts()
         assert str(n) in [chip.split("×")[1].strip() for chip in chips if chip.startswith(name)]
-        assert card.locator(".tiles canvas").count() == min(feature.n_examples, 14)
+        assert card.locator(".tiles canvas").count() == min(feature.n_examples, 12)
 
 
 def test_pictures_follow_the_slider(page, image_site, neuron):

@@ -43,6 +43,8 @@ function names(runs) {
 
 // ----------------------------------------------------------------------------------- figures
 
+const GROUPS = { "as published": "How polysemantic, as published results are given" };
+
 /** How to read a figure that isn't a metric of the table of neurons. */
 const READINGS = {
   neurons: "All of them, dead ones too.",
@@ -56,8 +58,8 @@ const READINGS = {
   spliced_accuracy: "With the reconstruction in the place of the activations.",
   spliced_cross_entropy: "With the reconstruction in the place of the activations.",
   recovered: "Of what is lost when the activations are set to 0.",
-  purity: "How often examples of one feature have one label.",
-  purity_null: "What the same features would have if labels were given at random.",
+  purity: "Share of a neuron’s examples that have its commonest label.",
+  purity_null: "The same, had the labels been dealt out at random.",
 };
 
 function figures(runs, { rows }) {
@@ -66,10 +68,10 @@ function figures(runs, { rows }) {
   return h(
     "section",
     { class: "card" },
-    h("header", {}, h("h2", {}, "In figures")),
+    h("header", {}, h("h2", {}, "In numbers")),
     h(
       "div",
-      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Comparison in figures" },
+      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Comparison in numbers" },
       h(
         "table",
         { class: "plain compare" },
@@ -79,16 +81,16 @@ function figures(runs, { rows }) {
           h(
             "tr",
             {},
-            h("th", { scope: "col" }, "Figure"),
+            h("th", { scope: "col" }, "Measure"),
             runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", run.title)),
-            both && h("th", { scope: "col", class: "num" }, "Difference"),
+            both && h("th", { scope: "col", class: "num difference" }, "Difference"),
           ),
         ),
         groups.map((group) =>
           h(
             "tbody",
             {},
-            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, sentenceCase(group))),
+            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, GROUPS[group] ?? sentenceCase(group))),
             rows.filter((row) => row.group === group).map((row) => figureRow(row, runs, both)),
           ),
         ),
@@ -110,7 +112,7 @@ function figureRow({ key, name, values, counts, format }, runs, both) {
     {},
     h("th", { scope: "row" }, h("span", {}, sentenceCase(name)), reading && h("small", { class: "said quiet-text" }, reading)),
     values.map((v, i) => h("td", { class: "num" }, v === null ? "–" : write(v), over(i))),
-    both && h("td", { class: "num" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
+    both && h("td", { class: "num difference" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
   );
 }
 

@@ -99,7 +99,7 @@ function results(ctx, words, hits) {
       h("h2", {}, `${count(shown.length, "feature")} for ${words.map((word) => `“${word}”`).join(" and ")}`),
       choice,
     ),
-    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those with the most examples first, at most 100 a word."),
+    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed."),
     h(
       "div",
       { class: "scroll-x" },
