@@ -22,7 +22,7 @@ export async function render(main, ctx) {
   const pairs = h("section", { class: "card" });
   main.append(
     h("header", { class: "run-head" }, h("h1", {}, runs.map(({ title }) => title).join(" and ")), names(runs)),
-    h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning())),
+    h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning(runs, comparison))),
     pairs,
   );
   const views = [distributions(chart, runs, tables, ctx), await pairList(pairs, runs, tables, ctx)];
@@ -53,7 +53,7 @@ const READINGS = {
   mean_clusters: metric("n_clusters").reading,
   median_participation_ratio: metric("participation_ratio").reading,
   l0: "The sum of the densities: with more of them active, reconstruction is easier.",
-  fvu: "Share of the variance that the reconstruction leaves unexplained.",
+  fvu: "Share of the variance that the reconstruction leaves out: 0 is perfect, 1 no better than the mean.",
   mse: "Mean squared error of the reconstruction.",
   spliced_accuracy: "With the reconstruction in the place of the activations.",
   spliced_cross_entropy: "With the reconstruction in the place of the activations.",
@@ -136,13 +136,15 @@ function sentenceCase(words) {
   return words.replace(/^./, (c) => c.toUpperCase());
 }
 
-function meaning() {
+function meaning(runs, { rows }) {
+  const unmeasured = runs.some(({ sites }) => sites.some(({ kind }) => kind === "sae")) && !rows.some(({ key }) => key === "fvu");
   return h(
     "section",
     { class: "card" },
     h("header", {}, h("h2", {}, "What it means")),
     h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " Weights that lie on few inputs make any examples look alike: see the participation ratio and the calibrated distance."),
-    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, at how many are active, and at what the reconstruction loses."),
+    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, at how many are active, and at what the reconstruction loses.",
+      unmeasured && [" These runs don’t record that; those that ", h("code", {}, "polyseme compare"), " makes do."]),
     h("p", {}, h("strong", {}, "Means are over different neurons."), " A mean is over the neurons that have a value, which differ between the runs; their number stands below it where it isn’t all of them."),
   );
 }
