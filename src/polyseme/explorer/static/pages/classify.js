@@ -200,7 +200,7 @@ class Classify {
       h("div", { class: "contributor-said" },
         h("a", { href, title: siteName(run, site) }, `${run.sites.length > 1 ? `${row.site}/` : ""}${row.neuron}`),
         near
-          ? h("span", {}, "feature ", badge(row.feature, place), row.label !== "" && [", mostly ", h("b", {}, h("bdi", {}, row.label))], h("small", { class: "quiet-text" }, `, ${count(row.n_examples, "example")}`))
+          ? h("span", {}, "feature ", badge(row.feature, place), row.label !== "" ? [", mostly ", h("b", {}, h("bdi", {}, row.label))] : h("small", { class: "quiet-text" }, `, ${count(row.n_examples, "example")}`))
           : h("span", { class: "quiet-text" }, "none of its features is near")),
       h("div", { class: "contributor-effect" }, effectBar(row.contributions[c], most),
         h("span", { class: "num" }, `${row.contributions[c] > 0 ? "+" : ""}${number(row.contributions[c], 3)}`),
