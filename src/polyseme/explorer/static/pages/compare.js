@@ -3,7 +3,7 @@
 import * as data from "../data.js";
 import { distribution, swatch } from "../charts.js";
 import { h, replace } from "../dom.js";
-import { count, number, percent, value, whole } from "../format.js";
+import { count, number, value, whole } from "../format.js";
 import { Grid } from "../grid.js";
 import { metric, metricNames } from "../metrics.js";
 import { pairPreview } from "../pair-preview.js";
@@ -43,7 +43,7 @@ function names(runs) {
 
 // ----------------------------------------------------------------------------------- figures
 
-const GROUPS = { "as published": "How polysemantic, as published results are given" };
+const GROUPS = { "as published": "How polysemantic: the published measures" };
 
 /** How to read a figure that isn't a metric of the table of neurons. */
 const READINGS = {
@@ -119,7 +119,7 @@ function figureRow({ key, name, values, counts, format }, runs, both) {
 const minus = (text) => text.replace("-", "−");
 const FORMATS = {
   integer: whole,
-  percent,
+  percent: (v) => `${minus((100 * v).toFixed(1))}%`,
   distance: (v) => minus(v.toFixed(3)),
   signed: (v) => (v > 0 ? "+" : "") + minus(v.toFixed(3)),
   number: (v) => minus(v.toFixed(1)),
