@@ -197,7 +197,15 @@ class TestOverview:
         page.keyboard.press("Enter")
         arrive(page, "location.hash === '#/neuron/1/1534'")
         page.go_back()
+        # Back at the table, the keyboard goes on from the row that it left by.
+        page.wait_for_function(f"() => {focused} === '1/1534'")
+        page.keyboard.press("ArrowUp")
+        assert page.evaluate(focused) == "1/1533"
+        page.get_by_role("link", name="About").click()
+        arrive(page, "location.hash === '#/about'")
+        page.get_by_role("link", name="Overview", exact=True).click()
         page.wait_for_selector(".rows")
+        assert page.locator(":focus").evaluate("e => e.tagName") == "H1"
 
     def test_strange_parameters_are_passed_over(self, page, text_site):
         visit(
