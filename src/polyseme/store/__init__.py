@@ -4,9 +4,10 @@ The format is specified in ``docs/run-format.md``.
 """
 
 from polyseme.store.format import FORMAT_VERSION, NO_IMPORTANCE, SiteInfo
+from polyseme.store.metadata import add_metadata
 from polyseme.store.reader import RunFolder
 from polyseme.store.texts import decode_importances, encode_importances, vocabulary_arrays
-from polyseme.store.writer import RunWriter, add_metadata
+from polyseme.store.writer import RunWriter
 
 __all__ = [
     "FORMAT_VERSION",

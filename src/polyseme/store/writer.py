@@ -54,14 +54,12 @@ from polyseme.store.partial import (
     writing,
 )
 from polyseme.store.reader import RunFolder
-from polyseme.store.run_json import read_run_json
 from polyseme.store.tables import write_table
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # An array, as a safetensors header has a limited size.
 _STATE_METADATA = "metadata.json"
 _WRITTEN_BY_US = ("format", "format_version", "polyseme_version", "created", "fingerprint", "files")
-_OF_THE_ANALYSIS = (*_WRITTEN_BY_US, "sites", "settings", "model", "data", "seconds")
 
 
 class RunWriter:
@@ -470,33 +468,6 @@ class RunWriter:
         self.finished = True
         self.close()
         return self.path
-
-
-def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
-    """Add to the run.json of a finished run what was found out about it later, in one step.
-
-    Parameters
-    ----------
-    path : str or Path
-    metadata : mapping
-        JSON by top-level key; a key that was added before is replaced.
-
-    Raises
-    ------
-    InputError
-        The metadata is not JSON, or is of a key that describes the analysis itself.
-    RunError
-        There is no such run, or its run.json is damaged or cannot be written.
-    """
-    path = Path(path)
-    content = read_run_json(path)
-    taken = [key for key in metadata if key in _OF_THE_ANALYSIS]
-    if taken:
-        raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
-    added = {**content, **plain_json("metadata", metadata)}
-    if added != content:
-        with writing(path / RUN_JSON):
-            replace_bytes(path / RUN_JSON, encode_json(added))
 
 
 def _version() -> str:

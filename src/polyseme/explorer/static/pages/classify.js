@@ -127,7 +127,7 @@ class Classify {
 
   async _ask(question) {
     const turn = (this.asked += 1);
-    if (!this.answer) this.status.textContent = "Asking the model…";
+    if (!this.answer) this.status.textContent = "Asking the model, which is loaded first…";
     try {
       const answer = await data.live("classify", { run: this.ctx.run.index, ...question }, this.ctx.signal);
       // A stroke that came meanwhile has a question of its own.

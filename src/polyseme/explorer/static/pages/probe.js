@@ -54,7 +54,7 @@ export async function render(main, ctx) {
     asked = q;
     view = null;
     button.disabled = true;
-    status.textContent = "Reading… the first text takes a moment more, as the model is loaded.";
+    status.textContent = "Reading… the first text takes up to a minute, as the model has to be loaded.";
     try {
       const answer = await data.live("probe", { run: run.index, text: q }, ctx.signal);
       if (asked !== q) return;
