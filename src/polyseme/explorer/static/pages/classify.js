@@ -5,7 +5,8 @@ import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
 import { count, number, percent } from "../format.js";
 import { effectBar } from "../logits.js";
-import { meanOf, pixels } from "../images.js";
+import { Pictures } from "../image-cards.js";
+import { pixels } from "../images.js";
 import { siteName } from "../lookup.js";
 import { badge, colourClass, paletteOf } from "../palette.js";
 import { neuronAddress } from "../route.js";
@@ -213,9 +214,8 @@ class Classify {
     try {
       const one = await data.neuron(run, data.rowOf(run, row.site, row.neuron));
       const members = Array.from(one.examples.feature.keys()).filter((i) => one.examples.feature[i] === row.feature);
-      const size = one.thumbs.shape.reduce((a, b) => a * b, 1);
-      const average = meanOf((example) => one.thumbs.of(one.examples.thumb[example]), members, size);
-      place.append(pixels(average, one.thumbs.shape, `Average of feature ${row.feature}`));
+      const { average, averageShape } = new Pictures(one).average(members);
+      place.append(pixels(average, averageShape, `Average of feature ${row.feature}`));
     } catch (error) {
       if (!(error instanceof data.DataError)) throw error; // a damaged pack has no picture
     }
