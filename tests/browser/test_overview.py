@@ -361,6 +361,34 @@ class TestSearch:
         assert address in hits()
         assert set(hits()) <= set(alone)
 
+    def test_words_that_no_feature_shares_are_offered_alone(self, page, text_site):
+        page.goto(f"{text_site}#/search")
+        words = page.evaluate(
+            """async () => {
+                const data = await import("./static/data.js");
+                const run = await data.run(0);
+                const { words, shards } = await data.vocabulary(run);
+                const told = words.filter((word) => /^[a-z]{3,}$/.test(word)).slice(0, 60);
+                const seen = new Map();
+                for (const word of told) {
+                    const shard = shards[words.indexOf(word)];
+                    seen.set(word, await data.wordFeatures(run, shard, word));
+                }
+                const texts = (word) => seen.get(word).map((hit) => hit.label).join(" ");
+                const of = (word) => seen.get(word).map((h) => [h.site, h.neuron, h.feature].join());
+                for (const one of told) for (const other of told) {
+                    if (one >= other || of(one).some((hit) => of(other).includes(hit))) continue;
+                    if (texts(one).includes(other) || texts(other).includes(one)) continue;
+                    return [one, other];
+                }
+            }"""
+        )
+        visit(page, text_site, f"#/search?q={'%20'.join(words)}")
+        assert "No feature is listed for all of these words" in page.locator("main").inner_text()
+        assert page.locator(".notice a").all_inner_texts() == words
+        page.locator(".notice a").first.click()
+        page.wait_for_selector(".hits")
+
     def test_a_layer_narrows_the_search(self, page, text_site, labelled, hits):
         address, word, _ = labelled
         layer = address.split("/")[2]
