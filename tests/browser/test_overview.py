@@ -375,7 +375,8 @@ class TestSearch:
                     seen.set(word, await data.wordFeatures(run, shard, word));
                 }
                 const texts = (word) => seen.get(word).map((hit) => hit.label).join(" ");
-                const of = (word) => seen.get(word).map((h) => [h.site, h.neuron, h.feature].join());
+                const key = (hit) => [hit.site, hit.neuron, hit.feature].join();
+                const of = (word) => seen.get(word).map(key);
                 for (const one of told) for (const other of told) {
                     if (one >= other || of(one).some((hit) => of(other).includes(hit))) continue;
                     if (texts(one).includes(other) || texts(other).includes(one)) continue;
