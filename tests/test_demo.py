@@ -6,7 +6,10 @@ import functools
 import gzip
 import io
 import json
+import re
+import shlex
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from rich.console import Console
 
 import polyseme as ps
 from polyseme import cli, demo
+from polyseme.cli import build_parser
 from polyseme.data.handwritten import digits
 from polyseme.demo import job
 from polyseme.errors import InputError
@@ -115,6 +119,22 @@ def test_its_saes(made, folder):
         assert details["settings"]["ne_coefficient"] == coefficient
         assert ps.open_run(folder / "latents" / name).neurons().shape[0] == 512
     assert frame["ne"]["mean_distance"] < 0.7 * frame["standard"]["mean_distance"]
+
+
+def test_its_commands_can_be_pasted(made, folder, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    shown = io.StringIO()
+    demo.report(made, Console(file=shown, width=60))
+    lines = [line.strip() for line in shown.getvalue().splitlines()]
+    pasted = [shlex.split(line) for line in lines if re.match(r"\S*polyseme (?!as)", line)]
+    names = [words[1] for words in pasted]
+    assert names == ["explore", "explore", "analyse", "probe", "analyse"]
+    for program, *arguments in pasted:
+        assert Path(program).exists()
+        build_parser().parse_args(arguments)
+    side_by_side = build_parser().parse_args(pasted[0][1:]).runs
+    assert len(side_by_side) == 2
+    assert all("fvu" in ps.open_run(run).metadata["evaluation"] for run in side_by_side)
 
 
 def test_its_report(made, folder):

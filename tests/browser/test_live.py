@@ -6,6 +6,8 @@ arrays, so that what a page makes of an answer is told apart from the answer.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from visiting import arrive, query, visit
@@ -245,6 +247,62 @@ class TestClassify:
         assert np.abs(np.array(shown).reshape(28, 28, 4)[..., 0] - average).max() <= 1
         rows.nth(0).locator("a").click()
         arrive(page, "location.hash.startsWith('#/neuron/0/3')")
+
+    def test_a_digit_through_a_real_model(self, page, image_run, classifier):
+        import torch
+
+        from polyseme.pipeline.live import live_classify
+
+        live = live_classify(classifier)
+        with ps.explore(image_run.path, open_browser=False, classify=live) as explorer:
+            visit(page, explorer.url, "#/classify")
+            canvas = page.locator("canvas.sketch")
+            box = canvas.bounding_box()
+            angles = np.linspace(0, 2 * np.pi, 24)
+            places = np.stack([0.5 + 0.2 * np.sin(angles), 0.5 - 0.3 * np.cos(angles)], axis=1)
+            places = places * [box["width"], box["height"]] + [box["x"], box["y"]]
+            page.mouse.move(*places[0])
+            page.mouse.down()
+            for place in places[1:]:
+                page.mouse.move(*place)
+            page.mouse.up()
+            drawn = canvas.evaluate(
+                "c => Array.from(c.getContext('2d').getImageData(0, 0, 28, 28).data)"
+            )
+            data = image_run.metadata["data"]
+            inputs = (np.array(drawn).reshape(784, 4)[:, 0] / 255 - data["mean"]) / data["std"]
+            with torch.no_grad():
+                hidden = torch.relu(classifier.layers[0](torch.tensor(inputs).float()))
+                logits = classifier.layers[2](hidden)
+            assert int(logits.argmax()) == 0
+            # An unfinished drawing may have been answered before.
+            page.wait_for_function(
+                """logits => {
+                    const rows = [...document.querySelectorAll('.class-row')];
+                    return rows.length === logits.length && rows.every((row, c) => {
+                        const text = row.lastChild.textContent.replace('−', '-');
+                        const difference = Number(text.replace('logit', '')) - logits[c];
+                        return Math.abs(difference) <= 0.01 * Math.abs(logits[c]) + 1e-3;
+                    });
+                }""",
+                arg=logits.tolist(),
+            )
+            share = 100 * float(logits.softmax(dim=0)[0])
+            said = page.get_by_text("0, with probability").inner_text()
+            assert float(re.search(r"[\d.]+(?=%)", said)[0]) == pytest.approx(share, abs=0.51)
+            # The last layer is linear, so what a neuron adds is its activation times its weight.
+            added = (hidden * classifier.layers[2].weight[0]).detach().numpy()
+            rows = page.locator(".contributor").all()
+            assert len(rows) == 12
+            assert {int(row.locator("a").inner_text()) for row in rows} == set(
+                np.argsort(-np.abs(added))[:12].tolist()
+            )
+            for row in rows:
+                shown = row.locator(".contributor-effect .num").inner_text().replace("−", "-")
+                wanted = added[int(row.locator("a").inner_text())]
+                assert float(shown) == pytest.approx(wanted, rel=0.01)
+            active = int((hidden > 0).sum())
+            assert f"{active} active neurons add" in page.locator(".classify-neurons").inner_text()
 
     def test_an_example_of_a_neuron_leads_here(self, page, image_live, image_run):
         visit(page, image_live, "#/neuron/0/11?example=0")

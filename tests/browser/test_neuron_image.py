@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from visiting import visit
 
+import polyseme as ps
+
 NUMBER = 11
 ADDRESS = f"#/neuron/0/{NUMBER}"
 
@@ -31,6 +33,12 @@ def signs(canvas) -> np.ndarray:
     """Of what a signed picture shows: warm colours are positive, cold ones negative."""
     shown = pixels(canvas)
     return np.sign(shown[..., 0] - shown[..., 2])
+
+
+def agree(drawn: np.ndarray, values: np.ndarray) -> None:
+    """That signs are those of values, where these are not too near 0 to have a colour."""
+    clear = np.abs(values) > 0.1 * np.abs(values).max()
+    assert (drawn[clear] == np.sign(values)[clear]).all()
 
 
 def fraction(page) -> str:
@@ -106,7 +114,7 @@ def test_each_feature_has_its_average_and_its_feature(page, image_site, neuron, 
         name, n = max(feature.label_counts.items(), key=lambda item: item[1])
         chips = card.locator(".chip").all_inner_texts()
         assert str(n) in [chip.split("×")[1].strip() for chip in chips if chip.startswith(name)]
-        assert card.locator(".tiles canvas").count() == min(feature.n_examples, 14)
+        assert card.locator(".tiles canvas").count() == min(feature.n_examples, 12)
 
 
 def test_pictures_follow_the_slider(page, image_site, neuron):
@@ -191,3 +199,59 @@ def test_it_is_accessible_and_fits(open_page, axe, image_site, scheme, width):
     page.locator(".tiles button").first.click()
     assert axe(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.fixture(scope="module")
+def convolution_run(tmp_path_factory):
+    """A convolution on real digits, every other row and column of positions."""
+    import torch
+    from torch import nn
+
+    from polyseme.data import digits
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 28)), nn.Conv2d(1, 4, 5, stride=2, padding=2), nn.ReLU()
+    )
+    images = digits()
+    return ps.analyse(
+        model,
+        images.inputs(slice(0, 400)),
+        sites="1",
+        select=ps.TopK(30),
+        image_shape=(28, 28),
+        out=tmp_path_factory.mktemp("runs") / "convolution",
+        progress=False,
+    )
+
+
+def test_a_convolution_shows_where_it_fires(page, axe, serve, convolution_run):
+    neuron = next(n for n in map(convolution_run.neuron, range(4)) if n.features)
+    visit(page, serve("live", convolution_run), f"#/neuron/0/{neuron.number}")
+    reads = page.locator(".reads")
+    assert reads.locator("strong").all_inner_texts() == [
+        "Kernel",
+        "Average patch",
+        "Where it fires",
+    ]
+    agree(signs(reads.locator("canvas").first), neuron.weights.reshape(5, 5))
+    positions = neuron.examples["position"].to_numpy()
+    fires = np.bincount(positions, minlength=14 * 14).reshape(14, 14) > 0
+    shown = pixels(reads.locator("canvas").nth(2))[..., :3].astype(int)
+    assert ((shown != shown[~fires][0]).any(axis=2) == fires).all()
+    # A frame has the size of the kernel, about the place, as far as it is in the image.
+    feature = neuron.features[0]
+    example = feature.examples.sort_values("activation", ascending=False).iloc[0]
+    row, column = divmod(int(example["position"]), 14)
+    frame = page.locator(f".tiles [data-e='{int(example['example'])}'] .place")
+    size = 5 / 28
+    for side, length, place in (("top", "height", row), ("left", "width", column)):
+        start, end = (place + 0.5) / 14 - size / 2, (place + 0.5) / 14 + size / 2
+        got = [float(frame.evaluate(f"f => parseFloat(f.style.{name})")) for name in (side, length)]
+        start, end = max(0, start), min(1, end)
+        np.testing.assert_allclose(got, [100 * start, 100 * (end - start)], atol=0.06)
+    # What sets a feature off is the mean of its examples' embeddings.
+    card = page.locator(".card.feature").first
+    mean = (neuron.vectors[feature.examples["example"]] * neuron.weights).mean(axis=0)
+    agree(signs(card.locator(".feature-pictures canvas").nth(1)), mean.reshape(5, 5))
+    assert axe(page) == []

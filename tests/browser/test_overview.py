@@ -197,7 +197,15 @@ class TestOverview:
         page.keyboard.press("Enter")
         arrive(page, "location.hash === '#/neuron/1/1534'")
         page.go_back()
+        # Back at the table, the keyboard goes on from the row that it left by.
+        page.wait_for_function(f"() => {focused} === '1/1534'")
+        page.keyboard.press("ArrowUp")
+        assert page.evaluate(focused) == "1/1533"
+        page.get_by_role("link", name="About").click()
+        arrive(page, "location.hash === '#/about'")
+        page.get_by_role("link", name="Overview", exact=True).click()
         page.wait_for_selector(".rows")
+        assert page.locator(":focus").evaluate("e => e.tagName") == "H1"
 
     def test_strange_parameters_are_passed_over(self, page, text_site):
         visit(
@@ -352,6 +360,35 @@ class TestSearch:
         visit(page, text_site, f"#/search?q={other}%20{word}")
         assert address in hits()
         assert set(hits()) <= set(alone)
+
+    def test_words_that_no_feature_shares_are_offered_alone(self, page, text_site):
+        page.goto(f"{text_site}#/search")
+        words = page.evaluate(
+            """async () => {
+                const data = await import("./static/data.js");
+                const run = await data.run(0);
+                const { words, shards } = await data.vocabulary(run);
+                const told = words.filter((word) => /^[a-z]{3,}$/.test(word)).slice(0, 60);
+                const seen = new Map();
+                for (const word of told) {
+                    const shard = shards[words.indexOf(word)];
+                    seen.set(word, await data.wordFeatures(run, shard, word));
+                }
+                const texts = (word) => seen.get(word).map((hit) => hit.label).join(" ");
+                const key = (hit) => [hit.site, hit.neuron, hit.feature].join();
+                const of = (word) => seen.get(word).map(key);
+                for (const one of told) for (const other of told) {
+                    if (one >= other || of(one).some((hit) => of(other).includes(hit))) continue;
+                    if (texts(one).includes(other) || texts(other).includes(one)) continue;
+                    return [one, other];
+                }
+            }"""
+        )
+        visit(page, text_site, f"#/search?q={'%20'.join(words)}")
+        assert "No feature is listed for all of these words" in page.locator("main").inner_text()
+        assert page.locator(".notice a").all_inner_texts() == words
+        page.locator(".notice a").first.click()
+        page.wait_for_selector(".hits")
 
     def test_a_layer_narrows_the_search(self, page, text_site, labelled, hits):
         address, word, _ = labelled

@@ -36,7 +36,13 @@ def test_the_table_holds_the_gain_and_the_price(compared: tuple[Comparison, Path
     frame = comparison.frame()
     assert list(frame.columns) == ["one", "two"]
     for name in ("one", "two"):
-        neurons = ps.open_run(out / name).neurons()
+        run = ps.open_run(out / name)
+        neurons = run.neurons()
+        evaluation = run.metadata["evaluation"]
+        assert {"l0", "fvu", "accuracy", "spliced_accuracy", "recovered", "purity"} <= set(
+            evaluation
+        )
+        assert evaluation == {key: frame[name][key] for key in evaluation}
         live = neurons[neurons["n_examples"] > 0]
         assert frame[name]["mean_distance"] == pytest.approx(live["mean_distance"].mean())
         assert frame[name]["mean_distance_n"] == live["mean_distance"].notna().sum()

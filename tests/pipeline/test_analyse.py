@@ -84,6 +84,9 @@ def test_convolutions_plain_and_in_groups(tmp_path):
         2,
         [2, 3, 3],
     )
+    for site in run.folder.sites[:2]:
+        positions = run.folder.examples.query("site == @site.name")["position"]
+        assert positions.max() < np.prod(site.extra["grid"])
 
 
 def test_sae_by_its_own_name_and_by_its_encoders(tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from run_builder import FINGERPRINT, contents, fill, write
 
 from polyseme.errors import InputError, RunError
-from polyseme.store import RunFolder, RunWriter
+from polyseme.store import RunFolder, RunWriter, add_metadata
 from polyseme.store import writer as writer_module
 from polyseme.store.format import TABLES
 
@@ -731,3 +731,22 @@ def test_of_many_writers_at_once_one_gets_in(tmp_path):
 def test_without_fcntl_a_run_is_written_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("polyseme.store.partial.fcntl", None)
     RunFolder(write(tmp_path / "run")).verify()
+
+
+def test_metadata_is_added_to_a_finished_run(tmp_path):
+    out = write(tmp_path / "run")
+    before = snapshot(out)
+    add_metadata(out, {"evaluation": {"fvu": 0.5}})
+    add_metadata(out, {"evaluation": {"fvu": 0.25}})
+    after = snapshot(out)
+    assert after.keys() == before.keys()
+    was, now = json.loads(before.pop("run.json")), json.loads(after.pop("run.json"))
+    assert now == {**was, "evaluation": {"fvu": 0.25}}
+    assert after == before
+    assert RunFolder(out).metadata["evaluation"] == {"fvu": 0.25}
+    with pytest.raises(InputError, match="'sites' describes the analysis itself"):
+        add_metadata(out, {"sites": []})
+    with pytest.raises(InputError, match="no NaN"):
+        add_metadata(out, {"evaluation": {"fvu": float("nan")}})
+    with pytest.raises(RunError, match="does not exist"):
+        add_metadata(tmp_path / "none", {})

@@ -164,6 +164,8 @@ class ConvSite(Site):
     def __init__(self, name: str, module: nn.Conv2d) -> None:
         super().__init__(name, module, module.out_channels, module.weight[0].numel())
         self.n_groups = module.groups
+        #: Rows and columns of positions, once the layer has been read.
+        self.grid: tuple[int, int] | None = None
 
     def weights(self) -> Tensor:
         weight = self.module.weight
@@ -171,6 +173,7 @@ class ConvSite(Site):
         return weight.detach().flatten(1)
 
     def flatten(self, output: Tensor) -> Tensor:
+        self.grid = output.shape[2], output.shape[3]
         return output.flatten(2).transpose(1, 2)
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:

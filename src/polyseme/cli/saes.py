@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,11 @@ def _compare(options: argparse.Namespace) -> None:
     Console().print(comparison.table())
     figure = Path(options.out) / "comparison.png"
     comparison.figure(figure)
-    print(f"The runs of the latents are in {options.out}, the figure is {figure}.")
+    runs = " ".join(shlex.quote(str(Path(options.out) / name)) for name in names)
+    print(
+        f"The runs of the latents are in {options.out}, the figure is {figure}. Neuron by neuron, "
+        f"in the browser: polyseme explore {runs}"
+    )
 
 
 def _names(paths: list[str]) -> list[str]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -69,15 +73,53 @@ def report(demo: Demo, console: Console) -> None:
     )
     console.print(
         f"The run: {demo.run.path}   the classifier: {folder / 'classifier.safetensors'}\n\n"
-        "Next, look at any neuron from Python:\n"
+        + _next(demo),
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _next(demo: Demo) -> str:
+    """Commands to paste, and where they are to be pasted."""
+    command, folder = _command(), demo.run.path.parent
+    latents = [shlex.quote(str(folder / "latents" / name)) for name in ("standard", "ne")]
+    hidden = shlex.quote(str(demo.run.path))
+    # The command's model takes no path: it reads the classifier where the demo puts it unasked.
+    usual = folder.absolute() == (Path.cwd() / "runs" / "demo")
+    model = " --model polyseme.demo:load_classifier" if usual else ""
+    draw = ", and draw digits for the classifier" if usual else ""
+    return (
+        "Next, look at the two autoencoders side by side, in the browser:\n"
+        f"  {command} explore {' '.join(latents)}\n"
+        f"at the hidden neurons{draw}:\n"
+        f"  {command} explore {hidden}{model}\n"
+        "or at any neuron from Python:\n"
         "  import polyseme as ps\n"
         f"  run = ps.open_run({str(demo.run.path)!r})\n"
         f"  run.neuron({_first(demo.most)}).figure('neuron.png')\n"
+        "Analyse a layer of a small language model (a minute or two), and see what a sentence "
+        "sets off in it:\n"
+        f"  {command} analyse smollm2 --text --tokens 5k --sites model.layers.8.mlp "
+        "--out runs/smollm2\n"
+        f"  {command} probe runs/smollm2 'They sat on the bank of the river.'\n"
         "or analyse a model of your own:\n"
-        "  polyseme analyse mypackage.models:load --data images.npz --sites 'features.*' "
-        "--out runs/mine",
-        soft_wrap=True,
-        highlight=False,
+        f"  {command} analyse mypackage.models:load --data images.npz --sites 'features.*' "
+        "--out runs/mine"
+    )
+
+
+def _command() -> str:
+    """How the shell calls polyseme, whether or not its environment is activated."""
+    script = Path(sys.executable).with_name("polyseme")
+    found = shutil.which("polyseme")
+    if found and (not script.exists() or Path(found).absolute() == script.absolute()):
+        return "polyseme"
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m polyseme.cli"
+    here = script.absolute()
+    return shlex.quote(
+        str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
     )
 
 

@@ -27,6 +27,7 @@ from polyseme.evaluate.sae import (
 )
 from polyseme.pipeline import analyse
 from polyseme.pipeline.records import cluster_site, site_tables
+from polyseme.store import add_metadata
 
 # The published recipe for the SAE's latents.
 SELECT = FirstActive(100, minimum=0.005)
@@ -388,7 +389,8 @@ def compare(
     data : anything that `analyse` takes
         With labels for accuracy and label purity.
     out : str or Path
-        A run of each SAE's latents is written to ``out/<name>``.
+        A run of each SAE's latents is written to ``out/<name>``, its run.json with the
+        ``evaluation`` of the SAE: sparsity, reconstruction and what it costs the model.
     select, threshold, panels, overwrite, resume, progress
         As for `analyse`.
     """
@@ -412,15 +414,17 @@ def compare(
             progress=progress,
         )
         labelled = "labels" in run.folder.inputs
-        reports.append(
-            SAEReport(
-                name,
-                evaluate_reconstruction(sae, torch.split(activations, 4096)),
-                evaluate_splice(model, site, sae, _labelled(source)) if labelled else None,
-                label_purity(run, "sae") if labelled else None,
-                run.neurons(),
-            )
+        report = SAEReport(
+            name,
+            evaluate_reconstruction(sae, torch.split(activations, 4096)),
+            evaluate_splice(model, site, sae, _labelled(source)) if labelled else None,
+            label_purity(run, "sae") if labelled else None,
+            run.neurons(),
         )
+        # So that whoever looks at the run's gain later sees its price beside it.
+        evaluation = {k: v for k, v in report.evaluation().items() if np.isfinite(v)}
+        add_metadata(run.path, {"evaluation": evaluation})
+        reports.append(report)
     return Comparison(
         reports, match_l0(reports, saes, activations, select=select, threshold=threshold)
     )

@@ -311,10 +311,16 @@ class SAEReport:
             record[f"{metric}_n"] = int(live[metric].notna().sum())
         record["mean_examples"] = float(live["n_examples"].mean())
         record["mean_clusters"] = float(live["n_clusters"].mean())
-        record["l0"], record["fvu"], record["mse"] = r.l0, r.fvu, r.mse
+        record.update(self.evaluation())
         alive = self.neurons["n_examples"].to_numpy() > 0
         ratio = r.participation_ratio[alive]
         record["median_participation_ratio"] = float(np.nanmedian(ratio)) if alive.any() else np.nan
+        return record
+
+    def evaluation(self) -> dict[str, float]:
+        """What cannot be told from the analysis of the latents: the price, and the purity."""
+        r = self.reconstruction
+        record: dict[str, float] = {"l0": r.l0, "fvu": r.fvu, "mse": r.mse}
         if self.splice is not None:
             record.update({k: v for k, v in asdict(self.splice).items() if k != "n"})
             record["recovered"] = self.splice.recovered

@@ -78,7 +78,7 @@ _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
 )
 #: what the evaluation of an SAE adds, where a run's metadata have it under ``evaluation``
 _EVALUATED = (
-    ("what it cost", "fvu", "FVU", "distance"),
+    ("what it cost", "fvu", "FVU (variance unexplained)", "distance"),
     ("what it cost", "mse", "MSE", "distance"),
     ("what it cost", "accuracy", "accuracy of the model", "percent"),
     ("what it cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
@@ -121,6 +121,9 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
             }
         )
     evaluations = [run.metadata.get("evaluation") for run in runs]
+    if any(run.metadata["data"].get("kind") == "text" for run in runs):
+        # Densities of texts are over contexts, and many neurons are active somewhere in each.
+        rows = [row for row in rows if row["key"] != "l0"]
     for group, key, name, form in _EVALUATED:
         values = [_finite(e.get(key)) if isinstance(e, dict) else None for e in evaluations]
         if any(value is not None for value in values):

@@ -19,8 +19,8 @@ Array = NDArray[Any]
 
 SIMILAR_WINDOW = (8, 4)
 """Tokens on either side of the sample of a similar feature."""
-_LARGEST_KERNEL = 256
-"""Longest input vector of a convolution of which the patches of the examples are sent."""
+_LARGEST_KERNEL = 1152
+"""Longest input vector of a convolution of which the examples' embeddings are sent."""
 
 
 class Pack:
@@ -218,7 +218,13 @@ class Pack:
         if kernel and examples is not None and self._site.d_in <= _LARGEST_KERNEL:
             vector = self._folder.rows("examples", *self._rows)["vector"]
             patches = self._folder.site(self._site.number).take("vectors", vector)
-            self._arrays["patches"] = kernels(patches, kernel).astype(np.float16)
+            weights = self._part("weights")
+            if weights is not None:
+                own = np.repeat(np.arange(len(weights)), self._arrays["counts"])
+                # Added up over channels: one picture an example, however many channels it read.
+                embeddings = patches.astype(np.float32) * weights[own]
+                pictures = kernels(embeddings, kernel).sum(axis=3, keepdims=True)
+                self._arrays["embedding"] = pictures.astype(np.float16)
 
     # -------------------------------------------------------------------------- reading
 

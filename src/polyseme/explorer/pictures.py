@@ -105,6 +105,23 @@ def kernel_shape(site: SiteInfo) -> tuple[int, int, int] | None:
     return shape[0], shape[1], shape[2]
 
 
+def convolution(site: SiteInfo) -> dict[str, Any] | None:
+    """Where in the input a convolution's positions lie; None where that is not known.
+
+    Returns
+    -------
+    dict
+        ``grid``: rows and columns of positions; ``covers``: the share of the rows, and of the
+        columns, that the kernel covers in what the layer reads.
+    """
+    kernel = kernel_shape(site)
+    grid, stride = (_sizes(site.extra.get(key)) for key in ("grid", "stride"))
+    if kernel is None or not len(grid) == len(stride) == 2:
+        return None
+    covers = [min(1.0, k / (step * n)) for k, step, n in zip(kernel[1:], stride, grid, strict=True)]
+    return {"grid": list(grid), "covers": covers}
+
+
 def kernels(values: Array, shape: tuple[int, int, int]) -> Array:
     """Weights of convolutions, (n, channels × height × width), as pictures (n, h, w, c)."""
     return np.moveaxis(values.reshape(len(values), *shape), 1, 3)

@@ -14,7 +14,7 @@ import numpy as np
 
 from polyseme.errors import RunError
 from polyseme.explorer.packs import Pack
-from polyseme.explorer.pictures import Pictures
+from polyseme.explorer.pictures import Pictures, convolution
 from polyseme.explorer.search import WordIndex
 from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
@@ -189,6 +189,7 @@ class RunFiles:
             "n_neurons": site.n_neurons,
             "d_in": site.d_in,
             "threshold": finite(site.extra.get("threshold")),
+            "convolution": convolution(site),
             "first": self.folder.first_neuron(site.number),
             "first_pack": self._first_packs[site.number],
         }

@@ -16,7 +16,8 @@ from polyseme.store.format import neuron_offsets
 Array = NDArray[Any]
 
 MOST_FEATURES = 100
-"""Of one word that are listed, those with most examples."""
+"""Of one word that are listed: those whose label begins with it, then those with most examples."""
+_MOST_LABELS = 400
 MOST_SHARDS = 128
 _WORDS_IN_SHARD = 64
 
@@ -84,8 +85,8 @@ class WordIndex:
         Returns
         -------
         dict of str to list
-            For each word, features as ``[site, neuron, feature, examples, label]``, those with
-            most examples first.
+            For each word, features as ``[site, neuron, feature, examples, label]``: of the
+            400 with most examples those whose label begins with it first.
         """
         start, stop = self._bounds[number : number + 2]
         return {word: self._features(word) for word in list(self._tokens)[start:stop]}
@@ -94,13 +95,18 @@ class WordIndex:
         found = [self._folder.features_of_token(row) for row in self._tokens[word]]
         rows = np.unique(np.concatenate(found))
         sizes = self._sizes[rows]
-        order = np.argsort(-sizes, kind="stable")[:MOST_FEATURES]
-        rows, sizes = rows[order], sizes[order]
+        order = np.argsort(-sizes, kind="stable")[:_MOST_LABELS]
+        rows = rows[order]
+        labels = [""] * len(rows) if self._labels is None else self._labels.iloc[rows].tolist()
+        # A label begins with what sets the feature apart most; a large feature has any word.
+        other = [label.partition(" ")[0].casefold() != word for label in labels]
+        order = np.argsort(other, kind="stable")[:MOST_FEATURES]
+        rows, labels = rows[order], [labels[n] for n in order]
+        sizes = self._sizes[rows]
         ends = self._folder.offsets("features")
         neuron = np.searchsorted(ends, rows, side="right") - 1
         first = neuron_offsets(self._folder.sites)
         site = np.searchsorted(first, neuron, side="right") - 1
-        labels = [""] * len(rows) if self._labels is None else self._labels.iloc[rows].tolist()
         columns = (site, neuron - first[site], rows - ends[neuron], sizes)
         return [
             [*numbers, label]

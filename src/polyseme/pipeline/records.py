@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.capture import Collected, MLPSite, Site
+from polyseme.capture.layers import ConvSite
 from polyseme.capture.unembed import output_directions
 from polyseme.core import (
     GATES,
@@ -335,9 +336,11 @@ def site_info(
     source: Source,
 ) -> dict[str, Any]:
     site = one.site
-    kernel = None
+    kernel, places = None, {}
     if isinstance(site.module, nn.Conv2d):
         kernel = [site.module.in_channels // site.n_groups, *site.module.kernel_size]
+        if isinstance(site, ConvSite) and site.grid is not None:
+            places = {"grid": list(site.grid), "stride": list(site.module.stride)}
     reads_inputs = False
     if site.d_in == int(np.prod(shape)) and len(one.vectors):
         # Same length is not enough: a deeper layer may be as wide as the input.
@@ -353,5 +356,6 @@ def site_info(
         "threshold": threshold,
         "n_groups": site.n_groups,
         "kernel_shape": kernel,
+        **places,
         "reads_inputs": reads_inputs,
     }

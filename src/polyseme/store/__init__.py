@@ -4,6 +4,7 @@ The format is specified in ``docs/run-format.md``.
 """
 
 from polyseme.store.format import FORMAT_VERSION, NO_IMPORTANCE, SiteInfo
+from polyseme.store.metadata import add_metadata
 from polyseme.store.reader import RunFolder
 from polyseme.store.texts import decode_importances, encode_importances, vocabulary_arrays
 from polyseme.store.writer import RunWriter
@@ -14,6 +15,7 @@ __all__ = [
     "RunFolder",
     "RunWriter",
     "SiteInfo",
+    "add_metadata",
     "decode_importances",
     "encode_importances",
     "vocabulary_arrays",

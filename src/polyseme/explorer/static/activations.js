@@ -14,6 +14,12 @@ const LANE = 12;
 const MARGIN = { left: 40, right: 12, top: 8 };
 const AXIS = 20;
 
+/** Without the empty bins at its end: the range grew by doubling as the inputs were read. */
+function occupied({ counts, upper }) {
+  const end = Math.max(1, counts.findLastIndex((n) => n > 0) + 1);
+  return { counts: counts.subarray(0, end), upper: (upper * end) / counts.length };
+}
+
 /**
  * @param {object} neuron as data.js has it, with a histogram
  * @param {object} options
@@ -21,7 +27,7 @@ const AXIS = 20;
  * @param {AbortSignal} options.signal
  */
 export function activations(neuron, { link, signal }) {
-  const { counts, upper } = neuron.histogram;
+  const { counts, upper } = occupied(neuron.histogram);
   const total = counts.reduce((a, b) => a + b, 0);
   const inputs = neuron.run.kind === "text" ? "context" : "input";
   const bars = svg("g", { class: "bars" });

@@ -49,11 +49,20 @@ const progress = document.getElementById("progress");
 let current = null;
 /** The page on its way. */
 let coming = null;
-const scrolled = new Map(); // address -> how far down its reader was
+const left = new Map(); // address -> where its reader was: how far down, how far down in its table, at which of its links
+
+let returned = false; // to this view by the browser's back or forward, not by a link
 
 history.scrollRestoration = "manual";
+history.replaceState({ seen: true }, "");
 window.addEventListener("hashchange", (event) => {
-  scrolled.set(new URL(event.oldURL).hash || "#/", window.scrollY);
+  left.set(new URL(event.oldURL).hash || "#/", {
+    page: window.scrollY,
+    rows: main.querySelector(".rows")?.scrollTop ?? 0,
+    link: document.activeElement?.closest?.(".rows a")?.getAttribute("href"),
+  });
+  returned = history.state?.seen === true;
+  history.replaceState({ seen: true }, "");
   go();
 });
 document.getElementById("skip").addEventListener("click", (event) => {
@@ -132,14 +141,24 @@ function show(page) {
   document.title = [heading?.textContent, page.run?.title, "polyseme"]
     .filter((part, i, parts) => part && parts.indexOf(part) === i)
     .join(" · ");
-  window.scrollTo(0, scrolled.get(location.hash || "#/") ?? 0);
+  const place = left.get(location.hash || "#/");
+  const rows = page.element.querySelector(".rows");
+  if (rows && place) rows.scrollTop = place.rows;
+  window.scrollTo(0, place?.page ?? 0);
   if (first) return;
+  if (returned && place?.link) return focusRow(rows, place.link);
   // Whoever listens hears where they are; whoever goes on with the arrow keys keeps the focus.
   const focused = document.activeElement;
   if (!stayed || !focused || focused === document.body) {
     heading?.setAttribute("tabindex", "-1");
     heading?.focus({ preventScroll: true });
   } else if (heading) announce(heading.textContent);
+}
+
+/** Back at a table, the reader goes on from the row that they left by. */
+function focusRow(rows, href) {
+  // Rows are drawn in the frame after the table is scrolled.
+  requestAnimationFrame(() => requestAnimationFrame(() => rows?.querySelector(`a[href="${CSS.escape(href)}"]`)?.focus({ preventScroll: true })));
 }
 
 function showError(page, error) {
@@ -166,7 +185,7 @@ function navigate(page, changes, { replace: inPlace = false } = {}) {
     location.hash = hash;
     return;
   }
-  history.replaceState(null, "", hash);
+  history.replaceState(history.state, "", hash);
   main.dataset.at = hash;
   page.route = { ...page.route, query };
 }

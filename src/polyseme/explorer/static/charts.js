@@ -159,7 +159,7 @@ function drawRows(width, chart) {
   const root = svg("svg", { width, height, role: "img", "aria-label": chart.title });
   rows.forEach(({ label, counts, total }, r) => {
     const y = r * step;
-    const short = label.length > fits ? `…${label.slice(label.length - fits + 1)}` : label;
+    const short = label.length > fits ? shortened(label, fits) : label;
     root.append(svg("text", { class: "tick", x: left - 8, y: y + step / 2 + 3.5, "text-anchor": "end" }, short));
     let before = 0;
     counts.forEach((count, k) => {
@@ -188,6 +188,12 @@ function drawRows(width, chart) {
     );
   }
   return root;
+}
+
+/** The end of a name tells layers apart, and so does the number before it. */
+function shortened(label, fits) {
+  const [number] = label.match(/^\d+ · /) ?? [""];
+  return `${number}…${label.slice(label.length - Math.max(1, fits - number.length - 1))}`;
 }
 
 /** "As a table", built when it's opened. */

@@ -137,7 +137,7 @@ export async function neurons(run) {
  * - `random`: {n, input, position, activation, tokens | thumb}
  * - `promoted`, `suppressed`: [{token, logit}], or null
  * - `similar`: a list for each feature of {site, neuron, feature, similarity, tokens}, or null
- * - `image`: {shapeOf(name), weights, kernel, activationMap, average, logitGradient, logitAblation, patches}, each
+ * - `image`: {shapeOf(name), weights, kernel, activationMap, average, logitGradient, logitAblation, embedding}, each
  *   null where the run hasn't it; `thumbs`: {shape: [h, w, c], of(i) -> Uint8Array}
  */
 export async function neuron(run, row) {
@@ -316,7 +316,7 @@ function imageOf(pack, at, first, n) {
     kernel: one("kernel"),
     logitGradient: one("logit_gradient"),
     logitAblation: one("logit_ablation"),
-    patches: pack.slice("patches", first, n),
+    embedding: pack.slice("embedding", first, n),
     shapeOf: (name) => (pack.file.has(name) ? pack.file.shape(name).slice(1) : null),
   };
 }

@@ -27,7 +27,8 @@ export function percent(value) {
   if (p === 0) return "0%";
   if (Math.abs(p) < 0.1) return p > 0 ? "<0.1%" : ">−0.1%";
   if (p > 99.9 && p < 100) return ">99.9%";
-  return `${p.toFixed(Math.abs(p) < 10 ? 1 : 0)}%`.replace("-", "−");
+  const fine = Math.abs(p) < 10 || (p > 99 && p < 100); // 99.8% is not all
+  return `${p.toFixed(fine ? 1 : 0)}%`.replace("-", "−");
 }
 
 /** 1 -> "1 neuron", 2 -> "2 neurons" */

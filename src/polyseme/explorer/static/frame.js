@@ -62,8 +62,8 @@ function search({ run }) {
   const field = h("input", {
     type: "search",
     name: "q",
-    placeholder: "12/345, a word, a label",
-    "aria-label": "Search for a neuron, a word or a label",
+    placeholder: `${run?.sites?.length === 1 ? "345" : "12/345"}${run?.has?.search ? ", a word, a label" : " (a neuron)"}`,
+    "aria-label": run?.has?.search ? "Search for a neuron, a word or a label" : "Search for a neuron",
     list: list.id,
     autocomplete: "off",
     spellcheck: "false",

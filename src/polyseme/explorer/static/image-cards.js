@@ -8,9 +8,10 @@ import { largest, channelSums, legend, meanOf, pixels, product, signed, toInput 
 import { isChosen } from "./feature-map.js";
 import { address, neuronAddress } from "./route.js";
 import { ownFeature } from "./cut.js";
+import { Places } from "./places.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 
-const SHOWN = 14;
+const SHOWN = 12;
 const CLASSES_SHOWN = 5;
 
 /** What a neuron's pictures are made of. */
@@ -22,7 +23,10 @@ export class Pictures {
     this.size = this.shape.reduce((a, b) => a * b, 1);
     this.thumb = (example) => thumbs.of(neuron.examples.thumb[example]);
     this.toInput = toInput(run.image, this.shape[2]);
-    const fits = (values) => (values?.length === this.size ? values : null);
+    /** For a convolution, where in its images it fired; null where that isn't known. */
+    this.places = neuron.site.convolution && neuron.examples.position ? new Places(neuron.site.convolution, this.shape) : null;
+    // A convolution's neuron reads another part of each image: arrays of the whole image tell nothing of it.
+    const fits = (values) => (values?.length === this.size && !image.kernel ? values : null);
     /** What an average is multiplied by to show a feature, and what that is called. */
     this.factor = fits(image.weights) ?? fits(image.activationMap);
     this.factorName = fits(image.weights) ? "weights" : "activation map";
@@ -34,16 +38,36 @@ export class Pictures {
     return Float64Array.from(values, (value, i) => this.toInput(value, i % channels));
   }
 
-  /** {average: 0 to 255, feature: signed or null, shape of the feature} of some examples. */
+  /** Average of some examples, 0 to 255, and its shape; of a convolution, of what its kernel covers. */
+  average(members) {
+    if (!this.places) return { average: meanOf(this.thumb, members, this.size), averageShape: this.shape };
+    return { average: this.places.average(this.thumb, members, this.neuron.examples.position), averageShape: this.places.part };
+  }
+
+  /** {average, averageShape, feature: signed or null, shape of the feature, its name} of some examples. */
   of(members) {
-    const average = meanOf(this.thumb, members, this.size);
-    const { kernel, patches } = this.neuron.image;
-    if (kernel && patches) {
-      const mean = meanOf((example) => patches.subarray(example * kernel.length, (example + 1) * kernel.length), members, kernel.length);
-      return { average, feature: product(mean, kernel), shape: this.neuron.image.shapeOf("kernel"), name: "patch ⊙ kernel" };
+    const mean = this.average(members);
+    const { kernel, embedding, shapeOf } = this.neuron.image;
+    if (kernel) {
+      const shape = shapeOf("embedding");
+      const size = shape ? shape[0] * shape[1] : 0;
+      const feature = embedding && meanOf((example) => embedding.subarray(example * size, (example + 1) * size), members, size);
+      return { ...mean, feature, shape, name: "patch ⊙ kernel" };
     }
-    const feature = this.factor && product(this.input(average), this.factor);
-    return { average, feature, shape: this.shape, name: `average ⊙ ${this.factorName}` };
+    const feature = this.factor && product(this.input(mean.average), this.factor);
+    return { ...mean, feature, shape: this.shape, name: `average ⊙ ${this.factorName}` };
+  }
+
+  /** An image of the neuron's, with the place where it fired. */
+  picture(thumb, position, label = "") {
+    const picture = pixels(this.neuron.thumbs.of(thumb), this.shape, label);
+    return this.places && position !== undefined ? h("span", { class: "placed" }, picture, this.places.mark(position)) : picture;
+  }
+
+  /** As `picture`, of an example. */
+  ofExample(example, label = "") {
+    const { thumb, position } = this.neuron.examples;
+    return this.picture(thumb[example], position?.[example], label);
   }
 
   className(c) {
@@ -110,9 +134,9 @@ export function imageCards(view, pictures) {
     const key = members.join();
     let known = made.get(key);
     if (!known) {
-      const { average, feature: values, shape, name } = pictures.of(members);
+      const { average, averageShape, feature: values, shape, name } = pictures.of(members);
       known = h("div", { class: "feature-pictures" },
-        h("figure", {}, pixels(average, pictures.shape, `Average of the ${members.length} examples of feature ${feature}`), h("figcaption", {}, "average")),
+        h("figure", {}, pixels(average, averageShape, `Average of the ${members.length} examples of feature ${feature}`), h("figcaption", {}, "average")),
         values && h("figure", {}, signed(values, shape, `Feature ${feature}: ${name}`), h("figcaption", { title: name }, "feature")));
       made.set(key, known);
     }
@@ -142,7 +166,7 @@ export function imageCards(view, pictures) {
         type: "button", class: "tile", "aria-expanded": String(open === example),
         "aria-label": `Example ${example}${name === null ? "" : `, class ${name}`}, activation ${value}`,
         onclick: () => link.choose(open === example ? null : example),
-      }, pixels(pictures.thumb(example), pictures.shape));
+      }, pictures.ofExample(example));
       item = h("li", { dataset: { e: example } }, button, h("small", { "aria-hidden": "true" }, value));
       items.set(example, item);
     }
@@ -186,7 +210,7 @@ export function imageCards(view, pictures) {
     const own = pictures.of([example]);
     const limit = own.feature && largest(channelSums(own.feature, own.shape));
     return h("div", { class: "example-detail" },
-      h("figure", {}, pixels(pictures.thumb(example), pictures.shape, `Example ${example}`), h("figcaption", {}, "input")),
+      h("figure", {}, pictures.ofExample(example, `Example ${example}`), h("figcaption", {}, "input")),
       own.feature && h("figure", {}, signed(own.feature, own.shape, `Example ${example}: ${own.name.replace("average", "input")}`),
         h("figcaption", {}, own.name.replace("average", "input"), legend(limit))),
       h("dl", {},

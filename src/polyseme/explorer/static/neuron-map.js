@@ -82,7 +82,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
         : `${metric(names.y).label}: ${metric(names.y).reading}`,
     );
     const unplaced = countUnplaced(across, up);
-    if (unplaced) note.append(` ${whole(unplaced)} of ${whole(table.n)} neurons have no value here.`);
+    if (unplaced) note.append(` ${whole(unplaced)} of ${whole(table.n)} neurons ${unplaced === 1 ? "has" : "have"} no value here.`);
     scatter.show({ x: across, y: up, shade: shades, paints, keep, diagonal: distances });
   }
 
@@ -133,6 +133,7 @@ function byMetric(table, name) {
   const log = logarithmic(values, wanted);
   const usable = log ? Array.from(values).filter((v) => v > 0) : values;
   const [lo, hi] = [quantile(usable, 0.01), quantile(usable, 0.99)];
+  const end = (v) => value(kind === "integer" ? Math.round(v) : v, kind);
   const shade = new Uint8Array(table.n);
   if (Number.isFinite(lo)) {
     const scale = new Scale(lo, hi, 1, STEPS, log);
@@ -141,7 +142,7 @@ function byMetric(table, name) {
       shade[i] = Number.isFinite(v) ? Math.max(1, Math.min(STEPS, Math.round(scale.at(v)))) : 0;
     }
   }
-  return { shade, paints: [colourParts("--feature-rest"), ...sequence(STEPS)], legend: ramp(value(lo, kind), value(hi, kind)) };
+  return { shade, paints: [colourParts("--feature-rest"), ...sequence(STEPS)], legend: ramp(end(lo), end(hi)) };
 }
 
 /** `n` colours of the design's sequential scale. */

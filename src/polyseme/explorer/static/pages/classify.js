@@ -5,7 +5,8 @@ import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
 import { count, number, percent } from "../format.js";
 import { effectBar } from "../logits.js";
-import { meanOf, pixels } from "../images.js";
+import { Pictures } from "../image-cards.js";
+import { pixels } from "../images.js";
 import { siteName } from "../lookup.js";
 import { badge, colourClass, paletteOf } from "../palette.js";
 import { neuronAddress } from "../route.js";
@@ -127,7 +128,7 @@ class Classify {
 
   async _ask(question) {
     const turn = (this.asked += 1);
-    if (!this.answer) this.status.textContent = "Asking the model…";
+    if (!this.answer) this.status.textContent = "Asking the model, which is loaded first…";
     try {
       const answer = await data.live("classify", { run: this.ctx.run.index, ...question }, this.ctx.signal);
       // A stroke that came meanwhile has a question of its own.
@@ -200,7 +201,7 @@ class Classify {
       h("div", { class: "contributor-said" },
         h("a", { href, title: siteName(run, site) }, `${run.sites.length > 1 ? `${row.site}/` : ""}${row.neuron}`),
         near
-          ? h("span", {}, "feature ", badge(row.feature, place), row.label !== "" && [", mostly ", h("b", {}, h("bdi", {}, row.label))], h("small", { class: "quiet-text" }, `, ${count(row.n_examples, "example")}`))
+          ? h("span", {}, "feature ", badge(row.feature, place), row.label !== "" ? [", mostly ", h("b", {}, h("bdi", {}, row.label))] : h("small", { class: "quiet-text" }, `, ${count(row.n_examples, "example")}`))
           : h("span", { class: "quiet-text" }, "none of its features is near")),
       h("div", { class: "contributor-effect" }, effectBar(row.contributions[c], most),
         h("span", { class: "num" }, `${row.contributions[c] > 0 ? "+" : ""}${number(row.contributions[c], 3)}`),
@@ -213,9 +214,8 @@ class Classify {
     try {
       const one = await data.neuron(run, data.rowOf(run, row.site, row.neuron));
       const members = Array.from(one.examples.feature.keys()).filter((i) => one.examples.feature[i] === row.feature);
-      const size = one.thumbs.shape.reduce((a, b) => a * b, 1);
-      const average = meanOf((example) => one.thumbs.of(one.examples.thumb[example]), members, size);
-      place.append(pixels(average, one.thumbs.shape, `Average of feature ${row.feature}`));
+      const { average, averageShape } = new Pictures(one).average(members);
+      place.append(pixels(average, averageShape, `Average of feature ${row.feature}`));
     } catch (error) {
       if (!(error instanceof data.DataError)) throw error; // a damaged pack has no picture
     }

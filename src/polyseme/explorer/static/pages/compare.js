@@ -3,7 +3,7 @@
 import * as data from "../data.js";
 import { distribution, swatch } from "../charts.js";
 import { h, replace } from "../dom.js";
-import { count, number, percent, value, whole } from "../format.js";
+import { count, number, value, whole } from "../format.js";
 import { Grid } from "../grid.js";
 import { metric, metricNames } from "../metrics.js";
 import { pairPreview } from "../pair-preview.js";
@@ -22,7 +22,7 @@ export async function render(main, ctx) {
   const pairs = h("section", { class: "card" });
   main.append(
     h("header", { class: "run-head" }, h("h1", {}, runs.map(({ title }) => title).join(" and ")), names(runs)),
-    h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning())),
+    h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning(runs, comparison))),
     pairs,
   );
   const views = [distributions(chart, runs, tables, ctx), await pairList(pairs, runs, tables, ctx)];
@@ -43,6 +43,8 @@ function names(runs) {
 
 // ----------------------------------------------------------------------------------- figures
 
+const GROUPS = { "as published": "How polysemantic: the published measures" };
+
 /** How to read a figure that isn't a metric of the table of neurons. */
 const READINGS = {
   neurons: "All of them, dead ones too.",
@@ -51,13 +53,13 @@ const READINGS = {
   mean_clusters: metric("n_clusters").reading,
   median_participation_ratio: metric("participation_ratio").reading,
   l0: "The sum of the densities: with more of them active, reconstruction is easier.",
-  fvu: "Share of the variance that the reconstruction leaves unexplained.",
+  fvu: "Share of the variance that the reconstruction leaves out: 0 is perfect, 1 no better than the mean.",
   mse: "Mean squared error of the reconstruction.",
   spliced_accuracy: "With the reconstruction in the place of the activations.",
   spliced_cross_entropy: "With the reconstruction in the place of the activations.",
   recovered: "Of what is lost when the activations are set to 0.",
-  purity: "How often examples of one feature have one label.",
-  purity_null: "What the same features would have if labels were given at random.",
+  purity: "Share of a neuron’s examples that have its commonest label.",
+  purity_null: "The same, had the labels been dealt out at random.",
 };
 
 function figures(runs, { rows }) {
@@ -66,10 +68,10 @@ function figures(runs, { rows }) {
   return h(
     "section",
     { class: "card" },
-    h("header", {}, h("h2", {}, "In figures")),
+    h("header", {}, h("h2", {}, "In numbers")),
     h(
       "div",
-      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Comparison in figures" },
+      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Comparison in numbers" },
       h(
         "table",
         { class: "plain compare" },
@@ -79,16 +81,16 @@ function figures(runs, { rows }) {
           h(
             "tr",
             {},
-            h("th", { scope: "col" }, "Figure"),
+            h("th", { scope: "col" }, "Measure"),
             runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", run.title)),
-            both && h("th", { scope: "col", class: "num" }, "Difference"),
+            both && h("th", { scope: "col", class: "num difference" }, "Difference"),
           ),
         ),
         groups.map((group) =>
           h(
             "tbody",
             {},
-            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, sentenceCase(group))),
+            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, GROUPS[group] ?? sentenceCase(group))),
             rows.filter((row) => row.group === group).map((row) => figureRow(row, runs, both)),
           ),
         ),
@@ -110,14 +112,14 @@ function figureRow({ key, name, values, counts, format }, runs, both) {
     {},
     h("th", { scope: "row" }, h("span", {}, sentenceCase(name)), reading && h("small", { class: "said quiet-text" }, reading)),
     values.map((v, i) => h("td", { class: "num" }, v === null ? "–" : write(v), over(i))),
-    both && h("td", { class: "num" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
+    both && h("td", { class: "num difference" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
   );
 }
 
 const minus = (text) => text.replace("-", "−");
 const FORMATS = {
   integer: whole,
-  percent,
+  percent: (v) => `${minus((100 * v).toFixed(1))}%`,
   distance: (v) => minus(v.toFixed(3)),
   signed: (v) => (v > 0 ? "+" : "") + minus(v.toFixed(3)),
   number: (v) => minus(v.toFixed(1)),
@@ -134,13 +136,15 @@ function sentenceCase(words) {
   return words.replace(/^./, (c) => c.toUpperCase());
 }
 
-function meaning() {
+function meaning(runs, { rows }) {
+  const unmeasured = runs.some(({ sites }) => sites.some(({ kind }) => kind === "sae")) && !rows.some(({ key }) => key === "fvu");
   return h(
     "section",
     { class: "card" },
     h("header", {}, h("h2", {}, "What it means")),
     h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " Weights that lie on few inputs make any examples look alike: see the participation ratio and the calibrated distance."),
-    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, at how many are active, and at what the reconstruction loses."),
+    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, at how many are active, and at what the reconstruction loses.",
+      unmeasured && [" These runs don’t record that; those that ", h("code", {}, "polyseme compare"), " makes do."]),
     h("p", {}, h("strong", {}, "Means are over different neurons."), " A mean is over the neurons that have a value, which differ between the runs; their number stands below it where it isn’t all of them."),
   );
 }

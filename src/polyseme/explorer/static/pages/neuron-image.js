@@ -3,7 +3,7 @@
 import { h } from "../dom.js";
 import { number, whole } from "../format.js";
 import { imageCards, Pictures } from "../image-cards.js";
-import { channelSums, largest, legend, meanOf, pixels, product, signed } from "../images.js";
+import { channelSums, largest, legend, pixels, product, signed } from "../images.js";
 import { classLogits } from "../logits.js";
 import { activeInputs, card, deadNotice, featureChoice, figures, head, metricsTable, side } from "../neuron-frame.js";
 import { NeuronView, openNeuron } from "../neuron-view.js";
@@ -21,7 +21,7 @@ export async function render(main, ctx) {
       head(view),
       view.add(figures(neuron)),
       h("div", { class: "neuron-layout" },
-        side(view, { tell: (example) => [pixels(pictures.thumb(example), pictures.shape), number(neuron.examples.activation[example])] }),
+        side(view, { tell: (example) => [pictures.ofExample(example), number(neuron.examples.activation[example])] }),
         h("div", { class: "neuron-features" },
           reads(neuron, pictures),
           h("div", { class: "features-bar" }, h("h2", {}, "Features"), view.add(featureChoice(view))),
@@ -32,25 +32,43 @@ export async function render(main, ctx) {
   return { update: (query) => view.update(query) };
 }
 
-/** Weights, activation map, average and importance, side by side. */
+/** What the neuron multiplies its input by, and what it fires for, side by side. */
 function reads(neuron, pictures) {
   const { image, run, n } = neuron;
-  const { shape } = pictures;
-  const average = meanOf(pictures.thumb, Array.from({ length: n }, (_, i) => i), pictures.size);
-  const map = image.activationMap;
-  const weights = image.weights ?? image.kernel;
-  const weightsShape = image.weights ? image.shapeOf("weights") : image.shapeOf("kernel");
-  const baseline = run.settings?.baseline;
+  const all = Array.from({ length: n }, (_, i) => i);
+  const { average, averageShape: shape } = pictures.average(all);
   const of = `${whole(n)} of ${whole(activeInputs(neuron))}`;
+  if (image.kernel) return card("What it reads", h("div", { class: "reads" }, convolution(neuron, pictures, all, average, of)));
+  const { weights, activationMap: map } = image;
+  const baseline = run.settings?.baseline;
   const pieces = [
-    weights && signedFigure(image.weights ? "Input weights" : "Kernel", weights, weightsShape, "What the neuron multiplies each input by."),
+    weights && signedFigure("Input weights", weights, image.shapeOf("weights"), "What the neuron multiplies each input by."),
     map && signedFigure("Activation map", map, image.shapeOf("activation_map"),
       `What each pixel adds to the activation${typeof baseline === "number" ? `, from an input of ${number(baseline)}` : ""}.`),
     h("figure", {}, pixels(average, shape, "Average of the examples"),
       h("figcaption", {}, h("strong", {}, "Average example"), h("small", {}, `Mean of the ${of} inputs that activate it.`))),
     map && map.length === pictures.size && signedFigure("Importance map", product(map, pictures.input(average)), shape, "Activation map ⊙ average example."),
   ];
-  return card("What it reads", h("div", { class: "reads" }, pieces));
+  // A neuron deeper in the model reads other neurons: what it reads is no picture.
+  return card(weights || map ? "What it reads" : "What activates it", h("div", { class: "reads" }, pieces));
+}
+
+/** A convolution fires anywhere in an image, so its pictures are of the part that it fires for. */
+function convolution(neuron, pictures, all, average, of) {
+  const { image, examples } = neuron;
+  const { places } = pictures;
+  const shape = image.shapeOf("kernel");
+  const counts = places?.counts(all, examples.position);
+  return [
+    signedFigure("Kernel", image.kernel, shape, shape[2] > 1 ? `Its weights, added up over the ${whole(shape[2])} channels that it reads.` : "What the neuron multiplies each value of a patch by."),
+    places
+      ? h("figure", {}, pixels(average, places.part, "Average of what the kernel covered"),
+        h("figcaption", {}, h("strong", {}, "Average patch"), h("small", {}, `Mean, over ${of} inputs that activate it, of the part of the image that the kernel covers where it fires most. The layers before may let it see a little beyond.`)))
+      : h("figure", {}, pixels(average, pictures.shape, "Average of the examples"),
+        h("figcaption", {}, h("strong", {}, "Average example"), h("small", {}, `Mean of the ${of} inputs that activate it, wherever in them it fires.`))),
+    places && h("figure", {}, signed(counts, [...places.grid, 1], "Where in the image the neuron fires most"),
+      h("figcaption", {}, h("strong", {}, "Where it fires"), h("small", {}, `Its strongest place in each example, of ${places.grid.map(whole).join(" × ")}; ${whole(largest(counts))} at the darkest. Frames show it in the images below.`))),
+  ];
 }
 
 function signedFigure(title, values, shape, says) {
@@ -69,7 +87,7 @@ function rest(neuron, pictures) {
     pictures && random?.n > 0 && random.thumb && card("Random activating examples",
       h("p", { class: "quiet-text small" }, `${whole(random.n)} of the ${whole(activeInputs(neuron))} inputs that activate it, weakly or strongly, drawn at random.`),
       h("ol", { class: "tiles" }, Array.from({ length: random.n }, (_, i) =>
-        h("li", {}, pixels(neuron.thumbs.of(random.thumb[i]), neuron.thumbs.shape, `Activation ${number(random.activation[i], 2)}`),
+        h("li", {}, pictures.picture(random.thumb[i], random.position?.[i], `Activation ${number(random.activation[i], 2)}`),
           h("small", { "aria-hidden": "true" }, number(random.activation[i], 2)))))),
     card("All metrics", metricsTable(neuron)));
 }

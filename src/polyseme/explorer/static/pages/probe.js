@@ -54,7 +54,7 @@ export async function render(main, ctx) {
     asked = q;
     view = null;
     button.disabled = true;
-    status.textContent = "Reading… the first text takes a moment more, as the model is loaded.";
+    status.textContent = "Reading… the first text takes up to a minute, as the model has to be loaded.";
     try {
       const answer = await data.live("probe", { run: run.index, text: q }, ctx.signal);
       if (asked !== q) return;
@@ -96,13 +96,15 @@ class Probed {
     this.chosen = null;
     this.at = answer.tokens.map(() => []);
     for (const row of answer.active) this.at[row.token].push(row);
-    const strongest = this.at.map((rows) => Math.max(0, ...rows.map((row) => Math.min(1, row.share ?? 0))));
-    this.strongest = strongest;
+    const strongest = this.at.map((rows) => Math.max(0, ...rows.map((row) => row.share ?? 0)));
+    // Of many neurons one is beyond its maximum nearly everywhere; what differs is by how much.
+    const most = Math.max(1, ...strongest);
+    this.strongest = strongest.map((share) => share / most);
     this.cells = [];
     this.text = this._tokens();
     this.panel = h("section", { class: "card probe-neurons", "aria-live": "off" });
     this.element = h("div", { class: "probe-answer" }, h("section", { class: "card" }, h("header", {}, h("h2", {}, "Tokens")), this.text,
-      h("p", { class: "quiet-text small" }, "Shaded by the most active neuron's share of its maximum. Choose a token to see its neurons; the arrow keys go along the text.")), this.panel);
+      h("p", { class: "quiet-text small" }, "Shaded by the most active neuron’s share of its maximum, beside the rest of the text. Choose a token to see its neurons; the arrow keys go along the text.")), this.panel);
     this._shade(null);
   }
 
@@ -155,7 +157,8 @@ class Probed {
       ? this.answer.active.toSorted((a, b) => (b.share ?? 0) - (a.share ?? 0)).slice(0, STRONGEST)
       : this.at[valid];
     const title = valid === null ? "Strongest anywhere in the text" : ["Neurons at ", h("bdi", { class: "chip-token" }, plain(this.answer.tokens[valid]))];
-    replace(this.panel, h("header", {}, h("h2", {}, title)), rows.length ? this._table(rows, valid === null) : h("p", {}, this._none(valid)));
+    const beyond = rows.some((row) => row.share > 1) && h("p", { class: "quiet-text small" }, "Over 100%: more than any text of the run made of it.");
+    replace(this.panel, h("header", {}, h("h2", {}, title)), beyond, rows.length ? this._table(rows, valid === null) : h("p", {}, this._none(valid)));
   }
 
   _none(token) {
@@ -168,7 +171,7 @@ class Probed {
     const { run } = this.ctx;
     const head = [withToken && "Token", "Neuron", "Share of its maximum", "Activation", "Feature"].filter(Boolean);
     return h("div", { class: "scroll-x" }, h("table", { class: "plain probe-table" },
-      h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num" : null }, name)))),
+      h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num activation" : null }, name)))),
       h("tbody", {}, rows.map((row) => {
         const site = run.sites.find((s) => s.number === row.site);
         const href = neuronAddress(run.index, row.site, row.neuron, { feature: row.feature >= 0 && row.n_examples > 1 ? row.feature : null });
@@ -177,8 +180,8 @@ class Probed {
           withToken && h("td", {}, h("button", { type: "button", class: "link", onclick: () => this._go(row.token) }, h("bdi", {}, plain(this.answer.tokens[row.token])))),
           h("th", { scope: "row" }, h("a", { href, title: `${siteName(run, site)}, neuron ${row.neuron}` }, `${run.sites.length > 1 ? `${row.site}/` : ""}${row.neuron}`)),
           h("td", { class: "share-cell" }, h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: `${Math.min(100, 100 * (row.share ?? 0)).toFixed(1)}%` } })), row.share === null ? "–" : percent(row.share)),
-          h("td", { class: "num" }, number(row.activation)),
-          h("td", {}, this._feature(row)));
+          h("td", { class: "num activation" }, number(row.activation)),
+          h("td", { class: "which" }, this._feature(row)));
       }))));
   }
 

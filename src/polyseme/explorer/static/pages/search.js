@@ -33,7 +33,12 @@ export async function render(main, ctx) {
   const { words, hits } = await find(run, vocabulary, q);
   const like = similar(vocabulary.words, q, words);
   if (hits.length) main.append(results(ctx, words, hits));
-  else if (!direct) {
+  else if (words.length > 1) {
+    main.append(
+      h("p", { class: "notice", role: "status" }, "No feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
+        words.map((word, i) => [i ? ", " : "", h("a", { href: address("search", [], { run: run.index, q: word }) }, h("bdi", {}, word))]), "."),
+    );
+  } else if (!direct) {
     main.append(h("p", { class: "notice", role: "status" }, `No feature has “${q}” among its tokens or in its label.`));
   }
   if (like.length) main.append(suggestions(run, like));
@@ -56,8 +61,11 @@ async function find(run, vocabulary, q) {
   );
   if (!lists.length) return { words: [], hits: [] };
   const key = ({ site, neuron, feature }) => `${site}/${neuron}/${feature}`;
-  const others = lists.slice(1).map((list) => new Set(list.map(key)));
-  return { words: known, hits: lists[0].filter((hit) => others.every((set) => set.has(key(hit)))) };
+  // A list is cut off at its first hundred, so a feature beyond them counts by its label.
+  const sets = lists.map((list) => new Set(list.map(key)));
+  const has = (hit, i) => sets[i].has(key(hit)) || spelling(hit.label).split(" ").includes(known[i]);
+  const every = new Map(lists.flat().map((hit) => [key(hit), hit]));
+  return { words: known, hits: [...every.values()].filter((hit) => known.every((_, i) => has(hit, i))) };
 }
 
 /** As the list of words spells it: without the spaces around it, and its case folded. */
@@ -99,7 +107,7 @@ function results(ctx, words, hits) {
       h("h2", {}, `${count(shown.length, "feature")} for ${words.map((word) => `“${word}”`).join(" and ")}`),
       choice,
     ),
-    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those with the most examples first, at most 100 a word."),
+    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed."),
     h(
       "div",
       { class: "scroll-x" },
