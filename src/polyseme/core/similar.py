@@ -20,13 +20,13 @@ MIN_EXAMPLES = 3
 MOST_EXACT = 30_000
 # How many cells there are, and how many each vector visits: see bench/similar.py for what
 # that finds and costs. More cells than this cost more to make than they save.
-_PER_CELL, _MOST_CELLS, _VISITED = 100, 1024, 8
+_PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 16
 # k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
 # dimensions that vary most.
 _SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 6, 64
 # How many neighbours of each are followed to theirs.
 _LINKS = 8
-_FOLLOWED = 2048
+_FOLLOWED = 512
 # Cells or blocks between two reports of progress.
 _AT_ONCE = 32
 _ROWS, _COLUMNS = 1024, 8192
@@ -179,14 +179,13 @@ def _within_cells(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> It
         yield 0.8 + 0.2 * done
 
 
-def _nearest_cells(vectors: Floats) -> NDArray[np.int64]:
-    """The cells that are nearest to each vector, its own first: shape (n, at most 8)."""
+def _nearest_cells(vectors: Floats) -> NDArray[np.int32]:
+    """The cells that are nearest to each vector, its own first: shape (n, a few)."""
     faiss = _faiss()
     n = len(vectors)
     n_cells = min(max(n // _PER_CELL, 1), _MOST_CELLS)
     sample = np.random.default_rng(0).choice(n, min(n, _SAMPLED * n_cells), replace=False)
-    sample.sort()
-    some = np.asarray(vectors[sample], np.float32)
+    some = np.asarray(vectors[np.sort(sample[:_COLUMNS])], np.float32)
     basis = np.linalg.eigh(some.T @ some)[1][:, -_DIMENSIONS:]
     flat = np.empty((n, basis.shape[1]), np.float32)
     for at in range(0, n, _COLUMNS):
@@ -201,14 +200,18 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int64]:
         min_points_per_centroid=1,
         max_points_per_centroid=2 * _SAMPLED,
     )
-    kmeans.train(flat[sample])
-    visited = min(_VISITED, n_cells)
-    _, near = faiss.knn(flat, kmeans.centroids, visited, metric=faiss.METRIC_INNER_PRODUCT)
+    kmeans.train(flat[np.sort(sample)])
+    near = np.empty((n, min(_VISITED, n_cells)), np.int32)
+    for at in range(0, n, _COLUMNS):
+        block = slice(at, at + _COLUMNS)
+        near[block] = faiss.knn(
+            flat[block], kmeans.centroids, near.shape[1], metric=faiss.METRIC_INNER_PRODUCT
+        )[1]
     return near
 
 
 def _visit(
-    vectors: Floats, owners: NDArray[np.int64], near: NDArray[np.int64], links: _Best
+    vectors: Floats, owners: NDArray[np.int64], near: NDArray[np.int32], links: _Best
 ) -> Iterator[float]:
     """Compare those who live in a cell with those who visit it, for the good of both."""
     faiss = _faiss()
