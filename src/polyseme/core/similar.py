@@ -19,14 +19,14 @@ MIN_EXAMPLES = 3
 # Up to here every pair is compared, which takes seconds.
 MOST_EXACT = 30_000
 # How many cells there are, and how many each vector visits: see bench/similar.py for what
-# that finds and costs. More cells than this cost more to make than they save.
+# that finds and costs. Fewer cells, or fewer visits, cost less and find less.
 _PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 16
 # k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
 # dimensions that vary most.
 _SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 6, 64
-# How many neighbours of each are followed to theirs.
-_LINKS = 8
-_FOLLOWED = 512
+# How many neighbours of each are followed to theirs, and of how many vectors at once: their
+# neighbours' neighbours are in memory together.
+_LINKS, _FOLLOWED = 8, 512
 # Cells or blocks between two reports of progress.
 _AT_ONCE = 32
 _ROWS, _COLUMNS = 1024, 8192
@@ -61,9 +61,9 @@ def nearest_features(
 
     Where there are more than `MOST_EXACT` vectors, they are divided into cells by spherical
     k-means, and each is compared with the vectors of the cells nearest to it (an inverted
-    file). The similarities found are exact, and hardly a neighbour that is near is missed; of
-    those that are merely less far than the rest, as is usual among random vectors of many
-    dimensions, more are.
+    file), then with the neighbours of the neighbours it found. The similarities found are
+    exact, and hardly a neighbour that is near is missed; of those that are merely less far
+    than the rest, as is usual among random vectors of many dimensions, more are.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class _Best:
         order = np.argsort(rows, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
         similarity = np.take_along_axis(similarity, order, axis=1)
-        # One that comes twice counts once.
+        # Found by two ways, it may differ in the last bit, and counts once.
         similarity[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
         # Equal ones in the order of their numbers.
         order = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
@@ -175,7 +175,9 @@ def _within_cells(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> It
     links = _Best(len(vectors), max(best.k, _LINKS))
     for done in _visit(vectors, owners, near, links):
         yield 0.1 + 0.7 * done
-    for done in _follow(vectors, owners, np.argsort(near[:, 0], kind="stable"), links, best):
+    order = np.argsort(near[:, 0], kind="stable")
+    del near
+    for done in _follow(vectors, owners, order, links, best):
         yield 0.8 + 0.2 * done
 
 
@@ -240,6 +242,7 @@ def _visit(
                 for step in range((stop - first).max()):
                     own = np.flatnonzero(first + step < stop)
                     similarity[own, first[own] + step] = -np.inf
+                # One may visit cells that others are at work on: into the common heap later.
                 few = faiss.ResultHeap(len(of), links.k, keep_max=True)
                 few.add_result_subset(np.arange(len(of)), similarity, members)
                 hosts.add_result_subset(everyone, similarity.T, of)
@@ -271,7 +274,8 @@ def _follow(
 ) -> Iterator[float]:
     """Compare each vector with its neighbours' neighbours as well.
 
-    In an order in which those that follow each other have many of these in common.
+    Most of the near ones that no visit found are among these. In ``order``, one after the
+    other have many in common, so that each is read for many.
     """
     faiss = _faiss()
     n, d = vectors.shape
