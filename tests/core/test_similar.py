@@ -96,8 +96,9 @@ def test_cells_find_what_is_near() -> None:
     steps: list[float] = []
     found = nearest_features(vectors, owners, exact=False, progress=steps.append)
     hit = (exact.neighbours[:, :, None] == found.neighbours[:, None, :]).any(axis=2)
-    assert hit[exact.similarity > 0.7].mean() > 0.99
-    assert hit.mean() > 0.8
+    assert hit[exact.similarity > 0.7].mean() > 0.999
+    assert hit.mean() > 0.95
+    assert all(len(set(rows)) == 5 for rows in found.neighbours.tolist())
     assert not (owners[found.neighbours] == owners[:, None]).any()
     # The search is approximate in what it finds, not in how similar that is.
     for row in range(0, len(vectors), 500):
@@ -106,6 +107,39 @@ def test_cells_find_what_is_near() -> None:
     assert (np.diff(found.similarity, axis=1) <= 0).all()
     assert steps == sorted(steps)
     assert steps[-1] == pytest.approx(1)
+
+
+def test_cells_find_the_one_that_is_near_among_random_vectors() -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(4)
+    vectors = unit(rng, 6000, 256)
+    for at, similarity in ((0, 0.9), (1000, 0.6)):
+        first, second = vectors[at : at + 500], unit(rng, 500, 256)
+        second -= (second * first).sum(axis=1, keepdims=True) * first
+        second /= np.linalg.norm(second, axis=1, keepdims=True)
+        second = similarity * first + np.sqrt(1 - similarity**2) * second
+        vectors[at + 500 : at + 1000] = second
+    found = nearest_features(vectors, np.arange(6000), exact=False)
+    partner = np.arange(6000) + np.where(np.arange(6000) % 1000 < 500, 500, -500)
+    hit = found.neighbours[:, 0] == partner
+    assert hit[:1000].mean() > 0.99
+    assert hit[1000:2000].mean() > 0.9
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_cells_of_few_dimensions_and_zeros(d: int) -> None:
+    pytest.importorskip("faiss")
+    vectors = unit(np.random.default_rng(5), 700, d)
+    vectors[::7] = 0
+    owners = np.arange(700) // 2
+    found = nearest_features(vectors, owners, exact=False)
+    assert (found.similarity[::7] == 0).all()
+    near = np.delete(np.arange(700), slice(None, None, 7))
+    assert (found.similarity[near] > 0.9).all()
+    # A vector that nothing is compared with has no neighbours, rather than wrong ones.
+    alone = nearest_features(vectors, np.zeros(700, np.int64), exact=False)
+    assert (alone.neighbours == -1).all()
+    assert np.isnan(alone.similarity).all()
 
 
 def test_cells_are_the_same_each_time_and_read_a_file(tmp_path: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, to_numpy
+from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError, MissingDependencyError
 
 # Features of fewer examples are compared with none: they are most of all features, and one or
@@ -17,13 +19,16 @@ MIN_EXAMPLES = 3
 # Up to here every pair is compared, which takes seconds.
 MOST_EXACT = 30_000
 # How many cells there are, and how many each vector visits: see bench/similar.py for what
-# that finds and costs. More cells than this cost more to make than they save.
-_PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 8
-# k-means for a division, not for its own sake, can do with a sample and a few rounds.
-_SAMPLED, _ITERATIONS = 40, 6
-# Vectors of the same owner are often nearer than those that are looked for; these many more
-# are asked for in each cell, then dropped.
-_SPARE = 8
+# that finds and costs. Fewer cells, or fewer visits, cost less and find less.
+_PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 16
+# k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
+# dimensions that vary most.
+_SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 6, 64
+# How many neighbours of each are followed to theirs, and of how many vectors at once: their
+# neighbours' neighbours are in memory together.
+_LINKS, _FOLLOWED = 8, 512
+# Cells or blocks between two reports of progress.
+_AT_ONCE = 32
 _ROWS, _COLUMNS = 1024, 8192
 
 Progress = Callable[[float], None]
@@ -56,9 +61,9 @@ def nearest_features(
 
     Where there are more than `MOST_EXACT` vectors, they are divided into cells by spherical
     k-means, and each is compared with the vectors of the cells nearest to it (an inverted
-    file). The similarities found are exact, and hardly a neighbour that is near is missed; of
-    those that are merely less far than the rest, as is usual among random vectors of many
-    dimensions, more are.
+    file), then with the neighbours of the neighbours it found. The similarities found are
+    exact, and hardly a neighbour that is near is missed; of those that are merely less far
+    than the rest, as is usual among random vectors of many dimensions, more are.
 
     Parameters
     ----------
@@ -125,11 +130,17 @@ class _Best:
         self.similarity = np.full((n, k), -np.inf, np.float32)
 
     def merge(self, of: Any, rows: NDArray[np.int64], similarity: Floats) -> None:
-        """Take in candidates for some vectors: (m, c) each; -inf stands for none."""
+        """Take in candidates for some vectors: (m, c) each; a row of -1 or -inf stands for none."""
         rows = np.concatenate([self.rows[of], rows], axis=1)
         similarity = np.concatenate([self.similarity[of], similarity], axis=1)
+        similarity[rows < 0] = -np.inf
+        order = np.argsort(rows, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
+        similarity = np.take_along_axis(similarity, order, axis=1)
+        # Found by two ways, it may differ in the last bit, and counts once.
+        similarity[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
         # Equal ones in the order of their numbers.
-        order = np.lexsort((rows, -similarity), axis=1)[:, : self.k]
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
         self.rows[of] = np.take_along_axis(rows, order, axis=1)
         self.similarity[of] = np.take_along_axis(similarity, order, axis=1)
 
@@ -161,37 +172,28 @@ def _all_pairs(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Itera
 def _within_cells(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Iterator[float]:
     near = _nearest_cells(vectors)
     yield 0.1
-    # Who lives in each cell, and who visits it: both in the order of the vectors.
-    cells = np.arange(near.max() + 2)
-    home = np.argsort(near[:, 0], kind="stable")
-    homes = np.searchsorted(near[home, 0], cells)
-    visits = np.argsort(near.ravel(), kind="stable")
-    visited = np.searchsorted(near.ravel()[visits], cells)
-    total, done = int((np.diff(homes) * np.diff(visited)).sum()), 0
-    for cell in cells[:-1]:
-        members = home[homes[cell] : homes[cell + 1]]
-        if not len(members):
-            continue
-        theirs = np.asarray(vectors[members], np.float32)
-        visitors = visits[visited[cell] : visited[cell + 1]] // near.shape[1]
-        for at in range(0, len(visitors), _COLUMNS):
-            of = visitors[at : at + _COLUMNS]
-            mine = np.asarray(vectors[of], np.float32)
-            similarity, columns = _knn(mine, theirs, min(best.k + _SPARE, len(members)))
-            rows = members[columns]
-            similarity[owners[rows] == owners[of][:, None]] = -np.inf
-            best.merge(of, rows, similarity)
-        done += len(members) * len(visitors)
-        yield 0.1 + 0.9 * done / total
+    links = _Best(len(vectors), max(best.k, _LINKS))
+    for done in _visit(vectors, owners, near, links):
+        yield 0.1 + 0.7 * done
+    order = np.argsort(near[:, 0], kind="stable")
+    del near
+    for done in _follow(vectors, owners, order, links, best):
+        yield 0.8 + 0.2 * done
 
 
 def _nearest_cells(vectors: Floats) -> NDArray[np.int32]:
-    """The cells that are nearest to each vector, its own first: shape (n, at most 8)."""
-    n, d = vectors.shape
+    """The cells that are nearest to each vector, its own first: shape (n, a few)."""
+    faiss = _faiss()
+    n = len(vectors)
     n_cells = min(max(n // _PER_CELL, 1), _MOST_CELLS)
     sample = np.random.default_rng(0).choice(n, min(n, _SAMPLED * n_cells), replace=False)
-    kmeans = _faiss().Kmeans(
-        d,
+    some = np.asarray(vectors[np.sort(sample[:_COLUMNS])], np.float32)
+    basis = np.linalg.eigh(some.T @ some)[1][:, -_DIMENSIONS:]
+    flat = np.empty((n, basis.shape[1]), np.float32)
+    for at in range(0, n, _COLUMNS):
+        flat[at : at + _COLUMNS] = np.asarray(vectors[at : at + _COLUMNS], np.float32) @ basis
+    kmeans = faiss.Kmeans(
+        flat.shape[1],
         n_cells,
         niter=_ITERATIONS,
         seed=0,
@@ -200,19 +202,120 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int32]:
         min_points_per_centroid=1,
         max_points_per_centroid=2 * _SAMPLED,
     )
-    kmeans.train(np.asarray(vectors[np.sort(sample)], np.float32))
+    kmeans.train(flat[np.sort(sample)])
     near = np.empty((n, min(_VISITED, n_cells)), np.int32)
     for at in range(0, n, _COLUMNS):
-        block = np.asarray(vectors[at : at + _COLUMNS], np.float32)
-        near[at : at + len(block)] = _knn(block, kmeans.centroids, near.shape[1])[1]
+        block = slice(at, at + _COLUMNS)
+        near[block] = faiss.knn(
+            flat[block], kmeans.centroids, near.shape[1], metric=faiss.METRIC_INNER_PRODUCT
+        )[1]
     return near
 
 
-def _knn(mine: Floats, theirs: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Similarity to, and rows of, the k of ``theirs`` that are most similar to each."""
+def _visit(
+    vectors: Floats, owners: NDArray[np.int64], near: NDArray[np.int32], links: _Best
+) -> Iterator[float]:
+    """Compare those who live in a cell with those who visit it, for the good of both."""
     faiss = _faiss()
-    similarity, rows = faiss.knn(mine, theirs, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return similarity, rows
+    # Both in the order of the vectors, so that those of an owner stand together.
+    cells = np.arange(near.max() + 2)
+    home = np.argsort(near[:, 0], kind="stable")
+    homes = np.searchsorted(near[home, 0], cells)
+    visits = np.argsort(near.ravel(), kind="stable")
+    visited = np.searchsorted(near.ravel()[visits], cells)
+    guests = faiss.ResultHeap(len(vectors), links.k, keep_max=True)
+    found: dict[int, list[tuple[Any, ...]]] = {}
+
+    def compare(cell: int) -> None:
+        members = home[homes[cell] : homes[cell + 1]]
+        visitors = visits[visited[cell] : visited[cell + 1]] // near.shape[1]
+        theirs = np.asarray(vectors[members], np.float32)
+        hosts = faiss.ResultHeap(len(members), links.k, keep_max=True)
+        everyone = np.arange(len(members))
+        found[cell] = [(members, hosts)]
+        with _one_thread():
+            for at in range(0, len(visitors), _ROWS):
+                of = visitors[at : at + _ROWS]
+                similarity = np.asarray(vectors[of], np.float32) @ theirs.T
+                first = np.searchsorted(owners[members], owners[of])
+                stop = np.searchsorted(owners[members], owners[of], "right")
+                for step in range((stop - first).max()):
+                    own = np.flatnonzero(first + step < stop)
+                    similarity[own, first[own] + step] = -np.inf
+                # One may visit cells that others are at work on: into the common heap later.
+                few = faiss.ResultHeap(len(of), links.k, keep_max=True)
+                few.add_result_subset(np.arange(len(of)), similarity, members)
+                hosts.add_result_subset(everyone, similarity.T, of)
+                found[cell].append((of, few))
+
+    # The largest first, beside others that take as long.
+    work = np.diff(homes) * np.diff(visited)
+    order = np.argsort(-work, kind="stable")[: np.count_nonzero(work)]
+    for start in range(0, len(order), _AT_ONCE):
+        batch = order[start : start + _AT_ONCE].tolist()
+        in_threads(compare, batch)
+        for cell in batch:
+            (members, hosts), *others = found.pop(cell)
+            links.merge(members, hosts.I, hosts.D)
+            for of, few in others:
+                guests.add_result_subset(of, few.D, few.I)
+        yield work[order[: start + _AT_ONCE]].sum() / work.sum()
+    for at in range(0, len(vectors), _COLUMNS):
+        block = slice(at, at + _COLUMNS)
+        links.merge(block, guests.I[block], guests.D[block])
+
+
+def _follow(
+    vectors: Floats,
+    owners: NDArray[np.int64],
+    order: NDArray[np.int64],
+    links: _Best,
+    best: _Best,
+) -> Iterator[float]:
+    """Compare each vector with its neighbours' neighbours as well.
+
+    Most of the near ones that no visit found are among these. In ``order``, one after the
+    other have many in common, so that each is read for many.
+    """
+    faiss = _faiss()
+    n, d = vectors.shape
+
+    def compare(of: NDArray[np.int64]) -> None:
+        rows = links.rows[of]
+        best.merge(of, rows, links.similarity[of])
+        beyond = np.where(rows[:, :, None] < 0, -1, links.rows[rows]).reshape(len(of), -1)
+        beyond.sort(axis=1)
+        # Once each, and none of the same owner; faiss passes over those below zero.
+        beyond[:, 1:][beyond[:, 1:] == beyond[:, :-1]] = -1
+        beyond[owners[beyond] == owners[of][:, None]] = -1
+        wanted = np.zeros(n, bool)
+        wanted[beyond[beyond >= 0]] = True
+        read = np.flatnonzero(wanted)
+        place = np.cumsum(wanted) - 1
+        mine, theirs = (np.asarray(vectors[which], np.float32) for which in (of, read))
+        ids = np.where(beyond < 0, -1, place[beyond])
+        similarity = np.empty(ids.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (similarity, mine, theirs, ids)]
+        with _one_thread():
+            faiss.fvec_inner_products_by_idx(*pointers, d, *ids.shape)
+        best.merge(of, beyond, similarity)
+
+    blocks = [order[at : at + _FOLLOWED] for at in range(0, n, _FOLLOWED)]
+    for start in range(0, len(blocks), _AT_ONCE):
+        in_threads(compare, blocks[start : start + _AT_ONCE])
+        yield min(1.0, (start + _AT_ONCE) / len(blocks))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep faiss from starting threads of its own in this one."""
+    faiss = _faiss()
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _faiss() -> Any:
