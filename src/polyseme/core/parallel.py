@@ -1,14 +1,13 @@
-"""Work in threads: NumPy lets go of the interpreter's lock in its loops."""
+"""Work on many neurons in threads: NumPy lets go of the interpreter's lock in its loops."""
 
 from __future__ import annotations
 
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -44,30 +43,6 @@ def in_threads(
     ):
         for _ in pool.map(work, chunks):
             pass
-
-
-@contextmanager
-def one_behind() -> Iterator[Callable[..., None]]:
-    """Do work in one thread beside this one, in order.
-
-    Yields
-    ------
-    callable
-        Takes a function and its arguments. It returns once the work before that is done, so no
-        more than one piece is under way, and raises what that raised.
-    """
-    last: Future[Any] | None = None
-
-    def do(work: Callable[..., Any], *args: Any) -> None:
-        nonlocal last
-        if last is not None:
-            last.result()
-        last = pool.submit(work, *args)
-
-    with ThreadPoolExecutor(1, initializer=_busy) as pool:
-        yield do
-        if last is not None:
-            last.result()
 
 
 def _busy() -> None:

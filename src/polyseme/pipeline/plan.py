@@ -227,7 +227,6 @@ class _Size:
         return cls(
             buffers=buffers + keys,
             sorting=64 * n * Stream.width(select),
-            # Its vectors, wider ones of them, and another site's that is being written.
             later=3 * 4 * d * vectors(chosen)
             + 4 * windows * chosen
             + 4 * min(BLOCK_BYTES * (os.cpu_count() or 1), 4 * d * chosen)

@@ -19,7 +19,6 @@ from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
-from polyseme.core.parallel import one_behind
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
@@ -29,13 +28,7 @@ from polyseme.pipeline.passes import TextPasses
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars
-from polyseme.pipeline.records import (
-    SiteClusters,
-    cluster_site,
-    gate_of,
-    site_arrays,
-    site_tables,
-)
+from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
 from polyseme.pipeline.similar import SimilarFeatures
 from polyseme.pipeline.words import feature_words, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
@@ -243,20 +236,17 @@ class _TextAnalysis:
             infos = []
             task = bars.add_task("Features", total=len(self.sites))
             results = passes.results()
-            with one_behind() as behind:
-                for number in range(len(self.sites)):
-                    with self.stages("selection"):
-                        one = next(results)
-                    threshold = self.settings["threshold"] or (
-                        SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
+            for number in range(len(self.sites)):
+                with self.stages("selection"):
+                    one = next(results)
+                infos.append(
+                    self.site(
+                        number, one, inputs, tables, {**logits[number], **importances[number]}
                     )
-                    infos.append(self.info(one.site, threshold))
-                    with self.stages("clusters"):
-                        found = cluster_site(one, threshold, self.settings["linkage"])
-                    # While the next site is clustered; no more than two are in memory.
-                    more = {**logits[number], **importances[number]}
-                    behind(self.record, number, one, found, inputs, tables, more, similar)
-                    bars.update(task, advance=1)
+                )
+                with self.stages("similar features"):
+                    similar.add(one, tables["features"][-1])
+                bars.update(task, advance=1)
             with self.stages("similar features"):
                 similar.write(bars)
             with self.stages("writing"):
@@ -321,49 +311,45 @@ class _TextAnalysis:
             **vocabulary_arrays(used, self.words),
         }
 
-    def record(
+    def site(
         self,
         number: int,
         one: Collected,
-        found: SiteClusters,
         inputs: dict[str, Array],
         tables: dict[str, list[pd.DataFrame]],
         more: dict[str, Array],
-        similar: SimilarFeatures,
-    ) -> None:
-        """Everything of one site: tables, arrays (and more), and what is searched later."""
+    ) -> dict[str, Any]:
+        """Everything of one site: tables, arrays (and more), and what run.json says of it."""
+        threshold = self.settings["threshold"] or (
+            SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
+        )
+        with self.stages("clusters"):
+            clusterings, central, layouts = cluster_site(one, threshold, self.settings["linkage"])
         with self.stages("tables"):
-            frames = site_tables(one, found.clusterings, found.medoids)
+            frames = site_tables(one, clusterings, central)
         with self.stages("labels"):
             before, after = self.settings["window"]
-            words = feature_words(
+            found = feature_words(
                 frames["examples"], frames["features"], inputs, self.words, (before, after)
             )
-            frames["features"]["label"] = words.labels
+            frames["features"]["label"] = found.labels
             n_before = sum(map(len, tables["features"]))
-            self.index.append(words.found_by + np.array([0, n_before, 0]))
+            self.index.append(found.found_by + np.array([0, n_before, 0]))
         for name, frame in frames.items():
             tables[name].append(frame)
         with self.stages("writing"):
-            arrays = {**site_arrays(one, found.clusterings), **found.layouts, **more}
-            self.writer.write_site(number, arrays)
-        with self.stages("similar features"):
-            similar.add(one, frames["features"])
-
-    @staticmethod
-    def info(site: Site, threshold: float) -> dict[str, Any]:
-        """What run.json says of a site."""
-        gate = gate_of(site)
+            self.writer.write_site(number, {**site_arrays(one, clusterings), **layouts, **more})
+        gate = gate_of(one.site)
         return {
-            "name": site.name,
-            "kind": site.kind,
-            "n_neurons": site.n_neurons,
-            "d_in": site.d_in,
-            "activation": site.activation.name,
+            "name": one.site.name,
+            "kind": one.site.kind,
+            "n_neurons": one.site.n_neurons,
+            "d_in": one.site.d_in,
+            "activation": one.site.activation.name,
             "gate": gate["activation"] if gate else None,
             "threshold": threshold,
-            **({"hook": site.point.name} if isinstance(site, HookedSAE) else {}),
-            **({"folded": True} if getattr(site, "gain", None) is not None else {}),
+            **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
+            **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
         }
 
     def importances(
