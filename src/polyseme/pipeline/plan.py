@@ -22,8 +22,9 @@ from polyseme.pipeline.records import BLOCK_BYTES
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
-# What the reading costs on top of the model's own work, see bench/capture.py.
-_OVERHEAD = 1.1
+# What the reading costs beside the model's own work, from the first context on: less over long
+# texts, see bench/capture.py.
+_OVERHEAD = 1.35
 
 
 @dataclass(frozen=True)
