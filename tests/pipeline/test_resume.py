@@ -106,6 +106,23 @@ def test_interrupted_after_the_pass(tmp_path, whole, monkeypatch, stage):
     assert len(taken) == 1, "the pass is not made again"
 
 
+def test_convolutions_after_the_pass(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    options = {"sites": "conv", "image_shape": None, "panels": False}
+    images = small.rgb_inputs()
+
+    def at(name, **more):
+        return go(tmp_path / name, images, small.make(small.ConvNet), **options, **more).path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analysis, "cluster_site", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            at("run")
+    assert small.contents(at("run", resume=True)) == small.contents(at("whole"))
+
+
 def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", batches(2))

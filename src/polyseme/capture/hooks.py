@@ -226,7 +226,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> Any:
     """Run one batch and learn what the model applies to each site's output.
 
-    Sets ``site.activation``. Returns the model's output.
+    Sets ``site.activation``, and shows each site its output. Returns the model's output.
 
     Raises
     ------
@@ -241,6 +241,7 @@ def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             calls[site.name][module] += 1
             if torch.is_tensor(output) and module is site.output_module:
+                site.look(output)
                 watch.follow(site.name, output)
 
         return hook

@@ -48,6 +48,9 @@ class Site(ABC):
         """Module whose output the nonlinearity acts on."""
         return self.module
 
+    def look(self, output: Tensor) -> None:  # noqa: B027 - most need not
+        """Learn from the output of a batch what the module alone does not tell."""
+
     @abstractmethod
     def weights(self) -> Tensor:
         """Input weights of the neurons, shape (n_neurons, d_in), detached."""
@@ -164,8 +167,11 @@ class ConvSite(Site):
     def __init__(self, name: str, module: nn.Conv2d) -> None:
         super().__init__(name, module, module.out_channels, module.weight[0].numel())
         self.n_groups = module.groups
-        #: Rows and columns of positions, once the layer has been read.
+        #: Rows and columns of positions, once the layer has run.
         self.grid: tuple[int, int] | None = None
+
+    def look(self, output: Tensor) -> None:
+        self.grid = output.shape[2], output.shape[3]
 
     def weights(self) -> Tensor:
         weight = self.module.weight
@@ -173,7 +179,6 @@ class ConvSite(Site):
         return weight.detach().flatten(1)
 
     def flatten(self, output: Tensor) -> Tensor:
-        self.grid = output.shape[2], output.shape[3]
         return output.flatten(2).transpose(1, 2)
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
