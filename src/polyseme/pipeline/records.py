@@ -122,7 +122,7 @@ def cluster_site(one: Collected, threshold: float, linkage: str) -> SiteClusters
         found[number] = _cluster_block(one, parts[number], threshold, linkage)
 
     in_threads(work, range(len(parts)))
-    return _together([block for block in found if block is not None])
+    return _joined([block for block in found if block is not None])
 
 
 def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str) -> SiteClusters:
@@ -138,7 +138,7 @@ def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str)
     return SiteClusters(found, medoids_many(embeddings, found.labels), layouts)
 
 
-def _together(blocks: list[SiteClusters]) -> SiteClusters:
+def _joined(blocks: list[SiteClusters]) -> SiteClusters:
     each = [block.clusterings for block in blocks]
     clusterings = Clusterings(
         **{
