@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyseme.core.labels import distinctive_tokens
+from polyseme.core.labels import count_tokens, distinctive_tokens, rank_tokens
 from polyseme.errors import InputError
 
 
@@ -126,6 +127,37 @@ def test_empty_clusters_do_not_change_the_others() -> None:
     np.testing.assert_array_equal(many.tokens[[0, 3]], few.tokens)
     np.testing.assert_array_equal(many.scores[[0, 3]], few.scores)
     assert (many.tokens[[1, 2, 4, 5]] == -1).all()
+
+
+def test_numbers_too_large_for_one_are_sorted_by_each() -> None:
+    rng = np.random.default_rng(0)
+    clusters, tokens, examples = rng.integers(0, 5, (3, 200))
+    weights = rng.integers(0, 3, 200).astype(float)
+    few = count_tokens(tokens, clusters, weights, examples)
+    # 5 · 2²² of each: together they take 73 bits.
+    many = count_tokens(*(x << 22 for x in (tokens, clusters)), weights, examples << 22)
+    assert (many.clusters == few.clusters << 22).all()
+    assert (many.tokens == few.tokens << 22).all()
+    assert (many.amounts == few.amounts).all()
+    assert (many.shared == few.shared).all()
+    assert 0 < few.shared.sum() < len(few.shared)
+
+
+def test_parts_are_ranked_as_all_of_it() -> None:
+    rng = np.random.default_rng(1)
+    clusters = np.sort(rng.integers(0, 12, 400))
+    tokens, weights = rng.integers(0, 9, 400), rng.integers(0, 3, 400).astype(float)
+    examples = clusters * 4 + rng.integers(0, 4, 400)
+    columns = (tokens, clusters, weights, examples)
+    options = {"n_clusters": 13, "vocabulary": 9, "k": 3}
+    cuts = np.searchsorted(clusters, [0, 3, 4, 9, 12])
+    parts = [
+        count_tokens(*(column[a:b] for column in columns)) for a, b in itertools.pairwise(cuts)
+    ]
+    found = rank_tokens(parts, **options)
+    whole = distinctive_tokens(tokens, clusters, weights=weights, examples=examples, **options)
+    assert (found.tokens == whole.tokens).all()
+    np.testing.assert_array_equal(found.scores, whole.scores)
 
 
 def test_nothing_at_all() -> None:
