@@ -103,6 +103,15 @@ def test_live_functions(run, tmp_path, monkeypatch, about, arguments, functions)
     assert {name for name in ("probe", "classify", "importances") if calls[0][name]} == functions
 
 
+def test_saes_are_refused_where_nothing_reads_them(run, tmp_path, capsys):
+    assert cli.main(["explore", str(run.path), "--sae", "mine"]) == 1
+    said = capsys.readouterr().err
+    assert f"--sae is given, but {run.path} is no run of texts; leave it out." in said
+    texts = renamed(run, tmp_path, data={"kind": "text"})
+    assert cli.main(["explore", str(texts), "--sae", "mine"]) == 1
+    assert "--sae is for --model; give the model that was analysed too." in capsys.readouterr().err
+
+
 def test_the_packaged_models_are_these():
     language = pytest.importorskip("polyseme.capture.language")
     assert set(PACKAGED) == set(language.PACKAGED)

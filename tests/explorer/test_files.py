@@ -254,7 +254,7 @@ def test_pictures_of_three_channels(rgb_run):
         np.testing.assert_array_equal(reader.part("kernel"), wanted)
         embedding = (neuron.vectors * neuron.weights).reshape(-1, *kernel).sum(axis=1)
         np.testing.assert_allclose(
-            reader.part("embedding", "counts")[..., 0], embedding, rtol=1e-3, atol=1e-3
+            reader.part("embedding", "counts")[..., 0], embedding, rtol=1e-3, atol=1e-4
         )
     site = described["sites"][0]["convolution"]
     assert len(site["grid"]) == len(site["covers"]) == 2

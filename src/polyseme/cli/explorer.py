@@ -14,6 +14,7 @@ from typing import Any
 
 from polyseme.cli.arguments import load_model, module
 from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
+from polyseme.errors import InputError
 
 #: models that come as packages, `polyseme.capture.language.PACKAGED`, without loading torch
 PACKAGED = ("smollm2", "minilm")
@@ -98,10 +99,16 @@ def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]
     """What needs the model, which is loaded when a page first asks for it."""
     kind, recorded = _about(Path(options.runs[0]))
     if kind != "text":
+        if options.sae:
+            raise InputError(
+                f"--sae is given, but {options.runs[0]} is no run of texts; leave it out."
+            )
         return {"classify": _Loaded(lambda: _classify(options.model))} if options.model else {}
     # A stranger's run is not believed: what it names is loaded if it comes as a package.
     options.model = options.model or (recorded if recorded in PACKAGED else None)
     if options.model is None:
+        if options.sae:
+            raise InputError("--sae is for --model; give the model that was analysed too.")
         return {}
     model = _Once(lambda: load_named_model(options))
     saes: dict[str, Any] = {}
