@@ -7,8 +7,10 @@ import gc
 import json
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,14 @@ def as_batch(batch: TokenBatch) -> Batch:
 
 
 def model_and_batches(name: str, size: int, device: str) -> tuple[nn.Module, Iterator[Batch]]:
-    """A model, and batches of contexts of 128 tokens for it, over and over again.
+    """A model, and batches of contexts of 128 tokens for it, without end.
 
     Parameters
     ----------
     name : str
-        As for `load_language_model`, read on English that ships with Python; or "random": of the
-        size of GPT2-small, with random weights, on random tokens.
+        As for `load_language_model`, read on the manual of Python and then on the sources of its
+        library, some 10,000 contexts that do not come twice before all have come; or "random":
+        of the size of GPT2-small, with random weights, on random tokens.
     """
     if name == "random":
         import transformers
@@ -43,7 +46,9 @@ def model_and_batches(name: str, size: int, device: str) -> tuple[nn.Module, Ite
         config = transformers.GPT2Config()
         return transformers.GPT2LMHeadModel(config).to(device).eval(), _random(config, size)
     model, tokenizer = load_language_model(name, device=device)
-    contexts = Contexts(read_text(), tokenizer, length=LENGTH)
+    library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = [*topics.values(), *(file.read_text("utf-8", "replace") for file in library)]
+    contexts = Contexts(read_text(texts), tokenizer, length=LENGTH)
 
     def again() -> Iterator[Batch]:
         while True:

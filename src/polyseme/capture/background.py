@@ -66,7 +66,7 @@ class Background:
         """
         wanted = torch.ones(len(order), dtype=torch.bool)
         if len(self._keys) >= self._size:
-            wanted = order < int(self._keys[-1])
+            wanted = order < int(self._keys.max())
         if reading.counted is not None:
             wanted &= reading.counted[start : start + len(order)].cpu()
         rows = wanted.nonzero()[:, 0]
@@ -86,18 +86,25 @@ class Background:
         """Take in what was `wanted` and `read`."""
         if not len(rows):
             return
-        keys = np.concatenate([self._keys, candidates.keys])
-        order = np.argsort(keys, kind="stable")[: self._size]
-        self._keys = keys[order]
-        self._rows = np.concatenate([self._rows, rows])[order]
+        n = len(self._keys)
+        stays = np.zeros(n + len(rows), bool)
+        stays[np.concatenate([self._keys, candidates.keys]).argsort()[: self._size]] = True
+        new = np.flatnonzero(stays[n:])
+        # Into the places of those that go, as to copy all rows for the sake of a few is slow.
+        free = np.flatnonzero(~stays[:n])
+        first, rest = new[: len(free)], new[len(free) :]
+        self._keys[free], self._rows[free] = candidates.keys[first], rows[first]
+        if len(rest):
+            self._keys = np.concatenate([self._keys, candidates.keys[rest]])
+            self._rows = np.concatenate([self._rows, rows[rest]])
 
     def result(self) -> Array:
-        """Float32 of shape (n_groups, m, d_in)."""
-        return np.ascontiguousarray(self._rows.transpose(1, 0, 2))
+        """Float32 of shape (n_groups, m, d_in), by ascending priority."""
+        return np.ascontiguousarray(self._rows[self._keys.argsort()].transpose(1, 0, 2))
 
     def state(self) -> dict[str, Array]:
         """Everything, to go on later from here."""
-        return {"keys": self._keys, "rows": self._rows}
+        return {"keys": self._keys.copy(), "rows": self._rows.copy()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from a `state`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from polyseme.errors import RunError
 Array = NDArray[Any]
 
 _BLOCK_BYTES = 4 << 20
+# What a file may have in memory that is not on the disk.
+_BEHIND_BYTES = 1 << 20
+_behind = ThreadPoolExecutor(1, thread_name_prefix="polyseme-rows")
 
 
 class Pool:
@@ -30,12 +34,14 @@ class Pool:
         Keep the rows in files of this name, with a number appended, instead of in memory. A
         `state` stays good until `forget`: of the files that it needs nothing changes but what
         is beyond its rows.
+    expected : int
+        Rows that may be live in the end: with fewer than twice as many, nothing is sorted out.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, expected: int = 0) -> None:
         self._keys = np.empty(0, dtype=np.int64)
         self._n = 0
-        self._n_live = 0
+        self._n_live = self._expected = expected
         self._rows: _InMemory | _InFile = _InMemory() if file is None else _InFile(file)
 
     def __len__(self) -> int:
@@ -84,12 +90,13 @@ class Pool:
             self._rows = self._rows.replaced(self._picked(kept))
             self._keys = self.keys[kept]
             self._n = len(self._keys)
-        self._n_live = self._n
+        self._n_live = max(self._n, self._expected)
 
     def _picked(self, kept: Array) -> Iterator[Array]:
         start = 0
         for chunk in self._rows:
-            yield chunk[kept[start : start + len(chunk)]]
+            # Several times as quick as to index with what is kept.
+            yield chunk.take(np.flatnonzero(kept[start : start + len(chunk)]), axis=0)
             start += len(chunk)
 
     def take(self, keys: Array) -> Array | None:
@@ -104,7 +111,7 @@ class Pool:
         for chunk in self._rows:
             low, high = np.searchsorted(at, (start, start + len(chunk)))
             rows = slice(low, high) if sorted_already else order[low:high]
-            found[rows] = chunk[at[low:high] - start]
+            found[rows] = chunk.take(at[low:high] - start, axis=0)
             start += len(chunk)
         return found
 
@@ -115,7 +122,8 @@ class Pool:
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from a `state`."""
         self._keys = np.array(state["keys"])
-        self._n = self._n_live = len(self._keys)
+        self._n = len(self._keys)
+        self._n_live = max(self._n, self._expected)
         self._rows = self._rows.restored(state, self._n)
 
     def forget(self) -> None:
@@ -188,6 +196,8 @@ class _InFile:
         self._file = file
         self._number = number
         self._n = 0
+        self._new_bytes = 0
+        self._settled: Future[None] | None = None
         self._needed: set[int] = set()  # by the last state
         self.dtype: np.dtype[Any] | None = None
         self.shape: tuple[int, ...] | None = None
@@ -203,6 +213,8 @@ class _InFile:
             for start in range(0, self._n, together):
                 n = min(together, self._n - start)
                 rows = np.empty((n, *self.shape), self.dtype)
+                if start:
+                    _forget(file.fileno(), start * self._row_bytes)
                 if file.readinto(_bytes_of(rows)) != rows.nbytes:
                     raise RunError(
                         f"{self._path(self._number)} is shorter than it was left; start the "
@@ -224,6 +236,10 @@ class _InFile:
             while left:
                 left = left[file.write(left) :]
         self._n += len(rows)
+        self._new_bytes += rows.nbytes
+        if self._new_bytes > _BEHIND_BYTES and (self._settled is None or self._settled.done()):
+            self._new_bytes = 0
+            self._settled = _behind.submit(_settle, path)
 
     @property
     def _row_bytes(self) -> int:
@@ -280,6 +296,24 @@ class _InFile:
         for path in self._file.parent.glob(f"{self._file.name}.*"):
             if path != self._path(self._number):
                 path.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Have the disk take what is new in a file, and the memory that it was in be free.
+
+    Rows are not read before the end of the pass. Until then they would take the memory of what
+    is needed, and memory that was in use a moment ago is written several times as quickly.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError), path.open("rb") as file:
+            os.fdatasync(file.fileno())
+            _forget(file.fileno(), 0)
+
+
+def _forget(file: int, end: int) -> None:
+    """Free the memory of a file up to here (0: all of it), as far as the disk has it."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes_of(rows: Array) -> memoryview:

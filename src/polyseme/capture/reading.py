@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,10 @@ from polyseme.errors import InputError
 # A maximum without its place is several times as quick as one with it. So maxima are taken of
 # blocks of positions, and places are looked for in one block of the few neurons that matter.
 _BLOCK = 16
+# Where more than a third of a batch's activations matter, looking at all of them is quicker.
+_MANY = 3
+# Elements that such a look has at hand at a time, so that they stay in the processor's caches.
+_AT_ONCE = 1 << 20
 
 
 class Counted:
@@ -50,6 +55,14 @@ class Counted:
             where = (~blocks.all(dim=2)).nonzero(as_tuple=True)
             kept = F.pad(rest, (0, beyond), value=False).view(shape)[where]
             self.holes = (where[0], where[1], kept)
+        self._left_out: Tensor | None = None
+
+    def left_out(self, rows: Tensor, start: Tensor, width: int) -> Tensor:
+        """Which positions from ``start`` on do not count, bool (m, width), of inputs (m,)."""
+        if self._left_out is None or self._left_out.shape[2] != width:
+            self._left_out = (~self.mask).unfold(1, width, 1).contiguous()
+        table = self._left_out
+        return table.view(-1, width).index_select(0, rows * table.shape[1] + start)
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,28 @@ class Reading:
     @property
     def positions(self) -> Tensor:
         """The place of each of ``activations``, int64 of shape (B, n_neurons)."""
-        shape = self.activations.shape
-        rows, neurons = torch.ones(shape, device=self.activations.device).nonzero(as_tuple=True)
-        return self.locate(rows, neurons).view(shape)
+        n_positions = self.everywhere.shape[1]
+        first = 0 if self.places is None else self.places.first
+        found = torch.zeros(self.activations.shape, dtype=torch.int64, device=self._device)
+        if n_positions == 1:
+            return found
+        width = min(max(_BLOCK, _AT_ONCE // max(1, self.activations.numel())), 255)
+        # From the last to the first, which is the one that stays.
+        for start in range(first + (n_positions - 1 - first) // width * width, first - 1, -width):
+            block = self.everywhere[:, start : start + width]
+            here = block.shape[1]
+            # The first of equals has the highest number; 0 is none.
+            number = torch.arange(here, 0, -1, dtype=torch.uint8, device=self._device)
+            if self.places is not None and self.places.holes is not None:
+                number = number * self.places.mask[:, start : start + here]
+            equal = (block == self.activations[:, None]).view(torch.uint8)
+            highest = (equal * number[..., None]).amax(dim=1)
+            found = torch.where(highest > 0, start + here - highest.long(), found)
+        return found
+
+    @property
+    def _device(self) -> torch.device:
+        return self.activations.device
 
     def locate(self, rows: Tensor, neurons: Tensor) -> Tensor:
         """The place where a neuron is strongest, the first of equals; 0 where nothing counts.
@@ -99,22 +131,24 @@ class Reading:
         Tensor of int64, shape (m,)
             A flat index into the layer's spatial or sequence positions.
         """
+        if _MANY * len(rows) > self.activations.numel():
+            return self.positions[rows, neurons]
         n_positions = self.everywhere.shape[1]
-        first = 0 if self.places is None else self.places.first
-        start: Tensor | int = first
-        width = n_positions - first
+        start = torch.zeros_like(rows)
+        width = n_positions
         if self.maxima is not None:
-            width = min(_BLOCK, width)
-            blocks = torch.arange(self.maxima.shape[1], device=rows.device)
-            best = _pick(self.maxima, rows[:, None], blocks, neurons[:, None]).argmax(dim=1)
-            start = (first + _BLOCK * best)[:, None]
-        # Beyond the last position it stands again: the first of equals is what counts.
-        at = (start + torch.arange(width, device=rows.device)).clamp(max=n_positions - 1)
-        at = at.expand(len(rows), width)
-        values = _pick(self.everywhere, rows[:, None], at, neurons[:, None])
-        if self.places is not None and self.places.holes is not None:
-            values = values.masked_fill(~self.places.mask[rows[:, None], at], -torch.inf)
-        positions = at.gather(1, values.argmax(dim=1, keepdim=True))[:, 0]
+            n_blocks = self.maxima.shape[1]
+            in_blocks = _pick(self.maxima, rows, 0, neurons, torch.arange(n_blocks))
+            start = _BLOCK * in_blocks.argmax(dim=1)
+            if self.places is not None:
+                start += self.places.first
+            # The last block may begin earlier: what is before it is less, or does not count.
+            width = min(_BLOCK, n_positions)
+            start = start.clamp(max=n_positions - width)
+        values = _pick(self.everywhere, rows, start, neurons, torch.arange(width))
+        if self.places is not None:
+            values = values.masked_fill(self.places.left_out(rows, start, width), -torch.inf)
+        positions = start + values.argmax(dim=1)
         if self.places is not None and not self.places.all_inputs:
             positions = positions.masked_fill(~self.places.inputs[rows], 0)
         return positions
@@ -124,28 +158,60 @@ class Reading:
     ) -> Tensor:
         """Activations around places, float32 of shape (m, before + 1 + after).
 
-        NaN stands for what is beyond the input's ends.
+        NaN stands for what is beyond the input's ends. ``rows`` are in ascending order.
         """
         n_positions = self.everywhere.shape[1]
-        device = rows.device
-        # For each position where its window is, so that this is worked out once.
-        at = torch.arange(n_positions, device=device)[:, None]
-        at = at + torch.arange(-before, after + 1, device=device)
-        inside = at.clamp(0, n_positions - 1)
-        values = _pick(self.everywhere, rows[:, None], inside[positions], neurons[:, None]).float()
-        return values.masked_fill_((at != inside)[positions], torch.nan)
+        if _MANY * len(rows) > self.activations.numel():
+            return self._around_many(rows, neurons, positions, before, after)
+        at, beyond = _windows(n_positions, before, after, rows.device)
+        values = _pick(self.everywhere, rows, 0, neurons, at.index_select(0, positions)).float()
+        return values.masked_fill_(beyond.index_select(0, positions), torch.nan)
+
+    def _around_many(
+        self, rows: Tensor, neurons: Tensor, positions: Tensor, before: int, after: int
+    ) -> Tensor:
+        """The same, input after input, each with a neuron's activations side by side."""
+        _, n_positions, n_neurons = self.everywhere.shape
+        width = before + 1 + after
+        found = torch.empty((len(rows), width), device=rows.device)
+        side = torch.full((n_neurons, before + n_positions + after), torch.nan, device=rows.device)
+        windows = side.view(-1).unfold(0, width, 1)
+        starts = neurons * side.shape[1] + positions
+        part = slice(0, 0)
+        for row, n in enumerate(rows.bincount(minlength=len(self.activations)).tolist()):
+            side[:, before : before + n_positions] = self.everywhere[row].T
+            part = slice(part.stop, part.stop + n)
+            torch.index_select(windows, 0, starts[part], out=found[part])
+        return found
 
 
-def _pick(tensor: Tensor, rows: Tensor, positions: Tensor, neurons: Tensor) -> Tensor:
-    """Single values of a tensor of three axes, by indices that are broadcast to one shape."""
+@lru_cache(maxsize=4)
+def _windows(
+    n_positions: int, before: int, after: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of a window around each position: where it is, int32, and what is beyond the ends."""
+    at = torch.arange(n_positions, dtype=torch.int32, device=device)[:, None]
+    at = at + torch.arange(-before, after + 1, dtype=torch.int32, device=device)
+    inside = at.clamp(0, n_positions - 1)
+    return inside, at != inside
+
+
+def _pick(
+    tensor: Tensor, rows: Tensor, start: Tensor | int, neurons: Tensor, positions: Tensor
+) -> Tensor:
+    """Values of a tensor (B, positions, n_neurons), (m, width): at ``start`` plus ``positions``.
+
+    ``rows``, ``start`` and ``neurons`` are of shape (m,), ``positions`` (width,) or (m, width).
+    """
     # By one offset each, as three indices at once take three times as long.
     a, b, c = tensor.stride()
     span = sum((size - 1) * step for size, step in zip(tensor.shape, (a, b, c), strict=True)) + 1
+    first = rows * a + neurons * c + start * b
     if span < 1 << 31:
-        rows, positions, neurons = rows.int(), positions.int(), neurons.int()
-    offsets = (rows * a + neurons * c) + positions * b
+        first, positions = first.int(), positions.int()
+    offsets = torch.add(first[:, None], positions.to(rows.device), alpha=b)
     flat = tensor.as_strided((span,), (1,), tensor.storage_offset())
-    return flat.index_select(0, offsets.reshape(-1)).view(offsets.shape)
+    return flat.index_select(0, offsets.view(-1)).view(offsets.shape)
 
 
 def strongest(activations: Tensor, counted: Counted | None = None) -> Reading:
@@ -168,20 +234,22 @@ def strongest(activations: Tensor, counted: Counted | None = None) -> Reading:
     if rest.shape[1] == 1:
         maxima = rest
     else:
-        whole = rest.shape[1] // _BLOCK
-        parts = []
+        n_inputs, n_positions, n_neurons = rest.shape
+        whole = n_positions // _BLOCK
+        maxima = rest.new_empty((n_inputs, -(-n_positions // _BLOCK), n_neurons))
         if whole:
-            blocks = rest[:, : whole * _BLOCK].view(len(rest), whole, _BLOCK, -1)
-            parts.append(blocks.amax(dim=2))
-        if whole * _BLOCK < rest.shape[1]:
-            parts.append(rest[:, whole * _BLOCK :].amax(dim=1, keepdim=True))
-        maxima = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            blocks = rest[:, : whole * _BLOCK].view(n_inputs, whole, _BLOCK, n_neurons)
+            torch.amax(blocks, dim=2, out=maxima[:, :whole])
+        if whole < maxima.shape[1]:
+            torch.amax(rest[:, whole * _BLOCK :], dim=1, out=maxima[:, whole])
     if counted is not None and counted.holes is not None:
         rows, blocks, kept = counted.holes
         at = blocks[:, None] * _BLOCK + torch.arange(_BLOCK, device=rows.device)
         values = rest[rows[:, None], at.clamp(max=rest.shape[1] - 1)]
         again = values.masked_fill(~kept[:, :, None], -torch.inf).amax(dim=1)
-        maxima = maxima.index_put((rows, blocks), again)
+        if maxima is rest:
+            maxima = rest.clone()
+        maxima[rows, blocks] = again
     values = maxima.amax(dim=1) if maxima.shape[1] > 1 else maxima[:, 0]
     if counted is not None and not counted.all_inputs:
         values = values.masked_fill(~counted.inputs[:, None], 0)

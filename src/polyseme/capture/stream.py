@@ -53,8 +53,8 @@ class Picked:
     count: Tensor
 
 
-# The bar is raised once an eighth of what the neurons keep is new.
-_RAISE = 8
+# The bar is raised once a quarter of what the neurons keep is new.
+_RAISE = 4
 _LEAST_ROOM = 64
 _COLUMNS = ("values", "index", "position")
 
@@ -159,7 +159,8 @@ class Stream:
             self._position.view(-1)[picked.places] = position.int()
         self._count = picked.count
         self._added += len(picked.rows)
-        if self._added >= self._raise_after:
+        # Nothing is below a bar as long as no neuron has all that it may keep.
+        if self._added >= self._raise_after and int(self._count.max()) >= self.selector.capacity:
             self._bar = self.selector.bar(self._kept)
             self._added = 0
 

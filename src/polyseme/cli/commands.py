@@ -158,7 +158,7 @@ def _add_analyse(commands: Any) -> None:
     )
     work = analyse.add_argument_group("work")
     work.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
-    work.add_argument("--batch-size", type=int, help="default: 256, or 16 contexts of text")
+    work.add_argument("--batch-size", type=int, help="default: 256, or 4,096 tokens of text")
     work.add_argument(
         "--memory-budget",
         metavar="SIZE",

@@ -126,7 +126,7 @@ def analyse(
     seed : int
         Of these.
     batch_size : int
-        Inputs in one forward pass; 256 by default, 16 of contexts. What is found does not
+        Inputs in one forward pass; 256 by default, of contexts 4,096 tokens. What is found does not
         depend on it, but for the last digits of the model's own sums: an analysis may be gone
         on with by another one, but it is the same to the last byte only by the same one. If
         the device runs out of memory in the pass, batches are halved.
@@ -168,7 +168,7 @@ def analyse(
             importances=importances,
             random_examples=random_examples,
             seed=seed,
-            batch_size=16 if batch_size is None else batch_size,
+            batch_size=batch_size,
             memory_budget=memory_budget,
             overwrite=overwrite,
             resume=resume,

@@ -41,6 +41,7 @@ TEXT_THRESHOLD = 0.5
 # The published threshold for SAE neurons.
 SAE_THRESHOLD = 0.05
 WINDOW, _WIDEST = (20, 10), 1024
+TOKENS_AT_ONCE = 4096
 LOGITS = 10
 IMPORTANCES = ("none", "exact")
 
@@ -58,7 +59,7 @@ def analyse_text(
     importances: str = "none",
     random_examples: int = 16,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     memory_budget: int | str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -95,8 +96,8 @@ def analyse_text(
         `polyseme.pipeline.importances.neuron_importances`.
     random_examples, seed, overwrite, resume, progress
         As for `analyse`.
-    batch_size : int
-        Contexts in one forward pass; as for `analyse`.
+    batch_size : int, optional
+        Contexts in one forward pass, by default 4,096 tokens; as for `analyse`.
     memory_budget : int or str, optional
         Memory that may be used above the loaded model: bytes, or such as "4GB". If it does not
         do for all sites together, the text is read several times, for some of them each. What
@@ -116,6 +117,8 @@ def analyse_text(
     A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
     """
     select = TopK() if select is None else select
+    if batch_size is None:
+        batch_size = max(1, TOKENS_AT_ONCE // contexts.length)
     check_options(model, select, batch_size=batch_size, random_examples=random_examples)
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
