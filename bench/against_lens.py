@@ -149,7 +149,7 @@ def one_side(side: str, contexts: int, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--contexts", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8, help="contexts in a forward pass")
+    parser.add_argument("--batch", type=int, default=32, help="contexts in a forward pass")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--side", choices=SIDES, help="one side, in this process")
     args = parser.parse_args()

@@ -99,10 +99,10 @@ class SiteCollector:
         self.random = Stream(draw, site.n_neurons)
         self.statistics = Statistics(site.n_neurons)
         self.background = Background(site, N_BACKGROUND)
-        in_the_end = site.n_neurons * select.capacity
         # Vectors are shared, and wide: in memory they are sorted out as soon as that pays.
-        self.vectors = Pool(files and files / "vectors", in_the_end if files else 0)
-        self.windows = Pool(files and files / "windows", in_the_end)
+        most = site.n_neurons * select.capacity if files else 0
+        self.vectors = Pool(files and files / "vectors", most)
+        self.windows = Pool(files and files / "windows", site.n_neurons * Stream.width(select))
         self.n_inputs = 0
 
     def update(
