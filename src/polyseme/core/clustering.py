@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats, check_linkage, check_threshold
-from polyseme.core.distances import unit_rows
+from polyseme.core.distances import cosine_matrices
 from polyseme.core.metrics import Polysemanticity
 from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
@@ -149,6 +149,7 @@ def cluster_many(
     *,
     threshold: float = 0.05,
     linkage: str = "average",
+    cosines: Floats | None = None,
     threads: int | None = None,
 ) -> Clusterings:
     """Trees, feature clusters and metrics of many neurons at once.
@@ -161,6 +162,8 @@ def cluster_many(
         Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
     threshold, linkage
         As for `cluster`.
+    cosines : ndarray, shape (n_neurons, n, n), optional
+        Between each neuron's embeddings, where they are known already.
     threads : int, optional
         Worker threads; by default one for each core.
 
@@ -182,7 +185,7 @@ def cluster_many(
             )
     # Lone examples take part in no distance, so nothing later looks at them.
     _check_finite(values, np.flatnonzero(sizes == 1), 1)
-    work = _Work(values, sizes, limit, linkage)
+    work = _Work(values, sizes, limit, linkage, cosines)
     # Neurons with equally many examples share a chunk, so that every step is one array call.
     order = np.argsort(sizes, kind="stable")
     runs = np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1) if n_neurons else []
@@ -201,10 +204,16 @@ class _Work:
     """What one `cluster_many` finds, filled in chunk by chunk."""
 
     def __init__(
-        self, values: Floats, sizes: NDArray[np.int64], threshold: float, linkage: str
+        self,
+        values: Floats,
+        sizes: NDArray[np.int64],
+        threshold: float,
+        linkage: str,
+        cosines: Floats | None,
     ) -> None:
         n_neurons, n = values.shape[:2]
         self.values = values
+        self.cosines = cosines
         # The condensed distances' places in a flattened matrix, by number of examples.
         self.pairs: dict[int, NDArray[Any]] = {}
         self.found = Clusterings(
@@ -225,11 +234,7 @@ class _Work:
         """Trees, clusters and metrics of a few neurons with equally many examples, over one."""
         found, linkage = self.found, self.found.linkage
         n = int(found.n_examples[neurons[0]])
-        first, last = int(neurons[0]), int(neurons[-1])
-        # A slice is a view; picking rows out by number would copy the embeddings.
-        consecutive = last - first == len(neurons) - 1 and bool((np.diff(neurons) == 1).all())
-        picked = self.values[first : last + 1] if consecutive else self.values[neurons]
-        distances = self._condensed(picked[:, :n], neurons)
+        distances = self._condensed(neurons, n)
         found.max_distance[neurons] = distances.max(axis=1)
         trees = np.empty((len(neurons), n - 1, 4))
         # Sum of the distances between the two sides of each merge.
@@ -251,30 +256,28 @@ class _Work:
         found.intra_cluster_distance[neurons] = _mean_of(sums, n_pairs, merged)
         found.inter_cluster_distance[neurons] = _mean_of(sums, n_pairs, ~merged)
 
-    def _condensed(self, values: Floats, neurons: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _condensed(self, neurons: NDArray[np.int64], n: int) -> NDArray[np.float64]:
         """Distances of all pairs i < j of each neuron, float64, shape (n_neurons, pairs)."""
-        n = values.shape[1]
         if n not in self.pairs:
             i, j = np.triu_indices(n, 1)
             self.pairs[n] = i * n + j
-        # What overflows here is computed again below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            gram = np.matmul(values, values.transpose(0, 2, 1))
-        squares = np.einsum("gii->gi", gram)
-        if not _is_safe(squares):
-            # Here too, and not before, values that are not finite come to light: looking at
-            # every one of them first would cost as much as all the trees.
-            _check_finite(self.values, neurons, values.shape[1])
-            values = unit_rows(values.astype(np.float64))
-            gram = np.matmul(values, values.transpose(0, 2, 1))
-            squares = np.einsum("gii->gi", gram)
-        inverse = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
-        gram *= inverse[:, :, None]
-        gram *= inverse[:, None, :]
+        if self.cosines is not None:
+            gram = _picked(self.cosines, neurons)[:, :n, :n]
+        else:
+            values = _picked(self.values, neurons)[:, :n]
+            gram = cosine_matrices(values, np.ones(values.shape[:2], bool), neurons)
         cosines = np.take(gram.reshape(len(gram), n * n), self.pairs[n], axis=1)
         np.clip(cosines, -1, 1, out=cosines)
         distances = cosines.astype(np.float64)
         return np.subtract(1, distances, out=distances)
+
+
+def _picked(values: Floats, neurons: NDArray[np.int64]) -> Floats:
+    first, last = int(neurons[0]), int(neurons[-1])
+    # A slice is a view; picking rows out by number would copy them.
+    if last - first == len(neurons) - 1 and bool((np.diff(neurons) == 1).all()):
+        return values[first : last + 1]
+    return values[neurons]
 
 
 def _check_finite(values: Floats, neurons: NDArray[np.int64], n: int) -> None:
@@ -282,16 +285,6 @@ def _check_finite(values: Floats, neurons: NDArray[np.int64], n: int) -> None:
     for neuron in neurons:
         if not np.isfinite(values[neuron, :n]).all():
             as_floats(values[neuron, :n], f"embeddings[{neuron}]", 2)
-
-
-def _is_safe(squares: Floats) -> bool:
-    """Whether squared norms neither overflowed nor lost digits to underflow (0 is exact)."""
-    if squares.dtype == np.float32:
-        low, high = 1e-28, 1e36
-    else:
-        low, high = 1e-290, 1e300
-    inside = (squares > low) & (squares < high)
-    return bool(inside.all())
 
 
 def _pairs_of_merges(trees: NDArray[np.float64]) -> NDArray[np.float64]:

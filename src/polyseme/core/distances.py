@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats
 
@@ -16,6 +17,50 @@ def unit_rows(vectors: Floats) -> Floats:
     scaled = vectors / np.where(peak > 0, peak, 1)
     norms = np.sqrt(np.einsum("...d,...d->...", scaled, scaled))[..., None]
     return np.asarray(scaled / np.where(norms > 0, norms, 1), dtype=vectors.dtype)
+
+
+def cosine_matrices(
+    vectors: Floats, used: NDArray[np.bool_], neurons: NDArray[np.int64] | None = None
+) -> Floats:
+    """Cosines between the rows of each of many matrices.
+
+    Parameters
+    ----------
+    vectors : ndarray of float32 or float64, shape (m, n, d)
+    used : ndarray of bool, shape (m, n)
+        Rows that count; all others must be zeros.
+    neurons : ndarray of int64, shape (m,), optional
+        Numbers of the matrices, for the error.
+
+    Returns
+    -------
+    ndarray, shape (m, n, n)
+        Of the dtype of ``vectors``; of float64 where some of these are so small or so large
+        that it takes that. A zero row has 0 with every row, itself too.
+
+    Raises
+    ------
+    InputError
+        For values that are not finite.
+    """
+    # What overflows here is computed again below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.matmul(vectors, vectors.transpose(0, 2, 1))
+    squares = np.einsum("gii->gi", found)
+    low, high = (1e-28, 1e36) if found.dtype == np.float32 else (1e-290, 1e300)
+    if not ((squares > low) & (squares < high) | ~used).all():
+        # Here, and not before, values that are not finite come to light: looking at every one
+        # of them first would cost as much as all the trees.
+        for at, (rows, those) in enumerate(zip(vectors, used, strict=True)):
+            if not np.isfinite(rows).all():
+                as_floats(rows[those], f"embeddings[{at if neurons is None else neurons[at]}]", 2)
+        unit = unit_rows(vectors.astype(np.float64))
+        found = np.matmul(unit, unit.transpose(0, 2, 1))
+        squares = np.einsum("gii->gi", found)
+    inverse = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+    found *= inverse[:, :, None]
+    found *= inverse[:, None, :]
+    return np.asarray(found)
 
 
 def cosine_distances(vectors: Any) -> Floats:

@@ -14,6 +14,8 @@ from polyseme.errors import InputError
 
 # Rows that are worked on together: few enough to stay near a core's cache.
 _MEDOID_ROWS = 256
+# More than what rounding makes of a cosine in single precision.
+_ROUNDING = 1e-5
 
 
 def cluster_sums(unit: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -63,7 +65,9 @@ def medoids(embeddings: Any, labels: Any) -> NDArray[np.int64]:
     return medoids_many(values[None], as_labels(labels, len(values))[None])
 
 
-def medoids_many(embeddings: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def medoids_many(
+    embeddings: Floats, labels: NDArray[np.int64], *, cosines: Floats | None = None
+) -> NDArray[np.int64]:
     """Medoids of many neurons' feature clusters, as `medoids` finds them.
 
     Parameters
@@ -71,6 +75,9 @@ def medoids_many(embeddings: Floats, labels: NDArray[np.int64]) -> NDArray[np.in
     embeddings : ndarray, shape (n_neurons, n, d)
     labels : ndarray of int64, shape (n_neurons, n)
         -1 beyond a neuron's number of examples.
+    cosines : ndarray, shape (n_neurons, n, n), optional
+        Between each neuron's embeddings, where they are known already: most medoids are plain
+        from these, and only the others are looked at more closely.
 
     Returns
     -------
@@ -90,7 +97,16 @@ def medoids_many(embeddings: Floats, labels: NDArray[np.int64]) -> NDArray[np.in
     starts = np.cumsum(sizes) - sizes
     found: NDArray[np.int64] = example[starts]
     # Of one example or two the first is as central as any.
-    chunks = _stretches(np.flatnonzero(sizes > 2), sizes, _MEDOID_ROWS)
+    left = sizes > 2
+    if cosines is not None and left.any():
+        same = (labels[:, :, None] == labels[:, None, :]).astype(cosines.dtype)
+        rough = np.einsum("gij,gij->gi", cosines, same)[neuron, example]
+        near = np.repeat(np.maximum.reduceat(rough, starts) - _ROUNDING * sizes, sizes) < rough
+        plain = left & (np.add.reduceat(near, starts, dtype=np.int64) == 1)
+        chosen = near & plain[cluster]
+        found[cluster[chosen]] = example[chosen]
+        left &= ~plain
+    chunks = _stretches(np.flatnonzero(left), sizes, _MEDOID_ROWS)
 
     def work(clusters: NDArray[np.int64]) -> None:
         length = sizes[clusters]

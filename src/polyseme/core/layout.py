@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats
-from polyseme.core.distances import unit_rows
+from polyseme.core.distances import cosine_matrices
 from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
 
@@ -20,7 +20,9 @@ _FOLLOWED = 8
 _MOST_STEPS, _BETWEEN_CHECKS, _SETTLED = 48, 2, 1e-4
 
 
-def principal_coordinates(embeddings: Any, counts: Any = None) -> NDArray[np.float32]:
+def principal_coordinates(
+    embeddings: Any, counts: Any = None, *, cosines: Floats | None = None
+) -> NDArray[np.float32]:
     """The two leading principal coordinates of each neuron's examples, by their directions.
 
     They are the first two principal components of the rows scaled to length 1: the plane in
@@ -33,6 +35,8 @@ def principal_coordinates(embeddings: Any, counts: Any = None) -> NDArray[np.flo
         Embeddings of the examples.
     counts : array of int, shape (n_neurons,), optional
         Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+    cosines : ndarray, shape (n_neurons, n, n), optional
+        Between each neuron's embeddings, where they are known already; 0 beyond its examples.
 
     Returns
     -------
@@ -63,34 +67,24 @@ def principal_coordinates(embeddings: Any, counts: Any = None) -> NDArray[np.flo
     found = np.zeros((n_neurons, n, 2), np.float32)
 
     def work(chunk: slice) -> None:
-        found[chunk] = _coordinates(values[chunk], sizes[chunk])
+        used = np.arange(n) < sizes[chunk, None]
+        if not used.any():
+            return
+        if cosines is None:
+            rows = values[chunk] if used.all() else np.where(used[:, :, None], values[chunk], 0)
+            gram = cosine_matrices(rows, used, np.arange(n_neurons)[chunk])
+        else:
+            gram = cosines[chunk].copy()
+        found[chunk] = _coordinates(gram, used)
 
     in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, n_neurons, _TOGETHER)])
     return found
 
 
-def _coordinates(values: Floats, sizes: NDArray[np.int64]) -> Floats:
-    used = np.arange(values.shape[1]) < sizes[:, None]
-    if not used.any():
-        return np.zeros((*used.shape, 2), np.float32)
-    if not used.all():
-        values = np.where(used[:, :, None], values, 0)
-    # What overflows here is computed again below.
-    with np.errstate(over="ignore", invalid="ignore"):
-        gram = np.matmul(values, values.transpose(0, 2, 1))
-    squares = np.einsum("gii->gi", gram)
-    if not ((squares > 1e-28) & (squares < 1e36) | ~used).all():
-        as_floats(values[used], "embeddings", 2)
-        unit = unit_rows(values.astype(np.float64))
-        gram = np.matmul(unit, unit.transpose(0, 2, 1))
-        squares = np.einsum("gii->gi", gram)
-    # Rows of length 1 each, but none beyond the examples.
-    inverse = np.zeros_like(squares)
-    np.divide(1, np.sqrt(squares), out=inverse, where=used & (squares > 0))
-    gram *= inverse[:, :, None]
-    gram *= inverse[:, None, :]
+def _coordinates(gram: Floats, used: NDArray[np.bool_]) -> Floats:
+    """Coordinates of a few neurons, from the cosines between their examples."""
     # Less their mean: from products of rows to products of differences from it.
-    number = np.maximum(sizes, 1)[:, None].astype(gram.dtype)
+    number = np.maximum(used.sum(axis=1), 1)[:, None].astype(gram.dtype)
     means = gram.sum(axis=2) / number
     means -= means.sum(axis=1, keepdims=True) / number / 2
     gram -= means[:, :, None]

@@ -341,8 +341,8 @@ def latents_table(
     for _ in collector.run(batches()):
         pass
     [collected], _ = collector.result()
-    clusterings, central, _ = cluster_site(collected, threshold, "average")
-    return site_tables(collected, clusterings, central)["neurons"]
+    found = cluster_site(collected, threshold, "average")
+    return site_tables(collected, found.clusterings, found.medoids)["neurons"]
 
 
 def report_on(

@@ -273,7 +273,7 @@ class _Analysis:
                 threshold = self.settings["threshold"] or (
                     SAE_THRESHOLD if one.site.kind == "sae" else PIXEL_THRESHOLD
                 )
-                clusterings, central, layouts = cluster_site(
+                clusterings, central, layouts, directions = cluster_site(
                     one, threshold, self.settings["linkage"]
                 )
                 for name, frame in site_tables(one, clusterings, central).items():
@@ -285,7 +285,7 @@ class _Analysis:
                 arrays.update(self.logits(number, one, inputs, bars))
                 self.writer.write_site(number, arrays)
                 infos.append(site_info(one, threshold, shape, inputs, self.source))
-                similar.add(one, tables["features"][-1])
+                similar.add(one.site, tables["features"][-1], directions)
             similar.write(bars)
             self.writer.write_inputs(inputs)
             self.writer.write_tables(

@@ -27,7 +27,9 @@ from polyseme.core import (
     participation_ratio,
     principal_coordinates,
 )
+from polyseme.core.distances import cosine_matrices, unit_rows
 from polyseme.core.parallel import in_threads
+from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.data.sources import Source
 from polyseme.errors import SiteError
 
@@ -38,11 +40,6 @@ BLOCK_BYTES = 8 << 20
 # What one thread makes at a time: the embeddings of so many neurons, or so many vectors.
 _TOGETHER, _ROWS = 64, 4096
 _GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
-
-
-def embeddings_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
-    """Neuron embeddings of some of a site's examples, (n, d_in) of float32."""
-    return _embedded(one, _vectors_of(one, examples), one.examples.neuron[examples])
 
 
 def _embedded(one: Collected, vectors: Array, neurons: Array) -> Array:
@@ -61,15 +58,15 @@ def _embedded(one: Collected, vectors: Array, neurons: Array) -> Array:
             if gate is None:
                 rows *= one.weights[neuron]
                 continue
-            read, up = gate["w_gate"][neuron], gate["w_up"][neuron]
-            of_gate, of_up = gate_factors(
-                rows @ read + gate["b_gate"][neuron],
-                rows @ up + gate["b_up"][neuron],
+            # Both together: of few columns, a product costs hardly more than one of them.
+            both = np.stack([gate["w_gate"][neuron], gate["w_up"][neuron]])
+            drive = rows @ both.T
+            factors = gate_factors(
+                drive[:, 0] + gate["b_gate"][neuron],
+                drive[:, 1] + gate["b_up"][neuron],
                 gate["activation"],
             )
-            slope = np.outer(of_gate, read)
-            slope += np.outer(of_up, up)
-            rows *= slope
+            rows *= np.stack(factors, axis=1) @ both
 
     in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, len(starts), _TOGETHER)])
     return vectors
@@ -81,17 +78,17 @@ def _vectors_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
     found = np.empty((len(rows), one.vectors.shape[1]), np.float32)
 
     def work(chunk: slice) -> None:
-        found[chunk] = one.vectors[rows[chunk]]
+        of = rows[chunk]
+        if one.vectors.dtype == np.float16:
+            # torch widens several times as quickly as NumPy does.
+            halves = torch.from_numpy(one.vectors.take(of, axis=0))
+            torch.from_numpy(found[chunk]).copy_(halves)
+        else:
+            # None is out of range; to clip is quicker than to look.
+            one.vectors.take(of, axis=0, out=found[chunk], mode="clip")
 
     in_threads(work, [slice(at, at + _ROWS) for at in range(0, len(rows), _ROWS)])
     return found
-
-
-def _widened(one: Collected) -> Collected:
-    """The same with vectors of single precision: to widen them once costs less than in each use."""
-    if one.vectors.dtype != np.float16:
-        return one
-    return dataclasses.replace(one, vectors=one.vectors.astype(np.float32))
 
 
 class SiteClusters(NamedTuple):
@@ -105,16 +102,19 @@ class SiteClusters(NamedTuple):
     layouts : dict of str to ndarray of float32, shape (n_examples, 2)
         Pictures of each neuron's examples: ``layout``, where it reads them, and
         ``layout_input``, what it reads.
+    directions : ndarray of float16, shape (n, d_in)
+        Unit embeddings of the medoids of those features that can be compared with others: the
+        ones with `MIN_EXAMPLES` and more.
     """
 
     clusterings: Clusterings
     medoids: Array
     layouts: dict[str, Array]
+    directions: Array
 
 
 def cluster_site(one: Collected, threshold: float, linkage: str) -> SiteClusters:
     """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
-    one = _widened(one)
     parts = list(_blocks(one))
     found: list[SiteClusters | None] = [None] * len(parts)
 
@@ -130,12 +130,26 @@ def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str)
     vectors = _vectors_of(one, part.examples)
     drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
     embeddings = part.padded(_embedded(one, vectors, one.examples.neuron[part.examples]))
+    cosines = cosine_matrices(embeddings, part.filled, part.neurons)
     layouts = {
-        "layout": principal_coordinates(embeddings, part.counts)[part.filled],
+        "layout": principal_coordinates(embeddings, part.counts, cosines=cosines)[part.filled],
         "layout_input": drawn,
     }
-    found = cluster_many(embeddings, part.counts, threshold=threshold, linkage=linkage)
-    return SiteClusters(found, medoids_many(embeddings, found.labels), layouts)
+    found = cluster_many(
+        embeddings, part.counts, threshold=threshold, linkage=linkage, cosines=cosines
+    )
+    central = medoids_many(embeddings, found.labels, cosines=cosines)
+    directions = _directions(embeddings, found, central)
+    return SiteClusters(found, central, layouts, directions)
+
+
+def _directions(embeddings: Array, found: Clusterings, central: Array) -> Array:
+    neuron, example = np.nonzero(found.labels >= 0)
+    first = np.cumsum(found.n_clusters) - found.n_clusters
+    sizes = np.bincount(first[neuron] + found.labels[neuron, example], minlength=len(central))
+    large = sizes >= MIN_EXAMPLES
+    of = np.repeat(np.arange(len(found)), found.n_clusters)
+    return unit_rows(embeddings[of[large], central[large]]).astype(np.float16)
 
 
 def _joined(blocks: list[SiteClusters]) -> SiteClusters:
@@ -153,7 +167,11 @@ def _joined(blocks: list[SiteClusters]) -> SiteClusters:
         name: np.concatenate([block.layouts[name] for block in blocks])
         for name in blocks[0].layouts
     }
-    return SiteClusters(clusterings, np.concatenate([b.medoids for b in blocks]), layouts)
+    central, directions = (
+        np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("medoids", "directions")
+    )
+    return SiteClusters(clusterings, central, layouts, directions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +180,7 @@ class _Block:
 
     Attributes
     ----------
+    neurons : ndarray of int64, shape (n,)
     counts : ndarray of int64, shape (n,)
         Examples of each.
     examples : slice
@@ -170,6 +189,7 @@ class _Block:
         Where an array of a neuron by its example number has an example.
     """
 
+    neurons: Array
     counts: Array
     examples: slice
     filled: Array
@@ -191,7 +211,8 @@ def _blocks(one: Collected) -> Iterator[_Block]:
     for at in range(0, len(counts), size):
         part = counts[at : at + size]
         examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
-        yield _Block(part, examples, np.arange(width) < part[:, None])
+        neurons = np.arange(at, at + len(part))
+        yield _Block(neurons, part, examples, np.arange(width) < part[:, None])
 
 
 def site_tables(

@@ -12,15 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from polyseme.capture import Collected
-from polyseme.core.distances import unit_rows
+from polyseme.capture import Site
 from polyseme.core.similar import MIN_EXAMPLES, nearest_features
-from polyseme.pipeline.records import embeddings_of
 from polyseme.store import RunWriter
 
 NEIGHBOURS = 5
 _STATE = "similar"
-_BLOCK = 8192
 
 
 class SimilarFeatures:
@@ -48,25 +45,30 @@ class SimilarFeatures:
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def add(self, one: Collected, features: pd.DataFrame) -> None:
-        """Take in a site, the next one of the run, with its rows of the table of features."""
+    def add(self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]) -> None:
+        """Take in a site, the next one of the run.
+
+        Parameters
+        ----------
+        site : Site
+        features : DataFrame
+            Its rows of the table of features.
+        directions : ndarray of float16, shape (n, d_in)
+            As in `SiteClusters`.
+        """
         first_row, first_neuron = sum(self._sites), self._n_neurons
         self._sites.append(len(features))
-        self._n_neurons += one.site.n_neurons
+        self._n_neurons += site.n_neurons
         if self._saved is not None:
             return
         rows = np.flatnonzero(features["n_examples"].to_numpy() >= MIN_EXAMPLES)
         neurons = features["neuron"].to_numpy(np.int64)[rows]
-        starts = np.cumsum(one.examples.counts) - one.examples.counts
-        medoids = starts[neurons] + features["medoid"].to_numpy(np.int64)[rows]
-        if one.site.d_in not in self._spaces:
+        if site.d_in not in self._spaces:
             with_room = tempfile.TemporaryFile(dir=self._writer.path.parent)  # noqa: SIM115
             file = self._files.enter_context(with_room)
-            self._spaces[one.site.d_in] = _Space(one.site.d_in, file, [], [])
-        space = self._spaces[one.site.d_in]
-        for at in range(0, len(rows), _BLOCK):
-            unit = unit_rows(embeddings_of(one, medoids[at : at + _BLOCK]))
-            space.file.write(unit.astype(np.float16).tobytes())
+            self._spaces[site.d_in] = _Space(site.d_in, file, [], [])
+        space = self._spaces[site.d_in]
+        space.file.write(np.ascontiguousarray(directions).data)
         space.rows.append(first_row + rows)
         space.owners.append(first_neuron + neurons)
 

@@ -244,11 +244,14 @@ class _TextAnalysis:
                     one = next(results)
                 infos.append(
                     self.site(
-                        number, one, inputs, tables, {**logits[number], **importances[number]}
+                        number,
+                        one,
+                        inputs,
+                        tables,
+                        {**logits[number], **importances[number]},
+                        similar,
                     )
                 )
-                with self.stages("similar features"):
-                    similar.add(one, tables["features"][-1])
                 bars.update(task, advance=1)
             with self.stages("similar features"):
                 similar.write(bars)
@@ -321,15 +324,20 @@ class _TextAnalysis:
         inputs: dict[str, Array],
         tables: dict[str, list[pd.DataFrame]],
         more: dict[str, Array],
+        similar: SimilarFeatures,
     ) -> dict[str, Any]:
         """Everything of one site: tables, arrays (and more), and what run.json says of it."""
         threshold = self.settings["threshold"] or (
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
         with self.stages("clusters"):
-            clusterings, central, layouts = cluster_site(one, threshold, self.settings["linkage"])
+            clusterings, central, layouts, directions = cluster_site(
+                one, threshold, self.settings["linkage"]
+            )
         with self.stages("tables"):
             frames = site_tables(one, clusterings, central)
+        with self.stages("similar features"):
+            similar.add(one.site, frames["features"], directions)
         with self.stages("labels"):
             before, after = self.settings["window"]
             found = feature_words(
