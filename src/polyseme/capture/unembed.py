@@ -13,8 +13,8 @@ from polyseme.capture.layers import HiddenSite, Site, is_linear, linear_weight
 from polyseme.core.arrays import as_floats
 from polyseme.errors import InputError, SiteError
 
-# Values of the largest matrix of effects that is ever held: 128 MiB.
-MAX_VALUES = 2**25
+# Values of the largest matrix of effects that is ever held: 32 MiB.
+MAX_VALUES = 2**23
 # Columns whose largest value is looked at before they are.
 _BLOCK = 64
 

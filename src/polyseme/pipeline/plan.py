@@ -24,7 +24,9 @@ _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 # What the reading costs beside the model's own work, from the first context on: less over long
 # texts, see bench/capture.py.
-_OVERHEAD = 1.35
+_OVERHEAD = 1.2
+# Tokens of the trial: more would take long with a large model, and say nothing new.
+_TRIED = 1024
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ def trial(model: nn.Module, contexts: Contexts, batch_size: int) -> float | None
     """
     if not contexts.texts.reiterable:
         return None
-    batch = next(iter(contexts.batches(batch_size)))
+    few = max(1, min(batch_size, _TRIED // contexts.length))
+    batch = next(iter(contexts.batches(few)))
     inputs: dict[str, Any] = {
         "input_ids": batch.ids,
         "attention_mask": batch.attention.astype(np.int64),
