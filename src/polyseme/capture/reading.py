@@ -36,9 +36,10 @@ class Counted:
         Whether that is all of them.
     first : int
         The first position that counts in any input.
-    holes : (rows, blocks, kept), or None
+    holes : (rows, blocks, positions, left_out), or None
         Blocks from ``first`` on in which not all positions count: two Tensors of int64 (k,),
-        and which of the block's positions do, bool (k, 16).
+        the block's positions from ``first`` on, int64 (k, 16), and which of them do not count,
+        bool (k, 16, 1).
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -47,14 +48,15 @@ class Counted:
         self.all_inputs = bool(self.inputs.all())
         self.first = int(mask.any(dim=0).to(torch.uint8).argmax())
         rest = mask[:, self.first :]
-        self.holes: tuple[Tensor, Tensor, Tensor] | None = None
+        self.holes: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         if not bool(rest.all()):
             beyond = -rest.shape[1] % _BLOCK
             shape = (len(mask), -1, _BLOCK)
             blocks = F.pad(rest, (0, beyond), value=True).view(shape)
             where = (~blocks.all(dim=2)).nonzero(as_tuple=True)
             kept = F.pad(rest, (0, beyond), value=False).view(shape)[where]
-            self.holes = (where[0], where[1], kept)
+            at = where[1][:, None] * _BLOCK + torch.arange(_BLOCK, device=mask.device)
+            self.holes = (where[0], where[1], at.clamp(max=rest.shape[1] - 1), ~kept[:, :, None])
         self._left_out: Tensor | None = None
 
     def left_out(self, rows: Tensor, start: Tensor, width: int) -> Tensor:
@@ -243,13 +245,11 @@ def strongest(activations: Tensor, counted: Counted | None = None) -> Reading:
         if whole < maxima.shape[1]:
             torch.amax(rest[:, whole * _BLOCK :], dim=1, out=maxima[:, whole])
     if counted is not None and counted.holes is not None:
-        rows, blocks, kept = counted.holes
-        at = blocks[:, None] * _BLOCK + torch.arange(_BLOCK, device=rows.device)
-        values = rest[rows[:, None], at.clamp(max=rest.shape[1] - 1)]
-        again = values.masked_fill(~kept[:, :, None], -torch.inf).amax(dim=1)
+        rows, at_block, at, left_out = counted.holes
         if maxima is rest:
             maxima = rest.clone()
-        maxima[rows, blocks] = again
+        values = rest[rows[:, None], at].masked_fill_(left_out, -torch.inf)
+        maxima[rows, at_block] = values.amax(dim=1)
     values = maxima.amax(dim=1) if maxima.shape[1] > 1 else maxima[:, 0]
     if counted is not None and not counted.all_inputs:
         values = values.masked_fill(~counted.inputs[:, None], 0)

@@ -146,8 +146,10 @@ class Stream:
             wanted &= self.selector.wanted(values, index, self._bar)
             count = self._count + wanted.sum(dim=0)
         rows, neurons = wanted.nonzero(as_tuple=True)
-        places = (wanted.cumsum(dim=0) - 1 + self._count)[rows, neurons]
-        return Picked(rows, neurons, neurons * width + places, count)
+        # Narrow numbers are added up three times as quickly.
+        narrow = torch.int16 if len(wanted) < 1 << 15 else torch.int64
+        rank = wanted.cumsum(dim=0, dtype=narrow)[rows, neurons].long() - 1
+        return Picked(rows, neurons, neurons * width + self._count[neurons] + rank, count)
 
     def add(
         self, picked: Picked, values: Tensor, index: Tensor, position: Tensor | None = None
