@@ -53,7 +53,9 @@ def test_what_a_run_holds(tmp_path: Path) -> None:
 def test_interrupted_after_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small.contents(go(tmp_path / "whole").path)
     with monkeypatch.context() as patch:
-        patch.setattr(RunWriter, "add_to_site", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            RunWriter, "overwrite_in_site", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -750,3 +750,22 @@ def test_metadata_is_added_to_a_finished_run(tmp_path):
         add_metadata(out, {"evaluation": {"fvu": float("nan")}})
     with pytest.raises(RunError, match="does not exist"):
         add_metadata(tmp_path / "none", {})
+
+
+def test_arrays_of_a_site_are_overwritten_in_their_place(tmp_path):
+    made = contents()
+    other = {**made.sites[0], "histogram": made.sites[0]["histogram"][::-1].copy()}
+    assert (other["histogram"] != made.sites[0]["histogram"]).any()
+    with start(tmp_path / "run") as writer:
+        file = writer.path.parent.glob("*/**/sites")
+        writer.write_site(0, made.sites[0])
+        [folder] = file
+        writer.overwrite_in_site(0, {"histogram": other["histogram"]})
+        overwritten = (folder / "0.safetensors").read_bytes()
+        writer.write_site(0, other)
+        assert (folder / "0.safetensors").read_bytes() == overwritten
+        with pytest.raises(InputError, match=r"'histogram' is \('int32', \[.*the same is expected"):
+            writer.overwrite_in_site(0, {"histogram": other["histogram"].astype(np.int32)})
+        with pytest.raises(InputError, match=r"'more' is .* stands in 0.safetensors as None"):
+            writer.overwrite_in_site(0, {"more": np.zeros(3)})
+        assert (folder / "0.safetensors").read_bytes() == overwritten

@@ -283,9 +283,9 @@ class _Analysis:
                 if one.site.name in maps:
                     arrays["activation_map"] = maps[one.site.name]
                 arrays.update(self.logits(number, one, inputs, bars))
+                arrays.update(similar.add(one.site, tables["features"][-1], directions))
                 self.writer.write_site(number, arrays)
                 infos.append(site_info(one, threshold, shape, inputs, self.source))
-                similar.add(one.site, tables["features"][-1], directions)
             similar.write(bars)
             self.writer.write_inputs(inputs)
             self.writer.write_tables(

@@ -24,7 +24,7 @@ _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 # What the reading costs beside the model's own work, from the first context on: less over long
 # texts, see bench/capture.py.
-_OVERHEAD = 1.2
+_OVERHEAD = 1.25
 # Tokens of the trial: more would take long with a large model, and say nothing new.
 _TRIED = 1024
 

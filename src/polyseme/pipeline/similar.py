@@ -17,7 +17,7 @@ from polyseme.core.similar import MIN_EXAMPLES, nearest_features
 from polyseme.store import RunWriter
 
 NEIGHBOURS = 5
-_STATE = "similar"
+_STATE = "similar_features"
 
 
 class SimilarFeatures:
@@ -45,7 +45,9 @@ class SimilarFeatures:
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def add(self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]) -> None:
+    def add(
+        self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]
+    ) -> dict[str, NDArray[Any]]:
         """Take in a site, the next one of the run.
 
         Parameters
@@ -55,12 +57,17 @@ class SimilarFeatures:
             Its rows of the table of features.
         directions : ndarray of float16, shape (n, d_in)
             As in `SiteClusters`.
+
+        Returns
+        -------
+        dict of str to ndarray
+            To be written with the site: room for what `write` fills in.
         """
         first_row, first_neuron = sum(self._sites), self._n_neurons
         self._sites.append(len(features))
         self._n_neurons += site.n_neurons
         if self._saved is not None:
-            return
+            return _room(len(features))
         rows = np.flatnonzero(features["n_examples"].to_numpy() >= MIN_EXAMPLES)
         neurons = features["neuron"].to_numpy(np.int64)[rows]
         if site.d_in not in self._spaces:
@@ -68,18 +75,15 @@ class SimilarFeatures:
             file = self._files.enter_context(with_room)
             self._spaces[site.d_in] = _Space(site.d_in, file, [], [])
         space = self._spaces[site.d_in]
-        space.file.write(np.ascontiguousarray(directions).data)
+        space.file.write(directions.tobytes())
         space.rows.append(first_row + rows)
         space.owners.append(first_neuron + neurons)
+        return _room(len(features))
 
     def write(self, bars: Progress) -> None:
-        """Find the nearest of each feature, and add them to what is written of the sites."""
+        """Find the nearest of each feature, and fill in what is written of the sites."""
         if self._saved is None:
-            n_rows = sum(self._sites)
-            found: dict[str, NDArray[Any]] = {
-                "features": np.full((n_rows, NEIGHBOURS), -1, np.int64),
-                "similarity": np.full((n_rows, NEIGHBOURS), np.nan, np.float16),
-            }
+            found = _room(sum(self._sites))
             for space in self._spaces.values():
                 space.search(found, bars)
             self._writer.save_state(_STATE, found, {})
@@ -88,13 +92,17 @@ class SimilarFeatures:
         last = np.cumsum(self._sites)
         for number, stop in enumerate(last):
             rows = slice(stop - self._sites[number], stop)
-            self._writer.add_to_site(
-                number,
-                {
-                    "similar_features": found["features"][rows],
-                    "similar_similarity": found["similarity"][rows],
-                },
+            self._writer.overwrite_in_site(
+                number, {name: array[rows] for name, array in found.items()}
             )
+
+
+def _room(n: int) -> dict[str, NDArray[Any]]:
+    """What is said of so many features of which nothing is known."""
+    return {
+        "similar_features": np.full((n, NEIGHBOURS), -1, np.int64),
+        "similar_similarity": np.full((n, NEIGHBOURS), np.nan, np.float16),
+    }
 
 
 @dataclass(frozen=True)
@@ -120,5 +128,5 @@ class _Space:
             progress=lambda done: bars.update(task, completed=done),
         )
         none = nearest.neighbours < 0
-        found["features"][rows] = np.where(none, -1, rows[nearest.neighbours])
-        found["similarity"][rows] = nearest.similarity
+        found["similar_features"][rows] = np.where(none, -1, rows[nearest.neighbours])
+        found["similar_similarity"][rows] = nearest.similarity

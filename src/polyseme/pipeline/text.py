@@ -337,7 +337,7 @@ class _TextAnalysis:
         with self.stages("tables"):
             frames = site_tables(one, clusterings, central)
         with self.stages("similar features"):
-            similar.add(one.site, frames["features"], directions)
+            room = similar.add(one.site, frames["features"], directions)
         with self.stages("labels"):
             before, after = self.settings["window"]
             found = feature_words(
@@ -349,7 +349,9 @@ class _TextAnalysis:
         for name, frame in frames.items():
             tables[name].append(frame)
         with self.stages("writing"):
-            self.writer.write_site(number, {**site_arrays(one, clusterings), **layouts, **more})
+            self.writer.write_site(
+                number, {**site_arrays(one, clusterings), **layouts, **room, **more}
+            )
         gate = gate_of(one.site)
         return {
             "name": one.site.name,

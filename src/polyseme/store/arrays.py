@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,29 @@ class Arrays(Mapping[str, np.ndarray]):
             f"{name}: {dtype}{shape}" for name, (dtype, shape) in self.headers.items()
         )
         return f"<{self.file} with {arrays}>"
+
+
+def overwrite(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put other values in the place of some arrays of a file that this process wrote.
+
+    Raises
+    ------
+    InputError
+        There is no such array, or it is of another dtype or shape.
+    """
+    with safe_open(file, framework="numpy") as opened:
+        for name, array in arrays.items():
+            given = array.dtype.name, list(array.shape)
+            header = opened.get_slice(name) if name in opened.keys() else None  # noqa: SIM118
+            there = header and (SAFETENSORS_DTYPES.get(header.get_dtype()), header.get_shape())
+            if given != there:
+                raise InputError(
+                    f"{name!r} is {given} and stands in {file.name} as {there}; the same is "
+                    "expected, to put it in its place."
+                )
+    with file.open("r+b") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        offsets = json.loads(raw.read(length))
+        for name, array in arrays.items():
+            raw.seek(8 + length + offsets[name]["data_offsets"][0])
+            raw.write(np.ascontiguousarray(array).tobytes())

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from polyseme.errors import InputError, RunError
+from polyseme.store.arrays import overwrite
 from polyseme.store.casting import arrow_table, cast, storable
 from polyseme.store.damage import DamagedRunError, sha256
 from polyseme.store.format import (
@@ -354,12 +355,11 @@ class RunWriter:
             raise InputError(f"A site is numbered from 0, not {number!r}.")
         self._write_arrays(site_file(int(number)), arrays, SITE_ARRAYS)
 
-    def add_to_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add arrays to those that `write_site` wrote, in one step."""
+    def overwrite_in_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put other values in the place of some arrays that `write_site` wrote."""
         file = self._at_work().run / site_file(number)
-        with safe_open(file, framework="numpy") as opened:
-            before = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        self.write_site(number, {**before, **arrays})
+        with writing(file):
+            overwrite(file, arrays)
 
     def _write_arrays(
         self, name: str, arrays: Mapping[str, np.ndarray], schema: Mapping[str, Array]
