@@ -247,7 +247,7 @@ def test_a_plan_is_data(setting):
     assert plan.seconds == pytest.approx(2.0 * 200 * 1.25)
     shown = str(plan)
     assert shown.startswith("Plan: 3 sites, 72 neurons; 2,400 tokens in 200 contexts; 1 pass over")
-    assert "over it, about 9 min 0 s; up to " in shown
+    assert "over it, about 8 min 20 s; up to " in shown
     unknown = setting.plan(seconds_a_context=2.0)
     assert (unknown.tokens, unknown.contexts, unknown.seconds) == (None, None, None)
     assert "; text of unknown length; 1 pass over it; up to " in str(unknown)
