@@ -25,7 +25,7 @@ def slow(values: Tensor, mask: Tensor) -> tuple[list[list[float]], list[list[int
 
 @given(
     seed=st.integers(0, 100_000),
-    n_positions=st.sampled_from([1, 2, 15, 16, 17, 33, 40]),
+    n_positions=st.sampled_from([1, 2, 15, 16, 17, 33, 40, 300]),
     kind=st.sampled_from(["all", "but the first", "some", "few", "none in one"]),
     transposed=st.booleans(),
 )
@@ -50,17 +50,19 @@ def test_equals_a_look_at_every_position(
     activations, positions = slow(values, mask)
     assert reading.activations.tolist() == activations
     assert reading.positions.tolist() == positions
-    rows, neurons = torch.tensor([3, 0, 3]), torch.tensor([1, 4, 0])
-    at = reading.locate(rows, neurons)
-    assert at.tolist() == [positions[3][1], positions[0][4], positions[3][0]]
-    around = reading.around(rows, neurons, at, 2, 1)
-    for window, row, neuron, place in zip(around, rows, neurons, at, strict=True):
-        for offset, value in zip(range(-2, 2), window.tolist(), strict=True):
-            p = int(place) + offset
-            if 0 <= p < n_positions:
-                assert value == values[row, p, neuron]
-            else:
-                assert value != value
+    # A few at a time and all together are looked for in different ways.
+    few = torch.tensor([0, 3, 3]), torch.tensor([4, 0, 1])
+    for rows, neurons in (few, torch.ones(4, 5).nonzero(as_tuple=True)):
+        at = reading.locate(rows, neurons)
+        assert at.tolist() == [positions[row][j] for row, j in zip(rows, neurons, strict=True)]
+        around = reading.around(rows, neurons, at, 2, 1)
+        for window, row, neuron, place in zip(around, rows, neurons, at, strict=True):
+            for offset, value in zip(range(-2, 2), window.tolist(), strict=True):
+                p = int(place) + offset
+                if 0 <= p < n_positions:
+                    assert value == values[row, p, neuron]
+                else:
+                    assert value != value
 
 
 def test_other_shapes_are_refused() -> None:

@@ -20,6 +20,7 @@ from polyseme.core import (
     neuron_embeddings,
     polysemanticity,
 )
+from polyseme.core.distances import cosine_matrices
 from polyseme.errors import InputError
 from reference import oracles, published
 
@@ -212,6 +213,16 @@ def test_one_call_equals_a_call_for_each_neuron(dtype: type, linkage: str) -> No
         assert found.cut(0.4).labels.tolist() == alone.cut(0.4).labels.tolist()
         expected = polysemanticity(values[j, :count], alone.labels).as_dict()
         assert together.metrics(j).as_dict() == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_cosines_that_are_known_are_not_worked_out_again() -> None:
+    values, counts = ragged(2)
+    used = np.arange(values.shape[1]) < counts[:, None]
+    cosines = cosine_matrices(np.where(used[:, :, None], values, 0), used)
+    found = cluster_many(values, counts, threshold=0.3, cosines=cosines)
+    expected = cluster_many(values, counts, threshold=0.3)
+    assert np.array_equal(found.labels, expected.labels)
+    np.testing.assert_allclose(found.trees, expected.trees, atol=1e-12)
 
 
 def test_without_counts_every_row_is_an_example() -> None:

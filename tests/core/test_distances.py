@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyseme.core import cosine_distances
-from polyseme.core.distances import unit_rows
+from polyseme.core.distances import cosine_matrices, unit_rows
 from polyseme.errors import InputError
 from reference import oracles
 
@@ -34,6 +34,19 @@ def test_equals_the_oracle(seed: int, n: int, d: int) -> None:
     assert np.array_equal(found, found.T)
     assert np.array_equal(found.diagonal(), np.zeros(n))
     assert ((found >= 0) & (found <= 2)).all()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([np.float32, np.float64]))
+@settings(max_examples=40)
+def test_cosines_of_many_equal_the_oracle(seed: int, dtype: type) -> None:
+    vectors = np.stack([some_vectors(seed + j, 6, 4) for j in range(3)]).astype(dtype)
+    used = np.arange(6) < np.array([6, 4, 0])[:, None]
+    vectors[~used] = 0
+    found = cosine_matrices(vectors, used)
+    for cosines, rows in zip(found, vectors, strict=True):
+        expected = 1 - oracles.cosine_distances(rows)
+        np.fill_diagonal(expected, rows.any(axis=1))
+        np.testing.assert_allclose(cosines, expected, atol=1e-6 if dtype == np.float32 else 1e-14)
 
 
 @given(st.integers(0, 10_000), st.integers(-300, 300))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyseme.core import assign, cluster, feature_centres, medoids, medoids_many
+from polyseme.core.distances import cosine_matrices
 from polyseme.errors import InputError
 from reference import oracles
 
@@ -41,6 +42,8 @@ def test_medoids_of_many_neurons_are_those_of_each(seed: int, counts: list[int])
         vectors[neuron, :n], labels[neuron, :n] = own, numbers
         expected += medoids(vectors[neuron, :n], labels[neuron, :n]).tolist()
     assert medoids_many(vectors, labels).tolist() == expected
+    cosines = cosine_matrices(vectors, labels >= 0)
+    assert medoids_many(vectors, labels, cosines=cosines).tolist() == expected
 
 
 def test_medoid_ties_go_to_the_earlier_example() -> None:

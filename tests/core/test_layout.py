@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyseme.core import principal_coordinates
+from polyseme.core.distances import cosine_matrices
 from polyseme.errors import InputError
 from reference import oracles
 
@@ -55,6 +56,10 @@ def test_many_neurons_and_one_give_the_same() -> None:
         np.testing.assert_allclose(found[neuron, :n], alone, atol=2e-3)
         assert (found[neuron, n:] == 0).all()
     assert (found == principal_coordinates(padded, counts)).all()
+    used = np.arange(12) < np.array(counts)[:, None]
+    rows = np.where(used[:, :, None], padded, 0)
+    cosines = cosine_matrices(rows, used)
+    assert (found == principal_coordinates(rows, counts, cosines=cosines)).all()
 
 
 def test_signs_do_not_depend_on_chance() -> None:

@@ -100,7 +100,9 @@ def medoids_many(
     left = sizes > 2
     if cosines is not None and left.any():
         same = (labels[:, :, None] == labels[:, None, :]).astype(cosines.dtype)
-        rough = np.einsum("gij,gij->gi", cosines, same)[neuron, example]
+        # Less an example's similarity to itself, which is 0 for a zero vector.
+        sums = np.einsum("gij,gij->gi", cosines, same) - np.einsum("gii->gi", cosines)
+        rough = sums[neuron, example]
         near = np.repeat(np.maximum.reduceat(rough, starts) - _ROUNDING * sizes, sizes) < rough
         plain = left & (np.add.reduceat(near, starts, dtype=np.int64) == 1)
         chosen = near & plain[cluster]
