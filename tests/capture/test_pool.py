@@ -163,3 +163,32 @@ def test_files_that_are_gone_or_short(tmp_path: Path) -> None:
     for work in (lambda: Pool(file).restore(state), lambda: pool.take(np.array([2, 5]))):
         with pytest.raises(RunError, match=r"rows\.0 cannot be read or written: No such file or d"):
             work()
+
+
+def test_rows_that_have_left_memory_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyseme.capture.pool._BEHIND_BYTES", 0)
+    rows = np.random.default_rng(0).normal(size=(600, 1000))
+    pool = Pool(tmp_path / "rows")
+    for at in range(0, 600, 50):
+        pool.add(np.arange(at, at + 50), rows[at : at + 50])
+    kept = np.arange(0, 600, 3)
+    pool.keep(kept)
+    pool.add(np.array([700]), rows[:1])
+    again = Pool(tmp_path / "rows")
+    again.restore(pool.state())
+    for one in (pool, again):
+        found = one.take(np.append(kept, 700))
+        np.testing.assert_array_equal(found, rows[np.append(kept, 0)])
+
+
+def test_little_is_sorted_out_while_more_is_expected() -> None:
+    pool = Pool(expected=500)
+    pool.add(np.arange(1000), np.zeros((1000, 2)))
+    assert not pool.is_bloated
+    pool.keep(np.arange(10))
+    pool.add(np.arange(2000, 3000), np.zeros((1000, 2)))
+    assert not pool.is_bloated
+    pool.add(np.arange(4000, 5000), np.zeros((1000, 2)))
+    assert pool.is_bloated
