@@ -139,15 +139,16 @@ class Reading:
         start = torch.zeros_like(rows)
         width = n_positions
         if self.maxima is not None:
-            n_blocks = self.maxima.shape[1]
-            in_blocks = _pick(self.maxima, rows, 0, neurons, torch.arange(n_blocks))
+            blocks = torch.arange(self.maxima.shape[1], device=self._device)
+            in_blocks = _pick(self.maxima, rows, 0, neurons, blocks)
             start = _BLOCK * in_blocks.argmax(dim=1)
             if self.places is not None:
                 start += self.places.first
             # The last block may begin earlier: what is before it is less, or does not count.
             width = min(_BLOCK, n_positions)
             start = start.clamp(max=n_positions - width)
-        values = _pick(self.everywhere, rows, start, neurons, torch.arange(width))
+        places = torch.arange(width, device=self._device)
+        values = _pick(self.everywhere, rows, start, neurons, places)
         if self.places is not None:
             values = values.masked_fill(self.places.left_out(rows, start, width), -torch.inf)
         positions = start + values.argmax(dim=1)
@@ -211,7 +212,7 @@ def _pick(
     first = rows * a + neurons * c + start * b
     if span < 1 << 31:
         first, positions = first.int(), positions.int()
-    offsets = torch.add(first[:, None], positions.to(rows.device), alpha=b)
+    offsets = torch.add(first[:, None], positions, alpha=b)
     flat = tensor.as_strided((span,), (1,), tensor.storage_offset())
     return flat.index_select(0, offsets.view(-1)).view(offsets.shape)
 

@@ -207,7 +207,8 @@ def _blocks(one: Collected) -> Iterator[_Block]:
     counts = one.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
-    size = max(1, BLOCK_BYTES // max(1, 4 * width * one.site.d_in))
+    # Whichever is larger, a neuron's embeddings or the cosines between them.
+    size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, one.site.d_in)))
     for at in range(0, len(counts), size):
         part = counts[at : at + size]
         examples = slice(int(offsets[at]), int(offsets[at + len(part)]))

@@ -97,12 +97,9 @@ def feature_words(
     )
     central = row_of[inputs["tokens"][contexts, position]]
     names = [*(word.strip() for word in words), ""]  # the last for -1, where there is no token
-    # One list for all: with one for each feature, most of the time would go to looking for
-    # objects that can be let go of.
-    said = map(names.__getitem__, found.tokens.ravel().tolist())
     labels = [
-        " ".join(dict.fromkeys(filter(None, row)))
-        for row in zip(*[said] * LABEL_WORDS, strict=True)
+        " ".join(dict.fromkeys(filter(None, map(names.__getitem__, row))))
+        for row in found.tokens.tolist()
     ]
     sizes = features["n_examples"].to_numpy(np.int64)
     return FeatureWords(labels, _index(central, cluster, found.tokens, sizes, len(vocabulary)))
