@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,28 @@ def test_the_trace_would_be_seen() -> None:
     torch.rand(1)
     with pytest.raises(AssertionError):
         assert_equal(everything(model), before)
+
+
+def test_calls_from_other_threads_pass() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    sites = find_sites(model, "0")
+    find_activations(model, sites, Feed(model), torch.ones(1, 4))
+    alone = model(torch.ones(4))
+    given: list[Tensor] = []
+    read: list[int] = []
+    with (
+        read_sites(
+            model, sites, lambda site, reading, gather: read.append(len(reading.activations))
+        ),
+        edit_site(sites[0], torch.zeros_like),
+        ThreadPoolExecutor(1) as other,
+    ):
+        # No batch at all: the reading would fail of it.
+        given.append(other.submit(model, torch.ones(4)).result())
+        assert not read
+        assert not model(torch.ones(2, 4)).any()
+    assert read == [2]
+    assert torch.equal(given[0], alone)
 
 
 def test_evaluating_gives_every_module_its_own_mode_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -150,6 +151,15 @@ def read_sites(
         yield
 
 
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that lets calls from other threads pass.
+
+    While the explorer asks a model in a thread of its own, its user may go on with the model.
+    """
+    own = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == own else None
+
+
 class _Reader:
     """Makes the hooks that read sites."""
 
@@ -173,7 +183,7 @@ class _Reader:
             reading = site.read(self._batched(output), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
-        return [site.module.register_forward_hook(read, with_kwargs=True)]
+        return [site.module.register_forward_hook(_in_this_thread(read), with_kwargs=True)]
 
     def between(self, site: HiddenSite) -> list[Any]:
         """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""
@@ -194,10 +204,15 @@ class _Reader:
             reading = site.read_activations(self._batched(found), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
-        handles = [site.input_module.register_forward_pre_hook(entering, with_kwargs=True)]
+        before = [(site.input_module, entering)]
         if site.decoder is not None:
-            handles.append(site.decoder.register_forward_pre_hook(decoding, with_kwargs=True))
-        return [*handles, site.last_module.register_forward_hook(leaving, with_kwargs=True)]
+            before.append((site.decoder, decoding))
+        handles: list[Any] = [
+            module.register_forward_pre_hook(_in_this_thread(hook), with_kwargs=True)
+            for module, hook in before
+        ]
+        last = _in_this_thread(leaving)
+        return [*handles, site.last_module.register_forward_hook(last, with_kwargs=True)]
 
 
 def _encode(site: HiddenSite, inputs: Tensor) -> Tensor:
@@ -308,7 +323,8 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
                 swap = [edited if value is given else value for value in args]
                 return tuple(swap), {k: edited if v is given else v for k, v in kwargs.items()}
 
-            handle = site.decoder.register_forward_pre_hook(before, with_kwargs=True)
+            own = _in_this_thread(before)
+            handle = site.decoder.register_forward_pre_hook(own, with_kwargs=True)
             stack.callback(handle.remove)
         else:
             watch = Watch({site.name: site.activation}, lambda _, tensor: edit(tensor))
@@ -316,6 +332,7 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
             def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
                 return watch.follow(site.name, output)
 
-            stack.callback(site.output_module.register_forward_hook(hook).remove)
+            handle = site.output_module.register_forward_hook(_in_this_thread(hook))
+            stack.callback(handle.remove)
             stack.enter_context(watch)
         yield
