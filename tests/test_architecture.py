@@ -267,6 +267,10 @@ def call_errors(node: ast.Call, aliases: dict[str, str]) -> Iterator[str]:
         yield f"{name}: a run holds no pickles"
     if is_literal(keywords.get("trust_remote_code"), True):
         yield f"{name} with trust_remote_code=True, which runs code from elsewhere"
+    if ast.unparse(node.func).endswith((".register_forward_hook", ".register_forward_pre_hook")):
+        hook = node.args[0] if node.args else None
+        if not (isinstance(hook, ast.Call) and ast.unparse(hook.func) == "in_this_thread"):
+            yield "a hook that another thread's use of the model runs into: see in_this_thread"
 
 
 def trusting(node: ast.AST) -> Iterator[str]:
@@ -547,6 +551,7 @@ def test_an_undeclared_dependency_is_found() -> None:
         "exec(text)",
         "import pandas as pd\npd.read_pickle(path)",
         "table().to_pickle(path)",
+        "model.layers[0].register_forward_hook(read, with_kwargs=True)",
         "model(name, trust_remote_code=True)",
         "def load(name, trust_remote_code=True): ...",
         "def load(name, *, other=1, trust_remote_code: bool = True): ...",
@@ -567,6 +572,7 @@ def test_what_is_unsafe_is_found(source: str) -> None:
     [
         "import torch\ntorch.load(path, weights_only=True)",
         "import numpy as np\nnp.load(path, mmap_mode='r', allow_pickle=False)",
+        "model.layers[0].register_forward_hook(in_this_thread(read), with_kwargs=True)",
         "import json\njson.load(file)",
         "import yaml\nyaml.safe_load(text)",
         "model.eval()",

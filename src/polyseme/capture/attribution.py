@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed, edit_site, evaluating
+from polyseme.capture.hooks import Feed, edit_site, evaluating, in_this_thread
 from polyseme.capture.layers import SAESite, Site
 from polyseme.errors import InputError
 
@@ -174,7 +174,8 @@ def _outputs(sites: list[Site], on_output: Callable[[Site, Tensor], None]) -> It
                     output = site.encode(args[0])
                 on_output(site, output)
 
-            hooks.callback(site.output_module.register_forward_hook(hook).remove)
+            handle = site.output_module.register_forward_hook(in_this_thread(hook))
+            hooks.callback(handle.remove)
         yield
 
 

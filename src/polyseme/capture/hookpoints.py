@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import evaluating, first_tensor
+from polyseme.capture.hooks import evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import is_linear, linear_weight
 from polyseme.capture.mlp import MLPSite
 from polyseme.capture.transformer import (
@@ -191,7 +191,8 @@ def _noting(
 
     with ExitStack() as hooks:
         for module in modules:
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            handle = module.register_forward_hook(in_this_thread(hook), with_kwargs=True)
+            hooks.callback(handle.remove)
         yield
 
 

@@ -34,6 +34,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that lets calls from other threads pass.
+
+    While the explorer asks a model in a thread of its own, its user may go on with the model:
+    that is neither read nor edited nor stopped. For every hook that is set on a model.
+    """
+    own = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == own else None
+
+
 class Feed:
     """Turns arrays into what a model takes: its device, its floating-point type.
 
@@ -151,15 +161,6 @@ def read_sites(
         yield
 
 
-def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that lets calls from other threads pass.
-
-    While the explorer asks a model in a thread of its own, its user may go on with the model.
-    """
-    own = threading.get_ident()
-    return lambda *given: hook(*given) if threading.get_ident() == own else None
-
-
 class _Reader:
     """Makes the hooks that read sites."""
 
@@ -183,7 +184,7 @@ class _Reader:
             reading = site.read(self._batched(output), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
-        return [site.module.register_forward_hook(_in_this_thread(read), with_kwargs=True)]
+        return [site.module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
 
     def between(self, site: HiddenSite) -> list[Any]:
         """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""
@@ -207,12 +208,13 @@ class _Reader:
         before = [(site.input_module, entering)]
         if site.decoder is not None:
             before.append((site.decoder, decoding))
-        handles: list[Any] = [
-            module.register_forward_pre_hook(_in_this_thread(hook), with_kwargs=True)
-            for module, hook in before
+        return [
+            *(
+                module.register_forward_pre_hook(in_this_thread(hook), with_kwargs=True)
+                for module, hook in before
+            ),
+            site.last_module.register_forward_hook(in_this_thread(leaving), with_kwargs=True),
         ]
-        last = _in_this_thread(leaving)
-        return [*handles, site.last_module.register_forward_hook(last, with_kwargs=True)]
 
 
 def _encode(site: HiddenSite, inputs: Tensor) -> Tensor:
@@ -264,7 +266,7 @@ def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs
     with ExitStack() as hooks:
         for site in sites:
             for module in calls[site.name]:
-                handle = module.register_forward_hook(follow(site))
+                handle = module.register_forward_hook(in_this_thread(follow(site)))
                 hooks.callback(handle.remove)
         with watch, torch.no_grad():
             output = feed(inputs)
@@ -323,8 +325,9 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
                 swap = [edited if value is given else value for value in args]
                 return tuple(swap), {k: edited if v is given else v for k, v in kwargs.items()}
 
-            own = _in_this_thread(before)
-            handle = site.decoder.register_forward_pre_hook(own, with_kwargs=True)
+            handle = site.decoder.register_forward_pre_hook(
+                in_this_thread(before), with_kwargs=True
+            )
             stack.callback(handle.remove)
         else:
             watch = Watch({site.name: site.activation}, lambda _, tensor: edit(tensor))
@@ -332,7 +335,7 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
             def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
                 return watch.follow(site.name, output)
 
-            handle = site.output_module.register_forward_hook(_in_this_thread(hook))
+            handle = site.output_module.register_forward_hook(in_this_thread(hook))
             stack.callback(handle.remove)
             stack.enter_context(watch)
         yield

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import evaluating
+from polyseme.capture.hooks import evaluating, in_this_thread
 from polyseme.capture.layers import Site
 from polyseme.capture.reaching import Reach
 from polyseme.capture.windows import Rows, examples_in_text, shares_of
@@ -297,7 +297,7 @@ def _leaf(embedding: nn.Module) -> Iterator[list[Tensor]]:
         # A layer that works in place must not touch the leaf.
         return leaves[-1].clone()
 
-    hook = embedding.register_forward_hook(cut)
+    hook = embedding.register_forward_hook(in_this_thread(cut))
     try:
         yield leaves
     finally:

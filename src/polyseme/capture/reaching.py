@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed
+from polyseme.capture.hooks import Feed, in_this_thread
 from polyseme.capture.layers import HiddenSite, Site
 from polyseme.capture.transformer import is_transformer
 from polyseme.errors import InputError, SiteError
@@ -153,9 +153,9 @@ def _hook(site: Site, number: int, reach: Callable[[int, Callable[[], Tensor]], 
             reach(number, lambda: site.activation(output))
 
     if isinstance(site, HiddenSite) and site.decoder is not None:
-        return site.decoder.register_forward_pre_hook(entering, with_kwargs=True)
+        return site.decoder.register_forward_pre_hook(in_this_thread(entering), with_kwargs=True)
     module = site.last_module if isinstance(site, HiddenSite) else site.output_module
-    return module.register_forward_hook(leaving, with_kwargs=True)
+    return module.register_forward_hook(in_this_thread(leaving), with_kwargs=True)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

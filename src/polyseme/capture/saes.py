@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyseme.capture.attach import AttachedSAE
 from polyseme.capture.hookpoints import HookPoint, find_hook_point
-from polyseme.capture.hooks import Feed, evaluating, first_tensor
+from polyseme.capture.hooks import Feed, evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import HiddenSite
 from polyseme.capture.unembed import unembedding
 from polyseme.errors import InputError, SiteError
@@ -188,7 +188,7 @@ def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> It
             given = output if point.of_output else (*args, *kwargs.values())
             seen.append(first_tensor(given).detach().reshape(-1, point.width).clone())
 
-        handle = point.module.register_forward_hook(keep, with_kwargs=True)
+        handle = point.module.register_forward_hook(in_this_thread(keep), with_kwargs=True)
         try:
             with evaluating(model), torch.no_grad():
                 feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed, edit_site, evaluating
+from polyseme.capture.hooks import Feed, edit_site, evaluating, in_this_thread
 from polyseme.capture.layers import is_linear
 from polyseme.capture.mlp import MLPSite
 from polyseme.errors import InputError, SiteError
@@ -195,7 +195,7 @@ class _Seen:
             for module in model.modules():
                 # Linear layers, and the norms that may stand before them.
                 if isinstance(getattr(module, "weight", None), Tensor):
-                    handle = module.register_forward_hook(note, with_kwargs=True)
+                    handle = module.register_forward_hook(in_this_thread(note), with_kwargs=True)
                     hooks.callback(handle.remove)
             with evaluating(model), torch.no_grad():
                 run_on_tokens(model)
