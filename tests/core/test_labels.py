@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyseme.core.labels import count_tokens, distinctive_tokens, rank_tokens
+from polyseme.core.labels import (
+    count_tokens,
+    distinctive_tokens,
+    no_tokens,
+    rank_tokens,
+    token_rarity,
+)
 from polyseme.errors import InputError
 
 
@@ -132,10 +138,10 @@ def test_empty_clusters_do_not_change_the_others() -> None:
 def test_numbers_too_large_for_one_are_sorted_by_each() -> None:
     rng = np.random.default_rng(0)
     clusters, tokens, examples = rng.integers(0, 5, (3, 200))
-    weights = rng.integers(0, 3, 200).astype(float)
-    few = count_tokens(tokens, clusters, weights, examples)
+    kinds, weights = rng.integers(0, 3, 200), np.array([0.0, 1.5, 2.0])
+    few = count_tokens(tokens, clusters, examples, kinds, weights)
     # 5 · 2²² of each: together they take 73 bits.
-    many = count_tokens(*(x << 22 for x in (tokens, clusters)), weights, examples << 22)
+    many = count_tokens(*(x << 22 for x in (tokens, clusters, examples)), kinds, weights)
     assert (many.clusters == few.clusters << 22).all()
     assert (many.tokens == few.tokens << 22).all()
     assert (many.amounts == few.amounts).all()
@@ -148,14 +154,15 @@ def test_parts_are_ranked_as_all_of_it() -> None:
     clusters = np.sort(rng.integers(0, 12, 400))
     tokens, weights = rng.integers(0, 9, 400), rng.integers(0, 3, 400).astype(float)
     examples = clusters * 4 + rng.integers(0, 4, 400)
-    columns = (tokens, clusters, weights, examples)
-    options = {"n_clusters": 13, "vocabulary": 9, "k": 3}
-    cuts = np.searchsorted(clusters, [0, 3, 4, 9, 12])
-    parts = [
-        count_tokens(*(column[a:b] for column in columns)) for a, b in itertools.pairwise(cuts)
-    ]
-    found = rank_tokens(parts, **options)
-    whole = distinctive_tokens(tokens, clusters, weights=weights, examples=examples, **options)
+    columns = (tokens, clusters, examples, weights.astype(int))
+    whole = distinctive_tokens(
+        tokens, clusters, weights=weights, examples=examples, n_clusters=13, vocabulary=9, k=3
+    )
+    found = no_tokens(13, 3)
+    rarity = token_rarity(np.bincount(tokens, weights), len(set(clusters[weights > 0])))
+    for a, b in itertools.pairwise(np.searchsorted(clusters, [0, 3, 4, 9, 12])):
+        counts = count_tokens(*(column[a:b] for column in columns), np.arange(3.0))
+        rank_tokens(counts, rarity, found)
     assert (found.tokens == whole.tokens).all()
     np.testing.assert_array_equal(found.scores, whole.scores)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats, to_numpy
-from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
+
+
+Integers = NDArray[np.integer[Any]]
 
 
 class DistinctiveTokens(NamedTuple):
@@ -112,96 +113,123 @@ def distinctive_tokens(
         raise InputError(f"weights[{where}] is {amount[where]}; 0 or more is expected.")
 
     numbers = None if examples is None else _example_numbers(examples, owner)
-    counts = count_tokens(ids, owner, amount, np.zeros_like(ids) if numbers is None else numbers)
+    values, kinds = np.unique(amount, return_inverse=True)
+    counts = count_tokens(
+        ids, owner, np.zeros_like(ids) if numbers is None else numbers, kinds, values
+    )
     if numbers is None:
         counts = counts._replace(shared=np.ones_like(counts.shared))
-    return rank_tokens([counts], n_clusters=n_clusters, vocabulary=vocabulary, k=k)
+    rarity = token_rarity(
+        np.bincount(ids, amount, minlength=vocabulary), len(np.unique(counts.clusters))
+    )
+    found = no_tokens(n_clusters, k)
+    rank_tokens(counts, rarity, found)
+    return found
 
 
 def count_tokens(
-    tokens: NDArray[np.int64],
-    clusters: NDArray[np.int64],
-    weights: Floats,
-    examples: NDArray[np.int64],
+    tokens: Integers, clusters: Integers, examples: Integers, kinds: Integers, weights: Floats
 ) -> TokenCounts:
     """Count the tokens of some clusters: the first half of `distinctive_tokens`, unchecked.
 
     Parameters
     ----------
-    tokens, clusters, weights, examples : ndarray, shape (n,)
-        As for `distinctive_tokens`.
+    tokens, clusters, examples : ndarray of int
+        As for `distinctive_tokens`, of shapes that broadcast to that of ``tokens``. A token of
+        less than 0 stands for none.
+    kinds : ndarray of int
+        Which of the ``weights`` each token has; its shape broadcasts like theirs.
+    weights : ndarray of float64, shape (n_kinds,)
     """
-    used = weights > 0
-    columns = clusters[used], tokens[used], examples[used]
-    if not len(columns[0]):
+    there = (tokens >= 0) & (weights > 0)[kinds]
+    if not there.any():
         none = np.empty(0, np.int64)
         return TokenCounts(none, none, np.empty(0), np.empty(0, np.bool_))
-    cluster, token, example = (values - values.min() for values in columns)
-    n_tokens, n_examples = int(token.max()) + 1, int(example.max()) + 1
-    if (int(cluster.max()) + 1) * n_tokens * n_examples < 2**63:
-        # One number for all three, as one sort takes far less than three.
-        order = np.argsort((cluster * n_tokens + token) * n_examples + example)
+    columns = [column.astype(np.int64) for column in (clusters, tokens, examples, kinds)]
+    lowest = [max(int(column.min()), 0) for column in columns]
+    bits = [
+        (int(column.max()) - least).bit_length()
+        for column, least in zip(columns, lowest, strict=True)
+    ]
+    if sum(bits) < 64:
+        # One number for all four: a sort of that takes far less than any order of them.
+        packed = np.zeros_like(columns[0])
+        for column, least, width in zip(columns, lowest, bits, strict=True):
+            packed = (packed << width) + (column - least)
+        packed = np.sort(packed[there])
+        last = np.cumsum(bits[::-1])[::-1]  # the lowest bits, up to the end of each
+        inside = [packed & ((1 << int(end)) - 1) for end in last[2:]]
+        pair = packed >> int(last[2])
+        starts = np.flatnonzero(np.diff(pair, prepend=-1))
+        cluster, token = pair[starts] >> bits[1], pair[starts] & ((1 << bits[1]) - 1)
+        cluster, token = cluster + lowest[0], token + lowest[1]
+        example, kind = inside[0] >> bits[3], inside[1] + lowest[3]
     else:
+        cluster, token, example, kind = (np.broadcast_to(c, there.shape)[there] for c in columns)
         order = np.lexsort((example, token, cluster))
-    cluster, token, example = (values[order] for values in columns)
-    first = np.flatnonzero((np.diff(cluster, prepend=-1) != 0) | (np.diff(token, prepend=-1) != 0))
-    last = np.append(first[1:], len(order)) - 1
+        cluster, token, example, kind = (c[order] for c in (cluster, token, example, kind))
+        new = (np.diff(cluster, prepend=-1) != 0) | (np.diff(token, prepend=-1) != 0)
+        starts = np.flatnonzero(new)
+        cluster, token = cluster[starts], token[starts]
+    ends = np.append(starts[1:], len(kind)) - 1
     return TokenCounts(
-        cluster[first],
-        token[first],
-        np.add.reduceat(weights[used][order], first, dtype=np.float64),
-        example[first] != example[last],
+        cluster,
+        token,
+        np.add.reduceat(weights[kind], starts, dtype=np.float64),
+        example[starts] != example[ends],
     )
 
 
-def rank_tokens(
-    parts: Sequence[TokenCounts], *, n_clusters: int, vocabulary: int, k: int
-) -> DistinctiveTokens:
+def token_rarity(frequency: Floats, n_clusters: int) -> NDArray[np.float64]:
+    """What a token that is all of a cluster scores: ``log(1 + A / Σ_c tf(t, c))``.
+
+    Parameters
+    ----------
+    frequency : ndarray of float64, shape (vocabulary,)
+        Sum of each token's weights, over all clusters.
+    n_clusters : int
+        Clusters that have tokens.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # of tokens that are nowhere
+        return np.asarray(np.log1p(frequency.sum() / max(n_clusters, 1) / frequency))
+
+
+def rank_tokens(counts: TokenCounts, rarity: Floats, found: DistinctiveTokens) -> None:
     """Find the most distinctive tokens: the second half of `distinctive_tokens`.
 
     Parameters
     ----------
-    parts : sequence of TokenCounts
-        No cluster is in two of them.
-    n_clusters, vocabulary, k : int
-        As for `distinctive_tokens`.
+    counts : TokenCounts
+        All that some clusters have.
+    rarity : ndarray of float64, shape (vocabulary,)
+        Of `token_rarity`.
+    found : DistinctiveTokens
+        Is filled in, in the rows of these clusters; what they lack stays as it was.
     """
-    frequency = np.zeros(vocabulary)
-    n_filled = 0
-    for part in parts:
-        frequency += np.bincount(part.tokens, part.amounts, minlength=vocabulary)
-        n_filled += int(np.count_nonzero(np.diff(part.clusters, prepend=-1)))
-    with np.errstate(divide="ignore", invalid="ignore"):  # of tokens that are nowhere
-        rarity = np.log1p(frequency.sum() / max(n_filled, 1) / frequency)
-    found = DistinctiveTokens(
-        np.full((n_clusters, k), -1, np.int64), np.full((n_clusters, k), np.nan)
-    )
-
-    def work(part: TokenCounts) -> None:
-        _rank(part, rarity, found)
-
-    in_threads(work, [part for part in parts if len(part.tokens)])
-    return found
-
-
-def _rank(part: TokenCounts, rarity: Floats, found: DistinctiveTokens) -> None:
-    """Fill in the rows of a part's clusters."""
-    first = np.flatnonzero(np.diff(part.clusters, prepend=-1))
-    lengths = np.diff(first, append=len(part.clusters))
-    row = np.repeat(np.arange(len(first)), lengths)
-    scores = part.amounts / np.add.reduceat(part.amounts, first)[row] * rarity[part.tokens]
+    if not len(counts.tokens):
+        return
+    first = np.flatnonzero(np.diff(counts.clusters, prepend=-1))
+    row = np.repeat(np.arange(len(first)), np.diff(first, append=len(counts.clusters)))
+    scores = counts.amounts / np.add.reduceat(counts.amounts, first)[row] * rarity[counts.tokens]
     # Rounding must not decide between equal scores: of these the first token is taken.
     left = np.round(scores, 12)
-    left[~part.shared & np.logical_or.reduceat(part.shared, first)[row]] = -np.inf
+    left[~counts.shared & np.logical_or.reduceat(counts.shared, first)[row]] = -np.inf
     for rank in range(found.tokens.shape[1]):
         best = np.maximum.reduceat(left, first)
         at = np.flatnonzero((left == best[row]) & (left > -np.inf))
         if not len(at):
             break
         at = at[np.diff(row[at], prepend=-1) > 0]
-        found.tokens[part.clusters[at], rank] = part.tokens[at]
-        found.scores[part.clusters[at], rank] = scores[at]
+        found.tokens[counts.clusters[at], rank] = counts.tokens[at]
+        found.scores[counts.clusters[at], rank] = scores[at]
         left[at] = -np.inf
+
+
+def no_tokens(n_clusters: int, k: int) -> DistinctiveTokens:
+    """What is found of so many clusters without tokens."""
+    return DistinctiveTokens(
+        np.full((n_clusters, k), -1, np.int64), np.full((n_clusters, k), np.nan)
+    )
 
 
 def _example_numbers(examples: Any, owner: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars
 from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
 from polyseme.pipeline.similar import SimilarFeatures
-from polyseme.pipeline.words import feature_words, token_index
+from polyseme.pipeline.words import Wording, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
 
@@ -215,7 +215,6 @@ class _TextAnalysis:
         self.settings = settings
         self.show = progress
         self.stages = Stages()
-        self.words: list[str] = []
         self.index: list[Array] = []
 
     def run(self, select: Selector, about: dict[str, Any], plan: Callable[..., Plan]) -> Run:
@@ -230,7 +229,9 @@ class _TextAnalysis:
                 with self.stages("logits"):
                     logits.append(self.logits(site))
                 bars.update(task, advance=1)
-            inputs = self.inputs(kept, logits)
+            inputs, words = self.inputs(kept, logits)
+            before, after = self.settings["window"]
+            self.wording = Wording(inputs, words, (before, after))
             with self.stages("importances"):
                 importances = self.importances(passes, inputs, bars)
             tables: dict[str, list[pd.DataFrame]] = {
@@ -246,7 +247,6 @@ class _TextAnalysis:
                     self.site(
                         number,
                         one,
-                        inputs,
                         tables,
                         {**logits[number], **importances[number]},
                         similar,
@@ -301,7 +301,9 @@ class _TextAnalysis:
         passes.run(planned, bars)
         return passes
 
-    def inputs(self, kept: dict[str, Array], logits: list[dict[str, Array]]) -> dict[str, Array]:
+    def inputs(
+        self, kept: dict[str, Array], logits: list[dict[str, Array]]
+    ) -> tuple[dict[str, Array], list[str]]:
         """The contexts that examples point at, and how every token in the run reads."""
         rows = kept.get("pixels", np.empty((0, self.contexts.length + 1), np.int32))
         tokens, lengths = rows[:, :-1], rows[:, -1]
@@ -309,19 +311,19 @@ class _TextAnalysis:
         used = np.unique(
             np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
         )
-        self.words = pieces(self.contexts.tokenizer, used.tolist())
-        return {
+        words = pieces(self.contexts.tokenizer, used.tolist())
+        arrays = {
             "index": kept["index"],
             "tokens": tokens,
             "lengths": lengths,
-            **vocabulary_arrays(used, self.words),
+            **vocabulary_arrays(used, words),
         }
+        return arrays, words
 
     def site(
         self,
         number: int,
         one: Collected,
-        inputs: dict[str, Array],
         tables: dict[str, list[pd.DataFrame]],
         more: dict[str, Array],
         similar: SimilarFeatures,
@@ -339,11 +341,8 @@ class _TextAnalysis:
         with self.stages("similar features"):
             room = similar.add(one.site, frames["features"], directions)
         with self.stages("labels"):
-            before, after = self.settings["window"]
-            found = feature_words(
-                frames["examples"], frames["features"], inputs, self.words, (before, after)
-            )
-            frames["features"]["label"] = found.labels
+            found = self.wording.site(frames["examples"], frames["features"])
+            frames["features"]["label"] = pd.array(found.labels, pd.StringDtype("pyarrow"))
             n_before = sum(map(len, tables["features"]))
             self.index.append(found.found_by + np.array([0, n_before, 0]))
         for name, frame in frames.items():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from polyseme.core.labels import TokenCounts, count_tokens, rank_tokens
+from polyseme.core.labels import count_tokens, no_tokens, rank_tokens, token_rarity
 from polyseme.core.parallel import in_threads
 
 Array = NDArray[Any]
@@ -19,6 +23,7 @@ LABEL_WORDS = 5
 INDEXED_SHARE, INDEXED_EXAMPLES = 0.25, 2
 # Neurons whose examples are read at a time: their tokens fit into a core's cache.
 _TOGETHER = 64
+_NONE = np.empty((0, 3), np.int64)
 
 
 class FeatureWords(NamedTuple):
@@ -26,30 +31,22 @@ class FeatureWords(NamedTuple):
 
     Attributes
     ----------
-    labels : list of str
+    labels : pyarrow.StringArray
         The words that set each feature apart from the site's others.
     found_by : ndarray of int64, shape (n, 3)
         Rows of the vocabulary, of the features, and how many of the feature's examples have
         that token where they activate the neuron most.
     """
 
-    labels: list[str]
+    labels: pa.StringArray
     found_by: Array
 
 
-def feature_words(
-    examples: pd.DataFrame,
-    features: pd.DataFrame,
-    inputs: dict[str, Array],
-    words: list[str],
-    window: tuple[int, int],
-) -> FeatureWords:
-    """Labels of a site's features, and the tokens by which they are found.
+class Wording:
+    """The words of a run's texts, and what features they make up.
 
     Parameters
     ----------
-    examples, features : pandas.DataFrame
-        The site's rows of the tables.
     inputs : dict of str to ndarray
         The run's contexts and vocabulary.
     words : list of str
@@ -57,52 +54,81 @@ def feature_words(
     window : (int, int)
         Tokens before and after each example.
     """
-    if not len(features):
-        return FeatureWords([], np.empty((0, 3), np.int64))
-    before, after = window
-    offsets = np.arange(-before, after + 1)
-    # The token that activates the neuron says more than those around it.
-    weights = np.where(offsets == 0, before + after + 1.0, 1.0)
-    vocabulary = inputs["vocabulary"]
-    # A table of all numbers up to the largest: a search for each would take far longer.
-    row_of = np.zeros(int(vocabulary.max(initial=0)) + 1, np.int64)
-    row_of[vocabulary] = np.arange(len(vocabulary))
-    contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy())
-    position, cluster = examples["position"].to_numpy(), _rows_of(features, examples)
 
-    def read(rows: slice) -> TokenCounts:
-        at = position[rows, None] + offsets
-        context = contexts[rows, None]
-        inside = (at >= 0) & (at < inputs["lengths"][context])
-        ids = inputs["tokens"][context, np.clip(at, 0, inputs["tokens"].shape[1] - 1)]
-        numbers = np.arange(len(at))[:, None]
-        return count_tokens(
-            row_of[ids[inside]],
-            np.broadcast_to(cluster[rows, None], at.shape)[inside],
-            np.broadcast_to(weights, at.shape)[inside],
-            np.broadcast_to(numbers, at.shape)[inside],
-        )
+    def __init__(
+        self, inputs: dict[str, Array], words: list[str], window: tuple[int, int]
+    ) -> None:
+        self._index = inputs["index"]
+        self._before, after = window
+        # The token that activates the neuron says more than those around it.
+        self._weights = np.ones(self._before + 1 + after)
+        self._weights[self._before] = len(self._weights)
+        vocabulary = inputs["vocabulary"]
+        self._n_tokens = len(vocabulary)
+        # A table of all numbers up to the largest: a search for each would take far longer.
+        row_of = np.zeros(int(vocabulary.max(initial=0)) + 1, np.int32)
+        row_of[vocabulary] = np.arange(len(vocabulary))
+        n_contexts, length = inputs["tokens"].shape
+        # Every window there is, as a view of the contexts, with -1 where there is no token.
+        rows = np.full((n_contexts, self._before + length + after), -1, np.int32)
+        inside = np.arange(length) < inputs["lengths"][:, None]
+        rows[:, self._before : self._before + length][inside] = row_of[inputs["tokens"][inside]]
+        self._windows = sliding_window_view(rows, len(self._weights), axis=1)
+        # Tokens may read the same but for spaces; the last is for -1, where there is no token.
+        names, texts = pd.factorize(np.array([*(word.strip() for word in words), ""], object))
+        self._nothing = names[-1]
+        self._names, self._texts = np.where(names == self._nothing, -1, names), pa.array(texts)
 
-    counts: dict[int, TokenCounts] = {}
+    def site(self, examples: pd.DataFrame, features: pd.DataFrame) -> FeatureWords:
+        """Labels of a site's features, and the tokens by which they are found.
 
-    def work(rows: slice) -> None:
-        counts[rows.start] = read(rows)
+        Parameters
+        ----------
+        examples, features : pandas.DataFrame
+            The site's rows of the tables.
+        """
+        if not len(features):
+            return FeatureWords(self._joined(np.empty((0, LABEL_WORDS), np.int64)), _NONE)
+        contexts = np.searchsorted(self._index, examples["input"].to_numpy())
+        position, cluster = examples["position"].to_numpy(), _rows_of(features, examples)
+        kinds = np.arange(len(self._weights))
+        parts = _neurons_together(examples["neuron"].to_numpy())
+        frequency, adding = np.zeros(self._n_tokens), Lock()
+        found = no_tokens(len(features), LABEL_WORDS)
 
-    in_threads(work, _neurons_together(examples["neuron"].to_numpy()))
-    found = rank_tokens(
-        [counts[start] for start in sorted(counts)],
-        n_clusters=len(features),
-        vocabulary=len(vocabulary),
-        k=LABEL_WORDS,
-    )
-    central = row_of[inputs["tokens"][contexts, position]]
-    names = [*(word.strip() for word in words), ""]  # the last for -1, where there is no token
-    labels = [
-        " ".join(dict.fromkeys(filter(None, map(names.__getitem__, row))))
-        for row in found.tokens.tolist()
-    ]
-    sizes = features["n_examples"].to_numpy(np.int64)
-    return FeatureWords(labels, _index(central, cluster, found.tokens, sizes, len(vocabulary)))
+        def weigh(part: slice) -> None:
+            tokens = self._windows[contexts[part], position[part]]
+            central = np.bincount(tokens[:, self._before], minlength=self._n_tokens)
+            anywhere = np.bincount(tokens[tokens >= 0], minlength=self._n_tokens)
+            # Whole numbers, so the sum does not depend on which thread is first.
+            with adding:
+                frequency[:] += anywhere + central * (self._weights[self._before] - 1)
+
+        def rank(part: slice) -> None:
+            # The windows are read again: what they count to is many times as large.
+            tokens = self._windows[contexts[part], position[part]]
+            numbers = np.arange(len(tokens))[:, None]
+            counts = count_tokens(tokens, cluster[part, None], numbers, kinds[None], self._weights)
+            rank_tokens(counts, rarity, found)
+
+        in_threads(weigh, parts)
+        rarity = token_rarity(frequency, len(features))
+        in_threads(rank, parts)
+        central = self._windows[contexts, position, self._before]
+        sizes = features["n_examples"].to_numpy(np.int64)
+        index = _index(central, cluster, found.tokens, sizes, self._n_tokens)
+        return FeatureWords(self._joined(found.tokens), index)
+
+    def _joined(self, tokens: Array) -> pa.StringArray:
+        """Words of rows of tokens, each once."""
+        names = self._names[tokens]
+        for column in range(1, names.shape[1]):
+            again = (names[:, :column] == names[:, column, None]).any(axis=1)
+            names[again, column] = -1
+        # pyarrow leaves out a row of which there is nothing to join.
+        names[(names < 0).all(axis=1), 0] = self._nothing
+        columns = [self._texts.take(pa.array(name, mask=name < 0)) for name in names.T]
+        return pc.binary_join_element_wise(*columns, " ", null_handling="skip")
 
 
 def _neurons_together(neurons: Array) -> list[slice]:

@@ -62,7 +62,9 @@ def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
             column not in schema and series.dtype.kind not in "biuf"
         ):
             try:
-                columns[column] = pa.array(series.astype(object), pa.string(), from_pandas=True)
+                # Strings that pandas keeps as Arrow does need not become Python's in between.
+                text = series if isinstance(series.dtype, pd.StringDtype) else series.astype(object)
+                columns[column] = pa.array(text, pa.string(), from_pandas=True)
             except pa.ArrowException as error:
                 raise InputError(f"{what} must hold text only: {error}.") from None
         else:
