@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from polyseme.core.arrays import Floats, as_floats, to_numpy
 from polyseme.errors import InputError
 
-
 Integers = NDArray[np.integer[Any]]
 
 
@@ -120,7 +119,8 @@ def distinctive_tokens(
     if numbers is None:
         counts = counts._replace(shared=np.ones_like(counts.shared))
     rarity = token_rarity(
-        np.bincount(ids, amount, minlength=vocabulary), len(np.unique(counts.clusters))
+        np.bincount(ids, amount, minlength=vocabulary).astype(np.float64),
+        len(np.unique(counts.clusters)),
     )
     found = no_tokens(n_clusters, k)
     rank_tokens(counts, rarity, found)
@@ -157,27 +157,33 @@ def count_tokens(
         for column, least, width in zip(columns, lowest, bits, strict=True):
             packed = (packed << width) + (column - least)
         packed = np.sort(packed[there])
-        last = np.cumsum(bits[::-1])[::-1]  # the lowest bits, up to the end of each
-        inside = [packed & ((1 << int(end)) - 1) for end in last[2:]]
-        pair = packed >> int(last[2])
-        starts = np.flatnonzero(np.diff(pair, prepend=-1))
+        pair, kind = packed >> sum(bits[2:]), packed & ((1 << bits[3]) - 1)
+        starts = _starts(pair)
         cluster, token = pair[starts] >> bits[1], pair[starts] & ((1 << bits[1]) - 1)
-        cluster, token = cluster + lowest[0], token + lowest[1]
-        example, kind = inside[0] >> bits[3], inside[1] + lowest[3]
+        cluster, token, kind = cluster + lowest[0], token + lowest[1], kind + lowest[3]
+        of_example = packed >> bits[3]
     else:
         cluster, token, example, kind = (np.broadcast_to(c, there.shape)[there] for c in columns)
         order = np.lexsort((example, token, cluster))
-        cluster, token, example, kind = (c[order] for c in (cluster, token, example, kind))
-        new = (np.diff(cluster, prepend=-1) != 0) | (np.diff(token, prepend=-1) != 0)
-        starts = np.flatnonzero(new)
+        cluster, token, of_example, kind = (c[order] for c in (cluster, token, example, kind))
+        starts = _starts(cluster, token)
         cluster, token = cluster[starts], token[starts]
     ends = np.append(starts[1:], len(kind)) - 1
     return TokenCounts(
         cluster,
         token,
         np.add.reduceat(weights[kind], starts, dtype=np.float64),
-        example[starts] != example[ends],
+        of_example[starts] != of_example[ends],
     )
+
+
+def _starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where any of them has another value than before."""
+    new = np.ones(len(columns[0]), bool)
+    np.not_equal(columns[0][1:], columns[0][:-1], out=new[1:])
+    for column in columns[1:]:
+        new[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(new)
 
 
 def token_rarity(frequency: Floats, n_clusters: int) -> NDArray[np.float64]:
@@ -208,7 +214,7 @@ def rank_tokens(counts: TokenCounts, rarity: Floats, found: DistinctiveTokens) -
     """
     if not len(counts.tokens):
         return
-    first = np.flatnonzero(np.diff(counts.clusters, prepend=-1))
+    first = _starts(counts.clusters)
     row = np.repeat(np.arange(len(first)), np.diff(first, append=len(counts.clusters)))
     scores = counts.amounts / np.add.reduceat(counts.amounts, first)[row] * rarity[counts.tokens]
     # Rounding must not decide between equal scores: of these the first token is taken.

@@ -45,7 +45,7 @@ from polyseme.pipeline.describe import (
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import progress_bars, read_and_save
 from polyseme.pipeline.records import cluster_site, site_arrays, site_info, site_tables
-from polyseme.pipeline.similar import SimilarFeatures
+from polyseme.pipeline.similar import SimilarFeatures, room_for_similar
 from polyseme.pipeline.text import SAE_THRESHOLD, analyse_text
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
@@ -283,7 +283,8 @@ class _Analysis:
                 if one.site.name in maps:
                     arrays["activation_map"] = maps[one.site.name]
                 arrays.update(self.logits(number, one, inputs, bars))
-                arrays.update(similar.add(one.site, tables["features"][-1], directions))
+                similar.add(one.site, tables["features"][-1], directions)
+                arrays.update(room_for_similar(len(tables["features"][-1])))
                 self.writer.write_site(number, arrays)
                 infos.append(site_info(one, threshold, shape, inputs, self.source))
             similar.write(bars)

@@ -27,6 +27,7 @@ _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 _OVERHEAD = 1.25
 # Tokens of the trial: more would take long with a large model, and say nothing new.
 _TRIED = 1024
+_BESIDE = 10**9
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Plan:
         Bytes above the loaded model, at most.
     run_bytes, spare_bytes : int
         On disk: of the finished run, and what is needed besides until it is finished.
+    side_by_side : int
+        How many sites are clustered at a time, after the passes.
     seconds : float, optional
         Of all passes, from a trial; None without one, or where the contexts are not known.
     """
@@ -56,6 +59,7 @@ class Plan:
     memory: int
     run_bytes: int
     spare_bytes: int
+    side_by_side: int
     seconds: float | None = None
 
     def __str__(self) -> str:
@@ -170,15 +174,27 @@ def make_plan(
             f"over texts that can be read but once: give {show_bytes(everything)}, or texts that "
             "can be read again, such as a list or a file."
         )
+    memory = max(_needed([sizes[n] for n in numbers], tables, working) for numbers in passes)
+    # Much of what is done with a site after the passes is done in one thread, so that several
+    # sites take less time together. Without a budget they may take this much more memory.
+    limit = memory + _BESIDE if memory_budget is None else memory_budget
+
+    def later(side_by_side: int) -> int:
+        return max(_later([sizes[n] for n in numbers], tables, side_by_side) for numbers in passes)
+
+    side_by_side = min(os.cpu_count() or 1, len(sizes))
+    while side_by_side > 1 and later(side_by_side) > limit:
+        side_by_side -= 1
     return Plan(
         passes=tuple(tuple(numbers) for numbers in passes),
         sites=len(sites),
         neurons=sum(site.n_neurons for site in sites),
         tokens=tokens,
         contexts=n_contexts,
-        memory=max(_needed([sizes[n] for n in numbers], tables, working) for numbers in passes),
+        memory=max(memory, later(side_by_side)),
         run_bytes=sum(size.run for size in sizes),
         spare_bytes=sum(size.spare for size in sizes),
+        side_by_side=side_by_side,
         seconds=None
         if seconds_a_context is None or n_contexts is None
         else n_contexts * seconds_a_context * len(passes) * _OVERHEAD,
@@ -245,7 +261,13 @@ def _needed(sizes: Sequence[_Size], tables: int, working: int) -> int:
     buffers = sum(size.buffers for size in sizes)
     # A checkpoint is copied once, and once more as it is written.
     reading = 3 * buffers + max(working, *(size.sorting for size in sizes))
-    return max(reading, 2 * buffers + tables + max(size.later for size in sizes))
+    return max(reading, _later(sizes, tables))
+
+
+def _later(sizes: Sequence[_Size], tables: int, side_by_side: int = 1) -> int:
+    """Memory that is needed after a pass over these sites, for so many of them at a time."""
+    buffers = sum(size.buffers for size in sizes)
+    return 2 * buffers + tables + side_by_side * max(size.later for size in sizes)
 
 
 def _working_bytes(sites: Sequence[Site], length: int, batch_size: int) -> int:

@@ -79,6 +79,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._adding = threading.Lock()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -87,7 +88,20 @@ class Stages:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+            took = time.monotonic() - start
+            with self._adding:
+                self.seconds[name] = self.seconds.get(name, 0.0) + took
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Share the time of the block out among stages that several threads were at in it."""
+        before, start = dict(self.seconds), time.monotonic()
+        try:
+            yield
+        finally:
+            took = {name: seconds - before.get(name, 0.0) for name, seconds in self.seconds.items()}
+            share = (time.monotonic() - start) / (sum(took.values()) or 1.0)
+            self.seconds = {n: before.get(n, 0.0) + share * took[n] for n in self.seconds}
 
     def rounded(self) -> dict[str, float]:
         """Seconds to a tenth, for run.json."""

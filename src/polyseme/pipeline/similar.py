@@ -45,9 +45,7 @@ class SimilarFeatures:
     def __exit__(self, *error: object) -> None:
         self._files.close()
 
-    def add(
-        self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]
-    ) -> dict[str, NDArray[Any]]:
+    def add(self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]) -> None:
         """Take in a site, the next one of the run.
 
         Parameters
@@ -57,17 +55,12 @@ class SimilarFeatures:
             Its rows of the table of features.
         directions : ndarray of float16, shape (n, d_in)
             As in `SiteClusters`.
-
-        Returns
-        -------
-        dict of str to ndarray
-            To be written with the site: room for what `write` fills in.
         """
         first_row, first_neuron = sum(self._sites), self._n_neurons
         self._sites.append(len(features))
         self._n_neurons += site.n_neurons
         if self._saved is not None:
-            return _room(len(features))
+            return
         rows = np.flatnonzero(features["n_examples"].to_numpy() >= MIN_EXAMPLES)
         neurons = features["neuron"].to_numpy(np.int64)[rows]
         if site.d_in not in self._spaces:
@@ -78,12 +71,11 @@ class SimilarFeatures:
         space.file.write(directions.tobytes())
         space.rows.append(first_row + rows)
         space.owners.append(first_neuron + neurons)
-        return _room(len(features))
 
     def write(self, bars: Progress) -> None:
         """Find the nearest of each feature, and fill in what is written of the sites."""
         if self._saved is None:
-            found = _room(sum(self._sites))
+            found = room_for_similar(sum(self._sites))
             for space in self._spaces.values():
                 space.search(found, bars)
             self._writer.save_state(_STATE, found, {})
@@ -97,8 +89,8 @@ class SimilarFeatures:
             )
 
 
-def _room(n: int) -> dict[str, NDArray[Any]]:
-    """What is said of so many features of which nothing is known."""
+def room_for_similar(n: int) -> dict[str, NDArray[Any]]:
+    """What is written with a site of so many features, for `SimilarFeatures.write` to fill in."""
     return {
         "similar_features": np.full((n, NEIGHBOURS), -1, np.int64),
         "similar_similarity": np.full((n, NEIGHBOURS), np.nan, np.float16),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import output_directions, top_logits, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
+from polyseme.core.parallel import in_threads
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
@@ -29,7 +33,7 @@ from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.pipeline.probing import probe
 from polyseme.pipeline.progress import Stages, progress_bars
 from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
-from polyseme.pipeline.similar import SimilarFeatures
+from polyseme.pipeline.similar import SimilarFeatures, room_for_similar
 from polyseme.pipeline.words import Wording, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
@@ -157,12 +161,12 @@ def analyse_text(
         batch_size=batch_size,
         memory_budget=budget,
     )
-    plan(found)
+    side_by_side = plan(found).side_by_side
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
         work = _TextAnalysis(model, contexts, found, writer, settings, progress)
-        return work.run(select, about, plan)
+        return work.run(select, about, plan, side_by_side)
 
 
 def _check_length(model: nn.Module, contexts: Contexts) -> None:
@@ -199,6 +203,25 @@ def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
     return {**({"saes": saes} if saes else {}), **({"folded": folded} if folded else {})}
 
 
+class _OfSite(NamedTuple):
+    """What a site comes to besides its arrays, which are written by then."""
+
+    site: Site
+    info: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    words: Array
+    directions: Array
+
+
+@dataclass
+class _OfSites:
+    """What the sites so far come to."""
+
+    infos: list[dict[str, Any]] = field(default_factory=list)
+    words: list[Array] = field(default_factory=list)
+    tables: dict[str, list[pd.DataFrame]] = field(default_factory=lambda: defaultdict(list))
+
+
 class _TextAnalysis:
     """The stages of one analysis."""
 
@@ -215,9 +238,14 @@ class _TextAnalysis:
         self.settings = settings
         self.show = progress
         self.stages = Stages()
-        self.index: list[Array] = []
 
-    def run(self, select: Selector, about: dict[str, Any], plan: Callable[..., Plan]) -> Run:
+    def run(
+        self,
+        select: Selector,
+        about: dict[str, Any],
+        plan: Callable[..., Plan],
+        side_by_side: int,
+    ) -> Run:
         with progress_bars(self.show) as bars, SimilarFeatures(self.writer) as similar:
             with self.stages("reading"):
                 passes = self.read(select, plan, bars)
@@ -234,39 +262,22 @@ class _TextAnalysis:
             self.wording = Wording(inputs, words, (before, after))
             with self.stages("importances"):
                 importances = self.importances(passes, inputs, bars)
-            tables: dict[str, list[pd.DataFrame]] = {
-                name: [] for name in ("neurons", "examples", "features", "random")
-            }
-            infos = []
-            task = bars.add_task("Features", total=len(self.sites))
-            results = passes.results()
-            for number in range(len(self.sites)):
-                with self.stages("selection"):
-                    one = next(results)
-                infos.append(
-                    self.site(
-                        number,
-                        one,
-                        tables,
-                        {**logits[number], **importances[number]},
-                        similar,
-                    )
-                )
-                bars.update(task, advance=1)
+            more = [{**one, **other} for one, other in zip(logits, importances, strict=True)]
+            found = self.features(passes.results(), more, similar, side_by_side, bars)
             with self.stages("similar features"):
                 similar.write(bars)
             with self.stages("writing"):
-                index = token_index(self.index, len(inputs["vocabulary"]))
+                index = token_index(found.words, len(inputs["vocabulary"]))
                 self.writer.write_inputs({**inputs, **index})
                 self.writer.write_tables(
                     **{
                         name: pd.concat(frames, ignore_index=True)
-                        for name, frames in tables.items()
+                        for name, frames in found.tables.items()
                     }
                 )
             path = self.writer.finish(
                 {
-                    "sites": infos,
+                    "sites": found.infos,
                     "seconds": self.stages.rounded(),
                     "settings": self.settings,
                     "model": {**about, "name": loaded_name(self.model)},
@@ -320,15 +331,51 @@ class _TextAnalysis:
         }
         return arrays, words
 
-    def site(
+    def features(
         self,
-        number: int,
-        one: Collected,
-        tables: dict[str, list[pd.DataFrame]],
-        more: dict[str, Array],
+        results: Iterator[Collected],
+        more: list[dict[str, Array]],
         similar: SimilarFeatures,
-    ) -> dict[str, Any]:
-        """Everything of one site: tables, arrays (and more), and what run.json says of it."""
+        side_by_side: int,
+        bars: Progress,
+    ) -> _OfSites:
+        """Cluster and write all sites, so many side by side; ``more`` is written with each."""
+        task = bars.add_task("Features", total=len(self.sites))
+        numbers, taking, adding = iter(range(len(self.sites))), Lock(), Lock()
+        found, done = _OfSites(), dict[int, _OfSite]()
+
+        def work(_: int) -> None:
+            with taking:
+                number = next(numbers)
+                with self.stages("selection"):
+                    one = next(results)
+            ready = self.site(number, one, more[number])
+            with adding:
+                done[number] = ready
+                # In the order of the sites, whichever is ready first.
+                while len(found.infos) in done:
+                    with self.stages("similar features"):
+                        self.add(found, done.pop(len(found.infos)), similar)
+                    bars.update(task, advance=1)
+
+        with self.stages.side_by_side():
+            in_threads(work, range(len(self.sites)), side_by_side)
+        return found
+
+    def add(self, found: _OfSites, one: _OfSite, similar: SimilarFeatures) -> None:
+        """Take in the next site."""
+        similar.add(one.site, one.tables["features"], one.directions)
+        n_before = sum(map(len, found.tables["features"]))
+        found.words.append(one.words + np.array([0, n_before, 0]))
+        for name, table in one.tables.items():
+            found.tables[name].append(table)
+        found.infos.append(one.info)
+
+    def site(self, number: int, one: Collected, more: dict[str, Array]) -> _OfSite:
+        """Cluster and label what one site found.
+
+        Its arrays are written, ``more`` with them.
+        """
         threshold = self.settings["threshold"] or (
             SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
         )
@@ -338,21 +385,16 @@ class _TextAnalysis:
             )
         with self.stages("tables"):
             frames = site_tables(one, clusterings, central)
-        with self.stages("similar features"):
-            room = similar.add(one.site, frames["features"], directions)
         with self.stages("labels"):
-            found = self.wording.site(frames["examples"], frames["features"])
-            frames["features"]["label"] = pd.array(found.labels, pd.StringDtype("pyarrow"))
-            n_before = sum(map(len, tables["features"]))
-            self.index.append(found.found_by + np.array([0, n_before, 0]))
-        for name, frame in frames.items():
-            tables[name].append(frame)
+            words = self.wording.site(frames["examples"], frames["features"])
+            frames["features"]["label"] = pd.array(words.labels, pd.StringDtype("pyarrow"))
         with self.stages("writing"):
+            room = room_for_similar(len(frames["features"]))
             self.writer.write_site(
                 number, {**site_arrays(one, clusterings), **layouts, **room, **more}
             )
         gate = gate_of(one.site)
-        return {
+        info = {
             "name": one.site.name,
             "kind": one.site.kind,
             "n_neurons": one.site.n_neurons,
@@ -363,6 +405,7 @@ class _TextAnalysis:
             **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
             **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
         }
+        return _OfSite(one.site, info, frames, words.found_by, directions)
 
     def importances(
         self,

@@ -55,9 +55,7 @@ class Wording:
         Tokens before and after each example.
     """
 
-    def __init__(
-        self, inputs: dict[str, Array], words: list[str], window: tuple[int, int]
-    ) -> None:
+    def __init__(self, inputs: dict[str, Array], words: list[str], window: tuple[int, int]) -> None:
         self._index = inputs["index"]
         self._before, after = window
         # The token that activates the neuron says more than those around it.
