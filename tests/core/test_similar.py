@@ -153,6 +153,40 @@ def test_cells_are_the_same_each_time_and_read_a_file(tmp_path: Any) -> None:
     assert first.similarity.tobytes() == second.similarity.tobytes()
 
 
+@pytest.mark.parametrize(
+    "way", ["in a file", "in single precision", "a few visitors at a time", "for many neighbours"]
+)
+def test_cells_find_what_is_near_in_each_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    torch = pytest.importorskip("torch")
+    vectors, owners = behaviours(3000)
+    k = 20 if way == "for many neighbours" else 5
+    if way == "in a file":
+        monkeypatch.setattr(similar, "_IN_MEMORY", 0)
+    elif way == "in single precision":
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    elif way == "a few visitors at a time":
+        monkeypatch.setattr(similar, "_PRODUCTS", 1)
+    exact = nearest_features(vectors, owners, k, exact=True)
+    found = nearest_features(vectors, owners, k, exact=False)
+    hit = (exact.neighbours[:, :, None] == found.neighbours[:, None, :]).any(axis=2)
+    assert hit[exact.similarity > 0.7].mean() > 0.999
+    assert hit.mean() > 0.9
+    assert not (owners[found.neighbours] == owners[:, None]).any()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 20), st.sampled_from([256, 512]))
+def test_the_best_of_columns_equal_a_sort(seed: int, k: int, n: int) -> None:
+    torch = pytest.importorskip("torch")
+    values = torch.from_numpy(np.random.default_rng(seed).integers(-40, 40, (n, 3)) / 8)
+    rows, most = similar._best_of_columns(values, k)
+    assert rows.shape == most.shape == (3, k)
+    assert (values.T.gather(1, rows) == most).all()
+    assert all(len(set(row)) == k for row in rows.tolist())
+    expected = np.sort(values.numpy(), axis=0)[::-1][:k].T
+    np.testing.assert_array_equal(np.sort(most.numpy(), axis=1)[:, ::-1], expected)
+
+
 def test_many_vectors_are_divided_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similar, "MOST_EXACT", 10)
     monkeypatch.setitem(sys.modules, "faiss", None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +20,22 @@ MIN_EXAMPLES = 3
 MOST_EXACT = 30_000
 # How many cells there are, and how many each vector visits: see bench/similar.py for what
 # that finds and costs. Fewer cells, or fewer visits, cost less and find less.
-_PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 16
+_PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 22
 # k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
 # dimensions that vary most.
 _SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 6, 64
-# How many neighbours of each are followed to theirs, and of how many vectors at once: their
-# neighbours' neighbours are in memory together.
-_LINKS, _FOLLOWED = 8, 512
+# How many are measured of those that were found similar in less precision, and of how many
+# vectors at once.
+_LINKS, _MEASURED = 8, 512
+# Parts of a cell that a visitor takes one of each from.
+_PARTS = 4
+# Matrices have multiples of so many rows and columns, and at most so many values.
+_VISITORS, _MEMBERS, _PRODUCTS = 256, 64, 1 << 23
+_DEPTH = 16
+# Less than any cosine, and by how much one of little precision may be beyond its bounds.
+_OUT, _SLACK = 3.0, 0.5
+# Bytes of a copy of the vectors that are not put into a file.
+_IN_MEMORY = 1 << 30
 # Cells or blocks between two reports of progress.
 _AT_ONCE = 32
 _ROWS, _COLUMNS = 1024, 8192
@@ -61,9 +70,10 @@ def nearest_features(
 
     Where there are more than `MOST_EXACT` vectors, they are divided into cells by spherical
     k-means, and each is compared with the vectors of the cells nearest to it (an inverted
-    file), then with the neighbours of the neighbours it found. The similarities found are
-    exact, and hardly a neighbour that is near is missed; of those that are merely less far
-    than the rest, as is usual among random vectors of many dimensions, more are.
+    file): in bfloat16 where the processor is made for that, and those that are found then to
+    the last digit. The similarities are exact, and hardly a neighbour that is near is missed;
+    of those that are merely less far than the rest, as is usual among random vectors of many
+    dimensions, more are.
 
     Parameters
     ----------
@@ -171,17 +181,16 @@ def _all_pairs(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Itera
 
 def _within_cells(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Iterator[float]:
     near = _nearest_cells(vectors)
-    yield 0.1
-    links = _Best(len(vectors), max(best.k, _LINKS))
-    for done in _visit(vectors, owners, near, links):
-        yield 0.1 + 0.7 * done
+    yield 0.2
     order = np.argsort(near[:, 0], kind="stable")
-    del near
-    for done in _follow(vectors, owners, order, links, best):
-        yield 0.8 + 0.2 * done
+    links = _Best(len(vectors), max(best.k, _LINKS))
+    for done in _visit(vectors, owners, near, order, links):
+        yield 0.2 + 0.7 * done
+    for done in _measure(vectors, order, links, best):
+        yield 0.9 + 0.1 * done
 
 
-def _nearest_cells(vectors: Floats) -> NDArray[np.int32]:
+def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     """The cells that are nearest to each vector, its own first: shape (n, a few)."""
     faiss = _faiss()
     n = len(vectors)
@@ -203,7 +212,7 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int32]:
         max_points_per_centroid=2 * _SAMPLED,
     )
     kmeans.train(flat[np.sort(sample)])
-    near = np.empty((n, min(_VISITED, n_cells)), np.int32)
+    near = np.empty((n, min(_VISITED, n_cells)), np.int16)  # which are sorted in little time
     for at in range(0, n, _COLUMNS):
         block = slice(at, at + _COLUMNS)
         near[block] = faiss.knn(
@@ -213,109 +222,163 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int32]:
 
 
 def _visit(
-    vectors: Floats, owners: NDArray[np.int64], near: NDArray[np.int32], links: _Best
-) -> Iterator[float]:
-    """Compare those who live in a cell with those who visit it, for the good of both."""
-    faiss = _faiss()
-    # Both in the order of the vectors, so that those of an owner stand together.
-    cells = np.arange(near.max() + 2)
-    home = np.argsort(near[:, 0], kind="stable")
-    homes = np.searchsorted(near[home, 0], cells)
-    visits = np.argsort(near.ravel(), kind="stable")
-    visited = np.searchsorted(near.ravel()[visits], cells)
-    guests = faiss.ResultHeap(len(vectors), links.k, keep_max=True)
-    found: dict[int, list[tuple[Any, ...]]] = {}
-
-    def compare(cell: int) -> None:
-        members = home[homes[cell] : homes[cell + 1]]
-        visitors = visits[visited[cell] : visited[cell + 1]] // near.shape[1]
-        theirs = np.asarray(vectors[members], np.float32)
-        hosts = faiss.ResultHeap(len(members), links.k, keep_max=True)
-        everyone = np.arange(len(members))
-        found[cell] = [(members, hosts)]
-        with _one_thread():
-            for at in range(0, len(visitors), _ROWS):
-                of = visitors[at : at + _ROWS]
-                similarity = np.asarray(vectors[of], np.float32) @ theirs.T
-                first = np.searchsorted(owners[members], owners[of])
-                stop = np.searchsorted(owners[members], owners[of], "right")
-                for step in range((stop - first).max()):
-                    own = np.flatnonzero(first + step < stop)
-                    similarity[own, first[own] + step] = -np.inf
-                # One may visit cells that others are at work on: into the common heap later.
-                few = faiss.ResultHeap(len(of), links.k, keep_max=True)
-                few.add_result_subset(np.arange(len(of)), similarity, members)
-                hosts.add_result_subset(everyone, similarity.T, of)
-                found[cell].append((of, few))
-
-    # The largest first, beside others that take as long.
-    work = np.diff(homes) * np.diff(visited)
-    order = np.argsort(-work, kind="stable")[: np.count_nonzero(work)]
-    for start in range(0, len(order), _AT_ONCE):
-        batch = order[start : start + _AT_ONCE].tolist()
-        in_threads(compare, batch)
-        for cell in batch:
-            (members, hosts), *others = found.pop(cell)
-            links.merge(members, hosts.I, hosts.D)
-            for of, few in others:
-                guests.add_result_subset(of, few.D, few.I)
-        yield work[order[: start + _AT_ONCE]].sum() / work.sum()
-    for at in range(0, len(vectors), _COLUMNS):
-        block = slice(at, at + _COLUMNS)
-        links.merge(block, guests.I[block], guests.D[block])
-
-
-def _follow(
     vectors: Floats,
     owners: NDArray[np.int64],
+    near: NDArray[np.int16],
     order: NDArray[np.int64],
     links: _Best,
-    best: _Best,
 ) -> Iterator[float]:
-    """Compare each vector with its neighbours' neighbours as well.
+    """Compare those who live in a cell with those who visit it, for the good of both.
 
-    Most of the near ones that no visit found are among these. In ``order``, one after the
-    other have many in common, so that each is read for many.
+    A host takes the best of all its visitors, a visitor the best of each quarter of a cell, as
+    what a cell holds is known at once, and what lies in all cells that one visits is not.
     """
-    faiss = _faiss()
-    n, d = vectors.shape
+    import torch
+
+    n, n_visits = near.shape
+    data = _laid_out(vectors, order)
+    # From here on vectors go by their places in that order.
+    place = np.empty(n, np.int64)
+    place[order] = np.arange(n)
+    named = np.append(order, -1)
+    to = near[order]
+    cells = np.arange(to.max() + 2)
+    homes = np.searchsorted(to[:, 0], cells)
+    visits = np.argsort(to.ravel(), kind="stable")
+    visited = np.searchsorted(to.ravel()[visits], cells)
+    sizes = np.diff(homes)
+    # Of each visit and quarter the best: how similar, and which member of the cell.
+    similar = np.full((n, n_visits, _PARTS), -np.inf, np.float16)
+    member = np.zeros(similar.shape, np.min_scalar_type(_padded(int(sizes.max()), _MEMBERS)))
+
+    room = torch.empty((0, data.shape[1]), dtype=data.dtype)
+
+    def compare(cell: int) -> None:
+        first, size = int(homes[cell]), int(sizes[cell])
+        width = _padded(size, _MEMBERS)
+        hosts = data[first : first + width]
+        visitors, slots = np.divmod(visits[visited[cell] : visited[cell + 1]], n_visits)
+        own, of_host = _of_the_same(owners, order, place, visitors, slice(first, first + size))
+        step = max(_VISITORS, _PRODUCTS // width // _VISITORS * _VISITORS)
+        # Room that was used before is written several times as quickly as new room.
+        room.resize_(max(len(room), min(step, _padded(len(visitors), _VISITORS))), data.shape[1])
+        for at in range(0, len(visitors), step):
+            here, slot = visitors[at : at + step], slots[at : at + step]
+            rows = np.full(_padded(len(here), _VISITORS), n)
+            rows[: len(here)] = here
+            guests = torch.index_select(data, 0, torch.from_numpy(rows), out=room[: len(rows)])
+            found = guests @ hosts.T
+            found[len(here) :] = -_OUT
+            found[:, size:] = -_OUT
+            mine = (own >= at) & (own < at + step)
+            found[torch.from_numpy(own[mine] - at), torch.from_numpy(of_host[mine])] = -_OUT
+            part = width // _PARTS
+            most, which = found.view(len(rows), _PARTS, part).max(dim=2)
+            similar[here, slot] = most[: len(here)].half().numpy()
+            which += torch.arange(_PARTS) * part
+            member[here, slot] = which[: len(here)].numpy()
+            rank, most = _best_of_columns(found, links.k)
+            best = rows[rank[:size].numpy()]
+            best[(most[:size] < -1 - _SLACK).numpy()] = n
+            links.merge(order[first : first + size], named[best], most[:size].float().numpy())
+
+    work = sizes * np.diff(visited)
+    done = np.cumsum(work) / work.sum()
+    with torch.no_grad():
+        for cell in np.flatnonzero(work).tolist():
+            compare(cell)
+            if cell % _AT_ONCE == 0:
+                yield float(done[cell])
+    for at in range(0, n, _COLUMNS):
+        block = slice(at, at + _COLUMNS)
+        rows = (homes[to[block]][:, :, None] + member[block]).reshape(-1, n_visits * _PARTS)
+        values = similar[block].reshape(rows.shape).astype(np.float32)
+        some = np.argpartition(-values, min(links.k, rows.shape[1]) - 1, axis=1)[:, : links.k]
+        values = np.take_along_axis(values, some, axis=1)
+        rows = np.where(values < -1 - _SLACK, n, np.take_along_axis(rows, some, axis=1))
+        links.merge(order[block], named[rows], values)
+    yield 1.0
+
+
+def _laid_out(vectors: Floats, order: NDArray[np.int64]) -> Any:
+    """A tensor of the vectors in this order, one cell after another, and of zeros after them.
+
+    It is of a precision in which many can be compared in little time. If it is large it lies
+    in a file without a name.
+    """
+    import torch
+
+    shape = (len(vectors) + _MEMBERS, vectors.shape[1])
+    dtype, held = torch.float32, "f4"
+    # Where a processor multiplies matrices of these, it does so several times as quickly.
+    tell: Any = getattr(torch.cpu, "get_capabilities", dict)
+    if tell().get("amx_bf16"):
+        dtype, held = torch.bfloat16, "i2"
+    array: NDArray[Any]
+    if shape[0] * shape[1] * dtype.itemsize <= _IN_MEMORY:
+        array = np.zeros(shape, held)
+    else:
+        with tempfile.TemporaryFile() as file:
+            array = np.memmap(file, held, "w+", shape=shape)
+    data = torch.from_numpy(array).view(dtype)
+    for at in range(0, len(vectors), _COLUMNS):
+        some = np.asarray(vectors[order[at : at + _COLUMNS]])
+        data[at : at + len(some)] = torch.from_numpy(some)
+    return data
+
+
+def _of_the_same(
+    owners: NDArray[np.int64],
+    order: NDArray[np.int64],
+    place: NDArray[np.int64],
+    visitors: NDArray[np.int64],
+    hosts: slice,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of a visitor and a host of one owner, by their numbers among those of the cell."""
+    owner = owners[order[hosts]]
+    first = np.searchsorted(owners, owner)
+    count = np.searchsorted(owners, owner, "right") - first
+    host = np.repeat(np.arange(len(owner)), count)
+    nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    wanted = place[first[host] + nth]
+    at = np.minimum(np.searchsorted(visitors, wanted), len(visitors) - 1)
+    there = visitors[at] == wanted
+    return at[there], host[there]
+
+
+def _best_of_columns(values: Any, k: int) -> tuple[Any, Any]:
+    """Rows and values of some k of the largest of each column, both of shape (columns, k).
+
+    They are found among the k blocks with the largest maxima, which hold them.
+    """
+    blocks = values.view(_DEPTH, len(values) // _DEPTH, values.shape[1])
+    k_blocks = min(k, blocks.shape[1])
+    block = blocks.amax(dim=0).T.contiguous().topk(k_blocks, dim=1)[1]
+    inside = blocks.permute(2, 1, 0).gather(1, block[:, :, None].expand(-1, -1, _DEPTH))
+    most, at = inside.flatten(1).topk(min(k, k_blocks * _DEPTH), dim=1)
+    return at % _DEPTH * blocks.shape[1] + block.gather(1, at // _DEPTH), most
+
+
+def _padded(n: int, to: int) -> int:
+    # Matrices of few different shapes: each takes some preparation.
+    return -(-n // to) * to
+
+
+def _measure(
+    vectors: Floats, order: NDArray[np.int64], links: _Best, best: _Best
+) -> Iterator[float]:
+    """Find out how similar those are that were found, to the last digit."""
 
     def compare(of: NDArray[np.int64]) -> None:
         rows = links.rows[of]
-        best.merge(of, rows, links.similarity[of])
-        beyond = np.where(rows[:, :, None] < 0, -1, links.rows[rows]).reshape(len(of), -1)
-        beyond.sort(axis=1)
-        # Once each, and none of the same owner; faiss passes over those below zero.
-        beyond[:, 1:][beyond[:, 1:] == beyond[:, :-1]] = -1
-        beyond[owners[beyond] == owners[of][:, None]] = -1
-        wanted = np.zeros(n, bool)
-        wanted[beyond[beyond >= 0]] = True
-        read = np.flatnonzero(wanted)
-        place = np.cumsum(wanted) - 1
-        mine, theirs = (np.asarray(vectors[which], np.float32) for which in (of, read))
-        ids = np.where(beyond < 0, -1, place[beyond])
-        similarity = np.empty(ids.shape, np.float32)
-        pointers = [faiss.swig_ptr(array) for array in (similarity, mine, theirs, ids)]
-        with _one_thread():
-            faiss.fvec_inner_products_by_idx(*pointers, d, *ids.shape)
-        best.merge(of, beyond, similarity)
+        mine, theirs = (np.asarray(vectors[some], np.float32) for some in (of, rows))
+        best.merge(of, rows, np.matmul(theirs, mine[:, :, None])[:, :, 0])
 
-    blocks = [order[at : at + _FOLLOWED] for at in range(0, n, _FOLLOWED)]
+    # One after the other have many in common.
+    blocks = [order[at : at + _MEASURED] for at in range(0, len(order), _MEASURED)]
     for start in range(0, len(blocks), _AT_ONCE):
         in_threads(compare, blocks[start : start + _AT_ONCE])
         yield min(1.0, (start + _AT_ONCE) / len(blocks))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep faiss from starting threads of its own in this one."""
-    faiss = _faiss()
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
 
 
 def _faiss() -> Any:
