@@ -17,7 +17,7 @@ _TOGETHER = 128
 # More directions than the two that are wanted are followed, since the plane is found the sooner
 # the smaller the first eigenvalue is that is left out.
 _FOLLOWED = 8
-_MOST_STEPS, _BETWEEN_CHECKS, _SETTLED = 48, 2, 1e-4
+_MOST_STEPS, _SETTLED = 48, 1e-2
 
 
 def principal_coordinates(
@@ -52,9 +52,9 @@ def principal_coordinates(
 
     Notes
     -----
-    Found by subspace iteration, until the variance that is shown no longer rises by a
-    ten-thousandth. Where the second and the third axis show nearly equally much, it is open
-    which is drawn, but the same input gives the same picture.
+    Found by subspace iteration, until the axes are eigenvectors but for a hundredth of the
+    first one's eigenvalue. Where the second and the third axis show nearly equally much, it is
+    open which is drawn, but the same input gives the same picture.
     """
     values = as_floats(embeddings, "embeddings", 3, finite=False)
     n_neurons, n = values.shape[:2]
@@ -102,21 +102,25 @@ def _leading(gram: Floats) -> Floats:
         return np.zeros((n_neurons, n, 2), np.float32)
     start = np.random.default_rng(0).standard_normal((n, k))
     basis = np.broadcast_to(np.linalg.qr(start)[0].astype(np.float32), (n_neurons, n, k))
-    shown = np.zeros(n_neurons)
+    found = np.empty((n_neurons, n, 2), np.float32)
+    left = np.arange(n_neurons)
     # Each orthogonalisation costs more than products do, so there are four between two of them.
     square = np.matmul(gram, gram)
     for step in range(1, _MOST_STEPS + 1):
         basis, _ = np.linalg.qr(np.matmul(square, np.matmul(square, basis)))
-        if step % _BETWEEN_CHECKS:
-            continue
-        values, vectors = np.linalg.eigh(
-            np.matmul(basis.transpose(0, 2, 1), np.matmul(gram, basis))
-        )
-        before, shown = shown, values[:, -2:].sum(axis=1)
-        if (shown - before <= _SETTLED * np.abs(shown)).all():
+        image = np.matmul(gram, basis)
+        values, vectors = np.linalg.eigh(np.matmul(basis.transpose(0, 2, 1), image))
+        values, vectors = values[:, None, :-3:-1], vectors[:, :, :-3:-1]
+        plane = np.matmul(basis, vectors)
+        beside = np.matmul(image, vectors) - plane * values
+        settled = (beside**2).sum(axis=(1, 2)) <= (_SETTLED * values[:, 0, 0]) ** 2
+        settled |= step == _MOST_STEPS
+        plane *= np.sqrt(np.maximum(values, 0))
+        found[left[settled]] = plane[settled]
+        if settled.all():
             break
-    plane = np.matmul(basis, vectors[:, :, :-3:-1])
-    return np.asarray(plane * np.sqrt(np.maximum(values[:, None, :-3:-1], 0)))
+        left, gram, square, basis = (array[~settled] for array in (left, gram, square, basis))
+    return found
 
 
 def _signed(plane: Floats, used: NDArray[np.bool_]) -> Floats:
