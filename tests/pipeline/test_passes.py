@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,10 @@ import polyseme as ps
 from polyseme.capture import find_sites
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
-from polyseme.pipeline import passes
+from polyseme.pipeline import passes, text
+from polyseme.pipeline import plan as plan_module
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, show_bytes
+from polyseme.pipeline.progress import Stages
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -235,6 +240,57 @@ def test_batches_are_halved_with_a_word(setting, whole, tmp_path, capsys):
     assert files(run.path).keys() == whole.keys()
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_sites_side_by_side_come_out_the_same(setting, whole, tmp_path, monkeypatch, cores):
+    monkeypatch.setattr(plan_module.os, "cpu_count", lambda: cores)
+    assert setting.plan().side_by_side == cores
+    at_work, most = [], []
+    cluster_site = text.cluster_site
+
+    def clustered(one, *options):
+        at_work.append(one.site.name)
+        most.append(len(at_work))
+        time.sleep(0.2 if one.site.name == "model.layers.0.mlp" else 0)  # the first is the last
+        at_work.remove(one.site.name)
+        return cluster_site(one, *options)
+
+    monkeypatch.setattr(text, "cluster_site", clustered)
+    run = setting.analyse(tmp_path / "run")
+    assert files(run.path) == whole
+    assert (max(most) > 1) == (cores > 1)
+    assert run.neurons()["site"].drop_duplicates().tolist() == [site.name for site in setting.sites]
+
+
+def test_an_error_at_one_of_several_sites_is_the_analysis_error(setting, tmp_path, monkeypatch):
+    def failing(one, *_):
+        raise ZeroDivisionError(one.site.name)
+
+    monkeypatch.setattr(text, "cluster_site", failing)
+    with pytest.raises(ZeroDivisionError, match="model.layers"):
+        setting.analyse(tmp_path / "run")
+    monkeypatch.undo()
+    assert len(setting.analyse(tmp_path / "run", resume=True).neurons()) == 24 * LAYERS
+
+
+def test_stages_share_the_time_that_threads_were_at_them_together():
+    stages = Stages()
+    with stages("reading"):
+        time.sleep(0.05)
+    reading, start = dict(stages.seconds), time.monotonic()
+
+    def work(name):
+        for _ in range(2):
+            with stages(name):
+                time.sleep(0.1)
+
+    with stages.side_by_side(), ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, ["clusters", "labels"]))
+    took = time.monotonic() - start
+    assert stages.seconds["reading"] == reading["reading"]
+    assert stages.seconds["clusters"] + stages.seconds["labels"] == pytest.approx(took, rel=0.1)
+    assert stages.seconds["clusters"] == pytest.approx(stages.seconds["labels"], rel=0.3)
+
+
 # --- the plan ------------------------------------------------------------------------------------
 
 
@@ -261,6 +317,19 @@ def test_a_smaller_budget_makes_more_passes(setting):
         assert len(plan.passes) == n
         assert plan.memory <= budget
     assert setting.plan(setting.plan().memory).passes == ((0, 1, 2),)
+
+
+def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeypatch):
+    monkeypatch.setattr(plan_module.os, "cpu_count", lambda: 3)
+    least = setting.budget(3)
+    alone, together = setting.plan(least), setting.plan(10**9)
+    assert (alone.side_by_side, together.side_by_side) == (1, 3)
+    assert alone.memory <= least
+    assert setting.plan(together.memory).side_by_side == 3
+    # Without a budget a little more memory is used for it, and the plan tells of that.
+    assert setting.plan().memory == together.memory
+    monkeypatch.setattr(plan_module, "_BESIDE", 0)
+    assert setting.plan().memory <= together.memory
 
 
 def test_memory_is_bounded_for_any_amount_of_text(setting):

@@ -230,8 +230,9 @@ def _visit(
 ) -> Iterator[float]:
     """Compare those who live in a cell with those who visit it, for the good of both.
 
-    A host takes the best of all its visitors, a visitor the best of each quarter of a cell, as
-    what a cell holds is known at once, and what lies in all cells that one visits is not.
+    All visitors of a cell are seen together, so a host takes the best of them. The cells that
+    one visits are seen one by one: of each quarter of each of them a visitor takes the best,
+    and the best of all those in the end.
     """
     import torch
 
