@@ -89,8 +89,9 @@ def behaviours(n: int = 6000, d: int = 32) -> tuple[np.ndarray, np.ndarray]:
     return vectors.astype(np.float16), np.sort(rng.integers(0, 1500, n))
 
 
-def test_cells_find_what_is_near() -> None:
+def test_cells_find_what_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(similar, "_COMPARED", 1500)  # of 6,000
     vectors, owners = behaviours()
     exact = nearest_features(vectors, owners, exact=True)
     steps: list[float] = []
@@ -109,8 +110,11 @@ def test_cells_find_what_is_near() -> None:
     assert steps[-1] == pytest.approx(1)
 
 
-def test_cells_find_the_one_that_is_near_among_random_vectors() -> None:
+def test_cells_find_the_one_that_is_near_among_random_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(similar, "_COMPARED", 1500)  # of 6,000
     rng = np.random.default_rng(4)
     vectors = unit(rng, 6000, 256)
     for at, similarity in ((0, 0.9), (1000, 0.6)):
@@ -159,6 +163,7 @@ def test_cells_are_the_same_each_time_and_read_a_file(tmp_path: Any) -> None:
 def test_cells_find_what_is_near_in_each_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(similar, "_COMPARED", 1000)  # of 3,000
     vectors, owners = behaviours(3000)
     k = 20 if way == "for many neighbours" else 5
     if way == "in a file":

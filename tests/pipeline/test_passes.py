@@ -266,7 +266,7 @@ def test_an_error_at_one_of_several_sites_is_the_analysis_error(setting, tmp_pat
         raise ZeroDivisionError(one.site.name)
 
     monkeypatch.setattr(text, "cluster_site", failing)
-    with pytest.raises(ZeroDivisionError, match="model.layers"):
+    with pytest.raises(ZeroDivisionError, match=r"model\.layers"):
         setting.analyse(tmp_path / "run")
     monkeypatch.undo()
     assert len(setting.analyse(tmp_path / "run", resume=True).neurons()) == 24 * LAYERS

@@ -18,12 +18,12 @@ from polyseme.errors import InputError, MissingDependencyError
 MIN_EXAMPLES = 3
 # Up to here every pair is compared, which takes seconds.
 MOST_EXACT = 30_000
-# How many cells there are, and how many each vector visits: see bench/similar.py for what
-# that finds and costs. Fewer cells, or fewer visits, cost less and find less.
-_PER_CELL, _MOST_CELLS, _VISITED = 100, 2048, 22
+# There are as many cells as vectors in one. Each vector visits so many that it is compared with
+# this many others, but some cells at least: see bench/similar.py for what that finds and costs.
+_COMPARED, _LEAST_VISITS, _MOST_CELLS = 7_200, 12, 2**15 - 1
 # k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
 # dimensions that vary most.
-_SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 6, 64
+_SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 4, 64
 # How many are measured of those that were found similar in less precision, and of how many
 # vectors at once.
 _LINKS, _MEASURED = 8, 512
@@ -194,7 +194,8 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     """The cells that are nearest to each vector, its own first: shape (n, a few)."""
     faiss = _faiss()
     n = len(vectors)
-    n_cells = min(max(n // _PER_CELL, 1), _MOST_CELLS)
+    n_cells = min(round(n**0.5), _MOST_CELLS)
+    n_visits = min(max(round(_COMPARED * n_cells / n), _LEAST_VISITS), n_cells)
     sample = np.random.default_rng(0).choice(n, min(n, _SAMPLED * n_cells), replace=False)
     some = np.asarray(vectors[np.sort(sample[:_COLUMNS])], np.float32)
     basis = np.linalg.eigh(some.T @ some)[1][:, -_DIMENSIONS:]
@@ -212,7 +213,7 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
         max_points_per_centroid=2 * _SAMPLED,
     )
     kmeans.train(flat[np.sort(sample)])
-    near = np.empty((n, min(_VISITED, n_cells)), np.int16)  # which are sorted in little time
+    near = np.empty((n, n_visits), np.int16)  # which are sorted in little time
     for at in range(0, n, _COLUMNS):
         block = slice(at, at + _COLUMNS)
         near[block] = faiss.knn(
