@@ -320,16 +320,20 @@ def test_a_smaller_budget_makes_more_passes(setting):
 
 
 def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeypatch):
+    sizes = {"buffers": 10, "sorting": 0, "later": 1000, "tables": 0, "run": 1, "spare": 1}
+    monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
+    monkeypatch.setattr(plan_module, "_working_bytes", lambda *_: 0)
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: 3)
-    least = setting.budget(3)
-    alone, together = setting.plan(least), setting.plan(10**9)
-    assert (alone.side_by_side, together.side_by_side) == (1, 3)
-    assert alone.memory <= least
-    assert setting.plan(together.memory).side_by_side == 3
-    # Without a budget a little more memory is used for it, and the plan tells of that.
-    assert setting.plan().memory == together.memory
-    monkeypatch.setattr(plan_module, "_BESIDE", 0)
-    assert setting.plan().memory <= together.memory
+    for budget, side_by_side in [(1060, 1), (2059, 1), (2060, 2), (3059, 2), (3060, 3), (9999, 3)]:
+        plan = setting.plan(budget)
+        assert plan.side_by_side == side_by_side
+        assert plan.memory == 60 + 1000 * side_by_side <= budget
+    # Without a budget somewhat more memory is used for it, and the plan tells of that.
+    assert (setting.plan().side_by_side, setting.plan().memory) == (3, 3060)
+    monkeypatch.setattr(plan_module, "_BESIDE", 999)
+    assert (setting.plan().side_by_side, setting.plan().memory) == (1, 1060)
+    monkeypatch.setattr(plan_module.os, "cpu_count", lambda: None)
+    assert setting.plan(9999).side_by_side == 1
 
 
 def test_memory_is_bounded_for_any_amount_of_text(setting):
