@@ -158,7 +158,7 @@ def test_cells_are_the_same_each_time_and_read_a_file(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "way", ["in a file", "in single precision", "a few visitors at a time", "for many neighbours"]
+    "way", ["in single precision", "a few visitors at a time", "for many neighbours"]
 )
 def test_cells_find_what_is_near_in_each_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
@@ -166,9 +166,7 @@ def test_cells_find_what_is_near_in_each_way(way: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(similar, "_COMPARED", 1000)  # of 3,000
     vectors, owners = behaviours(3000)
     k = 20 if way == "for many neighbours" else 5
-    if way == "in a file":
-        monkeypatch.setattr(similar, "_IN_MEMORY", 0)
-    elif way == "in single precision":
+    if way == "in single precision":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     elif way == "a few visitors at a time":
         monkeypatch.setattr(similar, "_PRODUCTS", 1)
@@ -190,6 +188,15 @@ def test_the_best_of_columns_equal_a_sort(seed: int, k: int, n: int) -> None:
     assert all(len(set(row)) == k for row in rows.tolist())
     expected = np.sort(values.numpy(), axis=0)[::-1][:k].T
     np.testing.assert_array_equal(np.sort(most.numpy(), axis=1)[:, ::-1], expected)
+
+
+def test_the_copy_is_made_in_the_folder_and_leaves_nothing(tmp_path: Any) -> None:
+    pytest.importorskip("faiss")
+    vectors, owners = behaviours(1000)
+    nearest_features(vectors, owners, exact=False, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        nearest_features(vectors, owners, exact=False, folder=tmp_path / "none")
 
 
 def test_many_vectors_are_divided_into_cells(monkeypatch: pytest.MonkeyPatch) -> None:

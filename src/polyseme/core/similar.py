@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +36,6 @@ _VISITORS, _MEMBERS, _PRODUCTS = 256, 64, 1 << 23
 _DEPTH = 16
 # Less than any cosine, and by how much one of little precision may be beyond its bounds.
 _OUT, _SLACK = 3.0, 0.5
-# Bytes of a copy of the vectors that are not put into a file.
-_IN_MEMORY = 1 << 30
 # Cells or blocks between two reports of progress.
 _AT_ONCE = 32
 _ROWS, _COLUMNS = 1024, 8192
@@ -64,6 +64,7 @@ def nearest_features(
     k: int = 5,
     *,
     exact: bool | None = None,
+    folder: Path | None = None,
     progress: Progress | None = None,
 ) -> NearestFeatures:
     """The vectors of other owners that are most similar to each vector.
@@ -87,6 +88,9 @@ def nearest_features(
         How many neighbours to find, at least 1.
     exact : bool, optional
         Whether to compare all pairs; by default only if they are few.
+    folder : Path, optional
+        Where a copy of the vectors is put for the while, if cells are searched; by default
+        where temporary files are.
     progress : callable, optional
         Is told the share that is done, now and then.
 
@@ -124,8 +128,11 @@ def nearest_features(
         raise InputError(f"k is {k!r}; a whole number of at least 1 is expected.")
     best = _Best(len(given), int(k))
     compare_all = len(given) <= MOST_EXACT if exact is None else exact
-    search = _all_pairs if compare_all else _within_cells
-    for done in search(given, group.astype(np.int64), best):
+    group = group.astype(np.int64)
+    search = (
+        _all_pairs(given, group, best) if compare_all else _within_cells(given, group, best, folder)
+    )
+    for done in search:
         if progress is not None:
             progress(done)
     return best.result()
@@ -179,12 +186,14 @@ def _all_pairs(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Itera
         yield (at + len(mine)) / n
 
 
-def _within_cells(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Iterator[float]:
+def _within_cells(
+    vectors: Floats, owners: NDArray[np.int64], best: _Best, folder: Path | None
+) -> Iterator[float]:
     near = _nearest_cells(vectors)
     yield 0.2
     order = np.argsort(near[:, 0], kind="stable")
     links = _Best(len(vectors), max(best.k, _LINKS))
-    for done in _visit(vectors, owners, near, order, links):
+    for done in _visit(vectors, owners, near, order, links, folder):
         yield 0.2 + 0.7 * done
     for done in _measure(vectors, order, links, best):
         yield 0.9 + 0.1 * done
@@ -228,6 +237,7 @@ def _visit(
     near: NDArray[np.int16],
     order: NDArray[np.int64],
     links: _Best,
+    folder: Path | None,
 ) -> Iterator[float]:
     """Compare those who live in a cell with those who visit it, for the good of both.
 
@@ -238,7 +248,7 @@ def _visit(
     import torch
 
     n, n_visits = near.shape
-    data = _laid_out(vectors, order)
+    data = _laid_out(vectors, order, folder)
     # From here on vectors go by their places in that order.
     place = np.empty(n, np.int64)
     place[order] = np.arange(n)
@@ -302,11 +312,11 @@ def _visit(
     yield 1.0
 
 
-def _laid_out(vectors: Floats, order: NDArray[np.int64]) -> Any:
+def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) -> Any:
     """A tensor of the vectors in this order, one cell after another, and of zeros after them.
 
-    It is of a precision in which many can be compared in little time. If it is large it lies
-    in a file without a name.
+    It is of a precision in which many can be compared in little time, and lies in a file
+    without a name, as it may be larger than the memory.
     """
     import torch
 
@@ -316,12 +326,11 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64]) -> Any:
     tell: Any = getattr(torch.cpu, "get_capabilities", dict)
     if tell().get("amx_bf16"):
         dtype, held = torch.bfloat16, "i2"
-    array: NDArray[Any]
-    if shape[0] * shape[1] * dtype.itemsize <= _IN_MEMORY:
-        array = np.zeros(shape, held)
-    else:
-        with tempfile.TemporaryFile() as file:
-            array = np.memmap(file, held, "w+", shape=shape)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            # A disk without room for it is an error here, and would end the process later.
+            os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * dtype.itemsize)
+        array = np.memmap(file, held, "r+", shape=shape)
     data = torch.from_numpy(array).view(dtype)
     for at in range(0, len(vectors), _COLUMNS):
         some = np.asarray(vectors[order[at : at + _COLUMNS]])

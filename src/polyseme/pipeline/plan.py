@@ -27,6 +27,7 @@ _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 _OVERHEAD = 1.25
 # Tokens of the trial: more would take long with a large model, and say nothing new.
 _TRIED = 1024
+# Bytes that sites which are worked on side by side may take more, where no budget is given.
 _BESIDE = 10**9
 
 
@@ -176,7 +177,7 @@ def make_plan(
         )
     memory = max(_needed([sizes[n] for n in numbers], tables, working) for numbers in passes)
     # Much of what is done with a site after the passes is done in one thread, so that several
-    # sites take less time together. Without a budget they may take this much more memory.
+    # sites take less time together.
     limit = memory + _BESIDE if memory_budget is None else memory_budget
 
     def later(side_by_side: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class SimilarFeatures:
         if self._saved is None:
             found = room_for_similar(sum(self._sites))
             for space in self._spaces.values():
-                space.search(found, bars)
+                space.search(found, self._writer.path.parent, bars)
             self._writer.save_state(_STATE, found, {})
         else:
             found = self._saved[0]
@@ -106,7 +107,7 @@ class _Space:
     rows: list[NDArray[np.int64]]
     owners: list[NDArray[np.int64]]
 
-    def search(self, found: dict[str, NDArray[Any]], bars: Progress) -> None:
+    def search(self, found: dict[str, NDArray[Any]], folder: Path, bars: Progress) -> None:
         """Fill in the rows of this space's features."""
         rows, owners = np.concatenate(self.rows), np.concatenate(self.owners)
         if not len(rows):
@@ -117,6 +118,7 @@ class _Space:
             np.memmap(self.file, np.float16, "r", shape=(len(rows), self.d_in)),
             owners,
             NEIGHBOURS,
+            folder=folder,
             progress=lambda done: bars.update(task, completed=done),
         )
         none = nearest.neighbours < 0
