@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -36,13 +38,26 @@ def in_threads(
         for chunk in chunks:
             work(chunk)
         return
-    # BLAS threads inside worker threads would fight over the cores.
-    with (
-        _blas().limit(limits=1, user_api="blas"),
-        ThreadPoolExecutor(workers, initializer=_busy) as pool,
-    ):
+    with _one_thread_each(), ThreadPoolExecutor(workers, initializer=_busy) as pool:
         for _ in pool.map(work, chunks):
             pass
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Threads of BLAS and torch inside worker threads would fight over the cores."""
+    torch = sys.modules.get("torch")
+    with _blas().limit(limits=1, user_api="blas"):
+        if torch is None:
+            yield
+            return
+        # Threads that are new to torch begin with what was set last.
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _busy() -> None:

@@ -32,12 +32,12 @@ _LINKS, _MEASURED = 8, 512
 # Parts of a cell that a visitor takes one of each from.
 _PARTS = 4
 # Matrices have multiples of so many rows and columns, and at most so many values.
-_VISITORS, _MEMBERS, _PRODUCTS = 256, 64, 1 << 23
+_VISITORS, _MEMBERS, _PRODUCTS = 256, 64, 1 << 24
 _DEPTH = 16
 # Less than any cosine, and by how much one of little precision may be beyond its bounds.
 _OUT, _SLACK = 3.0, 0.5
 # Cells or blocks between two reports of progress.
-_AT_ONCE = 32
+_AT_ONCE = 64
 _ROWS, _COLUMNS = 1024, 8192
 
 Progress = Callable[[float], None]
@@ -263,7 +263,7 @@ def _visit(
     similar = np.full((n, n_visits, _PARTS), -np.inf, np.float16)
     member = np.zeros(similar.shape, np.min_scalar_type(_padded(int(sizes.max()), _MEMBERS)))
 
-    room = torch.empty((0, data.shape[1]), dtype=data.dtype)
+    rooms: list[_Room] = []
 
     def compare(cell: int) -> None:
         first, size = int(homes[cell]), int(sizes[cell])
@@ -272,14 +272,15 @@ def _visit(
         visitors, slots = np.divmod(visits[visited[cell] : visited[cell + 1]], n_visits)
         own, of_host = _of_the_same(owners, order, place, visitors, slice(first, first + size))
         step = max(_VISITORS, _PRODUCTS // width // _VISITORS * _VISITORS)
-        # Room that was used before is written several times as quickly as new room.
-        room.resize_(max(len(room), min(step, _padded(len(visitors), _VISITORS))), data.shape[1])
+        room = rooms.pop() if rooms else _Room(data.dtype)
         for at in range(0, len(visitors), step):
             here, slot = visitors[at : at + step], slots[at : at + step]
             rows = np.full(_padded(len(here), _VISITORS), n)
             rows[: len(here)] = here
-            guests = torch.index_select(data, 0, torch.from_numpy(rows), out=room[: len(rows)])
-            found = guests @ hosts.T
+            guests = room.matrix("guests", len(rows), data.shape[1])
+            found = room.matrix("found", len(rows), width)
+            torch.index_select(data, 0, torch.from_numpy(rows), out=guests)
+            torch.mm(guests, hosts.T, out=found)
             found[len(here) :] = -_OUT
             found[:, size:] = -_OUT
             mine = (own >= at) & (own < at + step)
@@ -293,14 +294,14 @@ def _visit(
             best = rows[rank[:size].numpy()]
             best[(most[:size] < -1 - _SLACK).numpy()] = n
             links.merge(order[first : first + size], named[best], most[:size].float().numpy())
+        rooms.append(room)
 
     work = sizes * np.diff(visited)
     done = np.cumsum(work) / work.sum()
-    with torch.no_grad():
-        for cell in np.flatnonzero(work).tolist():
-            compare(cell)
-            if cell % _AT_ONCE == 0:
-                yield float(done[cell])
+    worked = np.flatnonzero(work).tolist()
+    for start in range(0, len(worked), _AT_ONCE):
+        in_threads(compare, worked[start : start + _AT_ONCE])
+        yield float(done[worked[start]])
     for at in range(0, n, _COLUMNS):
         block = slice(at, at + _COLUMNS)
         rows = (homes[to[block]][:, :, None] + member[block]).reshape(-1, n_visits * _PARTS)
@@ -332,10 +333,30 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) ->
             os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * dtype.itemsize)
         array = np.memmap(file, held, "r+", shape=shape)
     data = torch.from_numpy(array).view(dtype)
-    for at in range(0, len(vectors), _COLUMNS):
+
+    def copy(at: int) -> None:
         some = np.asarray(vectors[order[at : at + _COLUMNS]])
         data[at : at + len(some)] = torch.from_numpy(some)
+
+    in_threads(copy, range(0, len(vectors), _COLUMNS))
     return data
+
+
+class _Room:
+    """Room that was used before: it is written several times as quickly as new room."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+        self._held: dict[str, Any] = {}
+
+    def matrix(self, name: str, rows: int, columns: int) -> Any:
+        """A tensor of this shape, in the room of the one before of this name."""
+        import torch
+
+        held = self._held.get(name)
+        if held is None or len(held) < rows * columns:
+            self._held[name] = held = torch.empty(rows * columns, dtype=self._dtype)
+        return held[: rows * columns].view(rows, columns)
 
 
 def _of_the_same(
@@ -362,9 +383,13 @@ def _best_of_columns(values: Any, k: int) -> tuple[Any, Any]:
 
     They are found among the k blocks with the largest maxima, which hold them.
     """
+    import torch
+
     blocks = values.view(_DEPTH, len(values) // _DEPTH, values.shape[1])
     k_blocks = min(k, blocks.shape[1])
-    block = blocks.amax(dim=0).T.contiguous().topk(k_blocks, dim=1)[1]
+    peaks = blocks.amax(dim=0).T.contiguous().float().neg_().numpy()
+    # NumPy parts several times as quickly as torch finds the first ones in order.
+    block = torch.from_numpy(np.argpartition(peaks, k_blocks - 1, axis=1)[:, :k_blocks])
     inside = blocks.permute(2, 1, 0).gather(1, block[:, :, None].expand(-1, -1, _DEPTH))
     most, at = inside.flatten(1).topk(min(k, k_blocks * _DEPTH), dim=1)
     return at % _DEPTH * blocks.shape[1] + block.gather(1, at // _DEPTH), most
@@ -382,7 +407,7 @@ def _measure(
 
     def compare(of: NDArray[np.int64]) -> None:
         rows = links.rows[of]
-        mine, theirs = (np.asarray(vectors[some], np.float32) for some in (of, rows))
+        mine, theirs = (_single(vectors[some]) for some in (of, rows))
         best.merge(of, rows, np.matmul(theirs, mine[:, :, None])[:, :, 0])
 
     # One after the other have many in common.
@@ -390,6 +415,13 @@ def _measure(
     for start in range(0, len(blocks), _AT_ONCE):
         in_threads(compare, blocks[start : start + _AT_ONCE])
         yield min(1.0, (start + _AT_ONCE) / len(blocks))
+
+
+def _single(values: Any) -> Floats:
+    """In single precision, to which torch widens several times as quickly as NumPy."""
+    import torch
+
+    return np.asarray(torch.from_numpy(np.ascontiguousarray(values)).float())
 
 
 def _faiss() -> Any:
