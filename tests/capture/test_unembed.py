@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.capture import MLPSite, find_mlp_sites, find_sites, unembed
-from polyseme.capture.unembed import output_directions, top_logits, unembedding
+from polyseme.capture.rounded import RoundedUnembedding, _at_most
+from polyseme.capture.unembed import LogitLens, output_directions, top_logits, unembedding
 from polyseme.errors import InputError, SiteError
 
 from .models import SAE, ParameterSAE
@@ -143,6 +144,96 @@ def test_the_top_equals_sorting_everything_whatever_the_chunks_and_ties(
             np.testing.assert_allclose(found.suppressed[row], low, atol=1e-6)
     assert found.promoted_ids.dtype == found.suppressed_ids.dtype == np.int64
     assert found.promoted.dtype == found.suppressed.dtype == np.float32
+
+
+def unequal(vocabulary: int, d: int) -> Tensor:
+    """An unembedding with a common mean and norms as different as those of real models."""
+    rows = torch.randn(vocabulary, d) * torch.rand(vocabulary, 1).mul(2).exp()
+    return rows + 3 * torch.randn(d)
+
+
+def rounded_top(
+    model: nn.Module, directions: Tensor, k: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[unembed.TopLogits, int]:
+    """What is found with the help of bfloat16, and how many directions took more than that."""
+    again: list[int] = []
+    exact = LogitLens._exact
+
+    def counting(lens: LogitLens, parts: Tensor, k: int) -> list[Tensor]:
+        again.append(len(parts))
+        return exact(lens, parts, k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unembed, "multiplies_bfloat16", lambda: True)
+        patch.setattr(unembed, "MANY", 1)
+        patch.setattr(LogitLens, "_exact", counting)
+        return top_logits(model, directions, k), sum(again)
+
+
+@pytest.mark.parametrize(("vocabulary", "d", "k"), [(6000, 64, 10), (3001, 200, 3), (2049, 7, 1)])
+def test_the_top_found_in_bfloat16_is_that_of_single_precision(
+    vocabulary: int, d: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = HeadOnly(unequal(vocabulary, d))
+    directions = torch.randn(300, d) * torch.logspace(-6, 6, 300)[:, None]
+    found, again = rounded_top(model, directions, k, monkeypatch)
+    assert again < 150
+    expected = top_logits(model, directions, k)
+    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
+    np.testing.assert_array_equal(found.suppressed_ids, expected.suppressed_ids)
+    for ours, theirs in (
+        (found.promoted, expected.promoted),
+        (found.suppressed, expected.suppressed),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    assert found.promoted_ids.dtype == np.int64
+    assert found.promoted.dtype == np.float32
+
+
+def test_what_bfloat16_cannot_tell_apart_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All tokens are nearly the same one, but for less than rounding leaves of them.
+    weight = torch.ones(2000, 32) + torch.randn(2000, 1) * 1e-3 + 0.1 * torch.randn(32)
+    weight[:, 0] += torch.randn(2000)
+    model = HeadOnly(weight)
+    directions = torch.cat([torch.randn(20, 32), torch.zeros(2, 32)])
+    directions[:20, 0] = 1e-4
+    directions[0] = 1e25  # its length is too large for single precision
+    found, again = rounded_top(model, directions, 5, monkeypatch)
+    assert again >= 3
+    expected = top_logits(model, directions, 5)
+    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
+    np.testing.assert_array_equal(found.suppressed_ids, expected.suppressed_ids)
+    np.testing.assert_allclose(found.promoted, expected.promoted, rtol=1e-2, atol=1e-6)
+
+
+def test_no_token_has_a_larger_effect_than_its_bound() -> None:
+    weight, directions = unequal(5000, 96), torch.randn(256, 96)
+    mean = weight.mean(dim=0)
+    rounded = RoundedUnembedding(weight, mean)
+    effects = directions.bfloat16() @ rounded._rounded.T
+    exact = (directions.double() @ (weight - mean).double().T)[:, rounded._token.view(-1)]
+    off = directions.norm(dim=1, keepdim=True) * rounded._off.view(-1)
+    there = rounded._token.view(-1) >= 0
+    for sign in (1, -1):
+        most = _at_most(sign * effects.float(), off).double()
+        assert (most >= sign * exact)[:, there].all()
+        # It is not so wide that it says nothing: some effects reach half of it.
+        share = ((sign * exact - sign * effects.double()) / (most - sign * effects.double()))[
+            :, there
+        ]
+        assert share.max() > 0.3
+    assert len(rounded._token.unique()) == 5001
+
+
+def test_few_directions_or_a_small_vocabulary_are_not_rounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unembed, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(unembed, "RoundedUnembedding", None)
+    top_logits(HeadOnly(torch.randn(6000, 4)), torch.randn(unembed.MANY - 1, 4))
+    top_logits(HeadOnly(torch.randn(2559, 4)), torch.randn(unembed.MANY, 4))
+    with pytest.raises(TypeError):
+        top_logits(HeadOnly(torch.randn(2560, 4)), torch.randn(unembed.MANY, 4))
 
 
 def test_no_matrix_of_effects_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

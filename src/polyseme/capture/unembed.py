@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.capture.layers import HiddenSite, Site, is_linear, linear_weight
+from polyseme.capture.rounded import RoundedUnembedding
 from polyseme.core.arrays import as_floats
+from polyseme.core.parallel import multiplies_bfloat16
 from polyseme.errors import InputError, SiteError
 
 # Values of the largest matrix of effects that is ever held: 32 MiB.
 MAX_VALUES = 2**23
 # Columns whose largest value is looked at before they are.
 _BLOCK = 64
+# Directions for which a copy of the unembedding is worth making, and values that it may have.
+MANY, MOST_ROUNDED = 512, 2**27
 
 
 class Unembedding(NamedTuple):
@@ -156,10 +161,7 @@ def output_directions(site: Site) -> Tensor:
 def top_logits(model: nn.Module, directions: Any, k: int = 10) -> TopLogits:
     """Tokens that a write to the residual stream promotes and suppresses the most.
 
-    Each direction goes straight through the final norm's gain and the unembedding, past all
-    later layers: the direct logit effect, also called the logit lens of the weights. The mean
-    over the vocabulary is taken off, because softmax ignores what all logits have in common: a
-    token is promoted if its logit rises more than the others'.
+    As `LogitLens.top`, for directions that are all at hand.
 
     Parameters
     ----------
@@ -179,39 +181,112 @@ def top_logits(model: nn.Module, directions: Any, k: int = 10) -> TopLogits:
     InputError
         For a model without an unembedding, or directions of another length than it reads.
     """
-    found = unembedding(model)
-    if found is None:
-        raise InputError(
-            f"The model is a {type(model).__name__} without an LM head that is one matrix after "
-            "the last layer; a causal language model, such as AutoModelForCausalLM loads, is "
-            "expected: leave logit effects out."
+    return LogitLens(model).top(directions, k)
+
+
+class LogitLens:
+    """The direct logit effects of what is written to a model's residual stream.
+
+    Each direction goes straight through the final norm's gain and the unembedding, past all
+    later layers: the logit lens of the weights. The mean over the vocabulary is taken off,
+    because softmax ignores what all logits have in common: a token is promoted if its logit
+    rises more than the others'.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With an `unembedding`.
+
+    Raises
+    ------
+    InputError
+        For a model without one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = unembedding(model)
+        if found is None:
+            raise InputError(
+                f"The model is a {type(model).__name__} without an LM head that is one matrix "
+                "after the last layer; a causal language model, such as AutoModelForCausalLM "
+                "loads, is expected: leave logit effects out."
+            )
+        self._gain, self._centred = found.gain, found.centred
+        self._weight = found.weight.float()
+        self._mean = self._weight.mean(dim=0)
+
+    @cached_property
+    def _rounded(self) -> RoundedUnembedding:
+        return RoundedUnembedding(self._weight, self._mean)
+
+    @torch.no_grad()
+    def top(self, directions: Any, k: int = 10) -> TopLogits:
+        """Tokens that each direction promotes and suppresses the most.
+
+        Where the processor is made for bfloat16 and there are many directions, that tells
+        which tokens to look at; the effects are those of single precision all the same.
+
+        Parameters
+        ----------
+        directions : array or Tensor of float, shape (n, d)
+            Such as `output_directions`.
+        k : int
+            How many tokens to keep of each sort.
+
+        Returns
+        -------
+        TopLogits
+
+        Raises
+        ------
+        InputError
+            For directions of another length than the unembedding reads.
+        """
+        vocabulary, d = self._weight.shape
+        if not 1 <= k <= vocabulary:
+            raise InputError(f"k is {k}; 1 to {vocabulary}, the vocabulary's size, is expected.")
+        rows = as_floats(directions, "directions", 2, np.float32)
+        if rows.shape[1] != d:
+            raise InputError(
+                f"directions has shape {rows.shape}, but the unembedding reads {d} values; "
+                f"(n, {d}) is expected: give directions of the residual stream."
+            )
+        parts = torch.as_tensor(rows).to(self._weight.device)
+        if self._centred:
+            parts = parts - parts.mean(dim=1, keepdim=True)
+        if self._gain is not None:
+            parts = parts * self._gain
+        if not self._worth_rounding(len(parts), k):
+            return TopLogits(*(tensor.cpu().numpy() for tensor in self._exact(parts, k)))
+        high, low = self._rounded.top(parts, k)
+        found = [high.ids, high.effects, low.ids, low.effects]
+        unsure = ~(high.sure & low.sure)
+        for tensor, exact in zip(found, self._exact(parts[unsure], k), strict=True):
+            tensor[unsure] = exact
+        return TopLogits(*(tensor.numpy() for tensor in found))
+
+    def _worth_rounding(self, n: int, k: int) -> bool:
+        weight = self._weight
+        return (
+            weight.device.type == "cpu"
+            and n >= MANY
+            and weight.numel() <= MOST_ROUNDED
+            and len(weight) >= 4 * k * _BLOCK
+            and multiplies_bfloat16()
         )
-    vocabulary, d = found.weight.shape
-    if not 1 <= k <= vocabulary:
-        raise InputError(f"k is {k}; 1 to {vocabulary}, the vocabulary's size, is expected.")
-    rows = as_floats(directions, "directions", 2, np.float32)
-    if rows.shape[1] != d:
-        raise InputError(
-            f"directions has shape {rows.shape}, but the unembedding reads {d} values; (n, {d}) is "
-            "expected: give directions of the residual stream."
-        )
-    weight = found.weight.float()
-    mean = weight.mean(dim=0)
-    kept: list[list[NDArray[Any]]] = [[], [], [], []]
-    step = max(1, MAX_VALUES // vocabulary)
-    for at in range(0, max(len(rows), 1), step):
-        part = torch.as_tensor(rows[at : at + step]).to(weight.device)
-        if found.centred:
-            part = part - part.mean(dim=1, keepdim=True)
-        if found.gain is not None:
-            part = part * found.gain
-        with torch.no_grad():
-            effects = part @ weight.T
-            effects -= (part @ mean)[:, None]
+
+    def _exact(self, parts: Tensor, k: int) -> list[Tensor]:
+        """Ids and effects of the tokens promoted, and of those suppressed, from all effects."""
+        kept: list[list[Tensor]] = [[], [], [], []]
+        step = max(1, MAX_VALUES // len(self._weight))
+        for at in range(0, max(len(parts), 1), step):
+            part = parts[at : at + step]
+            effects = part @ self._weight.T
+            effects -= (part @ self._mean)[:, None]
             high, low = _top(effects, k), _top(effects.neg_(), k)
-        for column, tensor in zip(kept, (*high, low[0], -low[1]), strict=True):
-            column.append(tensor.cpu().numpy())
-    return TopLogits(*(np.concatenate(column) for column in kept))
+            for column, tensor in zip(kept, (*high, low[0], -low[1]), strict=True):
+                column.append(tensor)
+        return [torch.cat(column) for column in kept]
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -18,6 +18,17 @@ Chunk = TypeVar("Chunk")
 # Looking for the libraries takes longer than a small site; NumPy's is loaded by now.
 _blas = functools.cache(ThreadpoolController)
 _worker = threading.local()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 several times as quickly.
+
+    It takes torch, and asks for units made for that (AMX): without them it is slower.
+    """
+    import torch
+
+    tell: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(tell().get("amx_bf16"))
 
 
 def in_threads(

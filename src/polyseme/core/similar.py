@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, to_numpy
-from polyseme.core.parallel import in_threads
+from polyseme.core.parallel import in_threads, multiplies_bfloat16
 from polyseme.errors import InputError, MissingDependencyError
 
 # Features of fewer examples are compared with none: they are most of all features, and one or
@@ -323,9 +323,7 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) ->
 
     shape = (len(vectors) + _MEMBERS, vectors.shape[1])
     dtype, held = torch.float32, "f4"
-    # Where a processor multiplies matrices of these, it does so several times as quickly.
-    tell: Any = getattr(torch.cpu, "get_capabilities", dict)
-    if tell().get("amx_bf16"):
+    if multiplies_bfloat16():
         dtype, held = torch.bfloat16, "i2"
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):

@@ -20,7 +20,7 @@ from torch import nn
 from polyseme.capture import Collected, MLPSite, Selector, Site, TopK, find_sites
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
-from polyseme.capture.unembed import output_directions, top_logits, unembedding
+from polyseme.capture.unembed import LogitLens, output_directions, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.core.parallel import in_threads
 from polyseme.data.contexts import Contexts
@@ -251,12 +251,8 @@ class _TextAnalysis:
                 passes = self.read(select, plan, bars)
             with self.stages("selection"):
                 kept = passes.inputs()
-            task = bars.add_task("Logit effects", total=len(self.sites))
-            logits = []
-            for site in self.sites:
-                with self.stages("logits"):
-                    logits.append(self.logits(site))
-                bars.update(task, advance=1)
+            with self.stages("logits"):
+                logits = self.logits(bars)
             inputs, words = self.inputs(kept, logits)
             before, after = self.settings["window"]
             self.wording = Wording(inputs, words, (before, after))
@@ -442,24 +438,31 @@ class _TextAnalysis:
         )
         return [{"importances": array} for array in found]
 
-    def logits(self, site: Site) -> dict[str, Array]:
-        """The tokens that each neuron promotes and suppresses most, where there is a head."""
-        if unembedding(self.model) is None:
-            return {}
-        with torch.no_grad():
-            if isinstance(site, HookedSAE):
-                directions = site.directions()
+    def logits(self, bars: Progress) -> list[dict[str, Array]]:
+        """The tokens that each site's neurons promote and suppress most, where there is a head."""
+        task = bars.add_task("Logit effects", total=len(self.sites))
+        lens = None if unembedding(self.model) is None else LogitLens(self.model)
+        found: list[dict[str, Array]] = []
+        for site in self.sites:
+            with torch.no_grad():
+                if isinstance(site, HookedSAE):
+                    directions = site.directions()
+                else:
+                    directions = output_directions(site) if isinstance(site, MLPSite) else None
+            if lens is None or directions is None:
+                found.append({})
             else:
-                directions = output_directions(site) if isinstance(site, MLPSite) else None
-            if directions is None:
-                return {}
-            top = top_logits(self.model, directions, LOGITS)
-        return {
-            "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
-            "promoted_logits": np.asarray(top.promoted, np.float32),
-            "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
-            "suppressed_logits": np.asarray(top.suppressed, np.float32),
-        }
+                top = lens.top(directions, LOGITS)
+                found.append(
+                    {
+                        "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
+                        "promoted_logits": np.asarray(top.promoted, np.float32),
+                        "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
+                        "suppressed_logits": np.asarray(top.suppressed, np.float32),
+                    }
+                )
+            bars.update(task, advance=1)
+        return found
 
 
 def _duration(seconds: float) -> str:
