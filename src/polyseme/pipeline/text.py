@@ -130,7 +130,10 @@ def analyse_text(
     if importances not in IMPORTANCES:
         raise InputError(one_of("kind of importances", str(importances), IMPORTANCES))
     _check_length(model, contexts)
-    found = find_sites(model, sites)
+    stages = Stages()
+    with stages("preparation"):
+        found = find_sites(model, sites)
+        about = describe_model(model)
     settings = {
         "select": describe_selector(select),
         "threshold": threshold,
@@ -142,7 +145,6 @@ def analyse_text(
         "seed": plain(seed),
         "batch_size": int(batch_size),
     }
-    about = describe_model(model)
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
@@ -165,7 +167,7 @@ def analyse_text(
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
-        work = _TextAnalysis(model, contexts, found, writer, settings, progress)
+        work = _TextAnalysis(model, contexts, found, writer, settings, stages, progress)
         return work.run(select, about, plan, side_by_side)
 
 
@@ -232,12 +234,12 @@ class _TextAnalysis:
         sites: list[Site],
         writer: RunWriter,
         settings: dict[str, Any],
+        stages: Stages,
         progress: bool,
     ) -> None:
         self.model, self.contexts, self.sites, self.writer = model, contexts, sites, writer
-        self.settings = settings
+        self.settings, self.stages = settings, stages
         self.show = progress
-        self.stages = Stages()
 
     def run(
         self,

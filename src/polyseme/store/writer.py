@@ -401,12 +401,15 @@ class RunWriter:
         run = self._at_work().run
         frames = {"neurons": neurons, "examples": examples, "features": features, "random": random}
         tables = {name: arrow_table(name, frame) for name, frame in frames.items()}
-        for name, table in tables.items():
+
+        def write(name: str) -> None:
             file = run / table_file(name)
-            aside = file.with_name(file.name + ASIDE)
             with writing(file):
-                write_table(table, aside)
+                write_table(tables[name], aside := file.with_name(file.name + ASIDE))
                 os.replace(aside, file)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(write, tables))
 
     # ----------------------------------------------------------------------------- finish
 
@@ -433,8 +436,7 @@ class RunWriter:
             stays, for a resume.
         """
         partial = self._at_work()
-        taken = [key for key in _WRITTEN_BY_US if key in metadata]
-        if taken:
+        if taken := [key for key in _WRITTEN_BY_US if key in metadata]:
             raise InputError(f"The metadata cannot set {taken[0]!r}: the writer does.")
         content: dict[str, JSON] = {
             "format": FORMAT,
