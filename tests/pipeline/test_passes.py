@@ -320,7 +320,7 @@ def test_a_smaller_budget_makes_more_passes(setting):
 
 
 def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeypatch):
-    sizes = {"buffers": 10, "sorting": 0, "later": 1000, "tables": 0, "run": 1, "spare": 1}
+    sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"buffers": 10, "later": 1000}
     monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
     monkeypatch.setattr(plan_module, "_working_bytes", lambda *_: 0)
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: 3)
@@ -336,6 +336,18 @@ def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeyp
     assert setting.plan(9999).side_by_side == 1
 
 
+def test_the_search_for_similar_features_is_planned_for(setting, monkeypatch):
+    sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"later": 1000, "tables": 50}
+    sizes["features"] = 3000
+    monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
+    monkeypatch.setattr(plan_module, "_working_bytes", lambda *_: 0)
+    # Blocks of all pairs, what is kept of each feature, and the tables, which are held by then.
+    needed = 32 * 1024 * 8192 + 900 * 9000 + 150
+    assert setting.plan(needed).memory == setting.plan().memory == needed
+    with pytest.raises(InputError, match=r"and what is held of all sites, needs 276\.5 MB"):
+        setting.plan(needed - 1)
+
+
 def test_memory_is_bounded_for_any_amount_of_text(setting):
     known = setting.plan(contexts=setting.contexts(max_tokens=10**12))
     assert known.memory == setting.plan().memory
@@ -345,8 +357,9 @@ def test_memory_is_bounded_for_any_amount_of_text(setting):
 def test_a_budget_that_cannot_be_met_says_what_would_do(setting, tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^memory_budget is 1\.0 kB; site 'model\.layers\.0\.mlp' alone needs \d.* above the "
-        "model: give at least that, fewer sites, or a selector of fewer examples",
+        match=r"^memory_budget is 1\.0 kB; site 'model\.layers\.0\.mlp' alone, and what is held of "
+        r"all sites, needs \d.* above the model: give at least that, fewer sites, or a selector of "
+        "fewer examples",
     ):
         setting.analyse(tmp_path / "run", memory_budget="1KB")
     assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,8 @@ _OVERHEAD = 1.25
 _TRIED = 1024
 # Bytes that sites which are worked on side by side may take more, where no budget is given.
 _BESIDE = 10**9
+# Features of three examples or more, for each example: 0.08 of SmolLM2's at the default threshold.
+_FEATURES = 0.1
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,15 @@ def make_plan(
     ]
     working = _working_bytes(sites, contexts.length, batch_size)
     tables = sum(size.tables for size in sizes)
+    in_the_end = tables + _searching(sum(size.features for size in sizes))
     passes: list[list[int]] = []
     for number, size in enumerate(sizes):
-        alone = _needed([size], tables, working)
+        alone = max(in_the_end, _needed([size], tables, working))
         if memory_budget is not None and alone > memory_budget:
             raise InputError(
-                f"memory_budget is {show_bytes(memory_budget)}; site {sites[number].name!r} alone "
-                f"needs {show_bytes(alone)} above the model: give at least that, fewer sites, or "
-                "a selector of fewer examples."
+                f"memory_budget is {show_bytes(memory_budget)}; site {sites[number].name!r} alone, "
+                f"and what is held of all sites, needs {show_bytes(alone)} above the model: give "
+                "at least that, fewer sites, or a selector of fewer examples."
             )
         together = [*(sizes[n] for n in passes[-1]), size] if passes else [size]
         fits = memory_budget is None or _needed(together, tables, working) <= memory_budget
@@ -192,7 +195,7 @@ def make_plan(
         neurons=sum(site.n_neurons for site in sites),
         tokens=tokens,
         contexts=n_contexts,
-        memory=max(memory, later(side_by_side)),
+        memory=max(memory, later(side_by_side), in_the_end),
         run_bytes=sum(size.run for size in sizes),
         spare_bytes=sum(size.spare for size in sizes),
         side_by_side=side_by_side,
@@ -210,6 +213,7 @@ class _Size:
     sorting: int  # for a moment, while its buffers are sorted out
     later: int  # in memory while it is clustered and written
     tables: int  # of its rows in the run's tables, held until all are written
+    features: int  # how many, not how large: those that are compared with one another
     run: int  # on disk, in the run
     spare: int  # on disk, beside it
 
@@ -252,6 +256,7 @@ class _Size:
             + 4 * min(BLOCK_BYTES * (os.cpu_count() or 1), 4 * d * chosen)
             + 12 * d * n,
             tables=150 * chosen + 80 * most(draw.k),
+            features=int(_FEATURES * chosen),
             run=run,
             spare=2 * (2 * d * vectors(held) + windows * held) + 3 * buffers,
         )
@@ -269,6 +274,11 @@ def _later(sizes: Sequence[_Size], tables: int, side_by_side: int = 1) -> int:
     """Memory that is needed after a pass over these sites, for so many of them at a time."""
     buffers = sum(size.buffers for size in sizes)
     return 2 * buffers + tables + side_by_side * max(size.later for size in sizes)
+
+
+def _searching(features: int) -> int:
+    """Memory that the search for similar features takes, beside the vectors, which are in files."""
+    return 32 * min(features, 1024) * min(features, 8192) + 900 * features
 
 
 def _working_bytes(sites: Sequence[Site], length: int, batch_size: int) -> int:
