@@ -103,9 +103,10 @@ def analyse_text(
     batch_size : int, optional
         Contexts in one forward pass, by default 4,096 tokens; as for `analyse`.
     memory_budget : int or str, optional
-        Memory that may be used above the loaded model: bytes, or such as "4GB". If it does not
-        do for all sites together, the text is read several times, for some of them each. What
-        is found does not depend on it. The plan is printed first, unless ``progress`` is off.
+        Memory that may be used above the loaded model and the libraries, which take some 200 MB
+        themselves: bytes, or such as "4GB". If it does not do for all sites together, the text
+        is read several times, for some of them each. What is found does not depend on it. The
+        plan is printed first, unless ``progress`` is off.
 
     Returns
     -------
