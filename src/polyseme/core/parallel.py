@@ -6,9 +6,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -49,26 +48,47 @@ def in_threads(
         for chunk in chunks:
             work(chunk)
         return
-    with _one_thread_each(), ThreadPoolExecutor(workers, initializer=_busy) as pool:
+    with _limits, ThreadPoolExecutor(workers, initializer=_busy) as pool:
         for _ in pool.map(work, chunks):
             pass
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Threads of BLAS and torch inside worker threads would fight over the cores."""
-    torch = sys.modules.get("torch")
-    with _blas().limit(limits=1, user_api="blas"):
-        if torch is None:
-            yield
-            return
-        # Threads that are new to torch begin with what was set last.
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+class _Limits:
+    """Held by all who work in threads: threads of BLAS and torch in these would fight over cores.
+
+    Both limits are the process's, so the first one in sets them, and the last one out puts back
+    what there was before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._blas: Any = None
+        self._torch_threads: int | None = None
+
+    def __enter__(self) -> None:
+        torch = sys.modules.get("torch")
+        with self._lock:
+            self._holders += 1
+            if self._holders == 1:
+                self._torch_threads = torch.get_num_threads() if torch else None
+                self._blas = _blas().limit(limits=1, user_api="blas")
+            if torch and self._torch_threads is not None:
+                # Threads that are new to torch begin with what was set last.
+                torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch = sys.modules.get("torch")
+        with self._lock:
+            self._holders -= 1
+            if torch and self._torch_threads is not None:
+                # In each thread that set it, as it is the thread's own besides.
+                torch.set_num_threads(self._torch_threads)
+            if not self._holders:
+                self._blas.restore_original_limits()
+
+
+_limits = _Limits()
 
 
 def _busy() -> None:

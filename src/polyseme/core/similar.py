@@ -26,13 +26,15 @@ _COMPARED, _LEAST_VISITS, _MOST_CELLS = 7_200, 12, 2**15 - 1
 # k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
 # dimensions that vary most.
 _SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 4, 64
-# How many are measured of those that were found similar in less precision, and of how many
-# vectors at once.
-_LINKS, _MEASURED = 8, 512
+# How many are measured of those that were found similar in less precision.
+_LINKS = 8
 # Parts of a cell that a visitor takes one of each from.
 _PARTS = 4
-# Matrices have multiples of so many rows and columns, and at most so many values.
-_VISITORS, _MEMBERS, _PRODUCTS = 256, 64, 1 << 24
+# Matrices have multiples of so many rows and columns.
+_VISITORS, _MEMBERS = 256, 64
+# Values of the matrices that all threads work on, of the vectors that are measured by one of them
+# at once, and of those that are read at once otherwise.
+_PRODUCTS, _MEASURED, _READ = 1 << 25, 1 << 18, 1 << 23
 _DEPTH = 16
 # Less than any cosine, and by how much one of little precision may be beyond its bounds.
 _OUT, _SLACK = 3.0, 0.5
@@ -206,11 +208,16 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     n_cells = min(round(n**0.5), _MOST_CELLS)
     n_visits = min(max(round(_COMPARED * n_cells / n), _LEAST_VISITS), n_cells)
     sample = np.random.default_rng(0).choice(n, min(n, _SAMPLED * n_cells), replace=False)
-    some = np.asarray(vectors[np.sort(sample[:_COLUMNS])], np.float32)
-    basis = np.linalg.eigh(some.T @ some)[1][:, -_DIMENSIONS:]
+    some = np.sort(sample[:_COLUMNS])
+    step = _rows_at_once(vectors)
+    gram = np.zeros((vectors.shape[1], vectors.shape[1]), np.float32)
+    for at in range(0, len(some), step):
+        rows = np.asarray(vectors[some[at : at + step]], np.float32)
+        gram += rows.T @ rows
+    basis = np.linalg.eigh(gram)[1][:, -_DIMENSIONS:]
     flat = np.empty((n, basis.shape[1]), np.float32)
-    for at in range(0, n, _COLUMNS):
-        flat[at : at + _COLUMNS] = np.asarray(vectors[at : at + _COLUMNS], np.float32) @ basis
+    for at in range(0, n, step):
+        flat[at : at + step] = np.asarray(vectors[at : at + step], np.float32) @ basis
     kmeans = faiss.Kmeans(
         flat.shape[1],
         n_cells,
@@ -229,6 +236,10 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
             flat[block], kmeans.centroids, near.shape[1], metric=faiss.METRIC_INNER_PRODUCT
         )[1]
     return near
+
+
+def _rows_at_once(vectors: Floats) -> int:
+    return min(_COLUMNS, max(1, _READ // int(vectors.shape[1])))
 
 
 def _visit(
@@ -271,8 +282,12 @@ def _visit(
         hosts = data[first : first + width]
         visitors, slots = np.divmod(visits[visited[cell] : visited[cell + 1]], n_visits)
         own, of_host = _of_the_same(owners, order, place, visitors, slice(first, first + size))
-        step = max(_VISITORS, _PRODUCTS // width // _VISITORS * _VISITORS)
-        room = rooms.pop() if rooms else _Room(data.dtype)
+        share = _PRODUCTS // (os.cpu_count() or 1) // max(width, data.shape[1])
+        step = max(_VISITORS, share // _VISITORS * _VISITORS)
+        try:
+            room = rooms.pop()
+        except IndexError:
+            room = _Room(data.dtype)
         for at in range(0, len(visitors), step):
             here, slot = visitors[at : at + step], slots[at : at + step]
             rows = np.full(_padded(len(here), _VISITORS), n)
@@ -332,11 +347,13 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) ->
         array = np.memmap(file, held, "r+", shape=shape)
     data = torch.from_numpy(array).view(dtype)
 
+    step = _rows_at_once(vectors)
+
     def copy(at: int) -> None:
-        some = np.asarray(vectors[order[at : at + _COLUMNS]])
+        some = np.asarray(vectors[order[at : at + step]])
         data[at : at + len(some)] = torch.from_numpy(some)
 
-    in_threads(copy, range(0, len(vectors), _COLUMNS))
+    in_threads(copy, range(0, len(vectors), step))
     return data
 
 
@@ -409,7 +426,8 @@ def _measure(
         best.merge(of, rows, np.matmul(theirs, mine[:, :, None])[:, :, 0])
 
     # One after the other have many in common.
-    blocks = [order[at : at + _MEASURED] for at in range(0, len(order), _MEASURED)]
+    step = max(1, _MEASURED // vectors.shape[1])
+    blocks = [order[at : at + step] for at in range(0, len(order), step)]
     for start in range(0, len(blocks), _AT_ONCE):
         in_threads(compare, blocks[start : start + _AT_ONCE])
         yield min(1.0, (start + _AT_ONCE) / len(blocks))

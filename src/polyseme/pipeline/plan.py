@@ -16,6 +16,7 @@ from torch import nn
 from polyseme.capture import Feed, RandomActive, Selector, Site, Stream, evaluating
 from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.statistics import Statistics
+from polyseme.core.similar import MOST_EXACT
 from polyseme.data.contexts import Contexts
 from polyseme.errors import InputError
 from polyseme.pipeline.records import BLOCK_BYTES
@@ -155,7 +156,9 @@ def make_plan(
     ]
     working = _working_bytes(sites, contexts.length, batch_size)
     tables = sum(size.tables for size in sizes)
-    in_the_end = tables + _searching(sum(size.features for size in sizes))
+    in_the_end = tables + _searching(
+        sum(size.features for size in sizes), max(site.d_in for site in sites)
+    )
     passes: list[list[int]] = []
     for number, size in enumerate(sizes):
         alone = max(in_the_end, _needed([size], tables, working))
@@ -276,9 +279,11 @@ def _later(sizes: Sequence[_Size], tables: int, side_by_side: int = 1) -> int:
     return 2 * buffers + tables + side_by_side * max(size.later for size in sizes)
 
 
-def _searching(features: int) -> int:
+def _searching(features: int, d: int) -> int:
     """Memory that the search for similar features takes, beside the vectors, which are in files."""
-    return 32 * min(features, 1024) * min(features, 8192) + 900 * features
+    some, many = min(features, 1024), min(features, 8192)
+    basis = 20 * d * d if features > MOST_EXACT else 0
+    return 32 * some * many + 4 * d * (some + many) + basis + 1000 * features
 
 
 def _working_bytes(sites: Sequence[Site], length: int, batch_size: int) -> int:

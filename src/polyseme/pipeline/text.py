@@ -134,7 +134,8 @@ def analyse_text(
     stages = Stages()
     with stages("preparation"):
         found = find_sites(model, sites)
-        about = describe_model(model)
+        about, text = describe_model(model), contexts.identity()
+        by_hand = _made_by_hand(found)
     settings = {
         "select": describe_selector(select),
         "threshold": threshold,
@@ -150,8 +151,8 @@ def analyse_text(
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
         "model": about,
-        "data": contexts.identity(),
-        **_made_by_hand(found),
+        "data": text,
+        **by_hand,
     }
     # Refused before anything is written, if it is too little.
     budget = memory_bytes(memory_budget)
