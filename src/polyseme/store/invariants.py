@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from polyseme.store.format import (
     INPUTS_FILE,
@@ -298,7 +300,10 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
 
 def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> np.ndarray:
     """Row of each row's neuron in the neurons table: (rows,) int64."""
-    number = pd.Index([site.name for site in sites]).get_indexer(pd.Index(table["site"]))
+    # Arrow looks names up several times as quickly as pandas.
+    given = pa.array(table["site"], pa.large_string(), from_pandas=True)
+    names = pa.array([site.name for site in sites], pa.large_string())
+    number = pc.index_in(given, names).fill_null(-1).to_numpy(zero_copy_only=False)
     _refuse(file, number < 0, "row {row} names a site that run.json does not have")
     neuron = table["neuron"].to_numpy()
     sizes = np.asarray([site.n_neurons for site in sites], dtype=np.int64)

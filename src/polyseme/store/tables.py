@@ -181,11 +181,9 @@ class Table:
                 )
 
     def _site_names(self, values: pa.ChunkedArray) -> pd.Series:
-        parts = []
         for chunk in values.chunks:
-            words = np.array(chunk.dictionary.to_pylist(), dtype=object)
-            if not self._sites.issuperset(words):
+            if not self._sites.issuperset(chunk.dictionary.to_pylist()):
                 raise Problem(self.file, "it names a site that run.json does not have")
-            parts.append(words[chunk.indices.to_numpy()])
         # The dtype is named, as pandas guesses another one where there are no rows.
-        return pd.Series(np.concatenate(parts) if parts else [], dtype=str)
+        names: pd.Series[Any] = values.cast(pa.large_string()).to_pandas().astype(str)
+        return names
