@@ -264,6 +264,45 @@ def test_lengths_that_single_precision_cannot_square_are_bounded(
         np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
 
 
+@pytest.mark.parametrize(
+    ("of_tokens", "of_directions"),
+    [(1e-18, 1e-20), (1e-22, 1e-20), (1e-30, 1e-10), (1e-39, 1.0), (1e-39, 1e10), (1e30, 1e-30)],
+)
+def test_effects_that_are_hardly_numbers_are_measured(
+    of_tokens: float, of_directions: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = HeadOnly(torch.randn(2000, 64) * of_tokens)
+    directions = torch.randn(50, 64) * of_directions
+    found, _ = rounded_top(model, directions, 3, monkeypatch)
+    expected = top_logits(model, directions, 3)
+    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
+    np.testing.assert_array_equal(found.suppressed_ids, expected.suppressed_ids)
+
+
+def test_norms_beyond_all_numbers_hide_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(1024, 4)
+    weight[0], weight[1] = 3e38, -3e38
+    directions = torch.randn(3, 4)
+    directions[:, 0] = 2.0**-10
+    directions[0] = 2.0**-10  # nothing of it is lost in bfloat16
+    found, again = rounded_top(HeadOnly(weight), directions, 2, monkeypatch)
+    assert again == 3
+    expected = top_logits(HeadOnly(weight), directions, 2)
+    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
+
+
+@pytest.mark.parametrize("d", [100, 129, 576])
+def test_equal_tokens_come_in_the_order_of_ids(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(15):
+        weight = torch.randn(2000, d) + torch.randn(d)
+        i, j = sorted(torch.randperm(2000)[:2].tolist())
+        weight[j] = weight[i]
+        for n in (1, 2, 7):
+            directions = weight[i] - weight.mean(dim=0) + 0.1 * torch.randn(n, d)
+            found, _ = rounded_top(HeadOnly(weight), directions, 5, monkeypatch)
+            assert found.promoted_ids[:, :2].tolist() == [[i, j]] * n
+
+
 def test_few_directions_or_a_small_vocabulary_are_not_rounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

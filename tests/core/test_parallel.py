@@ -89,3 +89,14 @@ def test_two_callers_at_a_time_put_back_what_there_was() -> None:
     # A thread that is new to torch begins with what was set last.
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == before
+
+
+def test_a_limit_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("no such library")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "_blas", fail)
+        with pytest.raises(OSError, match="no such library"):
+            in_threads(print, range(3))
+    test_libraries_have_one_thread_in_each_and_get_theirs_back()

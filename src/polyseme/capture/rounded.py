@@ -10,12 +10,12 @@ from torch import Tensor
 
 # Tokens in a block, of which only the best is looked at at first.
 _BLOCK = 64
-# Effects that are held at a time, and tokens that are made ready at a time.
-_EFFECTS, _TOKENS = 3 << 22, 4096
+# Effects that are held at a time, values of tokens that are measured, and tokens made ready.
+_EFFECTS, _MEASURED, _TOKENS = 3 << 22, 1 << 20, 4096
 # How far, at most, rounding to bfloat16 takes a value from itself, as a share of it.
 _ROUNDING = 2.0**-8
-# Shorter directions have effects that single precision has no numbers for.
-_SHORTEST = 1e-25
+# Processors may take smaller numbers for 0.
+_SMALLEST = 2.0**-126
 
 
 class Candidates(NamedTuple):
@@ -107,11 +107,11 @@ class RoundedUnembedding:
 
     def _off(self, directions: Tensor, rounded: Tensor) -> Tensor:
         """How far each block's effects may be from the true ones: (n, n_blocks)."""
-        length = _norms(directions)
-        lost = _norms(directions - rounded.float())
-        off: Tensor = length[:, None] * self._lost + lost[:, None] * self._size
-        # Nothing is told of what single precision may have no numbers for.
-        off[length < _SHORTEST] = torch.inf
+        d = directions.shape[1]
+        length = _norms(directions)[:, None]
+        lost = _norms(directions - rounded.float())[:, None]
+        off: Tensor = length * self._lost + lost * self._size
+        off += _SMALLEST * (4 * d + 2 * d**0.5 * (length + self._size))
         return off
 
     def _first(
@@ -124,7 +124,12 @@ class RoundedUnembedding:
         place, others = _largest(inside, 2 * k + 4)
         column = block.gather(1, place % block.shape[1])
         ids = self._token[place // block.shape[1], column].sort(dim=1).values
-        exact = torch.bmm(self._weight[ids], directions[:, :, None])[:, :, 0]
+        at_once = max(1, _MEASURED // (ids.shape[1] * directions.shape[1]))
+        parts = zip(torch.split(ids, at_once), torch.split(directions, at_once), strict=True)
+        # Not matrix products, in which those of equal tokens may differ in the last digit.
+        exact = torch.cat(
+            [self._weight[some].mul_(part[:, None]).sum(dim=2) for some, part in parts]
+        )
         exact = (exact - (directions @ self._mean)[:, None]).mul_(sign)
         exact = exact.masked_fill_(ids < 0, -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
@@ -141,7 +146,9 @@ def _norms(rows: Tensor) -> Tensor:
 
 def _at_most(rounded: Tensor, off: Tensor) -> Tensor:
     # The product itself was rounded too.
-    return rounded + off + rounded.abs() * (1.01 * _ROUNDING)
+    most = rounded + off + rounded.abs() * (1.01 * _ROUNDING)
+    # What is beyond all numbers, or none, may be anything.
+    return most.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ class _Limits:
     """Held by all who work in threads: threads of BLAS and torch in these would fight over cores.
 
     Both limits are the process's, so the first one in sets them, and the last one out puts back
-    what there was before.
+    what there was before. Threads that begin with torch after the first one is out have all of
+    its threads, which only takes longer.
     """
 
     def __init__(self) -> None:
@@ -69,13 +70,13 @@ class _Limits:
     def __enter__(self) -> None:
         torch = sys.modules.get("torch")
         with self._lock:
-            self._holders += 1
-            if self._holders == 1:
+            if not self._holders:
                 self._torch_threads = torch.get_num_threads() if torch else None
                 self._blas = _blas().limit(limits=1, user_api="blas")
             if torch and self._torch_threads is not None:
                 # Threads that are new to torch begin with what was set last.
                 torch.set_num_threads(1)
+            self._holders += 1
 
     def __exit__(self, *_: object) -> None:
         torch = sys.modules.get("torch")

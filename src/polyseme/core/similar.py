@@ -315,8 +315,9 @@ def _visit(
     done = np.cumsum(work) / work.sum()
     worked = np.flatnonzero(work).tolist()
     for start in range(0, len(worked), _AT_ONCE):
-        in_threads(compare, worked[start : start + _AT_ONCE])
-        yield float(done[worked[start]])
+        together = worked[start : start + _AT_ONCE]
+        in_threads(compare, together)
+        yield float(done[together[-1]])
     for at in range(0, n, _COLUMNS):
         block = slice(at, at + _COLUMNS)
         rows = (homes[to[block]][:, :, None] + member[block]).reshape(-1, n_visits * _PARTS)
