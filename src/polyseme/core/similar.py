@@ -212,12 +212,12 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     step = _rows_at_once(vectors)
     gram = np.zeros((vectors.shape[1], vectors.shape[1]), np.float32)
     for at in range(0, len(some), step):
-        rows = np.asarray(vectors[some[at : at + step]], np.float32)
+        rows = _single(vectors[some[at : at + step]])
         gram += rows.T @ rows
     basis = np.linalg.eigh(gram)[1][:, -_DIMENSIONS:]
     flat = np.empty((n, basis.shape[1]), np.float32)
     for at in range(0, n, step):
-        flat[at : at + step] = np.asarray(vectors[at : at + step], np.float32) @ basis
+        flat[at : at + step] = _single(vectors[at : at + step]) @ basis
     kmeans = faiss.Kmeans(
         flat.shape[1],
         n_cells,
