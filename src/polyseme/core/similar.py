@@ -217,7 +217,8 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     basis = np.linalg.eigh(gram)[1][:, -_DIMENSIONS:]
     flat = np.empty((n, basis.shape[1]), np.float32)
     for at in range(0, n, step):
-        flat[at : at + step] = _single(vectors[at : at + step]) @ basis
+        # A copy, as torch takes none that may not be written.
+        flat[at : at + step] = _single(np.array(vectors[at : at + step])) @ basis
     kmeans = faiss.Kmeans(
         flat.shape[1],
         n_cells,
