@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polyseme.capture import MLPSite, find_mlp_sites, find_sites, unembed
 from polyseme.capture.rounded import _ROUNDING, RoundedUnembedding, _at_most, _norms
-from polyseme.capture.unembed import LogitLens, output_directions, top_logits, unembedding
+from polyseme.capture.unembed import LogitLens, TopLogits, output_directions, unembedding
 from polyseme.errors import InputError, SiteError
 
 from .models import SAE, ParameterSAE
@@ -21,6 +21,10 @@ from .models import SAE, ParameterSAE
 transformers = pytest.importorskip("transformers")
 
 VOCABULARY, D, N_NEURONS = 30, 16, 20
+
+
+def top_logits(model: nn.Module, directions: Any, k: int = 10) -> TopLogits:
+    return LogitLens(model).top(directions, k)
 
 
 def random_norms(model: nn.Module) -> nn.Module:
@@ -154,7 +158,7 @@ def unequal(vocabulary: int, d: int) -> Tensor:
 
 def rounded_top(
     model: nn.Module, directions: Tensor, k: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[unembed.TopLogits, int]:
+) -> tuple[TopLogits, int]:
     """What is found with the help of bfloat16, and how many directions took more than that."""
     again: list[int] = []
     exact = LogitLens._exact

@@ -160,32 +160,6 @@ def output_directions(site: Site) -> Tensor:
     )
 
 
-def top_logits(model: nn.Module, directions: Any, k: int = 10) -> TopLogits:
-    """Tokens that a write to the residual stream promotes and suppresses the most.
-
-    As `LogitLens.top`, for directions that are all at hand.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        With an `unembedding`.
-    directions : array or Tensor of float, shape (n, d)
-        Such as `output_directions`.
-    k : int
-        How many tokens to keep of each sort.
-
-    Returns
-    -------
-    TopLogits
-
-    Raises
-    ------
-    InputError
-        For a model without an unembedding, or directions of another length than it reads.
-    """
-    return LogitLens(model).top(directions, k)
-
-
 class LogitLens:
     """The direct logit effects of what is written to a model's residual stream.
 
@@ -242,7 +216,8 @@ class LogitLens:
         Raises
         ------
         InputError
-            For directions of another length than the unembedding reads.
+            For directions of another length than the unembedding reads, or a k that is more than
+            the vocabulary's size.
         """
         vocabulary, d = self._weight.shape
         if not 1 <= k <= vocabulary:

@@ -103,10 +103,10 @@ def analyse_text(
     batch_size : int, optional
         Contexts in one forward pass, by default 4,096 tokens; as for `analyse`.
     memory_budget : int or str, optional
-        Memory that may be used above the loaded model and the libraries, which take some 200 MB
-        themselves: bytes, or such as "4GB". If it does not do for all sites together, the text
-        is read several times, for some of them each. What is found does not depend on it. The
-        plan is printed first, unless ``progress`` is off.
+        Memory that may be used above the loaded model and the libraries at work: bytes, or such
+        as "4GB". If it does not do for all sites together, the text is read several times, for
+        some of them each. What is found does not depend on it. The plan is printed first, unless
+        ``progress`` is off.
 
     Returns
     -------
@@ -448,25 +448,25 @@ class _TextAnalysis:
         lens = None if unembedding(self.model) is None else LogitLens(self.model)
         found: list[dict[str, Array]] = []
         for site in self.sites:
-            with torch.no_grad():
-                if isinstance(site, HookedSAE):
-                    directions = site.directions()
-                else:
-                    directions = output_directions(site) if isinstance(site, MLPSite) else None
-            if lens is None or directions is None:
-                found.append({})
-            else:
-                top = lens.top(directions, LOGITS)
-                found.append(
-                    {
-                        "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
-                        "promoted_logits": np.asarray(top.promoted, np.float32),
-                        "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
-                        "suppressed_logits": np.asarray(top.suppressed, np.float32),
-                    }
-                )
+            found.append({} if lens is None else self.site_logits(lens, site))
             bars.update(task, advance=1)
         return found
+
+    def site_logits(self, lens: LogitLens, site: Site) -> dict[str, Array]:
+        with torch.no_grad():
+            if isinstance(site, HookedSAE):
+                directions = site.directions()
+            else:
+                directions = output_directions(site) if isinstance(site, MLPSite) else None
+        if directions is None:
+            return {}
+        top = lens.top(directions, LOGITS)
+        return {
+            "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
+            "promoted_logits": np.asarray(top.promoted, np.float32),
+            "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
+            "suppressed_logits": np.asarray(top.suppressed, np.float32),
+        }
 
 
 def _duration(seconds: float) -> str:
