@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install
 KEY := $(firstword $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(CURDIR)'; } | cksum))
 STAMP := $(VENV)/installed-$(KEY)
 
-.PHONY: help demo test lint pytest browser bench docs clean
+.PHONY: help demo test torture lint pytest browser bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
@@ -34,6 +34,9 @@ demo: $(STAMP) ## analyse a small model on real data, from nothing (ARGS="..." i
 test: $(STAMP) browser ## lint, types and the whole test suite
 	$(lint)
 	$(pytest)
+
+torture: $(STAMP) ## the long tests: fuzzed files, killed processes, load (ARGS="..." is passed on)
+	$(BIN)/python -m pytest torture -s $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(lint)
@@ -70,7 +73,7 @@ docs: $(STAMP) ## build the documentation into site/
 
 clean: ## remove what was built and cached (not .venv, not runs/)
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests torture bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define lint
 $(BIN)/ruff check .
