@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyseme.capture import Feed, Site, find_activations, find_sites
+from polyseme.capture import Feed, Site, edit_site, find_sites, prove_sites
 
 from .models import Functional, convolutional
 
@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[Callable[[], object], str]] = {
     "clamp": (lambda: lambda x: x.clamp(min=0), "clamp"),
     "clamp in place": (lambda: lambda x: x.clamp_(min=0, max=0.5), "clamp"),
     "clamp_min": (lambda: lambda x: torch.clamp_min(x, 0.1), "clamp_min"),
-    "none": (nn.Identity, "identity"),
+    "none": (nn.Identity, "the layer's output, before linear"),
     "batch norm": (lambda: nn.Sequential(nn.BatchNorm1d(6), nn.ReLU()), "batch_norm, relu"),
     "dropout": (lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.4)), "relu, dropout"),
     "dropout in place": (
@@ -71,7 +71,7 @@ def found(model: nn.Module, x: Tensor, name: str) -> Site:
     model.eval()
     (site,) = find_sites(model, name)
     with torch.no_grad():
-        find_activations(model, [site], Feed(model), x)
+        prove_sites(model, [site], Feed(model), x)
     return site
 
 
@@ -92,7 +92,7 @@ def test_the_function_found_gives_what_the_next_layer_reads(kind: str) -> None:
         assert torch.equal(site.activation(output), after[0])
     # What it is given stays as it is, whatever works in place.
     assert torch.equal(output, before[0])
-    if name != "identity":
+    if kind != "none":
         assert not torch.equal(output, after[0])
 
 
@@ -126,45 +126,111 @@ class Residual(nn.Module):
 @pytest.mark.parametrize(
     ("order", "name"),
     [
-        ("relu, then add", "relu"),
-        ("add, then relu", "identity"),
-        ("product", "identity"),
+        ("relu, then add", "relu, before add"),
+        ("add, then relu", "the layer's output, before add"),
+        ("product", "the layer's output, before mul"),
     ],
 )
 def test_a_chain_ends_where_other_tensors_come_in(order: str, name: str) -> None:
     assert found(Residual(order), torch.randn(2, 6), "first").activation.name == name
 
 
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        (lambda y: torch.relu(y) + torch.tanh(y), "identity"),
-        (lambda y: y * torch.sigmoid(y), "identity"),
-        (lambda y: torch.sigmoid(y) * y, "identity"),
-        (lambda y: 0.5 * y * (1 + torch.tanh(y + y**3)), "identity"),
-        (lambda y: torch.tanh(torch.relu(y)) * torch.relu(y + 1), "identity"),
-        (lambda y: torch.relu(y) ** 2, "relu"),
-        (lambda y: torch.relu(y) * y.shape[1] if y.detach().numel() else y, "relu"),
-    ],
-)
-def test_a_function_spelled_out_is_not_taken_for_one_of_its_parts(
-    function: Callable[[Tensor], Tensor], name: str
-) -> None:
-    assert found(Functional(function), torch.randn(2, 7), "first").activation.name == name
+FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "two branches": lambda y: torch.relu(y) + torch.tanh(y),
+    "SiLU spelled out": lambda y: y * torch.sigmoid(y),
+    "quick GELU": lambda y: torch.sigmoid(1.702 * y) * y,
+    "GELU spelled out": lambda y: 0.5 * y * (1 + torch.tanh(y + y**3)),
+    "a product of two": lambda y: torch.tanh(torch.relu(y)) * torch.relu(y + 1),
+    "squared ReLU": lambda y: torch.relu(y) ** 2,
+    "a residual behind": lambda y: torch.tanh(torch.relu(y)) + torch.relu(y),
+    "shifted ReLU": lambda y: torch.relu(y + 0.5),
+    "ReLU of the opposite": lambda y: torch.relu(-y),
+    "sine": torch.sin,
+    "a mask": lambda y: y * (y > 0),
+    "where": lambda y: torch.where(y > 0.2, y, torch.zeros_like(y)),
+    "maximum": lambda y: torch.maximum(y, torch.zeros_like(y)),
+    "in place, twice": lambda y: F.relu(y).mul_(2).add_(1),
+    "in place, halved": lambda y: torch.tanh(y.div_(2)),
+    "one neuron set": lambda y: F.relu(_set(y)),
+    "neurons masked": lambda y: F.relu(y.masked_fill_(torch.arange(6) < 3, 0.0)),
+    "by a view": lambda y: F.relu_(y.view(len(y), -1)),
+    "reshaped": lambda y: F.relu(y.reshape(-1, 6)),
+    "an axis more": lambda y: F.relu(y.unsqueeze(1)).squeeze(1),
+    "in double": lambda y: F.relu(y.double()).float(),
+    "in halves": lambda y: torch.cat([part.relu() for part in y.chunk(2, dim=-1)], dim=-1),
+    "looked at": lambda y: torch.relu(y) * y.shape[1] if y.detach().numel() else y,
+}
 
 
-def test_a_residual_after_the_nonlinearity_leaves_the_chain_before_it() -> None:
-    def gated(y: Tensor) -> Tensor:
-        a = torch.relu(y)
-        return torch.tanh(a) + a
+def _set(y: Tensor) -> Tensor:
+    y[:, 3] = 5.0
+    return y
 
-    assert found(Functional(gated), torch.randn(2, 7), "first").activation.name == "relu"
+
+@pytest.mark.parametrize("kind", FOLLOWED)
+def test_what_acts_on_each_neuron_by_itself_is_followed(kind: str) -> None:
+    model = Functional(FOLLOWED[kind])
+    site = found(model, torch.randn(2, 7), "first")
+    after = capture(model.second)
+    x = 3 * torch.randn(20, 7)
+    with torch.no_grad():
+        model(x)
+        assert torch.equal(site.activation(model.first(x)), after[0])
+    assert "before" not in site.activation.name
+
+
+ENDED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "layer norm": (
+        lambda y: F.relu(F.layer_norm(y, (6,))),
+        "the layer's output, before layer_norm",
+    ),
+    "softmax": (lambda y: y.softmax(-1), "the layer's output, before softmax"),
+    "a limit of the data's": (
+        lambda y: torch.clamp(y, min=y.mean()),
+        "the layer's output, before mean and clamp",
+    ),
+    "a limit of the data's, as a number": (
+        lambda y: torch.clamp(torch.relu(y), max=float(y.sum())),
+        "the layer's output, before relu and sum",
+    ),
+    "a gate of two halves": (
+        lambda y: torch.cat([y[:, :3] * torch.sigmoid(y[:, 3:])] * 2, dim=-1),
+        "the layer's output, before sigmoid and mul",
+    ),
+    "dropout that is always on": (lambda y: F.dropout(F.relu(y), 0.5), "relu, before dropout"),
+    "less its mean, in place": (
+        lambda y: F.relu(y.sub_(y.mean(1, keepdim=True))),
+        "the layer's output, before mean and sub",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENDED)
+def test_where_following_ends_is_said(kind: str) -> None:
+    function, name = ENDED[kind]
+    site = found(Functional(function), torch.randn(2, 7), "first")
+    assert site.activation.name == name
+    output = torch.randn(9, 6)
+    expected = F.relu(output) if name.startswith("relu") else output
+    assert torch.equal(site.activation(output), expected)
+
+
+@pytest.mark.parametrize("kind", FOLLOWED)
+def test_edited_activations_are_what_the_model_goes_on_with(kind: str) -> None:
+    model = Functional(FOLLOWED[kind])
+    x = torch.randn(5, 7)
+    site = found(model, x, "first")
+    after = capture(model.second)
+    given = torch.randn(5, 6)
+    with torch.no_grad(), edit_site(site, lambda activations: given.to(activations.dtype)):
+        model(x)
+    torch.testing.assert_close(after[-1], given)
 
 
 def test_sites_are_told_apart() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh())
     sites = find_sites(model, "*")
-    find_activations(model, sites, Feed(model), torch.randn(2, 3))
+    prove_sites(model, sites, Feed(model), torch.randn(2, 3))
     assert [site.activation.name for site in sites] == ["relu", "tanh"]
 
 

@@ -20,7 +20,7 @@ from polyseme.capture import (
     attribution,
     count_classes,
     evaluating,
-    find_activations,
+    prove_sites,
     find_sites,
     logit_effects,
 )
@@ -35,7 +35,7 @@ from .models import SAE, ParameterSAE, WithSAE, convolutional
 def found_sites(model: nn.Module, x: Tensor, names: Any = "*") -> list[Site]:
     sites = find_sites(model, names)
     with evaluating(model):
-        find_activations(model, sites, Feed(model), x)
+        prove_sites(model, sites, Feed(model), x)
     return sites
 
 

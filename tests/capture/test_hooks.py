@@ -21,7 +21,7 @@ from polyseme.capture import (
     activation_maps,
     edit_site,
     evaluating,
-    find_activations,
+    prove_sites,
     find_sites,
     logit_effects,
     read_sites,
@@ -92,7 +92,7 @@ def found_sites(model: Fragile, x: Tensor) -> list[Site]:
     sites = find_sites(model, "*")
     error, model.error = model.error, None
     with evaluating(model):
-        find_activations(model, sites, Feed(model), x)
+        prove_sites(model, sites, Feed(model), x)
     model.error = error
     return sites
 
@@ -110,7 +110,7 @@ def stop_early(model: Fragile, x: Tensor) -> None:
 
 def find(model: Fragile, x: Tensor) -> None:
     with evaluating(model):
-        find_activations(model, find_sites(model, "*"), Feed(model), x)
+        prove_sites(model, find_sites(model, "*"), Feed(model), x)
 
 
 def read(model: Fragile, x: Tensor) -> None:
@@ -200,7 +200,7 @@ def test_the_trace_would_be_seen() -> None:
 def test_calls_from_other_threads_pass() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     sites = find_sites(model, "0")
-    find_activations(model, sites, Feed(model), torch.ones(1, 4))
+    prove_sites(model, sites, Feed(model), torch.ones(1, 4))
     alone = model(torch.ones(4))
     given: list[Tensor] = []
     read: list[int] = []
@@ -339,14 +339,14 @@ def test_a_site_must_be_reached_once(route: Any, site: str, times: int) -> None:
     model = Route(route)
     sites = find_sites(model, site)
     if times == 1:
-        find_activations(model, sites, Feed(model), torch.randn(2, 6))
+        prove_sites(model, sites, Feed(model), torch.randn(2, 6))
         return
     with pytest.raises(
         SiteError,
         match=rf"^The model runs site '{site}' {times} times for one input; once is expected: "
         + ("name a layer that the model uses" if times == 0 else "wrap the model so that one call"),
     ):
-        find_activations(model, sites, Feed(model), torch.randn(2, 6))
+        prove_sites(model, sites, Feed(model), torch.randn(2, 6))
 
 
 def test_an_sae_that_cannot_be_read() -> None:
@@ -371,7 +371,7 @@ def test_an_edit_reaches_what_follows(inplace: bool, layer: str, reader: str | N
     sites = find_sites(model, layer)
     x = torch.randn(4, 2, 7, 6)
     with torch.no_grad():
-        find_activations(model, sites, Feed(model), x)
+        prove_sites(model, sites, Feed(model), x)
         seen: list[Tensor] = []
 
         def halve(activations: Tensor) -> Tensor:
@@ -399,7 +399,7 @@ def test_an_edit_reaches_a_model_that_goes_on_with_the_tensor_it_handed_in() -> 
     model, x = Route(route), torch.randn(4, 6)
     sites = find_sites(model, "layer")
     with torch.no_grad():
-        find_activations(model, sites, Feed(model), x)
+        prove_sites(model, sites, Feed(model), x)
         with edit_site(sites[0], lambda a: a + 5):
             found = model(x)
         assert torch.equal(found, model(x) + 5)
@@ -410,7 +410,7 @@ def test_an_edit_of_an_sae_reaches_its_decoder() -> None:
     sites = find_sites(model, "sae")
     x = torch.randn(4, 6)
     with torch.no_grad():
-        find_activations(model, sites, Feed(model), x)
+        prove_sites(model, sites, Feed(model), x)
         with edit_site(sites[0], torch.zeros_like):
             found = model(x)
         torch.testing.assert_close(found[0], model.out(model.sae.decoder.bias))

@@ -16,7 +16,7 @@ from polyseme.capture import (
     Feed,
     MLPSite,
     evaluating,
-    find_activations,
+    prove_sites,
     find_mlp_sites,
     find_sites,
 )
@@ -279,7 +279,7 @@ def importances_of_sums(
     sites = find_sites(model, "hidden")
     data = np.array([ids])
     with evaluating(model):
-        find_activations(model, sites, Feed(model), data)
+        prove_sites(model, sites, Feed(model), data)
     found = last(
         token_importances(
             model, sites[0], data, np.ones_like(data), [p], [0], mask_id=0, before=p, after=0
@@ -348,7 +348,7 @@ def test_a_linear_site_is_read_through_its_activation() -> None:
     data = contexts()
     linear = LinearSite("c_fc", model.transformer.h[1].mlp.c_fc)
     with evaluating(model):
-        find_activations(model, [linear], Feed(model), {"input_ids": data[0]})
+        prove_sites(model, [linear], Feed(model), {"input_ids": data[0]})
     if not linear.activation.steps:
         linear.activation = site.activation
     for function in (token_importances, gradient_importances):
@@ -432,7 +432,7 @@ def test_the_estimate_is_exact_where_the_neuron_is_linear() -> None:
     sites = find_sites(model, "hidden")
     data = np.array([[1, 2, 4, 3]]), np.ones((1, 4), bool), [3], [0]
     with evaluating(model):
-        find_activations(model, sites, Feed(model), data[0])
+        prove_sites(model, sites, Feed(model), data[0])
     found = last(gradient_importances(model, sites[0], *data, mask_id=0, before=3, after=0))
     np.testing.assert_allclose(found, [[0.25, 0.5, 0.75, 1]])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyseme.capture import find_activations, find_mlp_sites, find_sites, masking
+from polyseme.capture import prove_sites, find_mlp_sites, find_sites, masking
 from polyseme.capture.hooks import Feed
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
@@ -168,7 +168,7 @@ def test_a_model_of_ones_own():
     model = Plain()
     sites = find_sites(model, "first")
     ids, attention, _, _ = contexts(padded=False)
-    find_activations(model, sites, Feed(model), ids)
+    prove_sites(model, sites, Feed(model), ids)
     places = scattered(sites, attention.sum(axis=1))
     options = {"mask_id": MASK, "before": BEFORE, "after": AFTER}
     found = together(model, sites, ids, attention, places, **options)

@@ -14,7 +14,7 @@ from polyseme.capture import (
     Feed,
     Reading,
     Site,
-    find_activations,
+    prove_sites,
     find_sites,
     list_sites,
     read_sites,
@@ -44,7 +44,7 @@ def read(model: nn.Module, name: str | Site, x: Tensor) -> tuple[Site, Reading, 
         found.append((copied, vectors))
 
     with torch.no_grad():
-        find_activations(model, [site], feed, x[:1])
+        prove_sites(model, [site], feed, x[:1])
         with read_sites(model, [site], on_reading):
             feed(x)
     ((reading, vectors),) = found

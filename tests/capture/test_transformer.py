@@ -21,7 +21,7 @@ from polyseme.capture import (
     TopK,
     edit_site,
     evaluating,
-    find_activations,
+    prove_sites,
     find_mlp_sites,
     find_sites,
     list_sites,
@@ -579,7 +579,7 @@ def test_nothing_is_found_out_about_an_mlp() -> None:
     sites = find_mlp_sites(model)
     names = [site.activation.name for site in sites]
     with evaluating(model):
-        find_activations(model, sites, Feed(model, head=False), tokens(2))
+        prove_sites(model, sites, Feed(model, head=False), tokens(2))
     assert [site.activation.name for site in sites] == names == ["SiLUActivation"] * 2
 
 

@@ -9,9 +9,10 @@ from polyseme.capture.attribution import (
     logit_effects,
 )
 from polyseme.capture.collect import Batch, Collector
-from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, read_sites
+from polyseme.capture.hooks import Feed, edit_site, evaluating, read_sites
 from polyseme.capture.layers import Site
 from polyseme.capture.mlp import MLPSite
+from polyseme.capture.proof import prove_sites
 from polyseme.capture.reading import Reading
 from polyseme.capture.saes import HookedSAE, attach_sae
 from polyseme.capture.select import (
@@ -50,7 +51,7 @@ __all__ = [
     "count_classes",
     "edit_site",
     "evaluating",
-    "find_activations",
+    "prove_sites",
     "find_mlp_sites",
     "find_sites",
     "list_sites",

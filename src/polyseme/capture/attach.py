@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture.hooks import Feed, edit_site, evaluating, find_activations, first_inputs
+from polyseme.capture.hooks import Feed, edit_site, evaluating
 from polyseme.capture.layers import Site
+from polyseme.capture.proof import prove_sites
 from polyseme.capture.sites import find_sites
 from polyseme.errors import InputError, SiteError
 
@@ -44,7 +45,7 @@ def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> It
     for inputs in batches:
         with evaluating(model), torch.no_grad():
             if not known:
-                find_activations(model, [site], feed, first_inputs(inputs, 2))
+                prove_sites(model, [site], feed, inputs)
                 known = True
             seen: list[Tensor] = []
 
@@ -173,7 +174,7 @@ class WithSAE(nn.Module):
                 f"{self._site.n_neurons} neurons; give the site that the SAE was trained on."
             )
         with evaluating(model):
-            find_activations(model, [self._site], Feed(model), first_inputs(inputs, 2))
+            prove_sites(model, [self._site], Feed(model), inputs)
 
     def forward(self, inputs: Tensor) -> Any:
         """The model's output for its inputs."""

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyseme.capture.encoders import SAESite
 from polyseme.capture.hooks import Feed, edit_site, evaluating, in_this_thread
-from polyseme.capture.layers import SAESite, Site
+from polyseme.capture.layers import Site
 from polyseme.errors import InputError
 
 Floats = NDArray[np.float32]
@@ -236,7 +237,7 @@ def logit_effects(
     effects : LogitEffects or None
         At the end; None there too if the site does not reach the logits.
     """
-    if isinstance(site, SAESite) and site.decoder is None:
+    if isinstance(site, SAESite) and site.is_hidden and site.decoder is None:
         # Nothing says where in the model its reconstruction would go.
         yield 1.0, None
         return

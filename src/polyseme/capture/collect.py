@@ -17,13 +17,12 @@ from polyseme.capture.hooks import (
     Feed,
     Gather,
     evaluating,
-    find_activations,
-    first_inputs,
     read_sites,
     some_inputs,
 )
 from polyseme.capture.layers import Site
 from polyseme.capture.pool import Pool
+from polyseme.capture.proof import prove_sites
 from polyseme.capture.reading import Reading
 from polyseme.capture.select import RandomActive, Selector, priorities
 from polyseme.capture.stream import Selection
@@ -31,6 +30,9 @@ from polyseme.errors import InputError
 
 Array = NDArray[Any]
 State = dict[str, Array]
+
+# Batches whose first inputs the sites prove themselves on; each further 256th as well.
+_CHECKED = (0, 4, 16, 64, 256)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Collector:
         }
         self._inputs = Pool(files and files / "inputs")
         self._labels = Pool()
-        self._activations_known = False
+        self._batch_number = 0
         self._largest_batch: int | None = None
         self.on_smaller_batch: Callable[[int], None] | None = None
         self.is_whole = True
@@ -171,10 +173,9 @@ class Collector:
         wanted = torch.zeros(n, dtype=torch.bool)
         counted = batch.positions(self._feed.device)
         with evaluating(self._model), torch.no_grad():
-            if not self._activations_known:
-                few = first_inputs(batch.inputs, 2)
-                find_activations(self._model, self._sites, self._feed, few)
-                self._activations_known = True
+            if self._batch_number in _CHECKED or not self._batch_number % _CHECKED[-1]:
+                prove_sites(self._model, self._sites, self._feed, batch.inputs)
+            self._batch_number += 1
             start = 0
             while start < n:
                 part = slice(start, min(n, start + (self._largest_batch or n)))

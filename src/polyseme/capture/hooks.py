@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.capture.activation import Watch
-from polyseme.capture.layers import HiddenSite, SAESite, Site
-from polyseme.capture.reading import Counted, Reading
+from polyseme.capture.layers import HiddenSite, Site
+from polyseme.capture.reading import Counted, Reading, strongest
 from polyseme.errors import InputError, SiteError
+
+# What a model may raise on inputs that it does not take.
+_MODELS_RAISE = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError),
+    ArithmeticError,
+)
 
 Gather = Callable[[Tensor, Tensor], Tensor]
 OnReading = Callable[[Site, Reading, Gather], None]
@@ -28,10 +34,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        yield
+        with _uncompiled(model):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Run what `torch.compile` has compiled as it was written, so that hooks see all of it."""
+    if not any("_orig_mod" in vars(m)["_modules"] or m._compiled_call_impl for m in model.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,8 +105,8 @@ class Feed:
         except (InputError, torch.OutOfMemoryError):
             # From a hook of ours, which has said what is wrong; or not about the inputs.
             raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except _MODELS_RAISE as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if isinstance(shape, dict):
                 given = ", ".join(f"{name} {size}" for name, size in shape.items())
                 raise InputError(
@@ -110,11 +124,6 @@ def some_inputs(inputs: Any, part: slice) -> Any:
     if isinstance(inputs, Mapping):
         return {name: values[part] for name, values in inputs.items()}
     return inputs[part]
-
-
-def first_inputs(inputs: Any, n: int) -> Any:
-    """The first few inputs of a batch, be it an array or a dict of arrays."""
-    return some_inputs(inputs, slice(n))
 
 
 def _without_cache(model: nn.Module) -> dict[str, bool]:
@@ -155,10 +164,25 @@ def read_sites(
     reader = _Reader(on_reading, counted)
     with ExitStack() as hooks:
         for site in sites:
-            handles = reader.between(site) if isinstance(site, HiddenSite) else reader.at(site)
+            hidden = isinstance(site, HiddenSite) and site.is_hidden
+            handles = reader.between(site) if hidden else reader.at(site)  # type: ignore[arg-type]
             for handle in handles:
                 hooks.callback(handle.remove)
         yield
+
+
+def by_input(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
+    """Rows of all positions one after the other, as some models lay them, by input.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    shape : (int, int), optional
+        Inputs and positions of the batch, where they are known.
+    """
+    if shape is None or tensor.ndim != 2 or len(tensor) != shape[0] * shape[1]:
+        return tensor
+    return tensor.view(*shape, -1) if shape[1] > 1 else tensor
 
 
 class _Reader:
@@ -171,17 +195,15 @@ class _Reader:
         self._counted = None if counted is None or bool(counted.all()) else Counted(counted)
 
     def _batched(self, tensor: Tensor) -> Tensor:
-        """Rows of all positions one after the other, as some models lay them, by input."""
-        if self._shape is None or tensor.ndim != 2 or len(tensor) != self._shape.numel():
-            return tensor
-        return tensor.view(*self._shape, -1) if self._shape[1] > 1 else tensor
+        return by_input(tensor, self._shape)
 
     def at(self, site: Site) -> list[Any]:
         """Hooks at a layer whose activations are made of its output."""
 
         def read(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             inputs = self._batched(_first(args, kwargs))
-            reading = site.read(self._batched(output), self._counted)
+            activations = self._batched(site.activation(output))
+            reading = strongest(site.flatten(activations), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
         return [site.module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
@@ -201,7 +223,8 @@ class _Reader:
         def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given = entered.pop()
             inputs = self._batched(first_tensor(output) if site.reads_output else given)
-            found = reached.pop() if reached else _encode(site, inputs)
+            with torch.no_grad():
+                found = reached.pop() if reached else site.encode(inputs)
             reading = site.read_activations(self._batched(found), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
@@ -217,16 +240,6 @@ class _Reader:
         ]
 
 
-def _encode(site: HiddenSite, inputs: Tensor) -> Tensor:
-    if isinstance(site, SAESite) and not callable(getattr(site.module, "encode", None)):
-        raise SiteError(
-            f"The SAE {site.name!r} neither calls its decoder nor has an encode method, so its "
-            "activations cannot be read; give it an encode method."
-        )
-    with torch.no_grad():
-        return site.encode(inputs)
-
-
 def first_tensor(values: Any) -> Tensor:
     """The tensor that a module returned, or the first of those that it did."""
     parts = values.values() if isinstance(values, Mapping) else values
@@ -240,66 +253,6 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return values[0]
 
 
-def find_activations(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> Any:
-    """Run one batch and learn what the model applies to each site's output.
-
-    Sets ``site.activation``, and shows each site its output. Returns the model's output.
-
-    Raises
-    ------
-    SiteError
-        If the model does not reach a site, or reaches it more than once.
-    """
-    # An SAE's encoder may be called past the SAE, which is where it is read: both count.
-    calls = {site.name: dict.fromkeys(_reached_once(site), 0) for site in sites}
-    watch = Watch()
-
-    def follow(site: Site) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            calls[site.name][module] += 1
-            if torch.is_tensor(output) and module is site.output_module:
-                site.look(output)
-                watch.follow(site.name, output)
-
-        return hook
-
-    with ExitStack() as hooks:
-        for site in sites:
-            for module in calls[site.name]:
-                handle = module.register_forward_hook(in_this_thread(follow(site)))
-                hooks.callback(handle.remove)
-        with watch, torch.no_grad():
-            output = feed(inputs)
-    for site in sites:
-        times = next((n for n in calls[site.name].values() if n != 1), 1)
-        if times != 1:
-            raise SiteError(
-                f"The model runs site {site.name!r} {times} times for one input; "
-                "once is expected: "
-                + (
-                    "name a layer that the model uses, and let it call the layer itself."
-                    if not times
-                    else "wrap the model so that one call is one input."
-                )
-            )
-        if _has_chain(site):
-            site.activation = watch.chains[site.name]
-    return output
-
-
-def _reached_once(site: Site) -> list[nn.Module]:
-    if isinstance(site, HiddenSite):
-        return [site.input_module, site.last_module, site.output_module]
-    return [site.output_module]
-
-
-def _has_chain(site: Site) -> bool:
-    """Whether the activation is to be found out: an SAE's is, for its name alone."""
-    if isinstance(site, SAESite):
-        return site.output_module is not site.module
-    return not isinstance(site, HiddenSite)
-
-
 @contextmanager
 def edit_site(site: Site, edit: Edit) -> Iterator[None]:
     """Replace a site's activations on their way through the model.
@@ -307,13 +260,13 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
     Parameters
     ----------
     site : Site
-        With its activation known, see `find_activations`.
+        With its activation known, see `prove_sites`.
     edit : callable (activations) -> Tensor or None
         Called with the activations as the model has them: (B, ..., n_neurons), or for a
         convolution (B, channels, height, width).
     """
     with ExitStack() as stack:
-        if isinstance(site, HiddenSite):
+        if isinstance(site, HiddenSite) and site.is_hidden:
             if site.decoder is None:
                 raise SiteError(f"The SAE {site.name!r} has no decoder module to edit before.")
 

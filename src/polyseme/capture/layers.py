@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 from polyseme.capture.activation import Activation
 from polyseme.capture.reading import Counted, Reading, strongest
-from polyseme.errors import InputError
+from polyseme.capture.seen import Seen, deviation, tolerance
+from polyseme.errors import InputError, SiteError
 
 
 class Site(ABC):
@@ -32,6 +35,8 @@ class Site(ABC):
 
     kind: str
     n_groups = 1
+    #: Whether it is read between its input and its decoder, see `HiddenSite`.
+    is_hidden = False
 
     def __init__(self, name: str, module: nn.Module, n_neurons: int, d_in: int) -> None:
         self.name = name
@@ -39,6 +44,10 @@ class Site(ABC):
         self.n_neurons = n_neurons
         self.d_in = d_in
         self.activation = Activation()
+        #: Whether a run of the model has proved what is read of it.
+        self.proved = False
+        #: Whether it was named by a glob, so that it is left out if the model does not run it.
+        self.by_glob = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.n_neurons} neurons × {self.d_in})"
@@ -48,8 +57,21 @@ class Site(ABC):
         """Module whose output the nonlinearity acts on."""
         return self.module
 
-    def look(self, output: Tensor) -> None:  # noqa: B027 - most need not
-        """Learn from the output of a batch what the module alone does not tell."""
+    @property
+    def called_once(self) -> list[nn.Module]:
+        """Modules that the model must call once for a batch."""
+        return [self.output_module]
+
+    @abstractmethod
+    def prove(self, runs: Sequence[Seen]) -> None:
+        """Check what is read of the site against what two runs of the model have shown.
+
+        Raises
+        ------
+        SiteError
+            What was gathered, times the weights, is not what the layer put out, or the
+            activations are not what the model goes on with.
+        """
 
     @abstractmethod
     def weights(self) -> Tensor:
@@ -117,17 +139,6 @@ class Site(ABC):
     def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
         return vectors * self.weights()[neurons]
 
-    def read(self, output: Tensor, counted: Counted | None = None) -> Reading:
-        """Activations from the output of `output_module`.
-
-        Parameters
-        ----------
-        output : Tensor, shape (B, ...)
-        counted : Counted, optional
-            Positions that count; all of them without it.
-        """
-        return strongest(self.flatten(self.activation(output)), counted)
-
 
 # Rows of embeddings made at a time, so that the weights picked for them stay small.
 _CHUNK = 4096
@@ -137,17 +148,129 @@ def _flat_rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1, tensor.shape[-1])
 
 
-class LinearSite(Site):
-    """`torch.nn.Linear`, or the transposed linear layer of GPT-2 in transformers (`Conv1D`)."""
+class _WeightedSite(Site):
+    """A layer that puts out ``W h`` plus a constant for each neuron."""
 
-    kind = "linear"
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        n_neurons, d_in = linear_weight(module).shape
-        super().__init__(name, module, n_neurons, d_in)
+    #: Of a layer whose own weight is not what it multiplies by: weights as it was seen to read.
+    _measured: Tensor | None = None
+    #: The classes whose forward is known.
+    _stock: tuple[type[nn.Module], ...] = ()
 
     def weights(self) -> Tensor:
-        return linear_weight(self.module)
+        return self._nominal() if self._measured is None else self._measured
+
+    @abstractmethod
+    def _nominal(self) -> Tensor:
+        """The weight that the module holds, (n_neurons, d_in)."""
+
+    @abstractmethod
+    def _measure(self, example: Tensor) -> Tensor:
+        """The weights, (n_neurons, d_in), of what the layer does to single coordinates."""
+
+    @abstractmethod
+    def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
+        """For each group: vectors as gathered (m, d_in), its neurons, what these put out (m, n)."""
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        pairs = [(run.inputs, run.output) for run in runs]
+        limit = tolerance(runs[0].output)
+        if not all(bool(torch.isfinite(t).all()) for pair in pairs for t in pair):
+            # The data's or the model's: it is said where they are collected.
+            return
+        again = runs[0].again
+        if again is not None and not self._is_stock():
+            # What a few inputs do not show of a forward of its own, noise does.
+            noise = _noise_like(runs[0].inputs)
+            pairs.append((noise, again(noise)))
+        error = self._error(pairs)
+        if error > limit and again is not None:
+            with contextlib.suppress(RuntimeError, TypeError, ValueError, IndexError):
+                self._measured = self._measure(runs[0].inputs)
+                error = self._error(pairs)
+        if not error <= limit:
+            self._measured = None
+            raise SiteError(
+                f"Site {self.name!r} cannot be read: its output is not its weights times its "
+                f"input plus a constant (off by {percent(error)}), as its "
+                f"{type(self.module).__name__} or a hook changes the input, the weights or the "
+                "output in a way that depends on the input. Name another layer, or replace this "
+                "one by a plain layer that computes the same."
+            )
+
+    def _is_stock(self) -> bool:
+        forward = type(self.module).forward
+        return "forward" not in vars(self.module) and any(
+            forward is stock.forward for stock in self._stock
+        )
+
+    def _error(self, pairs: list[tuple[Tensor, Tensor]]) -> float:
+        try:
+            parts = [self._rows(inputs, output) for inputs, output in pairs]
+        except (RuntimeError, IndexError):
+            # Positions that the layer does not have.
+            return float("inf")
+        weights = self.weights()
+        if weights.shape != (self.n_neurons, self.d_in):
+            return float("inf")
+        return max(
+            deviation(
+                torch.cat([vectors for vectors, _, _ in group]),
+                weights[group[0][1]],
+                torch.cat([outputs for _, _, outputs in group]),
+            )
+            for group in zip(*parts, strict=True)
+        )
+
+
+def percent(share: float) -> str:
+    """A share of 1 in words, for messages."""
+    return f"{share:.1%}" if share < 10 else "more than 1,000%"
+
+
+def _noise_like(inputs: Tensor) -> Tensor:
+    """Normal noise of the inputs' shape and scale; the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    scale = float(inputs.float().square().mean().sqrt()) or 1.0
+    noise = torch.randn(inputs.shape, generator=generator) * scale
+    return noise.to(inputs.device, inputs.dtype)
+
+
+def _some(n: int, most: int) -> Tensor:
+    """Up to ``most`` numbers below n, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most)).round().long().unique()
+
+
+class LinearSite(_WeightedSite):
+    """`torch.nn.Linear`, or the transposed linear layer of GPT-2 in transformers (`Conv1D`).
+
+    A module around such a layer, its ``base_layer``, that adds to what it puts out is read as
+    one layer, by the weights that it is seen to have.
+    """
+
+    kind = "linear"
+    _stock = (nn.Linear,)
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        around = base_layer(module)
+        #: The layer itself, of which ``module`` may be around.
+        self._layer = module if around is None else around
+        super().__init__(name, module, *_linear_shape(self._layer))
+
+    def _nominal(self) -> Tensor:
+        return linear_weight(self._layer)
+
+    def _measure(self, example: Tensor) -> Tensor:
+        forward: Any = self.module.forward
+        eye = torch.eye(self.d_in, device=example.device, dtype=example.dtype)
+        with torch.no_grad():
+            measured: Tensor = forward(eye) - forward(torch.zeros_like(eye))
+        return measured.T
+
+    def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
+        flat = self.flatten(output)
+        at = _some(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        rows, places = at // flat.shape[1], at % flat.shape[1]
+        return [(self.gather(inputs, rows, places), slice(None), flat[rows, places])]
 
     def flatten(self, output: Tensor) -> Tensor:
         return _flat_rows(output)
@@ -156,13 +279,14 @@ class LinearSite(Site):
         return _flat_rows(inputs)[rows, places]
 
 
-class ConvSite(Site):
+class ConvSite(_WeightedSite):
     """`torch.nn.Conv2d`: a neuron is a channel, an input vector the patch that it reads.
 
     The vector holds the patch's values as the kernel does: channel, row, column.
     """
 
     kind = "conv"
+    _stock = (nn.Conv2d,)
 
     def __init__(self, name: str, module: nn.Conv2d) -> None:
         super().__init__(name, module, module.out_channels, module.weight[0].numel())
@@ -170,13 +294,50 @@ class ConvSite(Site):
         #: Rows and columns of positions, once the layer has run.
         self.grid: tuple[int, int] | None = None
 
-    def look(self, output: Tensor) -> None:
-        self.grid = output.shape[2], output.shape[3]
+    def prove(self, runs: Sequence[Seen]) -> None:
+        self.grid = runs[0].output.shape[2], runs[0].output.shape[3]
+        super().prove(runs)
 
-    def weights(self) -> Tensor:
+    def _nominal(self) -> Tensor:
         weight = self.module.weight
         assert isinstance(weight, Tensor)
         return weight.detach().flatten(1)
+
+    def _measure(self, example: Tensor) -> Tensor:
+        conv: Any = self.module
+        reach = [gap * (size - 1) + 1 for size, gap in zip(conv.kernel_size, conv.dilation)]
+        before = conv._reversed_padding_repeated_twice[2], conv._reversed_padding_repeated_twice[0]
+        # The first position whose patch is inside the image, and where this begins.
+        at = [-(-pad // step) for pad, step in zip(before, conv.stride)]
+        start = [i * step - pad for i, step, pad in zip(at, conv.stride, before)]
+        height, width = (begin + size for begin, size in zip(start, reach))
+        per_group = conv.in_channels // self.n_groups
+        measured = []
+        with torch.no_grad():
+            blank = example.new_zeros((1, conv.in_channels, height, width))
+            constant = conv.forward(blank)[0, :, at[0], at[1]]
+            for channel in range(per_group):
+                ones = blank.repeat(conv.kernel_size[0] * conv.kernel_size[1], 1, 1, 1)
+                for number, one in enumerate(ones):
+                    row, column = divmod(number, conv.kernel_size[1])
+                    y, x = start[0] + row * conv.dilation[0], start[1] + column * conv.dilation[1]
+                    one[channel::per_group, y, x] = 1
+                measured.append(conv.forward(ones)[:, :, at[0], at[1]] - constant)
+        return torch.cat(measured).T
+
+    def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
+        flat = self.flatten(output)
+        at = _some(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        rows, positions = at // flat.shape[1], at % flat.shape[1]
+        n = self.n_neurons // self.n_groups
+        return [
+            (
+                self.gather(inputs, rows, positions * self.n_groups + group),
+                slice(group * n, (group + 1) * n),
+                flat[rows, positions][:, group * n : (group + 1) * n],
+            )
+            for group in range(self.n_groups)
+        ]
 
     def flatten(self, output: Tensor) -> Tensor:
         return output.flatten(2).transpose(1, 2)
@@ -211,6 +372,8 @@ class HiddenSite(Site):
     ``decoder``: nothing has to be found out about what the model does in between.
     """
 
+    is_hidden = True
+
     @property
     def input_module(self) -> nn.Module:
         """Module that is called with the input vectors."""
@@ -231,9 +394,31 @@ class HiddenSite(Site):
         """Module that has been called when the activations are known."""
         return self.module
 
+    @property
+    def called_once(self) -> list[nn.Module]:
+        return [self.input_module, self.last_module, self.output_module]
+
     @abstractmethod
     def encode(self, inputs: Tensor) -> Tensor:
         """Activations (..., n_neurons) of input vectors (..., d_in)."""
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        for run in runs:
+            if run.activations is None:
+                continue
+            reached = _flat_rows(run.activations)
+            at = _some(reached.shape[0] * reached.shape[1], 32).to(reached.device)
+            rows, places = at // reached.shape[1], at % reached.shape[1]
+            with torch.no_grad():
+                own = self.encode(self.gather(run.inputs, rows, places))
+            expected = reached[rows, places]
+            error = difference(own, expected)
+            if not error <= 10 * tolerance(expected):
+                raise SiteError(
+                    f"Site {self.name!r} cannot be read: the activations that its weights and its "
+                    f"nonlinearity give are not what reaches its decoder (off by "
+                    f"{percent(error)}). Name its linear layers instead."
+                )
 
     def flatten(self, output: Tensor) -> Tensor:
         return _flat_rows(output)
@@ -246,55 +431,16 @@ class HiddenSite(Site):
         return strongest(_flat_rows(activations), counted)
 
 
-class SAESite(HiddenSite):
-    """A sparse autoencoder: any module with an encoder weight.
-
-    Either a linear ``encoder`` (with a linear ``decoder``, if there is one), or a parameter
-    ``W_enc`` of shape (d_in, d_sae) with an ``encode`` method. Its input vector is what the
-    module is called with, with no decoder bias taken off; its activations are what reaches the
-    decoder.
-    """
-
-    kind = "sae"
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self._encoder = LinearSite(name, encoder) if (encoder := sae_encoder(module)) else None
-        if self._encoder:
-            n_neurons, d_in = self._encoder.n_neurons, self._encoder.d_in
-        else:
-            weight = module.W_enc
-            assert isinstance(weight, Tensor)
-            d_in, n_neurons = weight.shape
-        super().__init__(name, module, n_neurons, d_in)
-
-    @property
-    def decoder(self) -> nn.Module | None:
-        """Module that the activations go into, where there is one."""
-        decoder = getattr(self.module, "decoder", None)
-        return decoder if isinstance(decoder, nn.Module) else None
-
-    @property
-    def output_module(self) -> nn.Module:
-        return self._encoder.module if self._encoder else self.module
-
-    def weights(self) -> Tensor:
-        if self._encoder:
-            return self._encoder.weights()
-        weight = self.module.W_enc
-        assert isinstance(weight, Tensor)
-        return weight.detach().T
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Activations of an SAE without a decoder module, by its own ``encode``."""
-        encode: Any = self.module.encode
-        encoded: Tensor = encode(inputs)
-        return encoded
-
-
-def sae_encoder(module: nn.Module) -> nn.Module | None:
-    """The linear layer that is an SAE's encoder, where it has one."""
-    encoder = getattr(module, "encoder", None)
-    return encoder if isinstance(encoder, nn.Module) and is_linear(encoder) else None
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the second's largest number."""
+    if one.shape != other.shape:
+        return float("inf")
+    if not bool(torch.isfinite(other).all()):
+        # It is said where activations are collected.
+        return 0.0
+    one, other = one.detach().float(), other.detach().float()
+    far = float((one - other).abs().max()) / (float(other.abs().max()) + 1e-30)
+    return far if far == far else float("inf")
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -314,28 +460,15 @@ def linear_weight(module: nn.Module) -> Tensor:
     return weight.detach() if isinstance(module, nn.Linear) else weight.detach().T
 
 
-def is_sae(module: nn.Module) -> bool:
-    """Whether a module is an SAE, see `SAESite`."""
-    if (encoder := sae_encoder(module)) is not None:
-        decoder = getattr(module, "decoder", None)
-        if isinstance(decoder, nn.Module) and is_linear(decoder):
-            read, write = LinearSite("", encoder), LinearSite("", decoder)
-            return (read.n_neurons, read.d_in) == (write.d_in, write.n_neurons)
-        return decoder is None and callable(getattr(module, "encode", None))
-    weight = getattr(module, "W_enc", None)
-    return (
-        isinstance(weight, Tensor)
-        and weight.ndim == 2
-        and callable(getattr(module, "encode", None))
-    )
+def base_layer(module: nn.Module) -> nn.Module | None:
+    """The linear layer that a module is around, as adapters are; None if there is none."""
+    inside = getattr(module, "base_layer", None)
+    return inside if isinstance(inside, nn.Module) and is_linear(inside) else None
 
 
-def layer_site(name: str, module: nn.Module) -> Site | None:
-    """The site that a module is by itself, if it is one."""
-    if is_sae(module):
-        return SAESite(name, module)
-    if is_linear(module):
-        return LinearSite(name, module)
-    if isinstance(module, nn.Conv2d):
-        return ConvSite(name, module)
-    return None
+def _linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer; its weight may be packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    n_neurons, d_in = linear_weight(layer).shape
+    return n_neurons, d_in

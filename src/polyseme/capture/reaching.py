@@ -147,14 +147,15 @@ def _hook(site: Site, number: int, reach: Callable[[int, Callable[[], Tensor]], 
         reach(number, lambda: _first(args, kwargs))
 
     def leaving(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        if isinstance(site, HiddenSite):
+        if isinstance(site, HiddenSite) and site.is_hidden:
             reach(number, lambda: site.encode(_first(args, kwargs)))
         else:
             reach(number, lambda: site.activation(output))
 
+    hidden = isinstance(site, HiddenSite) and site.is_hidden
     if isinstance(site, HiddenSite) and site.decoder is not None:
         return site.decoder.register_forward_pre_hook(in_this_thread(entering), with_kwargs=True)
-    module = site.last_module if isinstance(site, HiddenSite) else site.output_module
+    module = site.last_module if isinstance(site, HiddenSite) and hidden else site.output_module
     return module.register_forward_hook(in_this_thread(leaving), with_kwargs=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.capture.attach import AttachedSAE
+from polyseme.capture.encoders import dense, prove_encode, watched_encode
 from polyseme.capture.hookpoints import HookPoint, find_hook_point
 from polyseme.capture.hooks import Feed, evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import HiddenSite
+from polyseme.capture.seen import Seen
 from polyseme.capture.unembed import unembedding
 from polyseme.errors import InputError, SiteError
 
@@ -43,6 +45,8 @@ class HookedSAE(HiddenSite):
                 f"{point.width}; give the hook point that it was trained on."
             )
         super().__init__(name, sae, int(d_sae), int(d_in))
+        #: Whether its weights multiply the vectors at the hook point as they are.
+        self._reads_whole = True
         self.point = point
         self.centred = centred
 
@@ -73,18 +77,36 @@ class HookedSAE(HiddenSite):
         return found
 
     def encode(self, inputs: Tensor) -> Tensor:
-        weight: Any = self.module.W_enc
-        given = self._as_read(inputs).to(weight.device, weight.dtype)
-        if getattr(self.module, "hook_z_reshaping_mode", False):
-            # SAELens takes heads and their coordinates on two axes, and joins them.
-            given = given[..., None, :]
+        """Latents (..., d_sae) of vectors at the hook point."""
+        return dense(self._encode(self._given(inputs))).to(inputs.device)
+
+    def _encode(self, given: Tensor) -> Tensor:
         encode: Any = self.module.encode
         latents: Tensor = encode(given)
-        latents = latents.to_dense() if latents.layout != torch.strided else latents
-        return latents.to(inputs.device)
+        return latents
+
+    def _given(self, inputs: Tensor) -> Tensor:
+        """What the SAE is handed of the vectors at the hook point."""
+        weight: Any = self.module.W_enc
+        given = self._as_read(inputs).to(weight.device, weight.dtype)
+        # SAELens takes heads and their coordinates on two axes, and joins them.
+        return given[..., None, :] if self._joins_heads else given
+
+    @property
+    def _joins_heads(self) -> bool:
+        return bool(getattr(self.module, "hook_z_reshaping_mode", False))
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        weight: Any = self.module.W_enc
+        given = [Seen(run.n_inputs, self._given(run.inputs), run.output) for run in runs]
+        self._reads_whole = prove_encode(self.name, self._encode, weight, given)
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        return self._as_read(super().gather(inputs, rows, places))
+        if self._reads_whole:
+            return self._as_read(super().gather(inputs, rows, places))
+        weight: Any = self.module.W_enc
+        vectors = watched_encode(self._encode, weight, self._given(inputs))[1]
+        return super().gather(vectors, rows, places)
 
     def _as_read(self, vectors: Tensor) -> Tensor:
         return vectors - vectors.mean(dim=-1, keepdim=True) if self.centred else vectors

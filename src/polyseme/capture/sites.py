@@ -6,17 +6,10 @@ import fnmatch
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
-from polyseme.capture.layers import (
-    ConvSite,
-    HiddenSite,
-    LinearSite,
-    SAESite,
-    Site,
-    is_sae,
-    layer_site,
-    sae_encoder,
-)
+from polyseme.capture.encoders import SAESite, layer_site, may_be_sae, sae_encoder
+from polyseme.capture.layers import ConvSite, HiddenSite, LinearSite, Site, base_layer
 from polyseme.capture.mlp import MLPSite
 from polyseme.capture.reading import Reading
 from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised
@@ -43,6 +36,7 @@ def list_sites(model: nn.Module) -> list[Site]:
     """
     sites: list[Site] = []
     inside: list[str] = []
+    hidden: set[int] = set()
     mlps = {id(layer): mlp for mlp in _mlps(model) for layer in (mlp.module, *mlp.layers)}
     for name, module in model.named_modules():
         if any(name.startswith(prefix) for prefix in inside):
@@ -52,11 +46,16 @@ def list_sites(model: nn.Module) -> list[Site]:
                 sites.append(mlp)
             continue
         site = layer_site(name, module)
-        if site is None:
+        if site is None or id(module) in hidden or not (name or isinstance(site, SAESite)):
+            # A model that is one layer has no name for it.
             continue
         if isinstance(site, SAESite):
+            encoder = sae_encoder(module)
+            site.name = name or ("W_enc" if encoder is None else "encoder")
+            # These are its own; a larger model may hold other layers beside them.
+            hidden |= {id(encoder), id(getattr(module, "decoder", None))}
+        if base_layer(module) is not None or hasattr(module, "W_enc"):
             inside.append(f"{name}." if name else "")
-            site.name = name or ("encoder" if sae_encoder(module) is not None else "W_enc")
         sites.append(site)
     return sites
 
@@ -72,7 +71,12 @@ def _mlps(model: nn.Module) -> list[MLPSite]:
         return []
 
 
-def find_sites(model: nn.Module, names: str | Site | Iterable[str | Site]) -> list[Site]:
+def find_sites(
+    model: nn.Module,
+    names: str | Site | Iterable[str | Site],
+    *,
+    exclude: str | Iterable[str] = (),
+) -> list[Site]:
     """Sites of a model by name or by glob, in the order of the model's modules.
 
     Parameters
@@ -82,6 +86,8 @@ def find_sites(model: nn.Module, names: str | Site | Iterable[str | Site]) -> li
         Names of modules, or globs over them, such as ``"features.*"``. The encoder of an SAE
         stands for the SAE, and so does the first layer of an MLP that has no module of its
         own (OPT, BERT); any other layer of an MLP is a site by itself.
+    exclude : str or list of str
+        Names, or globs over them, of sites to leave out again.
 
     Raises
     ------
@@ -110,8 +116,35 @@ def find_sites(model: nn.Module, names: str | Site | Iterable[str | Site]) -> li
                 found[site.name] = site
     if not found:
         raise SiteError(f"sites is {wanted!r}, which names no site. {_choices(known)}")
+    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+        left_out = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
+        if not left_out:
+            raise SiteError(
+                f"exclude holds {pattern!r}, which matches none of the sites that are named: "
+                f"{', '.join(list(found)[:12])}."
+            )
+        found = {name: site for name, site in found.items() if name not in left_out}
+    if not found:
+        raise SiteError(f"exclude is {exclude!r}, which leaves no site out of {wanted!r}.")
+    for site in found.values():
+        _check_loaded(site)
     order = {id(module): number for number, (_, module) in enumerate(model.named_modules())}
     return sorted(found.values(), key=lambda site: order.get(id(site.module), len(order)))
+
+
+def _check_loaded(site: Site) -> None:
+    """Refuse a layer that has no weights yet."""
+    for parameter in site.module.parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise SiteError(
+                f"Site {site.name!r} is a {type(site.module).__name__} that has no weights before "
+                "its first call; run the model on a batch first."
+            )
+        if parameter.is_meta:
+            raise SiteError(
+                f"The weights of site {site.name!r} are on the meta device, which holds no "
+                "numbers; load the model's weights first."
+            )
 
 
 def _choices(known: list[Site]) -> str:
@@ -126,16 +159,26 @@ def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:
     by_name = {site.name: site for site in known}
     if name in by_name:
         return [by_name[name]]
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    same = [site for site in known if name and modules.get(name) is site.module]
+    if same:
+        raise SiteError(f"{name!r} is site {same[0].name!r} by another name; give that one.")
     if any(sign in name for sign in "*?["):
         matches = [site for site in known if fnmatch.fnmatchcase(site.name, name)]
         if not matches:
             raise SiteError(f"No site matches {name!r}. {_choices(known)}")
+        for site in matches:
+            site.by_glob = True
         return matches
     if name in modules and name:
         head = name.rpartition(".")[0]
         parent = modules[head]
-        if is_sae(parent) and sae_encoder(parent) is modules[name]:
+        if (around := base_layer(parent)) is not None and around is modules[name]:
+            raise SiteError(
+                f"What {name!r} puts out is added to by {head!r}, which is around it; name that "
+                "instead, or merge the adapter into the model first."
+            )
+        if may_be_sae(parent) and sae_encoder(parent) is modules[name]:
             return [SAESite(name, parent)]
         if (site := layer_site(name, modules[name])) is not None:
             return [site]

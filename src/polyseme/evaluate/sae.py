@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture import Feed, Site, evaluating, find_activations
+from polyseme.capture import Feed, Site, evaluating, prove_sites
 from polyseme.capture.attach import find_site, replacing
-from polyseme.capture.hooks import first_inputs
 from polyseme.core import participation_ratio
 from polyseme.data.contexts import TokenBatch
 from polyseme.errors import InputError
@@ -198,7 +197,7 @@ def evaluate_splice(
         target = torch.as_tensor(np.asarray(labels), device=feed.device)
         with evaluating(model), torch.no_grad():
             if not known:
-                find_activations(model, [place], feed, first_inputs(inputs, 2))
+                prove_sites(model, [place], feed, inputs)
                 known = True
             logits = [feed(inputs)]
             for function in (lambda rows: sae.decode(sae.encode(rows)), torch.zeros_like):

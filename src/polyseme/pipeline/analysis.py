@@ -24,7 +24,7 @@ from polyseme.capture import (
     activation_maps,
     count_classes,
     evaluating,
-    find_activations,
+    prove_sites,
     find_sites,
     logit_effects,
 )
@@ -358,7 +358,7 @@ class _Analysis:
         self._check_shape(stored.shape[1:])
         inputs = self.source.to_input(stored[:2])
         with evaluating(self.model):
-            find_activations(self.model, self.sites, Feed(self.model), inputs)
+            prove_sites(self.model, self.sites, Feed(self.model), inputs)
 
     def _batches(self, size: int, start: int) -> Iterator[Batch]:
         for stored, labels in self.source.batches(size, start):

@@ -18,7 +18,7 @@ from polyseme.capture import (
     count_classes,
     edit_site,
     evaluating,
-    find_activations,
+    prove_sites,
     read_sites,
 )
 from polyseme.capture.hooks import Gather
@@ -167,7 +167,7 @@ class Classifier:
                         "classes), are expected."
                     )
                 if not self._known:
-                    find_activations(self.model, self.sites, feed, inputs)
+                    prove_sites(self.model, self.sites, feed, inputs)
                     self._known = True
                 with read_sites(self.model, self.sites, on_reading):
                     feed(inputs)
@@ -194,7 +194,7 @@ class Classifier:
     ) -> Array:
         """What each neuron of a site adds to each logit, (n_neurons, C)."""
         added = np.full((site.n_neurons, n_classes), np.nan, np.float32)
-        if isinstance(site, HiddenSite) and site.decoder is None:
+        if isinstance(site, HiddenSite) and site.is_hidden and site.decoder is None:
             # Nothing says where in the model it would go on.
             return added
         seen: list[Tensor] = []

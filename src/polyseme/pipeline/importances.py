@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from polyseme.capture import Feed, Selection, Site, evaluating, find_activations
+from polyseme.capture import Feed, Selection, Site, evaluating, prove_sites
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
 from polyseme.errors import InputError
@@ -199,7 +199,7 @@ def neuron_importances(
     [place] = sites_of_run(run, model, [site], saes or {})
     with evaluating(model):
         given = {"input_ids": tokens[:1], "attention_mask": attention[:1].astype(np.int64)}
-        find_activations(model, [place], Feed(model), given)
+        prove_sites(model, [place], Feed(model), given)
     steps = token_importances(
         model,
         place,

@@ -21,7 +21,7 @@ from polyseme.capture import (
     Selector,
     Site,
     evaluating,
-    find_activations,
+    prove_sites,
 )
 from polyseme.data.contexts import Contexts, TokenBatch
 from polyseme.pipeline.plan import Plan
@@ -189,7 +189,7 @@ class TextPasses:
         """Learn from two contexts what a checkpoint does not hold: the sites' nonlinearities."""
         inputs = model_inputs(next(iter(self._contexts.batches(2))))
         with evaluating(self._model):
-            find_activations(self._model, self._sites, Feed(self._model), inputs)
+            prove_sites(self._model, self._sites, Feed(self._model), inputs)
 
     def _batches(self, start: int) -> Iterator[Batch]:
         for batch in self._contexts.batches(self._batch_size, start):

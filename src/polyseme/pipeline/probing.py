@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture import Feed, Reading, Site, evaluating, find_activations, read_sites
+from polyseme.capture import Feed, Reading, Site, evaluating, prove_sites, read_sites
 from polyseme.capture.collect import needs_head
-from polyseme.capture.hooks import Gather, first_inputs
+from polyseme.capture.hooks import Gather
 from polyseme.capture.language import PACKAGED, load_language_model
 from polyseme.data import Contexts, read_text
 from polyseme.data.contexts import TokenBatch
@@ -151,7 +151,7 @@ class Prober:
         feed = Feed(self.model, head=needs_head(self.model, self.sites))
         with evaluating(self.model), torch.no_grad():
             if not self._known:
-                find_activations(self.model, self.sites, feed, first_inputs(inputs, 2))
+                prove_sites(self.model, self.sites, feed, inputs)
                 self._known = True
             with read_sites(self.model, self.sites, on_reading):
                 feed(inputs)
