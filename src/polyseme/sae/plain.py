@@ -220,7 +220,8 @@ def _as_given(
         raise InputError(
             f"{file} does not say what its SAE computes, and there is no configuration beside it "
             f"that polyseme knows. Give both activation ({', '.join(ACTIVATIONS)}) and "
-            f"apply_b_dec_to_input (whether the decoder's bias is taken off the input).{hint}"
+            "apply_b_dec_to_input (whether the decoder's bias is taken off the input), or put the "
+            f"configuration of its library beside it.{hint}"
         )
     return Formula("what is given", activation, apply_b_dec_to_input)
 
