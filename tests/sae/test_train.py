@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from polyseme.errors import InputError, MissingDependencyError, RunError
-from polyseme.sae import checkpoint, load_sae, read_training, train_sae
+from polyseme.sae import TrainingRecord, checkpoint, load_sae, read_training, train_sae
 from polyseme.sae.batches import RowBatches, StreamBatches
 from polyseme.sae.checkpoint import TrainingFolder
 from polyseme.sae.load import import_sae_lens
@@ -225,6 +225,9 @@ def test_starting_from_another_sae(tmp_path: Path) -> None:
         train(steps=1, init_from=first, architecture="gated")
     with pytest.raises(InputError, match="apply_b_dec_to_input True, the SAE to train False"):
         train(steps=1, init_from=first, architecture_options={"apply_b_dec_to_input": False})
+    first.cfg.normalize_activations = "layer_norm"
+    with pytest.raises(InputError, match="init_from has normalize_activations 'layer_norm', and"):
+        train(steps=1, init_from=first)
 
 
 def test_starting_from_a_batchtopk_sae_keeps_its_threshold() -> None:
@@ -376,6 +379,26 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:-9])
     with pytest.raises(RunError, match=r"checkpoint-8 is damaged\. Start again by overwrite=True"):
         train(batches_of_rows(), **LONG, out=tmp_path / "sae", resume=True)
+
+
+def test_a_damaged_record(tmp_path: Path) -> None:
+    TrainingRecord({"seed": 1}, {"step": [1]}, {"ne.means": torch.ones(2)}).save(tmp_path, {})
+    assert read_training(tmp_path).details == {"seed": 1}
+    record, tensors = (tmp_path / f"polyseme-training.{end}" for end in ("json", "safetensors"))
+    good = json.loads(record.read_text())
+    for content, told in (
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "lacks its version, details or history"),
+        (json.dumps(good | {"history": []}), "lacks its version, details or history"),
+        (json.dumps(good | {"format_version": 2}), "is of version 2, this polyseme reads version"),
+    ):
+        record.write_text(content)
+        with pytest.raises(InputError, match=told):
+            read_training(tmp_path)
+    record.write_text(json.dumps(good))
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"polyseme-training\.safetensors is truncated"):
+        read_training(tmp_path)
 
 
 # The output folder.

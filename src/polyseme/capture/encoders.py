@@ -255,14 +255,10 @@ def prove_encode(
             latents, vectors, product = watched_encode(encode, weight, inputs)
         limit = tolerance(latents)
         w = weight.detach().T
-        if product is None:
-            # What it multiplies is not seen: its slopes by the inputs tell.
-            error = _slope_error(latents, inputs, w)
-        else:
+        error = _slope_error(latents, vectors, w, unknown=float("inf") if product is None else 0.0)
+        if product is not None:
             rows = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in (vectors, product)]
-            error = deviation(rows[0], w, rows[1])
-            if error <= limit and not rests_on_own(latents, product):
-                error = float("inf")
+            error = max(error, deviation(rows[0], w, rows[1]))
         if not error <= limit:
             raise SiteError(
                 f"SAE {name!r} cannot be read: its latents are not made, each by itself, of its "
@@ -293,14 +289,9 @@ def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
     Parameters
     ----------
     activations, latents : Tensor of the same shape
-        The first made of the second, with a graph; without one nothing speaks against it.
+        The first made of the second, with a graph.
     """
-    activations = dense(activations)
-    if not activations.requires_grad or not latents.requires_grad:
-        return True
-    active = activations.detach().reshape(-1).nonzero()[:, 0]
-    picked = active[torch.linspace(0, len(active) - 1, min(len(active), _N_SLOPES)).long()]
-    for at in picked.tolist():
+    for at in _spread(activations.detach().reshape(-1).nonzero()[:, 0]).tolist():
         (slope,) = torch.autograd.grad(
             activations.reshape(-1)[at], latents, retain_graph=True, allow_unused=True
         )
@@ -314,16 +305,25 @@ def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
 
 
 @torch.enable_grad()
-def _slope_error(latents: Tensor, inputs: Tensor, weights: Tensor) -> float:
-    """How far the slopes of some active latents by the inputs are from their weights' direction."""
+def _slope_error(latents: Tensor, vectors: Tensor, weights: Tensor, unknown: float) -> float:
+    """How far slopes of some active latents by the vectors are from their weights' direction."""
     latents = dense(latents)
-    if not latents.requires_grad:
-        return float("inf")
+    if not (latents.requires_grad and vectors.requires_grad):
+        return unknown
     flat = latents.reshape(-1, latents.shape[-1])
     worst = 0.0
-    for row, latent in flat.detach().nonzero()[:_N_SLOPES].tolist():
-        (slope,) = torch.autograd.grad(flat[row, latent], inputs, retain_graph=True)
+    for row, latent in _spread(flat.detach().nonzero()).tolist():
+        (slope,) = torch.autograd.grad(
+            flat[row, latent], vectors, retain_graph=True, allow_unused=True
+        )
+        if slope is None:
+            return unknown
         own = slope.reshape(-1, slope.shape[-1])[row].float()
         cosine = torch.cosine_similarity(own, weights[latent].float(), dim=0)
         worst = max(worst, 1 - float(cosine))
     return worst
+
+
+def _spread(places: Tensor) -> Tensor:
+    """Some of the places, evenly spread."""
+    return places[torch.linspace(0, len(places) - 1, min(len(places), _N_SLOPES)).long()]

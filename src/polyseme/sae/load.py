@@ -1,8 +1,8 @@
-"""SAEs that others trained: SAELens folders and releases, and plain state dicts."""
+"""SAEs that others trained: the folders of libraries, SAELens's releases, plain state dicts."""
 
 from __future__ import annotations
 
-import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, MissingDependencyError, one_of
-from polyseme.sae.plain import ACTIVATIONS, PlainSAE, read_plain, reading_safetensors
+from polyseme.sae.files import read_json, reading_safetensors
+from polyseme.sae.formats import NO_TRANSCODERS, WEIGHTS
+from polyseme.sae.plain import PlainSAE, read_plain
+
+_SAELENS = "sae_weights.safetensors"
+# SAELens's architectures whose latents are functions of h·w, and what it may do to h before.
+_ARCHITECTURES = ("standard", "gated", "topk", "abstopk", "jumprelu")
+_NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
 def load_sae(
@@ -31,24 +38,28 @@ def load_sae(
     Parameters
     ----------
     source : str or Path
-        - A SAELens folder, such as `train_sae` writes (needs sae-lens).
+        - A folder of SAELens, such as `train_sae` writes (needs sae-lens).
+        - A folder of dictionary_learning (``ae.pt`` and ``config.json``), of sparsify
+          (``sae.safetensors`` and ``cfg.json``) or of Gemma Scope (``params.npz``, or
+          ``params.safetensors`` and ``config.json``). What the configuration says of the SAE holds.
         - A SAELens release, ``"release/sae_id"``, fetched from the Hugging Face hub (likewise).
-        - A plain state dict, ``.safetensors`` or ``.pt`` (read with ``weights_only=True``: nothing
-          is unpickled), with the weights and biases of an encoder and a decoder by the names
+        - A plain state dict, ``.safetensors``, ``.pt`` (of which nothing is unpickled but tensors)
+          or ``.npz``, with the weights and biases of an encoder and a decoder by the names
           ``encoder.weight``, ``decoder.bias`` or ``W_enc``, ``b_dec`` and the like, after any
-          prefix. Which way round the weights are is told by the biases' lengths.
+          prefix. Which way round the weights are is told by the biases' lengths. In one of the
+          folders above it is read by their configuration; elsewhere ``activation`` and
+          ``apply_b_dec_to_input`` have to be given.
     device : str or torch.device, optional
         The CPU if it is not given.
     prefix : str, optional
         Of the names in a plain state dict, where it holds several SAEs.
     activation : {"relu", "topk", "jumprelu"}, optional
-        Of a plain state dict, which does not say; "relu" if it is not given. "topk" needs ``k``,
-        "jumprelu" a tensor ``threshold``.
+        Of a plain state dict. "topk" needs ``k``, unless the file holds it, and "jumprelu" a tensor
+        ``threshold``.
     k : int, optional
     apply_b_dec_to_input : bool, optional
-        Whether a plain SAE takes its decoder's bias off its input. True if it is not given: the
-        published SAE of arXiv 2411.08166 does, and so do SAELens, dictionary_learning and
-        sparsify.
+        Whether a plain SAE takes its decoder's bias off its input, as the published SAE of
+        arXiv 2411.08166 does.
 
     Returns
     -------
@@ -58,19 +69,30 @@ def load_sae(
     Raises
     ------
     InputError
-        There is nothing at ``source``, or it is not an SAE that can be read.
+        There is nothing at ``source``, it is not an SAE that can be read, such as a transcoder, or
+        it is not certain what it computes.
     MissingDependencyError
         sae-lens is needed and not installed.
+
+    Notes
+    -----
+    What the columns of ``W_enc`` multiply is the input itself, before the decoder's bias is taken
+    off it; of a SAELens SAE with ``normalize_activations``, it is what its
+    ``run_time_activation_norm_fn_in`` makes of the input.
     """
     path = Path(source)
     place = torch.device(device) if device is not None else torch.device("cpu")
-    if path.is_file():
+    # os.path, unlike Path, takes a name that the file system does not take for no file.
+    if os.path.isdir(path):
+        path = _weights_in(path)
+    is_file = os.path.isfile(path)
+    if is_file and not (path.name == _SAELENS and path.with_name("cfg.json").is_file()):
         return read_plain(
             path,
             prefix=prefix,
-            activation=ACTIVATIONS[0] if activation is None else activation,
+            activation=activation,
             k=k,
-            apply_b_dec_to_input=apply_b_dec_to_input is not False,
+            apply_b_dec_to_input=apply_b_dec_to_input,
         ).to(place)
     plain = {"prefix": prefix, "activation": activation, "k": k}
     plain["apply_b_dec_to_input"] = apply_b_dec_to_input
@@ -80,8 +102,39 @@ def load_sae(
             f"{given[0]} is given, but {str(source)!r} is not the file of a plain state dict: a "
             "SAELens SAE says itself what it is. Leave it out."
         )
-    sae = _folder(path, place) if path.is_dir() else _release(str(source), place)
-    return sae.eval()
+    sae = _folder(path.parent, place) if is_file else _release(str(source), place)
+    _check_readable(sae, str(source))
+    loaded: nn.Module = sae.eval()
+    return loaded
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of the weights in the folder of an SAE."""
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if len(found) == 1:
+        if found[0].name == _SAELENS and not (folder / "cfg.json").is_file():
+            raise InputError(
+                f"{folder} is not the folder of an SAE: it has {_SAELENS} and no cfg.json. Give a "
+                "folder that SAELens or polyseme saved, or the file of a plain state dict."
+            )
+        return found[0]
+    if found:
+        raise InputError(
+            f"{folder} holds several SAEs. Give one of the files: "
+            f"{', '.join(file.name for file in found)}."
+        )
+    inside = sorted({file.parent.name for name in WEIGHTS for file in folder.glob(f"*/{name}")})
+    if inside:
+        more = ", …" if len(inside) > 8 else ""
+        raise InputError(
+            f"{folder} holds the folders of {len(inside)} SAEs: {', '.join(inside[:8])}{more}. "
+            f"Give one of them, such as {str(folder / inside[0])!r}."
+        )
+    known = ", ".join(f"{name} ({library})" for name, library in WEIGHTS.items())
+    raise InputError(
+        f"{folder} is not the folder of an SAE: it has none of {known}. Give the folder of a "
+        "single SAE, or the file of a plain state dict."
+    )
 
 
 def sae_shape(sae: nn.Module) -> tuple[int, int]:
@@ -157,32 +210,64 @@ def import_sae_lens(what: str) -> Any:
 # SAELens folders and releases.
 
 
-def _folder(path: Path, device: torch.device) -> nn.Module:
-    config, weights = path / "cfg.json", path / "sae_weights.safetensors"
-    for file in (config, weights):
-        if not file.is_file():
-            raise InputError(
-                f"{path} is not the folder of an SAE: it has no {file.name}. Give a folder that "
-                "SAELens or polyseme saved, or the file of a plain state dict."
-            )
+def _folder(path: Path, device: torch.device) -> Any:
+    config, weights = path / "cfg.json", path / _SAELENS
     sae_lens = import_sae_lens(f"Loading the SAELens SAE {path}")
-    try:
-        content = json.loads(config.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{config} is damaged: it is not JSON ({error}).") from error
-    known = sae_lens.registry.SAE_CLASS_REGISTRY
-    architecture = content.get("architecture", "standard") if isinstance(content, dict) else None
-    if architecture not in known:
-        kind = f"architecture in {config}"
-        raise InputError(one_of(kind, str(architecture), sorted(known)))
+    content = read_json(config)
+    if not isinstance(content, dict):
+        raise InputError(f"{config} holds a {type(content).__name__}; a JSON object is expected.")
+    _check_architecture(content.get("architecture", "standard"), str(config))
     shapes = _shapes(weights)
     try:
         with _quiet():
-            sae: nn.Module = sae_lens.SAE.load_from_disk(path, device=str(device))
+            sae: Any = sae_lens.SAE.load_from_disk(path, device=str(device))
     except Exception as error:
         told = _unlike(sae_lens, content, shapes) or " ".join(str(error).split())
         raise InputError(f"{path} is not an SAE that SAELens loads: {told}.") from error
+    # SAELens no longer looks at this field of its old configurations.
+    function = content.get("activation_fn", content.get("activation_fn_str"))
+    if function not in (None, "relu", sae.cfg.architecture()):
+        raise InputError(
+            f"By {config}, the activation is {function!r}, and SAELens would read it as a "
+            f"{sae.cfg.architecture()!r} SAE all the same. Save it with SAELens 6 or newer."
+        )
     return sae
+
+
+def _check_architecture(architecture: object, where: str) -> None:
+    if "transcoder" in str(architecture):
+        raise InputError(f"The architecture in {where} is {architecture!r}. {NO_TRANSCODERS}.")
+    if architecture not in _ARCHITECTURES:
+        raise InputError(one_of(f"architecture in {where}", str(architecture), _ARCHITECTURES))
+
+
+def _check_readable(sae: Any, source: str) -> None:
+    """Make sure that what SAELens loaded computes what its configuration says."""
+    config = sae.cfg
+    _check_architecture(config.architecture(), source)
+    norm = config.normalize_activations
+    if norm not in _NORMS:
+        raise InputError(
+            f"The SAE {source} was trained with normalize_activations {norm!r}, which is not "
+            "folded into its weights, and what is to be folded is not in it. Fold it with SAELens "
+            "(fold_activation_norm_scaling_factor or fold_activation_whitening) and save it again."
+        )
+    if not isinstance(config.apply_b_dec_to_input, bool):
+        raise InputError(
+            f"apply_b_dec_to_input of the SAE {source} is {config.apply_b_dec_to_input!r}; true or "
+            "false is expected."
+        )
+    k = getattr(config, "k", 1)
+    if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= config.d_sae:
+        raise InputError(
+            f"k of the SAE {source} is {k!r}; an integer of at least 1 and at most d_sae, "
+            f"{config.d_sae}, is expected."
+        )
+    for name, tensor in sae.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{name} of the SAE {source} holds NaN or infinity: the SAE did not train."
+            )
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
@@ -210,7 +295,7 @@ def _unlike(sae_lens: Any, content: dict[str, Any], shapes: Mapping[str, list[in
     return ""
 
 
-def _release(source: str, device: torch.device) -> nn.Module:
+def _release(source: str, device: torch.device) -> Any:
     nothing = f"There is no file or folder {source!r}"
     head, _, rest = source.partition("/")
     if not rest or source.startswith((".", "/", "~")) or "\\" in source:
@@ -238,7 +323,7 @@ def _release(source: str, device: torch.device) -> nn.Module:
         head, rest = f"{head}/{repository}", sae_id
     try:
         with _quiet():
-            sae: nn.Module = sae_lens.SAE.from_pretrained(head, rest, device=str(device))
+            sae = sae_lens.SAE.from_pretrained(head, rest, device=str(device))
     except Exception as error:
         raise InputError(
             f"Cannot fetch the SAE {rest!r} of {head!r} from the Hugging Face hub "

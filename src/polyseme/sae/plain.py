@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, one_of
+from polyseme.sae.files import as_floats, read_tensors
+from polyseme.sae.formats import NO_TRANSCODERS, Formula, formula_of
 
 ACTIVATIONS = ("relu", "topk", "jumprelu")
 
 # What the four tensors may be called, after any prefix.
 _NAMES = {
-    "encoder weight": ("encoder.weight", "W_enc"),
+    "encoder weight": ("encoder.weight", "W_enc", "w_enc"),
     "encoder bias": ("encoder.bias", "b_enc", "latent_bias"),
-    "decoder weight": ("decoder.weight", "W_dec"),
+    "decoder weight": ("decoder.weight", "W_dec", "w_dec"),
     "decoder bias": ("decoder.bias", "b_dec", "pre_bias", "bias"),
 }
-_TRANSPOSED = ("W_enc", "W_dec")  # (in, out) by custom; told apart only where d_in is d_sae
-_NESTS = ("state_dict", "model_state_dict", "model")
+# Tensors of other architectures, which are refused in so many words.
+_GATED = "a gated SAE, which polyseme reads only from a SAELens folder. Convert it to one"
+_SKIP = f"a transcoder with a skip connection. {NO_TRANSCODERS}"
+_OTHERS = dict.fromkeys(("r_mag", "gate_bias", "mag_bias", "b_gate", "b_mag"), _GATED)
+_OTHERS |= dict.fromkeys(("W_skip", "affine_skip_connection"), _SKIP)
+# What may stand beside encoder and decoder: dictionary_learning saves k and a threshold of all
+# latents for both of its top-k SAEs, and reads one of them.
+_BESIDES: dict[str, set[str]] = {"relu": set(), "topk": {"k", "threshold"}}
+_BESIDES["jumprelu"] = {"k", "threshold", "group_sizes"}
 
 
 class TopK(nn.Module):
@@ -115,64 +121,68 @@ def read_plain(
     file: Path,
     *,
     prefix: str | None = None,
-    activation: str = "relu",
+    activation: str | None = None,
     k: int | None = None,
-    apply_b_dec_to_input: bool = True,
+    apply_b_dec_to_input: bool | None = None,
 ) -> PlainSAE:
     """Read an SAE from the file of a state dict; `polyseme.sae.load_sae` tells the parameters.
 
     Raises
     ------
     InputError
-        The file is damaged, lacks a tensor, or its tensors do not fit each other.
+        The file is damaged, lacks a tensor, its tensors do not fit each other, or it is not
+        certain what the SAE computes.
     """
-    if activation not in ACTIVATIONS:
+    if activation is not None and activation not in ACTIVATIONS:
         raise InputError(one_of("activation", str(activation), ACTIVATIONS))
-    tensors = _read(file)
+    if not isinstance(apply_b_dec_to_input, bool | None):
+        raise InputError(
+            f"apply_b_dec_to_input is {apply_b_dec_to_input!r}; True or False is expected."
+        )
+    tensors = read_tensors(file)
     if prefix is None:
         prefix = _prefix(tensors, file)
     elif prefix and not prefix.endswith("."):
         prefix += "."
+    # What stands under the prefix, by the rest of its name.
+    besides = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    for name, refusal in _OTHERS.items():
+        if name in besides:
+            raise InputError(f"{file} holds {prefix + name!r}: it is {refusal}.")
     names = {role: _find(tensors, prefix, role, file) for role in _NAMES}
-    encoder, decoder = _layers(tensors, names, file)
-    function = _activation(tensors, prefix, set(names.values()), activation, k, encoder, file)
-    sae = PlainSAE(encoder, decoder, function, apply_b_dec_to_input=apply_b_dec_to_input)
-    return sae.eval()
-
-
-@contextmanager
-def reading_safetensors(file: Path) -> Iterator[None]:
-    """Turn what safetensors says of a damaged file into one clear sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
+    known = formula_of(file, besides)
+    formula = known or _as_given(activation, apply_b_dec_to_input, besides, file)
+    given = {"activation": activation, "apply_b_dec_to_input": apply_b_dec_to_input}
+    for option, value in given.items():
+        if value is not None and value != (said := getattr(formula, option)):
+            raise InputError(
+                f"{option} is {value!r}, but by {formula.said_by} it is {said!r}. Leave it out."
+            )
+    encoder, decoder = _layers(tensors, names, file, by_custom=known is not None)
+    for what, found, said in (
+        ("d_in is", encoder.in_features, formula.d_in),
+        ("d_sae is", encoder.out_features, formula.d_sae),
+        (
+            "decoder's bias is called",
+            names["decoder bias"].removeprefix(prefix),
+            formula.decoder_bias,
+        ),
+    ):
+        if said is not None and said != found:
+            raise InputError(
+                f"The {what} {found} in {file}, but {said} by {formula.said_by}: the two do not "
+                "belong together. Give activation and apply_b_dec_to_input, and the file alone."
+            )
+    besides -= {name.removeprefix(prefix) for name in names.values()}
+    if unknown := sorted(besides - _BESIDES[formula.activation]):
         raise InputError(
-            f"{file} is truncated or not a safetensors file ({error}). Fetch or save it again."
-        ) from error
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        with reading_safetensors(file):
-            return load_file(file)
-    if file.suffix not in (".pt", ".pth", ".bin"):
-        raise InputError(
-            f"{file} is neither .safetensors nor .pt, so polyseme does not know how to read it. "
-            "Save the state dict as safetensors."
+            f"{file} holds {prefix + unknown[0]!r}, which an SAE with activation "
+            f"{formula.activation!r} does not have: it is of another architecture, or of the model "
+            "around the SAE. Convert it to a SAELens folder, or save the SAE's tensors alone."
         )
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise InputError(
-            f"{file} is truncated, or holds pickled objects besides tensors, and polyseme never "
-            "unpickles. Save the state dict alone, best as safetensors."
-        ) from error
-    for nest in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    if not isinstance(content, Mapping):
-        raise InputError(f"{file} holds a {type(content).__name__}; a state dict is expected.")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    function = _activation(tensors, prefix, formula, k, encoder.out_features, file)
+    sae = PlainSAE(encoder, decoder, function, apply_b_dec_to_input=formula.apply_b_dec_to_input)
+    return sae.eval()
 
 
 def _prefix(tensors: Mapping[str, Tensor], file: Path) -> str:
@@ -197,6 +207,25 @@ def _prefix(tensors: Mapping[str, Tensor], file: Path) -> str:
     return found.pop()
 
 
+def _as_given(
+    activation: str | None, apply_b_dec_to_input: bool | None, besides: set[str], file: Path
+) -> Formula:
+    if activation is None or apply_b_dec_to_input is None:
+        hint = (
+            " As it holds k and threshold, it may be of dictionary_learning: its AutoEncoderTopK "
+            "is 'topk', its BatchTopKSAE 'jumprelu', and both take the bias off."
+            if besides >= {"k", "threshold"}
+            else ""
+        )
+        raise InputError(
+            f"{file} does not say what its SAE computes, and there is no configuration beside it "
+            f"that polyseme knows. Give both activation ({', '.join(ACTIVATIONS)}) and "
+            "apply_b_dec_to_input (whether the decoder's bias is taken off the input), or put the "
+            f"configuration of its library beside it.{hint}"
+        )
+    return Formula("what is given", activation, apply_b_dec_to_input)
+
+
 def _find(tensors: Mapping[str, Tensor], prefix: str, role: str, file: Path) -> str:
     names = [prefix + alias for alias in _NAMES[role]]
     found = [name for name in names if name in tensors]
@@ -209,17 +238,25 @@ def _find(tensors: Mapping[str, Tensor], prefix: str, role: str, file: Path) -> 
 
 
 def _layers(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str], file: Path
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], file: Path, *, by_custom: bool
 ) -> tuple[nn.Linear, nn.Linear]:
-    found = {role: _floats(tensors[name], name, file) for role, name in names.items()}
+    found = {role: as_floats(tensors[name], name, file) for role, name in names.items()}
     told = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names.values())
     shapes = [len(found[role].shape) for role in _NAMES]
-    if shapes != [2, 1, 2, 1]:
+    if shapes != [2, 1, 2, 1] or not all(tensor.numel() for tensor in found.values()):
         raise InputError(
             f"{file} holds {told}; two matrices with a vector each are expected, those of an "
             "encoder and a decoder."
         )
     d_sae, d_in = len(found["encoder bias"]), len(found["decoder bias"])
+    if sorted(found["decoder weight"].shape) == sorted((d_sae, d_in)):
+        read = [*found["encoder weight"].shape]
+        if d_sae in read and d_in not in read:
+            read.remove(d_sae)
+            raise InputError(
+                f"{file} holds {told}: it reads vectors of length {read[0]} and writes vectors of "
+                f"length {d_in}, as a transcoder does. {NO_TRANSCODERS}."
+            )
     layers = []
     for part, n_out, n_in in (("encoder", d_sae, d_in), ("decoder", d_in, d_sae)):
         weight, name = found[f"{part} weight"], names[f"{part} weight"]
@@ -229,8 +266,14 @@ def _layers(
                 f"The tensors in {file} do not fit each other: {told}. By its biases the SAE has "
                 f"d_in {d_in} and d_sae {d_sae}, so {name} should be of {n_out} and {n_in}."
             )
-        by_name = name.endswith(_TRANSPOSED)
-        transposed = by_name if all(fits.values()) else fits[True]
+        transposed = fits[True]
+        if all(fits.values()):
+            transposed = not name.endswith(".weight")
+            if transposed and not by_custom:
+                raise InputError(
+                    f"{name} in {file} is square, so it is not certain whether its rows are the "
+                    f"latents. Save it as {part}.weight, of shape (outputs, inputs)."
+                )
         layer = nn.Linear(n_in, n_out, device="meta")
         layer.weight = nn.Parameter(weight.T.contiguous() if transposed else weight)
         layer.bias = nn.Parameter(found[f"{part} bias"])
@@ -241,51 +284,46 @@ def _layers(
 def _activation(
     tensors: Mapping[str, Tensor],
     prefix: str,
-    used: set[str],
-    activation: str,
+    formula: Formula,
     k: int | None,
-    encoder: nn.Linear,
+    d_sae: int,
     file: Path,
 ) -> nn.Module:
-    d_sae = encoder.out_features
-    # What stands beside encoder and decoder, not in a module of its own, belongs to the SAE.
-    beside = {
-        name
-        for name in tensors.keys() - used
-        if name.startswith(prefix) and "." not in name[len(prefix) :]
-    }
-    threshold = prefix + "threshold"
-    known = {"topk": {prefix + "k"}, "jumprelu": {threshold}}.get(activation, set())
-    if unknown := sorted(beside - known):
-        raise InputError(
-            f"{file} holds {unknown[0]!r}, which an SAE with activation {activation!r} does not "
-            f"have: it is of another architecture. Give its activation ({', '.join(ACTIVATIONS)}), "
-            "or convert it to a SAELens folder."
-        )
-    if (k is not None) != (activation == "topk"):
-        remedy = "Give k with it" if k is None else "Leave k out"
-        raise InputError(f"activation is {activation!r} and k is {k}. {remedy}.")
+    if formula.activation == "topk":
+        return TopK(_k(tensors.get(prefix + "k"), formula, k, d_sae, file))
     if k is not None:
-        if not 0 < k <= d_sae:
-            raise InputError(f"k is {k}; at least 1 and at most d_sae, {d_sae}, is expected.")
-        return TopK(k)
-    if activation == "relu":
+        raise InputError(f"activation is {formula.activation!r} and k is {k!r}. Leave k out.")
+    if formula.activation == "relu":
         return nn.ReLU()
+    threshold = prefix + "threshold"
     if threshold not in tensors or tensors[threshold].numel() not in (1, d_sae):
         raise InputError(
             f"{file} has no tensor {threshold} of {d_sae} values, which a JumpReLU SAE needs. It "
             f"has: {_listing(tensors)}."
         )
-    values = _floats(tensors[threshold], threshold, file)
+    values = as_floats(tensors[threshold], threshold, file)
     return JumpReLU(values.flatten().expand(d_sae).clone())
 
 
-def _floats(tensor: Tensor, name: str, file: Path) -> Tensor:
-    if not tensor.is_floating_point():
-        raise InputError(f"{name} in {file} holds {tensor.dtype} values; floats are expected.")
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} in {file} holds NaN or infinity: the SAE did not train.")
-    return tensor.to(torch.float32)
+def _k(own: Tensor | None, formula: Formula, given: int | None, d_sae: int, file: Path) -> int:
+    stored: object = own
+    if own is not None and own.numel() == 1:
+        stored = own.item()
+    said = {"the argument": given, formula.said_by: formula.k, f"the tensor k in {file}": stored}
+    found: dict[str, Any] = {by: value for by, value in said.items() if value is not None}
+    for by, value in found.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= d_sae:
+            shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise InputError(
+                f"k is {shown} by {by}; an integer of at least 1 and at most d_sae, "
+                f"{d_sae}, is expected."
+            )
+    if not found:
+        raise InputError("activation is 'topk' and k is None. Give k with it.")
+    if len({*found.values()}) > 1:
+        told = " and ".join(f"{value} by {by}" for by, value in found.items())
+        raise InputError(f"k is {told}. Leave out what is given, or put the files right.")
+    return int(next(iter(found.values())))
 
 
 def _listing(tensors: Mapping[str, Tensor], limit: int = 8) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from polyseme.sae.checkpoint import (
     encode_json,
     save_tensors,
 )
+from polyseme.sae.files import read_json, reading_safetensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +70,20 @@ def read_training(folder: str | Path) -> TrainingRecord:
         raise InputError(
             f"{path} has no {RECORD_JSON}, so it is not the folder of an SAE that polyseme trained."
         )
-    try:
-        content = json.loads((path / RECORD_JSON).read_bytes())
-        if content["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{path / RECORD_JSON} is of version {content['format_version']}, this polyseme "
-                f"reads version {FORMAT_VERSION}. Read it with the polyseme that wrote it."
-            )
+    content = read_json(path / RECORD_JSON)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version is not None and version != FORMAT_VERSION:
+        raise InputError(
+            f"{path / RECORD_JSON} is of version {version!r}, this polyseme reads version "
+            f"{FORMAT_VERSION}. Read it with the polyseme that wrote it."
+        )
+    if version is None or not all(
+        isinstance(content.get(name), dict) for name in ("details", "history")
+    ):
+        raise InputError(
+            f"The record of the training in {path} is damaged: {RECORD_JSON} lacks its version, "
+            "details or history."
+        )
+    with reading_safetensors(path / RECORD_TENSORS):
         tensors = load_file(path / RECORD_TENSORS)
-        return TrainingRecord(content["details"], content["history"], tensors)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"The record of the training in {path} is damaged: {error}.") from error
+    return TrainingRecord(content["details"], content["history"], tensors)

@@ -161,6 +161,11 @@ def start_from(sae: Any, source: nn.Module | str | Path) -> None:
             f"{sae.cfg.apply_b_dec_to_input}. Give architecture_options="
             f"{{'apply_b_dec_to_input': {theirs}}}."
         )
+    if (norm := getattr(source_of, "normalize_activations", "none")) != "none":
+        raise InputError(
+            f"init_from has normalize_activations {norm!r}, and the SAE to train reads activations "
+            "as they are. Start from an SAE that does so too."
+        )
     sae.load_state_dict(given)
 
 
