@@ -21,9 +21,9 @@ from polyseme.capture import (
     activation_maps,
     edit_site,
     evaluating,
-    prove_sites,
     find_sites,
     logit_effects,
+    prove_sites,
     read_sites,
 )
 from polyseme.errors import InputError, SiteError
@@ -298,8 +298,8 @@ def test_a_layer_whose_first_axis_is_not_the_batch() -> None:
     collector = Collector(model, find_sites(model, "layer"), TopK(2))
     with pytest.raises(
         InputError,
-        match=r"^Site 'layer' gave 4 rows for 3 inputs; the first axis of a layer's output must be "
-        r"the batch\.$",
+        match=r"^Site 'layer' gave 4 rows for 2 inputs, and 4 for 3; the first axis must be the "
+        r"batch: its batch is on axis 1: give the model batch_first=True",
     ):
         list(collector.run([Batch(x, x.numpy())]))
 
@@ -328,8 +328,8 @@ class Route(nn.Module):
         (lambda m, x: m.sae(x), "sae", 1),
         (lambda m, x: x, "sae", 0),
         (lambda m, x: m.sae(m.sae(x)), "sae", 2),
-        # Past the SAE, which is where it would be read.
-        (lambda m, x: F.relu(m.sae.encoder(x)), "sae", 0),
+        # Past the SAE, and with no decoder: a linear layer.
+        (lambda m, x: F.relu(m.sae.encoder(x)), "sae", 1),
         (lambda m, x: m.other(x), "other", 1),
         (lambda m, x: m.other.encode(x), "other", 0),
         (lambda m, x: m.other(m.other(x)), "other", 2),
@@ -349,16 +349,18 @@ def test_a_site_must_be_reached_once(route: Any, site: str, times: int) -> None:
         prove_sites(model, sites, Feed(model), torch.randn(2, 6))
 
 
-def test_an_sae_that_cannot_be_read() -> None:
+def test_an_encoder_whose_decoder_is_not_called_is_a_linear_layer() -> None:
     sae = SAE(5, 8)
     sae.forward = lambda x: sae.encoder(x)  # type: ignore[method-assign]
-    model = WithSAE(sae, amid=False)
-    sites = find_sites(model, "sae")
-    with (
-        pytest.raises(SiteError, match="The SAE 'sae' neither calls its decoder nor has an encode"),
-        read_sites(model, sites, lambda *_: None),
-    ):
-        model(torch.randn(2, 6))
+    model, x = WithSAE(sae, amid=False), torch.randn(4, 6)
+    (site,) = find_sites(model, "sae")
+    found: list[Tensor] = []
+    with torch.no_grad():
+        prove_sites(model, [site], Feed(model), x)
+        with read_sites(model, [site], lambda s, reading, g: found.append(reading.activations)):
+            model(x)
+        assert torch.equal(found[0], sae.encoder(F.relu(model.hidden(x))))
+    assert site.kind == "linear"
 
 
 # --- editing -----------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from polyseme.capture import (
     Feed,
     MLPSite,
     evaluating,
-    prove_sites,
     find_mlp_sites,
     find_sites,
+    prove_sites,
 )
 from polyseme.capture.attach import WithSAE
 from polyseme.capture.importance import (

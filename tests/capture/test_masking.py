@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyseme.capture import prove_sites, find_mlp_sites, find_sites, masking
+from polyseme.capture import find_mlp_sites, find_sites, masking, prove_sites
 from polyseme.capture.hooks import Feed
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens

@@ -14,9 +14,9 @@ from polyseme.capture import (
     Feed,
     Reading,
     Site,
-    prove_sites,
     find_sites,
     list_sites,
+    prove_sites,
     read_sites,
 )
 from polyseme.capture.sites import SAESite

@@ -21,10 +21,10 @@ from polyseme.capture import (
     TopK,
     edit_site,
     evaluating,
-    prove_sites,
     find_mlp_sites,
     find_sites,
     list_sites,
+    prove_sites,
     read_sites,
 )
 from polyseme.capture.layers import LinearSite

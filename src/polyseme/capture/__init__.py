@@ -51,10 +51,10 @@ __all__ = [
     "count_classes",
     "edit_site",
     "evaluating",
-    "prove_sites",
     "find_mlp_sites",
     "find_sites",
     "list_sites",
     "logit_effects",
+    "prove_sites",
     "read_sites",
 ]

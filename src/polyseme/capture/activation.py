@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -139,9 +140,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _replay(
-    calls: Sequence[_Call], value: int, output: Tensor
-) -> Tensor:
+def _replay(calls: Sequence[_Call], value: int, output: Tensor) -> Tensor:
     """The value of that number, by repeating the calls that it takes on an output."""
     if not value:
         return output
@@ -207,9 +206,8 @@ class Activation:
 
     def same(self, other: Activation) -> bool:
         """Whether both repeat the same functions with the same constants."""
-        return (
-            (self.end, len(self.calls)) == (other.end, len(other.calls))
-            and all(_agreed(a, b, 1, 1) for a, b in zip(self.calls, other.calls, strict=True))
+        return (self.end, len(self.calls)) == (other.end, len(other.calls)) and all(
+            _agreed(a, b, 1, 1) for a, b in zip(self.calls, other.calls, strict=True)
         )
 
 
@@ -237,9 +235,9 @@ def _same(one: Any, other: Any, n_one: int, n_other: int, n_neurons: int) -> Any
         fits = not n_neurons or one.numel() in (1, n_neurons)
         if one is other and fits:
             return one
-        if fits and one.shape == other.shape and one.dtype == other.dtype:
-            if torch.equal(one.nan_to_num(), other.nan_to_num()):
-                return one
+        alike = fits and one.shape == other.shape and one.dtype == other.dtype
+        if alike and torch.equal(one.nan_to_num(), other.nan_to_num()):
+            return one
         raise _DiffersError
     if type(one) is not type(other):
         raise _DiffersError
@@ -387,11 +385,13 @@ class Track:
 
     def is_affine(self, calls: Sequence[_Call], value: int) -> bool:
         """Whether a value is an affine function of each neuron's output."""
-        (one, _), (other, _) = self._changed[:2]
-        ends = [_replay(calls, value, z).float() for z in (one, other, (one + other) / 2)]
-        scale = float(ends[0].abs().max()) + float(ends[1].abs().max()) + 1e-30
-        far = float(((ends[0] + ends[1]) / 2 - ends[2]).abs().max())
-        return far <= tolerance(self.output) * scale
+        for (one, _), (other, _) in pairwise(self._changed):
+            ends = [_replay(calls, value, z).float() for z in (one, other, (one + other) / 2)]
+            scale = float(ends[0].abs().max()) + float(ends[1].abs().max()) + 1e-30
+            far = float(((ends[0] + ends[1]) / 2 - ends[2]).abs().max())
+            if not far <= tolerance(self.output) * scale:
+                return False
+        return True
 
 
 def _changed(output: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:

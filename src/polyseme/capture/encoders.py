@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from polyseme.capture.activation import tensors_in
+from polyseme.capture.activation import tensors_in, tolerance
 from polyseme.capture.layers import (
     ConvSite,
     HiddenSite,
@@ -21,7 +21,7 @@ from polyseme.capture.layers import (
     linear_weight,
     percent,
 )
-from polyseme.capture.seen import Seen, deviation, tolerance
+from polyseme.capture.seen import Seen, deviation
 from polyseme.errors import SiteError
 
 # Active latents whose slopes are looked at.
@@ -78,9 +78,7 @@ class SAESite(HiddenSite):
 
     @property
     def called_once(self) -> list[nn.Module]:
-        if self._encoder is None:
-            return [self.module]
-        return [self._encoder.module, *([self.decoder] if self.decoder else [])]
+        return [self.output_module]
 
     def weights(self) -> Tensor:
         if self._encoder:

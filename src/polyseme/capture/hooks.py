@@ -34,8 +34,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with _uncompiled(model):
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -43,9 +42,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
     """Run what `torch.compile` has compiled as it was written, so that hooks see all of it."""
-    if not any("_orig_mod" in vars(m)["_modules"] or m._compiled_call_impl for m in model.modules()):
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    for module in model.modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,10 +87,11 @@ class Feed:
         """
         if isinstance(inputs, Mapping):
             named = {name: self._tensor(value) for name, value in inputs.items()}
-            with self._explained({name: tuple(t.shape) for name, t in named.items()}):
+            shapes = {name: tuple(t.shape) for name, t in named.items()}
+            with self._explained(shapes), _uncompiled(self._model):
                 return self._model(**named, **_without_cache(self._model))
         batch = self._tensor(inputs)
-        with self._explained(tuple(batch.shape[1:])):
+        with self._explained(tuple(batch.shape[1:])), _uncompiled(self._model):
             return self._model(batch)
 
     def _tensor(self, values: Any) -> Tensor:
@@ -206,7 +207,7 @@ class _Reader:
             reading = strongest(site.flatten(activations), self._counted)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
-        return [site.module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
+        return [site.output_module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
 
     def between(self, site: HiddenSite) -> list[Any]:
         """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture.activation import Activation
+from polyseme.capture.activation import Activation, tolerance
 from polyseme.capture.reading import Counted, Reading, strongest
-from polyseme.capture.seen import Seen, deviation, tolerance
+from polyseme.capture.seen import Seen, deviation
 from polyseme.errors import InputError, SiteError
 
 
@@ -305,16 +305,17 @@ class ConvSite(_WeightedSite):
 
     def _measure(self, example: Tensor) -> Tensor:
         conv: Any = self.module
-        reach = [gap * (size - 1) + 1 for size, gap in zip(conv.kernel_size, conv.dilation)]
-        before = conv._reversed_padding_repeated_twice[2], conv._reversed_padding_repeated_twice[0]
-        # The first position whose patch is inside the image, and where this begins.
-        at = [-(-pad // step) for pad, step in zip(before, conv.stride)]
-        start = [i * step - pad for i, step, pad in zip(at, conv.stride, before)]
-        height, width = (begin + size for begin, size in zip(start, reach))
+        at, start, size = [0, 0], [0, 0], [0, 0]
+        for axis in (0, 1):
+            padding = conv._reversed_padding_repeated_twice[2 - 2 * axis]
+            # The first position whose patch is inside the image, and where this begins.
+            at[axis] = -(-padding // conv.stride[axis])
+            start[axis] = at[axis] * conv.stride[axis] - padding
+            size[axis] = start[axis] + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
         per_group = conv.in_channels // self.n_groups
         measured = []
         with torch.no_grad():
-            blank = example.new_zeros((1, conv.in_channels, height, width))
+            blank = example.new_zeros((1, conv.in_channels, *size))
             constant = conv.forward(blank)[0, :, at[0], at[1]]
             for channel in range(per_group):
                 ones = blank.repeat(conv.kernel_size[0] * conv.kernel_size[1], 1, 1, 1)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from polyseme.capture.activation import Watch, learn, tensors_in
+from polyseme.capture.activation import Watch, learn, tensors_in, tolerance
 from polyseme.capture.encoders import SAESite, rests_on_own
 from polyseme.capture.hooks import Feed, by_input, evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import HiddenSite, Site, difference, percent
-from polyseme.capture.seen import Seen, tolerance
+from polyseme.capture.seen import Seen
 from polyseme.errors import SiteError
 
 # Inputs of the two runs: of different number, so that no axis is taken for the batch that is not,
@@ -120,6 +120,7 @@ class _Noted:
     output: Any = None
     whole: Tensor | None = None
     activations: Tensor | None = None
+    decoded: int = 0
     taken_off: Tensor | None = None
 
 
@@ -154,7 +155,7 @@ class _Run:
                 self._hook(site, hooks)
             with self._watch, self._shifts, torch.no_grad():
                 feed(inputs)
-        saes = [s for s in sites if isinstance(s, SAESite) and s.is_hidden and s.decoder is not None]
+        saes = [site for site in sites if isinstance(site, SAESite) and site.decoder is not None]
         if saes:
             self._look_at_slopes(model, saes, feed, inputs)
 
@@ -183,7 +184,10 @@ class _Run:
 
         def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
             with self._watch.paused():
-                noted.activations = first_tensor((*args, *kwargs.values())).clone()
+                given = first_tensor((*args, *kwargs.values())).clone()
+                # Of a decoder that is called twice, neither call stands for the layer.
+                noted.activations = given if noted.decoded == 0 else None
+                noted.decoded += 1
 
         def add(module: nn.Module, hook: Any, *, before: bool = False) -> None:
             register = module.register_forward_hook

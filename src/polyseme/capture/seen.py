@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyseme.capture.activation import Track, tolerance
+from polyseme.capture.activation import Track
 
 
 @dataclass

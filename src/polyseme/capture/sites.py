@@ -57,7 +57,13 @@ def list_sites(model: nn.Module) -> list[Site]:
         if base_layer(module) is not None or hasattr(module, "W_enc"):
             inside.append(f"{name}." if name else "")
         sites.append(site)
-    return sites
+    return _in_order(model, sites)
+
+
+def _in_order(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
+    """Sites in the order of the model's modules."""
+    order = {id(module): number for number, module in enumerate(model.modules())}
+    return sorted(sites, key=lambda site: order.get(id(site.output_module), len(order)))
 
 
 def _mlps(model: nn.Module) -> list[MLPSite]:
@@ -128,8 +134,7 @@ def find_sites(
         raise SiteError(f"exclude is {exclude!r}, which leaves no site out of {wanted!r}.")
     for site in found.values():
         _check_loaded(site)
-    order = {id(module): number for number, (_, module) in enumerate(model.named_modules())}
-    return sorted(found.values(), key=lambda site: order.get(id(site.module), len(order)))
+    return _in_order(model, found.values())
 
 
 def _check_loaded(site: Site) -> None:

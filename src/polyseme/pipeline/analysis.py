@@ -24,9 +24,9 @@ from polyseme.capture import (
     activation_maps,
     count_classes,
     evaluating,
-    prove_sites,
     find_sites,
     logit_effects,
+    prove_sites,
 )
 from polyseme.capture.attribution import cells_of
 from polyseme.core.arrays import check_linkage, check_threshold
