@@ -25,6 +25,7 @@ _RUNS = (slice(0, 2), slice(1, 4))
 _N_INPUTS = 4
 
 
+@torch.no_grad()
 def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> None:
     """Learn what the model does with each site's output, and have each site prove itself.
 
@@ -71,6 +72,7 @@ def _has_chain(site: Site) -> bool:
     return not site.is_hidden or isinstance(site, SAESite)
 
 
+@torch.no_grad()
 def sites_that_run(
     model: nn.Module, sites: Sequence[Site], inputs: Any
 ) -> tuple[list[Site], list[Site]]:
