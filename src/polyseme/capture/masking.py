@@ -196,7 +196,7 @@ def _others(row: Integers) -> Integers:
 
 
 def _sample(site: Site, places: Integers, first: int = 0) -> Wanted:
-    """Neurons spread over a site, at each of some places in one context that begins at ``first``."""
+    """Neurons spread over a site, at each of some places in a context that begins at ``first``."""
     neurons = np.unique(np.linspace(0, site.n_neurons - 1, _SAMPLE).astype(np.int64))
     at = np.repeat(places - first, len(neurons))
     return np.zeros(len(at), np.int64), at, np.tile(neurons, len(places))

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> Any:
     command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command=command)
     return command
 
 
@@ -237,7 +237,6 @@ def _analyse(options: argparse.Namespace) -> None:
             image_shape=options.image_shape,
             panels=not options.no_panels,
             batch_size=options.batch_size,
-            memory_budget=options.memory_budget,
             **shared,
         )
     for _, row in run.summary().iterrows():
