@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from polyseme.capture.hooks import evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import is_linear, linear_weight
 from polyseme.capture.mlp import MLPSite
-from polyseme.capture.transformer import (
-    N_TOKENS,
-    find_mlp_sites,
-    is_transformer,
-    refuse_quantised,
-    run_on_tokens,
-)
+from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised
+from polyseme.capture.trial import N_TOKENS, TURNED, come_in_order, run_on_tokens
 from polyseme.errors import SiteError, one_of
 
 #: What a hook point in block N of TransformerLens is called, after "blocks.N.".
