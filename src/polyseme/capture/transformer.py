@@ -109,6 +109,7 @@ def _refuse(model: nn.Module) -> None:
             "stack is expected: give its encoder, model.get_encoder()."
         )
     refuse_quantised(model)
+    check_whole(model, "texts")
     for name, module in model.named_modules():
         # An adapter whose neighbour is a nonlinearity is in an MLP, whose weights it changes.
         inside = [child for child in module.children() if _is_adapter(child)]
@@ -170,10 +171,16 @@ def check_whole(model: nn.Module, kind: str) -> None:
     model : torch.nn.Module
     kind : {"images", "texts"}
     """
+    if not is_transformer(model):
+        return
+    base: nn.Module = getattr(model, "base_model", model)
     parts = {
         name: type(part).__name__
-        for name, part in model.named_children()
-        if is_transformer(model) and is_transformer(part) and part.config is not model.config
+        for name, part in model.named_modules()
+        # Of a type of its own, right in the model or right in its base.
+        if part in {*model.children(), *base.children()} - {base}
+        and is_transformer(part)
+        and part.config.model_type != model.config.model_type
     }
     if len(parts) < 2:
         return
@@ -254,7 +261,8 @@ class _Search:
                         try:
                             site = _make(names, scope, reads, decoder, act)
                         except SiteError as error:
-                            self.nearest = self.nearest or f" {error}"
+                            if _holds_only(scope, reads, decoder):
+                                self.nearest, self._least = f" {error}", 0.0
                             continue
                         with torch.no_grad():
                             error = _difference(site.of_outputs(put_out), reached)
@@ -265,14 +273,23 @@ class _Search:
                 if best:
                     if self._proves(best[1]):
                         yield best[1]
+                    else:
+                        self._least = 0.0
+                        self.nearest = (
+                            f" {best[1].name!r} comes near, but its layers do not all give their "
+                            "weights times what they read, context by context, token by token."
+                        )
                     break
 
     def _note(self, site: MLPSite, error: float, reached: Tensor) -> None:
-        if _same(reached) < error < self._least:
+        """Remember what comes near, unless its widths alone are those of an MLP."""
+        likely = site.module not in site.reads or error < 1
+        if likely and _same(reached) < error < self._least:
             self._least = error
+            far = f"up to {error:.1%}" if error < 1 else "more than their size"
             self.nearest = (
-                f" Nearest is {site.name!r} with {site.activation.name}, but what reaches its "
-                f"decoder differs from that by up to {min(error, 9.99):.0%}."
+                f" Nearest is {site.name!r} with {site.activation.name}, but the numbers that "
+                f"reach its decoder differ from what that gives by {far}."
             )
 
     def _proves(self, site: MLPSite) -> bool:
@@ -287,11 +304,11 @@ class _Search:
         return all(
             layer in self._turned.calls and come_in_order(rows, self._turned.calls[layer].inputs)
             for layer, rows in ends
-        ) and all(_is_plain(layer) for layer in site.layers)
+        ) and all(multiplies_by_its_weight(layer) for layer in site.layers)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer multiplies by its weight, whatever it is given."""
+def multiplies_by_its_weight(layer: nn.Module) -> bool:
+    """Whether a linear layer gives ``W x + b`` of its own weight and bias, whatever x is."""
     weight = linear_weight(layer)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn((4, weight.shape[1]), generator=generator).to(weight)
@@ -351,9 +368,12 @@ def _make(
     act: Function,
 ) -> MLPSite:
     # A module that holds these linear layers and no others is the MLP; else it is a block.
-    linear = {module for module in scope.modules() if is_linear(module)}
-    module = scope if linear == {*reads, decoder} and names[scope] else reads[0]
+    module = scope if _holds_only(scope, reads, decoder) and names[scope] else reads[0]
     return MLPSite(names[module], reads, decoder, act, module=module)
+
+
+def _holds_only(scope: nn.Module, reads: list[nn.Module], decoder: nn.Module) -> bool:
+    return {module for module in scope.modules() if is_linear(module)} == {*reads, decoder}
 
 
 def _tolerance(values: Tensor) -> float:

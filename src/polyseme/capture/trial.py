@@ -109,10 +109,10 @@ class Seen:
 
 
 def _numbers_like(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers of both signs and of sizes from 0.1 to 10, as nonlinearities tell apart."""
-    normal = torch.randn(output.shape, generator=generator)
-    sizes = 10 ** (1.5 * torch.rand(output.shape, generator=generator) - 1)
-    return (normal * sizes).clamp(-10, 10).to(output)
+    """Random numbers of both signs and of sizes from 0.03 to 20, as tell nonlinearities apart."""
+    signs = torch.randn(output.shape, generator=generator).sign()
+    sizes = 10 ** (2.8 * torch.rand(output.shape, generator=generator) - 1.5)
+    return (signs * sizes).to(output)
 
 
 def come_in_order(rows: Tensor, turned: Tensor) -> bool:

@@ -260,7 +260,8 @@ def _about(row: Any) -> str:
 
 def _sites(options: argparse.Namespace) -> None:
     capture = module("polyseme.capture", "Listing a model's sites")
-    found = capture.list_sites(load_any_model(options))
+    model = load_any_model(options)
+    found = capture.list_sites(model)
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
@@ -271,3 +272,5 @@ def _sites(options: argparse.Namespace) -> None:
     site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))
     for row in rows:
         print(f"{row[0]:<{site}}  {row[1]:<{kind}}  {row[2]:>{neurons}}  {row[3]:>{reads}}")
+    if note := module("polyseme.capture.transformer", "Listing a model's sites").unread(model):
+        print(note.strip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,7 +145,10 @@ def analyse_language_model(
     model, contexts = read_contexts(options)
     sites = [*(options.sites or []), *_attached(model, options)]
     if not sites:
-        sites = module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
+        transformer = module("polyseme.capture.transformer", "Finding MLPs")
+        sites = transformer.find_mlp_sites(model)
+        if not options.quiet and (note := transformer.unread(model).strip()):
+            print(note, file=sys.stderr)
     return pipeline.analyse(
         model,
         contexts,

@@ -29,6 +29,7 @@ from polyseme.capture import (
     logit_effects,
 )
 from polyseme.capture.attribution import cells_of
+from polyseme.capture.transformer import check_whole
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.sources import Source, as_source
@@ -208,6 +209,7 @@ def analyse(
     image_shape = check_image_shape(image_shape)
     names = None if class_names is None else [str(name) for name in class_names]
     source = as_source(data, labels)
+    check_whole(model, "images")
     found = find_sites(model, sites)
     settings: dict[str, Any] = {
         "select": describe_selector(select),
