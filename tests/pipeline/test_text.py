@@ -376,3 +376,29 @@ def test_the_window_is_an_option_of_analyse(tokenizer, tmp_path):
     )
     assert run.metadata["settings"]["window"] == [2, 1]
     assert run.folder.site(0)["windows"].shape[1] == 4
+
+
+def test_what_a_tokenizer_or_a_head_does_not_know_fails_nothing(tokenizer, tmp_path):
+    contexts = Contexts(read_text(TEXT), tokenizer, length=12)
+    # A vocabulary that is padded, as those of many models are.
+    model, sites = make("llama", len(tokenizer) + 40)
+    options = {"sites": sites, "progress": False, "select": ps.TopK(3)}
+    run = ps.analyse(model, contexts, out=tmp_path / "padded", **options)
+    words = run.folder.inputs
+    assert "promoted_tokens" in run.folder.site(0)
+    assert run.folder.site(0)["promoted_tokens"].max() >= len(tokenizer)
+    assert words is not None
+    # A projection between the residual stream and the head.
+    config = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        ffn_dim=24,
+        word_embed_proj_dim=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    opt = transformers.OPTForCausalLM(config).eval()
+    options["sites"] = "model.decoder.layers.0.fc1"
+    run = ps.analyse(opt, contexts, out=tmp_path / "projected", **options)
+    assert "promoted_tokens" not in run.folder.site(0)
