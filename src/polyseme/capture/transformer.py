@@ -260,9 +260,9 @@ class _Search:
                     for act in _nonlinearities(self._model, modules, names, scope, reads):
                         try:
                             site = _make(names, scope, reads, decoder, act)
-                        except SiteError as error:
+                        except SiteError as refusal:
                             if _holds_only(scope, reads, decoder):
-                                self.nearest, self._least = f" {error}", 0.0
+                                self.nearest, self._least = f" {refusal}", 0.0
                             continue
                         with torch.no_grad():
                             error = _difference(site.of_outputs(put_out), reached)
