@@ -226,8 +226,9 @@ class MLPSite(HiddenSite):
 
     def of_outputs(self, outputs: Sequence[Tensor]) -> Tensor:
         """Activations (..., n_neurons) of what the layers in ``reads`` put out."""
-        (first, *rest) = outputs
-        drives = [first, *rest] if rest else first.split(self.n_neurons, dim=-1)
+        drives = list(outputs)
+        if len(drives) < self._n_drives:
+            drives = list(drives[0].chunk(2, dim=-1))
         return self._of_drives(drives)
 
     @property

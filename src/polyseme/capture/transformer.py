@@ -174,13 +174,14 @@ def check_whole(model: nn.Module, kind: str) -> None:
     if not is_transformer(model):
         return
     base: nn.Module = getattr(model, "base_model", model)
+    own: Any = model.config
     parts = {
         name: type(part).__name__
         for name, part in model.named_modules()
         # Of a type of its own, right in the model or right in its base.
         if part in {*model.children(), *base.children()} - {base}
         and is_transformer(part)
-        and part.config.model_type != model.config.model_type
+        and getattr(part.config, "model_type", None) != own.model_type
     }
     if len(parts) < 2:
         return
