@@ -90,8 +90,8 @@ def test_rows_that_are_not_in_the_order_of_the_text() -> None:
         block.mlp.forward = lambda h, plain=plain: plain(h.transpose(0, 1)).transpose(0, 1)
     with pytest.raises(SiteError, match=r"comes near, .* context by context, token by token\."):
         find_mlp_sites(model)
-    with pytest.raises(SiteError, match=r"^The vectors at 'transformer\.h\.0\.mlp' do not come"):
-        find_hook_point(model, "transformer.h.0.mlp")
+    with pytest.raises(SiteError, match=r"^The vectors at 'transformer\.h\.0\.mlp\.c_fc' do"):
+        find_hook_point(model, "transformer.h.0.mlp.c_fc")
 
 
 class Adapted(nn.Module):
