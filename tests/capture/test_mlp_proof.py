@@ -87,7 +87,9 @@ def test_rows_that_are_not_in_the_order_of_the_text() -> None:
     for block in model.transformer.h:
         plain = block.mlp.forward
         # All contexts at one position after the other.
-        block.mlp.forward = lambda h, plain=plain: plain(h.transpose(0, 1)).transpose(0, 1)
+        block.mlp.forward = lambda h, plain=plain: plain(h.transpose(0, 1).contiguous()).transpose(
+            0, 1
+        )
     with pytest.raises(SiteError, match=r"comes near, .* context by context, token by token\."):
         find_mlp_sites(model)
     with pytest.raises(SiteError, match=r"^The vectors at 'transformer\.h\.0\.mlp\.c_fc' do"):
