@@ -121,6 +121,29 @@ def test_bad_input(place, folder, capsys, arguments, message):
     assert not (place / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "option", "other"),
+    [
+        *(("--text", option, "--data") for option in ("--limit 5", "--mean 0.5", "--no-panels")),
+        ("--text", "--image-shape 2,2", "--data"),
+        *(("--data", option, "--text") for option in ("--tokens 50k", "--context 64")),
+        *(("--data", option, "--text") for option in ("--keep first", "--memory-budget 4GB")),
+        ("--data", "--importances exact", "--text"),
+    ],
+)
+def test_options_of_the_other_kind_of_data(source, option, other, capsys):
+    flag = option.split()[0]
+    for command in (["analyse", "M", "--sites", "x"], ["train-sae", "M", "--site", "x"]):
+        if command[0] == "train-sae":
+            if flag in ("--no-panels", "--image-shape", "--memory-budget", "--importances"):
+                continue
+            command.extend(["--d-sae", "4"])
+        given = [*command, source, "here", "--out", "none", *option.split()]
+        assert cli.main(given) == 1
+        expected = f"{flag} goes with {other}, not with {source}; leave it out."
+        assert expected in capsys.readouterr().err
+
+
 def test_counts():
     assert [count(t) for t in ("7", "50k", "1M", "1.5M", "2B")] == [7, 50_000, 10**6, 1.5e6, 2e9]
     for text in ("0", "-3", "k", "1.5", "3 m", "", "1e6", "nan"):

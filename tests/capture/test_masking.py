@@ -179,12 +179,50 @@ def test_a_model_of_ones_own():
     np.testing.assert_allclose(found[0], alone, atol=1e-4)
 
 
-def test_what_sees_later_tokens_is_told_apart():
-    ids = contexts()[0][0]
-    for kind in ("gpt2", "llama", "bert"):
-        model, _ = made(kind)
-        assert is_causal(model, find_mlp_sites(model), ids) == (kind != "bert")
-        assert is_causal(model, find_mlp_sites(model), ids[:1])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_what_sees_later_tokens_is_told_apart(kind, scale):
+    model, _ = made(kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                # Less than what models begin their training with.
+                parameter.mul_(scale)
+    sites = find_mlp_sites(model)
+    ids = contexts(padded=False)[0]
+    for given in (ids, ids[0], ids[0, :2], np.zeros(6, np.int64), np.full(6, 7)):
+        assert is_causal(model, sites, given) == (kind != "bert")
+    # There is no later token to see.
+    assert is_causal(model, sites, ids[:, :1])
+    assert is_causal(model, sites, ids, np.ones(len(ids), np.int64))
+
+
+def test_any_context_may_show_that_later_tokens_are_seen():
+    class Looking(nn.Module):
+        """Token 9 alone is told what comes after it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, 8)
+            self.first = nn.Linear(8, N_NEURONS)
+
+        def forward(self, ids):
+            x = self.embed(ids)
+            return self.first(x + (ids == 9)[..., None] * x.sum(dim=1, keepdim=True))
+
+    torch.manual_seed(0)
+    model = Looking()
+    sites = find_sites(model, "first")
+    rows = np.array([[1, 2, 3, 4], [9, 2, 3, 4]])
+    assert is_causal(model, sites, rows[0])
+    assert not is_causal(model, sites, rows)
+
+
+def test_a_model_that_no_token_changes_is_not_called_causal():
+    model, _ = made("gpt2")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.zero_()
+    assert not is_causal(model, find_mlp_sites(model), contexts(padded=False)[0])
 
 
 def test_the_cost_is_told():

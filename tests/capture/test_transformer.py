@@ -178,7 +178,8 @@ def test_names_alone_prove_nothing() -> None:
     with pytest.raises(
         SiteError,
         match=r"^No MLP was recognised in this GPT2LMHeadModel: a linear layer, or a gate and an "
-        r"up projection, then the model's nonlinearity .* was looked for\. Make a site by hand, "
+        r"up projection, then the model's nonlinearity .* was looked for\. Nearest is "
+        r"'transformer\.h\.\d\.mlp' with NewGELUActivation, .*\. Make a site by hand, "
         r"MLPSite\(name, reads=\[first linear layers\], decoder=second linear layer, "
         r"act=nonlinearity\), or give the name of a linear layer \(--sites; polyseme sites lists "
         r"them\)\.$",

@@ -510,3 +510,35 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     assert (settings["threshold"], settings["seed"], settings["baseline"]) == (0.25, 2, 0.5)
     assert run.metadata["data"]["class_names"] == ["10", "20", "30"]
     assert run.metadata["data"]["image_shape"] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        ({"window": (5, 5)}, r"window is \(5, 5\)"),
+        ({"importances": "exact"}, "importances is 'exact'"),
+        ({"memory_budget": "4GB"}, "memory_budget is '4GB'"),
+    ],
+)
+def test_options_that_images_have_no_use_for(option, shown, tmp_path):
+    (name,) = option
+    with pytest.raises(
+        InputError,
+        match=rf"^{shown}, but the data is images, and {name} is an option for texts alone; leave "
+        r"it out\. Options for images alone are: labels, class_names, image_shape, .*, panels\.$",
+    ):
+        ps.analyse(nn.Linear(2, 2), np.zeros((2, 2)), sites="", out=tmp_path / "run", **option)
+
+
+def test_what_asks_for_nothing_is_no_option(tmp_path):
+    run = ps.analyse(
+        nn.Sequential(nn.Linear(2, 2)),
+        np.ones((3, 2), np.float32),
+        sites="0",
+        out=tmp_path / "run",
+        importances="none",
+        memory_budget=None,
+        panels=False,
+        progress=False,
+    )
+    assert len(run.neurons()) == 2

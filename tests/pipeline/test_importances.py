@@ -162,7 +162,4 @@ def test_the_estimate_follows_the_pass():
 def test_bad_input(setting, tmp_path):
     with pytest.raises(InputError, match="Unknown kind of importances: 'gradient'"):
         analysed(setting, tmp_path / "run", importances="gradient")
-    model = setting[0]
-    with pytest.raises(InputError, match="importances is 'exact', but the data is no text"):
-        ps.analyse(model, np.zeros((2, 3)), sites="x", out=tmp_path / "run", importances="exact")
     assert not (tmp_path / "run").exists()

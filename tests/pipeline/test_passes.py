@@ -398,14 +398,3 @@ def test_budgets_are_numbers_of_bytes():
         "2.3 MB",
         "50.0 GB",
     ]
-
-
-def test_images_have_no_budget(tmp_path):
-    with pytest.raises(InputError, match=r"^memory_budget is '4GB', but the data is no text"):
-        ps.analyse(
-            torch.nn.Linear(2, 2),
-            np.zeros((4, 2), np.float32),
-            sites="",
-            out=tmp_path / "run",
-            memory_budget="4GB",
-        )

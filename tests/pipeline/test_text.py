@@ -337,3 +337,68 @@ def test_bad_input(tokenizer, tmp_path, analysed):
     run = analysed[3]
     with pytest.raises(RunError, match=r"belongs to|other settings|exists"):
         ps.analyse(model, contexts, sites=sites, out=run.path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        ({"labels": np.zeros(2, np.int64)}, "labels is given"),
+        ({"class_names": ["a", "b"]}, "class_names is given"),
+        ({"image_shape": (2, 2)}, r"image_shape is \(2, 2\)"),
+        ({"panels": True}, "panels is True"),
+        ({"panel_examples": 8}, "panel_examples is 8"),
+        ({"baseline": 0.0}, r"baseline is 0\.0"),
+    ],
+)
+def test_options_that_texts_have_no_use_for(tokenizer, option, shown, tmp_path):
+    contexts = Contexts(read_text(TEXT), tokenizer, length=12)
+    (name,) = option
+    with pytest.raises(
+        InputError,
+        match=rf"^{shown}, but the data is texts, and {name} is an option for images alone; leave "
+        r"it out\. Options for texts alone are: window, importances, memory_budget\.$",
+    ):
+        ps.analyse(torch.nn.Linear(2, 2), contexts, sites="", out=tmp_path / "run", **option)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_window_is_an_option_of_analyse(tokenizer, tmp_path):
+    model, sites = make("llama", len(tokenizer))
+    contexts = Contexts(read_text(TEXT), tokenizer, length=12)
+    run = ps.analyse(
+        model,
+        contexts,
+        sites=sites,
+        out=tmp_path / "run",
+        window=(2, 1),
+        panels=False,
+        progress=False,
+    )
+    assert run.metadata["settings"]["window"] == [2, 1]
+    assert run.folder.site(0)["windows"].shape[1] == 4
+
+
+def test_what_a_tokenizer_or_a_head_does_not_know_fails_nothing(tokenizer, tmp_path):
+    contexts = Contexts(read_text(TEXT), tokenizer, length=12)
+    # A vocabulary that is padded, as those of many models are.
+    model, sites = make("llama", len(tokenizer) + 40)
+    options = {"sites": sites, "progress": False, "select": ps.TopK(3)}
+    run = ps.analyse(model, contexts, out=tmp_path / "padded", **options)
+    words = run.folder.inputs
+    assert "promoted_tokens" in run.folder.site(0)
+    assert run.folder.site(0)["promoted_tokens"].max() >= len(tokenizer)
+    assert words is not None
+    # A projection between the residual stream and the head.
+    config = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        ffn_dim=24,
+        word_embed_proj_dim=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    opt = transformers.OPTForCausalLM(config).eval()
+    options["sites"] = "model.decoder.layers.0.fc1"
+    run = ps.analyse(opt, contexts, out=tmp_path / "projected", **options)
+    assert "promoted_tokens" not in run.folder.site(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from polyseme.capture.hooks import evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import is_linear, linear_weight
 from polyseme.capture.mlp import MLPSite
-from polyseme.capture.transformer import (
-    N_TOKENS,
-    find_mlp_sites,
-    is_transformer,
-    refuse_quantised,
-    run_on_tokens,
-)
+from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised
+from polyseme.capture.trial import N_TOKENS, TURNED, come_in_order, run_on_tokens
 from polyseme.errors import SiteError, one_of
 
 #: What a hook point in block N of TransformerLens is called, after "blocks.N.".
@@ -104,6 +99,18 @@ def find_hook_point(model: nn.Module, name: str) -> HookPoint:
             "hook points that are known by name; give the name of a site."
         )
     refuse_quantised(model)
+    point = _find(model, name)
+    first, turned = (_rows_at(model, point, order) for order in (range(len(TURNED)), TURNED))
+    if first is None or turned is None or not come_in_order(first, turned):
+        raise SiteError(
+            f"The vectors at {name!r} do not come context by context, token by token, as those of "
+            "a layer that is given some of the tokens, or all contexts at one position after the "
+            "other; give another module."
+        )
+    return point
+
+
+def _find(model: nn.Module, name: str) -> HookPoint:
     modules, mlps = dict(model.named_modules()), _mlps(model)
     if lens := _LENS_NAME.fullmatch(name):
         return _of_block(model, modules, mlps, name, int(lens[1]), lens[2])
@@ -118,7 +125,8 @@ def find_hook_point(model: nn.Module, name: str) -> HookPoint:
             f"{name!r} is a {type(modules[name]).__name__} that does not return one vector for "
             "each token; give a module that does, such as a block or an MLP."
         )
-    into_residual = [*(site.decoder for site in mlps), *_blocks(mlps, modules)]
+    blocks = [modules[_block_name(site, modules)] for site in _blocks(mlps, modules).values()]
+    into_residual = [*(site.decoder for site in mlps), *blocks]
     residual = any(modules[name] is module for module in into_residual)
     return HookPoint(name, modules[name], True, width, in_residual=residual)
 
@@ -130,17 +138,30 @@ def _mlps(model: nn.Module) -> list[MLPSite]:
         return []
 
 
-def _blocks(mlps: list[MLPSite], modules: dict[str, nn.Module]) -> list[nn.Module]:
-    """The block that holds each MLP; none if they are not told apart."""
-    found: list[nn.Module] = []
+def _blocks(mlps: list[MLPSite], modules: dict[str, nn.Module]) -> dict[int, MLPSite]:
+    """The MLP in each block, by the block's number in the model's list of blocks.
+
+    None if blocks are not told apart: there are several lists, or several MLPs in a block.
+    """
+    found: dict[int, MLPSite] = {}
+    lists = set()
     for site in mlps:
-        block = above = site.name
-        while above and not isinstance(modules[above], nn.ModuleList):
-            block, above = above, above.rpartition(".")[0]
-        if not above:
-            return []
-        found.append(modules[block])
-    return found if len({id(block) for block in found}) == len(found) else []
+        name = _block_name(site, modules)
+        above, _, number = name.rpartition(".")
+        lists.add(above)
+        if not name or len(lists) > 1 or int(number) in found:
+            return {}
+        found[int(number)] = site
+    return found
+
+
+def _block_name(mlp: MLPSite, modules: dict[str, nn.Module]) -> str:
+    """The item of the outermost list of modules that holds an MLP; "" if there is none."""
+    parts = mlp.name.split(".")
+    for end in range(1, len(parts)):
+        if isinstance(modules[".".join(parts[:end])], nn.ModuleList):
+            return ".".join(parts[: end + 1])
+    return ""
 
 
 def _of_block(
@@ -155,16 +176,18 @@ def _of_block(
         known = one_of("hook", kind, KINDS)
         raise SiteError(f"{name!r} is not translated. {known} Or give the name of a module.")
     blocks = _blocks(mlps, modules)
-    if number >= len(blocks):
-        has = f"{len(blocks)} blocks with an MLP that is recognised"
+    if number not in blocks:
+        numbers = f" ({', '.join(map(str, sorted(blocks)))})" if blocks else ""
         raise SiteError(
-            f"{name!r} is in block {number}, but this {type(model).__name__} has {has}; give a "
-            "smaller number, or the name of a module."
+            f"{name!r} is in block {number}, but this {type(model).__name__} has {len(blocks)} "
+            f"blocks with an MLP that is recognised{numbers}; give one of these, or the name of a "
+            "module."
         )
-    mlp = mlps[number]
+    mlp = blocks[number]
+    block = modules[_block_name(mlp, modules)]
     if kind == "mlp.hook_post":
         return HookPoint(name, mlp.decoder, False, mlp.n_neurons, writes_by=mlp.decoder)
-    seen = _Block.watch(model, blocks[number], mlp)
+    seen = _Block.watch(model, block, mlp)
     point = seen.find(kind)
     if point is None:
         why = (
@@ -203,9 +226,23 @@ def _tensor_of(values: Any) -> Tensor | None:
         return None
 
 
-def _run(model: nn.Module) -> None:
+def _run(model: nn.Module, order: Sequence[int] = range(len(TURNED))) -> None:
     with evaluating(model), torch.no_grad():
-        run_on_tokens(model)
+        run_on_tokens(model, order)
+
+
+def _rows_at(model: nn.Module, point: HookPoint, order: Sequence[int]) -> Tensor | None:
+    """Vectors at a hook point for the inputs in some order; None if it is not reached once."""
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, given: Any, output: Any) -> None:
+        value = output if point.of_output else given
+        if value is not None and value.numel() == N_TOKENS * point.width:
+            found.append(value.reshape(N_TOKENS, point.width).float().clone())
+
+    with _noting([point.module], note):
+        _run(model, order)
+    return found[0] if len(found) == 1 else None
 
 
 @dataclass

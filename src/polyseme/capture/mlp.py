@@ -44,7 +44,8 @@ class MLPSite(HiddenSite):
     Raises
     ------
     SiteError
-        If these are no linear layers, or their widths do not fit.
+        If these are no linear layers, their widths do not fit, or the nonlinearity is one whose
+        embeddings these weights do not give.
     """
 
     def __init__(
@@ -89,6 +90,39 @@ class MLPSite(HiddenSite):
         self.shift: Tensor | None = None
         self._decoder = decoder
         self.activation = Activation.of(act)
+        self._check_nonlinearity()
+
+    def _check_nonlinearity(self) -> None:
+        weight = linear_weight(self.reads[0])
+        sizes = torch.logspace(-2, 2, 60)
+        grid = torch.cat([-sizes.flip(0), sizes])[:, None].expand(-1, self.n_neurons)
+        z = grid.to(weight.device, weight.dtype).clone().requires_grad_()
+        other = z.detach().clone()
+        other[::2, ::2] = -1.5
+        same = torch.ones_like(other, dtype=torch.bool)
+        same[::2, ::2] = False
+        with torch.enable_grad():
+            values = self.act(z)
+        with torch.no_grad():
+            changed = self.act(other)
+        if values.shape != z.shape or not torch.equal(values[same], changed[same]):
+            raise self._unfit("does not act on each neuron by itself")
+        if self.kind == "gated":
+            if not torch.equal(values, values[:, :1].expand_as(values)):
+                raise self._unfit("differs from neuron to neuron")
+        elif values.requires_grad:
+            (slope,) = torch.autograd.grad(values.sum(), z)
+            if bool(((values > 0) & (slope < 0)).any()):
+                raise self._unfit(
+                    "falls where it is positive, so that a neuron fires on opposite inputs, which "
+                    "its weights alone do not tell apart"
+                )
+
+    def _unfit(self, what: str) -> SiteError:
+        return SiteError(
+            f"MLP {self.name!r} has a nonlinearity, {self.activation.name}, that {what}; it cannot "
+            "be read. Name its linear layers instead."
+        )
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
@@ -187,10 +221,23 @@ class MLPSite(HiddenSite):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Activations (..., n_neurons) of input vectors (..., d_in), by the formula."""
-        activations = self.act(F.linear(inputs, *self._folded(up=False)))
-        if self.kind == "gated":
-            activations = activations * F.linear(inputs, *self._folded(up=True))
-        return activations
+        drives = [F.linear(inputs, *self._folded(up)) for up in (False, True)[: self._n_drives]]
+        return self._of_drives(drives)
+
+    def of_outputs(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Activations (..., n_neurons) of what the layers in ``reads`` put out."""
+        drives = list(outputs)
+        if len(drives) < self._n_drives:
+            drives = list(drives[0].chunk(2, dim=-1))
+        return self._of_drives(drives)
+
+    @property
+    def _n_drives(self) -> int:
+        return 2 if self.kind == "gated" else 1
+
+    def _of_drives(self, drives: Sequence[Tensor]) -> Tensor:
+        activations = self.act(drives[0])
+        return activations * drives[1] if self.kind == "gated" else activations
 
     def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
         if self.kind == "mlp":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polyseme.capture.layers import HiddenSite, Site, is_linear, linear_weight
 from polyseme.capture.rounded import RoundedUnembedding
+from polyseme.capture.transformer import multiplies_by_its_weight
 from polyseme.core.arrays import as_floats
 from polyseme.core.parallel import multiplies_bfloat16
 from polyseme.errors import InputError, SiteError
@@ -76,7 +77,8 @@ def unembedding(model: nn.Module) -> Unembedding | None:
     -------
     Unembedding or None
         None for a model without an LM head, and for one whose head is more than a matrix, as
-        those of masked language models are: callers leave logit effects out.
+        those of masked language models and those with an adapter are: callers leave logit
+        effects out.
     """
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
@@ -85,6 +87,8 @@ def unembedding(model: nn.Module) -> Unembedding | None:
         return None
     within = {id(parameter) for module in (body, head) for parameter in module.parameters()}
     if any(id(parameter) not in within for parameter in model.parameters()):
+        return None
+    if not is_linear(head) or not multiplies_by_its_weight(head):
         return None
     weight = head.weight
     assert isinstance(weight, Tensor)
@@ -194,6 +198,14 @@ class LogitLens:
     @cached_property
     def _rounded(self) -> RoundedUnembedding:
         return RoundedUnembedding(self._weight, self._mean)
+
+    def takes(self, directions: Any, k: int = 10) -> bool:
+        """Whether directions are as long as what the unembedding reads, and it knows k tokens.
+
+        They are not where a projection stands between the residual stream and the LM head.
+        """
+        vocabulary, d = self._weight.shape
+        return directions.shape[1] == d and k <= vocabulary
 
     @torch.no_grad()
     def top(self, directions: Any, k: int = 10) -> TopLogits:

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> Any:
     command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command=command)
     return command
 
 
@@ -237,7 +237,6 @@ def _analyse(options: argparse.Namespace) -> None:
             image_shape=options.image_shape,
             panels=not options.no_panels,
             batch_size=options.batch_size,
-            memory_budget=options.memory_budget,
             **shared,
         )
     for _, row in run.summary().iterrows():
@@ -261,7 +260,8 @@ def _about(row: Any) -> str:
 
 def _sites(options: argparse.Namespace) -> None:
     capture = module("polyseme.capture", "Listing a model's sites")
-    found = capture.list_sites(load_any_model(options))
+    model = load_any_model(options)
+    found = capture.list_sites(model)
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
@@ -272,3 +272,5 @@ def _sites(options: argparse.Namespace) -> None:
     site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))
     for row in rows:
         print(f"{row[0]:<{site}}  {row[1]:<{kind}}  {row[2]:>{neurons}}  {row[3]:>{reads}}")
+    if note := module("polyseme.capture.transformer", "Listing a model's sites").unread(model):
+        print(note.strip())

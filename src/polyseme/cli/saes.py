@@ -28,7 +28,7 @@ from polyseme.errors import InputError
 
 def _common(commands: Any, name: str, run: Any, text: str) -> Any:
     command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command=command)
     return command
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,13 +88,31 @@ def load_named_model(options: argparse.Namespace) -> tuple[Any, Any]:
     )
 
 
+# Options that go with one kind of data alone.
+_OF_TEXTS = (
+    *("tokens", "context", "encoding", "field", "keep", "trust_remote_code"),
+    *("importances", "memory_budget"),
+)
+_OF_IMAGES = ("limit", "mean", "std", "images_key", "labels_key", "image_shape", "no_panels")
+
+
 def check_source(options: argparse.Namespace) -> None:
-    """Either --data or --text."""
+    """Either --data or --text, and no option of the other."""
     if (options.data is None) == (options.text is None):
         raise InputError(
             "Give --data for images or --text for a language model, one of them; --text alone "
             "reads English that ships with Python."
         )
+    source, other, useless = (
+        ("--data", "--text", _OF_TEXTS)
+        if options.text is None
+        else ("--text", "--data", _OF_IMAGES)
+    )
+    for name in useless:
+        # A command need not have all of them.
+        if getattr(options, name, None) != options.command.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} goes with {other}, not with {source}; leave it out.")
 
 
 def read_contexts(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -126,7 +145,10 @@ def analyse_language_model(
     model, contexts = read_contexts(options)
     sites = [*(options.sites or []), *_attached(model, options)]
     if not sites:
-        sites = module("polyseme.capture", "Finding MLPs").find_mlp_sites(model)
+        transformer = module("polyseme.capture.transformer", "Finding MLPs")
+        sites = transformer.find_mlp_sites(model)
+        if not options.quiet and (note := transformer.unread(model).strip()):
+            print(note, file=sys.stderr)
     return pipeline.analyse(
         model,
         contexts,

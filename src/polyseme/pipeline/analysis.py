@@ -29,6 +29,7 @@ from polyseme.capture import (
     prove_sites,
 )
 from polyseme.capture.attribution import cells_of
+from polyseme.capture.transformer import check_whole
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.sources import Source, as_source
@@ -36,6 +37,7 @@ from polyseme.errors import InputError
 from polyseme.pipeline.describe import (
     check_baseline,
     check_image_shape,
+    check_kind,
     check_options,
     describe_model,
     describe_selector,
@@ -69,14 +71,15 @@ def analyse(
     labels: Any = None,
     class_names: Iterable[str] | None = None,
     image_shape: tuple[int, ...] | None = None,
-    panels: bool = True,
-    panel_examples: int = 32,
-    baseline: float | Array = 0.0,
-    importances: str = "none",
+    panels: bool | None = None,
+    panel_examples: int | None = None,
+    baseline: float | Array | None = None,
+    window: tuple[int, int] | None = None,
+    importances: str | None = None,
+    memory_budget: int | str | None = None,
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -85,6 +88,9 @@ def analyse(
 
     The data is read once, for all sites together, in bounded memory. The model is used in
     evaluation mode and is left as it was.
+
+    An option that the data has no use for is refused: those from ``labels`` to ``baseline`` are
+    for images and other arrays, and those from ``window`` to ``memory_budget`` for texts.
 
     Parameters
     ----------
@@ -112,15 +118,17 @@ def analyse(
     image_shape : tuple of int, optional
         How to show an input, where its own shape is flat: (height, width) or (channels,
         height, width).
-    panels : bool
-        Whether to compute activation maps and, for classifiers, logit effects: more forward
-        passes, 5 for each pixel and 2 for each of ``panel_examples`` of each neuron.
-    panel_examples : int
-        Examples a neuron, the first of its selection, that logit effects are averaged over.
-    baseline : float or array of the shape of one input
-        The input from which activation maps start, in the model's units.
-    importances : {"none", "exact"}
-        Token importances of texts, see `analyse_text`.
+    panels : bool, optional
+        Whether to compute activation maps and, for classifiers, logit effects, as is done by
+        default: more forward passes, 5 for each pixel and 2 for each of ``panel_examples`` of
+        each neuron.
+    panel_examples : int, optional
+        Examples a neuron, the first of its selection, that logit effects are averaged over; 32
+        by default.
+    baseline : float or array of the shape of one input, optional
+        The input from which activation maps start, in the model's units; 0 by default.
+    window, importances, memory_budget : optional
+        Of texts, see `analyse_text`.
     random_examples : int
         Random activating examples kept for each neuron.
     seed : int
@@ -130,8 +138,6 @@ def analyse(
         depend on it, but for the last digits of the model's own sums: an analysis may be gone
         on with by another one, but it is the same to the last byte only by the same one. If
         the device runs out of memory in the pass, batches are halved.
-    memory_budget : int or str, optional
-        Of `Contexts` only, see `analyse_text`.
     overwrite, resume : bool
         Replace a run that exists; or go on with an analysis that was interrupted.
     progress : bool
@@ -156,6 +162,19 @@ def analyse(
     -----
     On an interrupt the pass over the data is saved, and ``resume=True`` goes on from there.
     """
+    kind = "texts" if isinstance(data, Contexts) else "images"
+    given = check_kind(
+        kind,
+        labels=labels,
+        class_names=class_names,
+        image_shape=image_shape,
+        panels=panels,
+        panel_examples=panel_examples,
+        baseline=baseline,
+        window=window,
+        importances=importances,
+        memory_budget=memory_budget,
+    )
     if isinstance(data, Contexts):
         return analyse_text(
             model,
@@ -165,25 +184,16 @@ def analyse(
             select=select,
             threshold=threshold,
             linkage=linkage,
-            importances=importances,
             random_examples=random_examples,
             seed=seed,
             batch_size=batch_size,
-            memory_budget=memory_budget,
             overwrite=overwrite,
             resume=resume,
             progress=progress,
+            **given,
         )
-    if importances != "none":
-        raise InputError(
-            f"importances is {importances!r}, but the data is no text, and has no tokens to mask; "
-            "'none' is expected. Images have panels=True."
-        )
-    if memory_budget is not None:
-        raise InputError(
-            f"memory_budget is {memory_budget!r}, but the data is no text: it is for the "
-            "`Contexts` of a language model. Leave it out; give fewer sites at a time."
-        )
+    panels = True if panels is None else panels
+    panel_examples = 32 if panel_examples is None else panel_examples
     batch_size = 256 if batch_size is None else batch_size
     select = TopK() if select is None else select
     check_options(
@@ -195,10 +205,11 @@ def analyse(
     )
     threshold = None if threshold is None else check_threshold(threshold)
     check_linkage(linkage)
-    baseline = check_baseline(baseline)
+    baseline = check_baseline(0.0 if baseline is None else baseline)
     image_shape = check_image_shape(image_shape)
     names = None if class_names is None else [str(name) for name in class_names]
     source = as_source(data, labels)
+    check_whole(model, "images")
     found = find_sites(model, sites)
     settings: dict[str, Any] = {
         "select": describe_selector(select),

@@ -17,6 +17,33 @@ from polyseme.capture import Selector
 from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
 
+# Options that one kind of data alone has, each with what may be given for the other kind too:
+# None, or the value that asks for nothing.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "images": {
+        **dict.fromkeys(["labels", "class_names", "image_shape", "panel_examples", "baseline"]),
+        "panels": False,
+    },
+    "texts": {"window": None, "importances": "none", "memory_budget": None},
+}
+
+
+def check_kind(kind: str, **given: Any) -> dict[str, Any]:
+    """Refuse options that the kind of data, "images" or "texts", has no use for.
+
+    Returns those of its own that are given, that is, not None.
+    """
+    (other,) = _OPTIONS.keys() - {kind}
+    for name, nothing in _OPTIONS[other].items():
+        value = given[name]
+        if value is not None and not (isinstance(value, str | bool) and value == nothing):
+            shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
+            raise InputError(
+                f"{name} is {shown}, but the data is {kind}, and {name} is an option for {other} "
+                f"alone; leave it out. Options for {kind} alone are: {', '.join(_OPTIONS[kind])}."
+            )
+    return {name: given[name] for name in _OPTIONS[kind] if given[name] is not None}
+
 
 def check_options(model: Any, select: Any, **counts: Any) -> None:
     """Refuse a model or a selector that is none, and counts below 1."""

@@ -111,7 +111,7 @@ def site_importances(
             mask_id=mask_id,
             before=before,
             after=after,
-            causal=is_causal(model, sites, tokens[0, : lengths[0]]),
+            causal=is_causal(model, sites, tokens, lengths),
             start=done,
         )
         try:
@@ -211,7 +211,7 @@ def neuron_importances(
         before=before,
         after=after,
         batch_size=64,
-        causal=is_causal(model, [place], tokens[0, : lengths[0]]),
+        causal=is_causal(model, [place], tokens, lengths),
     )
     *_, (_, found) = steps
     assert found is not None

@@ -306,7 +306,8 @@ def gate_of(site: Site) -> dict[str, Any] | None:
     """Weights, biases and nonlinearity of gated neurons, where core knows the nonlinearity."""
     if not isinstance(site, MLPSite) or site.kind != "gated":
         return None
-    grid = np.linspace(-8, 8, 641)
+    # Wide, as some are cut off from 6, 7 or 10 on.
+    grid = np.linspace(-32, 32, 2561)
     with torch.no_grad():
         given = site.act(torch.from_numpy(grid).float()).numpy()
     # By what it computes: transformers has several names for each.

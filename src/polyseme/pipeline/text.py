@@ -20,6 +20,7 @@ from torch import nn
 from polyseme.capture import Collected, MLPSite, Selector, Site, TopK, find_sites
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
+from polyseme.capture.transformer import check_whole
 from polyseme.capture.unembed import LogitLens, output_directions, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.core.parallel import in_threads
@@ -131,6 +132,9 @@ def analyse_text(
     if importances not in IMPORTANCES:
         raise InputError(one_of("kind of importances", str(importances), IMPORTANCES))
     _check_length(model, contexts)
+    check_whole(model, "texts")
+    # What a tokenizer lacks is missed after the pass otherwise.
+    pieces(contexts.tokenizer, [0])
     stages = Stages()
     with stages("preparation"):
         found = find_sites(model, sites)
@@ -322,7 +326,7 @@ class _TextAnalysis:
         used = np.unique(
             np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
         )
-        words = pieces(self.contexts.tokenizer, used.tolist())
+        words = _words(self.contexts.tokenizer, used.tolist())
         arrays = {
             "index": kept["index"],
             "tokens": tokens,
@@ -458,7 +462,7 @@ class _TextAnalysis:
                 directions = site.directions()
             else:
                 directions = output_directions(site) if isinstance(site, MLPSite) else None
-        if directions is None:
+        if directions is None or not lens.takes(directions, LOGITS):
             return {}
         top = lens.top(directions, LOGITS)
         return {
@@ -467,6 +471,17 @@ class _TextAnalysis:
             "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
             "suppressed_logits": np.asarray(top.suppressed, np.float32),
         }
+
+
+def _words(tokenizer: Any, ids: list[int]) -> list[str]:
+    """As `pieces`; the models' vocabularies are often padded with numbers that no token has."""
+    try:
+        return pieces(tokenizer, ids)
+    except InputError:
+        if len(ids) == 1:
+            return [f"<{ids[0]}>"]
+        half = len(ids) // 2
+        return _words(tokenizer, ids[:half]) + _words(tokenizer, ids[half:])
 
 
 def _duration(seconds: float) -> str:
