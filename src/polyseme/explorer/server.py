@@ -28,7 +28,7 @@ from polyseme.explorer.worker import Worker
 if TYPE_CHECKING:
     from polyseme.views import Run
 
-_CACHE_BYTES = 64 * 2**20
+_CACHE_BYTES = 128 * 2**20
 # A name or an address, and a port.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?", re.ASCII)
 
