@@ -58,6 +58,7 @@ class Connections:
         self.port: int = self._socket.getsockname()[1]
         # Those that have yet to send a request, or the rest of one: the oldest first.
         self._waiting: dict[asyncio.Task[Any], None] = {}
+        self._changed = asyncio.Event()  # one has begun to wait, or ended
         self._loop = asyncio.new_event_loop()
         self._serving = self._loop.create_task(self._serve())
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -93,9 +94,11 @@ class Connections:
                 task = asyncio.create_task(self._converse(connection))
                 open_.add(task)
                 task.add_done_callback(open_.discard)
+                task.add_done_callback(lambda _: self._changed.set())
                 while len(open_) >= most:
+                    self._changed.clear()
                     self._hang_up()
-                    await asyncio.wait(open_, return_when=asyncio.FIRST_COMPLETED)
+                    await self._changed.wait()
         finally:
             self._socket.close()
             rest = asyncio.all_tasks() - {self._serving}
@@ -138,6 +141,7 @@ class Connections:
         task = asyncio.current_task()
         assert task is not None
         self._waiting[task] = None
+        self._changed.set()
         try:
             async with asyncio.timeout(_SECONDS):
                 while (end := received.find(_END)) < 0 and len(received) <= LONGEST_HEAD:
