@@ -116,7 +116,11 @@ def test_what_a_browser_has_is_not_sent_again(ask):
 
 
 def test_a_connection_is_kept_until_an_error(ask):
-    for path, status, connection in (("/", 200, None), ("/nothing", 404, "close"), ("/", 200, None)):
+    for path, status, connection in (
+        ("/", 200, None),
+        ("/nothing", 404, "close"),
+        ("/", 200, None),
+    ):
         found, headers, _ = ask(path)
         assert (found, headers["Connection"]) == (status, connection)
     status, headers, body = ask("/", "HEAD")
