@@ -1,14 +1,17 @@
-"""The explorer with 200 clients for a minute: no error, no time-out, and a bounded memory."""
+"""The explorer under load: many clients, few file descriptors, and sockets that stay silent."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,10 @@ from _synthetic import synthetic_run
 
 CLIENTS, SECONDS, RAMP, TIMEOUT = 200, 60, 20, 30
 MOST_MB = 600
-# Serves a run until its input ends, and then tells how often each file was built.
+# Serves a run until its input ends, and then tells how often each file was built. It may open
+# so many files from the start, or once it serves.
 SERVER = """
-import json, sys
+import json, resource, sys
 from collections import Counter
 import polyseme as ps
 from polyseme.explorer.runfiles import RunFiles
@@ -30,7 +34,12 @@ def counted(self, path):
     built[path] += 1
     return build(self, path)
 RunFiles.file = counted
+def limit(files):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(int(files), most), most))
+limit(sys.argv[2])
 with ps.explore(sys.argv[1], open_browser=False) as explorer:
+    limit(sys.argv[3])
     print(explorer.url, flush=True)
     sys.stdin.read()
 print(json.dumps(built))
@@ -105,22 +114,51 @@ def run(tmp_path_factory) -> Path:
     return synthetic_run(tmp_path_factory.mktemp("load") / "run", sites=2)
 
 
-def test_two_hundred_clients(run):
+@contextmanager
+def server(
+    run: Path, files: int = 1024, later: int = 1024
+) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A server's process, and its port."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(run)],
+        [sys.executable, "-c", SERVER, str(run), str(files), str(later)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        port = int(process.stdout.readline().strip().rstrip("/").rpartition(":")[2])
+        yield process, int(process.stdout.readline().strip().rstrip("/").rpartition(":")[2])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_two_hundred_clients(run):
+    """None waits for ever or gets an error, memory is bounded, and what all want is built once."""
+    with server(run) as (process, port):
         found = asyncio.run(load(port))
         status = Path(f"/proc/{process.pid}/status").read_text()
         found["peak_mb"] = round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1000)
         built = Counter(json.loads(process.communicate(timeout=30)[0]))
-    finally:
-        process.kill()
-        process.wait()
     print(json.dumps(found))
     assert found["peak_mb"] < MOST_MB
-    assert [built[f"packs/{number}.safetensors"] for number in range(3)] == [1, 1, 1]
+    assert set(built.values()) == {1}
+
+
+@pytest.mark.parametrize(("files", "later"), [(64, 64), (1024, 40)], ids=["known", "unknown"])
+def test_few_files_and_silent_sockets(run, files, later):
+    """300 sockets stay silent; others are served, whether or not the limit was known."""
+    with server(run, files, later) as (_, port):
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(300)]
+        for connection in silent[::2]:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost:")
+
+        async def ask() -> None:
+            for pack in range(20):
+                client = Client(port)
+                assert await client.get("data/runs.json")
+                assert await client.get(f"data/0/packs/{pack}.safetensors")
+                client.close()
+
+        asyncio.run(ask())
+        for connection in silent:
+            connection.close()

@@ -236,6 +236,45 @@ def test_the_slow_are_hung_up_on(explorer, own, monkeypatch):
                     time.sleep(0.05)
 
 
+def test_who_does_not_read_is_hung_up_on(text_run, monkeypatch):
+    monkeypatch.setattr(connections, "_SECONDS", 0.3)
+    size = 2**24  # more than what lies between two sockets
+    answers = {"long": "x" * size, "short": ""}
+    with ps.explore(
+        text_run, open_browser=False, probe=lambda run, text: {"is": answers[text]}
+    ) as explorer:
+        own = "{}:{}".format(*address(explorer))
+        with socket.create_connection(address(explorer), timeout=10) as connection:
+            connection.sendall(question(own, '{"text": "long"}').encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            time.sleep(1)
+            with socket.create_connection(address(explorer), timeout=10) as other:
+                other.sendall(question(own, '{"text": "short"}').encode())
+                assert b'{"is":""}' in other.recv(65_536)
+            assert len(all_of(connection)) < size
+
+
+def test_closing_does_not_wait_for_an_answer(text_run, capfd):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(run, text):
+        begun.set()
+        assert go_on.wait(10)
+        return {}
+
+    with ps.explore(text_run, open_browser=False, probe=slow) as explorer:
+        own = "{}:{}".format(*address(explorer))
+        connection = socket.create_connection(address(explorer), timeout=10)
+        connection.sendall(question(own, '{"text": "x"}').encode())
+        assert begun.wait(10)
+    with connection:
+        assert connection.recv(1) == b""
+    go_on.set()
+    explorer._model._thread.join(10)
+    assert not explorer._model._thread.is_alive()
+    assert capfd.readouterr().err == ""
+
+
 def test_the_silent_make_room(text_run, monkeypatch):
     """Of few connections, all silent or with half a request, the oldest gives way."""
     monkeypatch.setattr(connections, "_most_connections", lambda: 8)
