@@ -384,11 +384,16 @@ def test_the_page_is_there_before_the_run(text_run, monkeypatch):
     thread.start()
     assert asked.wait(10)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/")
-    answer = connection.getresponse()
-    assert answer.status == 200
-    answer.read()
+    other = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    other.request("GET", "/data/0/run.json")  # which has to wait, and nobody else with it
+    for path, status in (("/", 200), ("/favicon.ico", 404), ("/static/app.js", 200)):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == status
+        answer.read()
     opened.set()
+    assert other.getresponse().status == 200
+    other.close()
     connection.request("GET", "/data/runs.json")
     assert json.loads(connection.getresponse().read())["runs"][0]["kind"] == "text"
     connection.close()

@@ -86,15 +86,16 @@ class WebRoot:
             return self._index()
         if path in self._front:
             return self._front[path]
+        if not path.startswith("data/"):  # told without a run, which may yet have to be opened
+            raise KeyError(path)
         if path == "data/runs.json":
             return compact_json({"runs": [run.summary() for run in self.runs]}).encode()
         if len(self.runs) > 1 and path in ("data/compare.json", "data/pairs.safetensors"):
             return self._compared(path)
-        if path.startswith("data/"):
-            for number, run in enumerate(self.runs):
-                prefix = f"data/{number}/"
-                if path.startswith(prefix):
-                    return run.file(path.removeprefix(prefix))
+        for number, run in enumerate(self.runs):
+            prefix = f"data/{number}/"
+            if path.startswith(prefix):
+                return run.file(path.removeprefix(prefix))
         raise KeyError(path)
 
     def _compared(self, path: str) -> bytes:
