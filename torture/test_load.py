@@ -71,6 +71,14 @@ class Client:
 
 async def load(port: int) -> dict[str, float]:
     clients = [Client(port) for _ in range(CLIENTS)]
+    try:
+        return await under_load(clients)
+    finally:
+        for client in clients:
+            client.close()
+
+
+async def under_load(clients: list[Client]) -> dict[str, float]:
     run = json.loads(await clients[0].get("data/0/run.json"))
     # All at once ask for one pack that nobody asked for before.
     for pack in range(3):
@@ -99,8 +107,6 @@ async def load(port: int) -> dict[str, float]:
             times.append(time.monotonic() - start)
 
     await asyncio.gather(*(look_around(client, n) for n, client in enumerate(clients)))
-    for client in clients:
-        client.close()
     return {
         "requests": len(times),
         "median_ms": round(1000 * float(np.median(times))),
