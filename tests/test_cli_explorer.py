@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import urllib.request
 import pytest
 
 from polyseme import cli, explorer
-from polyseme.cli.explorer import PACKAGED
+from polyseme.cli.explorer import PACKAGED, _about
 from polyseme.explorer import Explorer
 from views import runs
 
@@ -154,3 +155,9 @@ def test_a_process_serves_until_it_is_interrupted(run, tmp_path):
             process.kill()
     assert " pandas" in told.read_text()
     assert not re.search(r"\| +torch\b", told.read_text())
+
+
+def test_a_pipe_in_the_place_of_a_run_is_not_read(tmp_path):
+    """Whoever opens a pipe waits for another to write to it."""
+    os.mkfifo(tmp_path / "run.json")
+    assert _about(tmp_path) == (None, None)

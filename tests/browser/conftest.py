@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -138,6 +139,12 @@ def static_files(folder: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture(scope="session")
+def hosted() -> Callable[[Path], Any]:
+    """``with hosted(folder) as address``: a plain web host of a folder, of an origin of its own."""
+    return static_files
 
 
 @pytest.fixture(scope="session")

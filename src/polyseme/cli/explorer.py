@@ -130,9 +130,12 @@ def _about(folder: Path) -> tuple[Any, Any]:
 
     That is told by the reader of runs, but it takes longer to load than the server to start.
     """
+    file = folder / "run.json"
+    if not file.is_file():  # a pipe would block for ever
+        return None, None
     try:
-        with (folder / "run.json").open("rb") as file:
-            metadata = json.loads(file.read(_LONGEST_RUN_JSON))
+        with file.open("rb") as opened:
+            metadata = json.loads(opened.read(_LONGEST_RUN_JSON))
         return metadata["data"].get("kind"), metadata["model"].get("name")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, None

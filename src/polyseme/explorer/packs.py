@@ -12,6 +12,7 @@ from polyseme.errors import RunError
 from polyseme.explorer.pictures import Pictures, kernel_shape, kernels
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
+from polyseme.explorer.told import told
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.store.format import neuron_offsets
 
@@ -60,9 +61,7 @@ class Pack:
             try:
                 section()
             except RunError as error:
-                # Without the folder's path, which is nobody else's business.
-                problem = getattr(error, "problem", error)
-                damage.append(str(problem))
+                damage.append(told(error))
         if isinstance(self._content, Texts):
             local, words = self._content.local(self._tokens)
             self._arrays |= local

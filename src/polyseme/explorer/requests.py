@@ -1,19 +1,17 @@
-"""One request of a browser: what is checked, and what is sent back."""
+"""One request of a browser and its answer: what is accepted, what is checked, what is sent back."""
 
 from __future__ import annotations
 
 import json
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler
-from pathlib import PurePosixPath
-from typing import Any, Protocol
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
 
-from polyseme.errors import PolysemeError, RunError
-from polyseme.explorer.root import POLICY, WebRoot
-from polyseme.explorer.strict_json import compact_json, finite
+from polyseme.explorer.root import POLICY
+from polyseme.explorer.strict_json import compact_json
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -32,176 +30,188 @@ _SAFETY = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+LONGEST_HEAD = 2**16
+"""Bytes before the body of a request; a browser sends no more, whatever its cookies."""
 MOST_BODY = 2**20
 """Bytes that a question to a live function may have."""
 LONGEST_TEXT = 10_000
 """Characters that a text to probe may have."""
 MOST_EXAMPLES = 100
-_IDLE_SECONDS = 60
+
+_FIRST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
+# Whatever decides anything; a second one would leave open which of them counts.
+_READ = {
+    "connection",
+    "content-length",
+    "host",
+    "if-none-match",
+    "origin",
+    "transfer-encoding",
+    "x-polyseme",
+}
 
 
-class _Refused(Exception):
-    """An answer other than 200, with a sentence."""
-
-    def __init__(self, status: int, sentence: str, **headers: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.headers = headers
-
-
-class Service(Protocol):
-    """What requests are answered from.
+@dataclass(frozen=True)
+class Answer:
+    """What is sent back.
 
     Attributes
     ----------
-    root : WebRoot
-    live : mapping of str to callable
-        Live functions by name.
-    live_lock : lock
-        Held while one of them answers.
+    status : int
+    body : bytes
+    suffix : str
+        Of a file of this kind; it says the type.
+    tag : str
+        The entity tag, if it has one.
     """
 
-    root: WebRoot
-    live: Mapping[str, Callable[..., Any]]
-    live_lock: threading.Lock
+    status: int
+    body: bytes = b""
+    suffix: str = ".json"
+    tag: str = ""
 
-    def accepts_host(self, header: str | None) -> bool:
-        """Whether a Host header names this server."""
+    def head(self, *, closes: bool) -> bytes:
+        """All that comes before the body.
 
-    def file(self, path: str) -> tuple[str, bytes]:
-        """The entity tag and contents of a file."""
+        Parameters
+        ----------
+        closes : bool
+            No other request is answered on this connection.
+        """
+        headers = {"Date": formatdate(usegmt=True), **_SAFETY}
+        if self.tag:
+            headers |= {"ETag": self.tag, "Cache-Control": "no-cache"}
+        if self.status != HTTPStatus.NOT_MODIFIED:
+            headers["Content-Type"] = _TYPES.get(self.suffix, "application/octet-stream")
+            headers["Content-Length"] = str(len(self.body))
+        if closes:
+            headers["Connection"] = "close"
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers one connection, which a browser keeps open for more requests."""
+class Refused(Exception):
+    """A request that gets a sentence instead of what it asks for."""
 
-    protocol_version = "HTTP/1.1"
-    server_version = "polyseme"
-    sys_version = ""
-    timeout = _IDLE_SECONDS
-    disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body leave together
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.answer = Answer(status, compact_json({"error": sentence}).encode())
 
-    @property
-    def _service(self) -> Service:
-        service: Service = self.server.service  # type: ignore[attr-defined]
-        return service
 
-    def do_GET(self) -> None:
-        self._answer(self._get)
+@dataclass(frozen=True)
+class Request:
+    """A request without its body.
 
-    def do_HEAD(self) -> None:
-        self._answer(self._get)
+    Attributes
+    ----------
+    method : str
+        ``GET``, ``HEAD`` or ``POST``.
+    path : str
+        Without what follows a question mark, and otherwise as it was sent.
+    headers : dict of str to str
+        Those that are looked at, by their names in small letters.
+    length : int
+        Of the body.
+    closes : bool
+        The browser sends no other on this connection.
+    """
 
-    def do_POST(self) -> None:
-        self._answer(self._post)
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    length: int
+    closes: bool
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a page makes hundreds of requests."""
+    @classmethod
+    def parse(cls, head: bytes) -> Request:
+        """Read what comes before the body.
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the library refuses by itself, such as a method that it does not know."""
-        self.close_connection = True
-        self._send(int(code), _sentence(message or "The request cannot be answered."), ".json")
+        Where a request ends must be beyond doubt: what follows is the next one, and whoever
+        can make the end of one look like another asks in somebody else's name.
 
-    # -------------------------------------------------------------------------- answers
+        Parameters
+        ----------
+        head : bytes
+            Without the empty line at its end.
 
-    def _answer(self, method: Any) -> None:
-        try:
-            if not self._service.accepts_host(self.headers.get("Host")):
-                raise _Refused(421, "This server is not the host that was asked for.")
-            method()
-        except _Refused as refused:
-            self._send(refused.status, _sentence(str(refused)), ".json", refused.headers)
-        except RunError as error:
-            self._send(500, _sentence(str(error)), ".json")
-        except PolysemeError as error:
-            self._send(400, _sentence(str(error)), ".json")
-        except ConnectionError:
-            self.close_connection = True
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
-            self._send(500, _sentence("The server has an error; its terminal tells more."), ".json")
+        Raises
+        ------
+        Refused
+            It is malformed, of another method, or it has a body that it cannot have.
+        """
+        if len(head) > LONGEST_HEAD:
+            raise Refused(431, f"The headers are too long; {LONGEST_HEAD} bytes are the most.")
+        first, *lines = head.split(b"\r\n")
+        asked = _FIRST_LINE.fullmatch(first)
+        found = [_HEADER.fullmatch(line) for line in lines]
+        if not asked or not all(found):
+            raise Refused(400, "This is not a request of HTTP/1.1.")
+        headers: dict[str, str] = {}
+        for header in filter(None, found):
+            name = header[1].decode().lower()
+            if name in _READ and name in headers:
+                raise Refused(400, f"The header {name} is there twice; it is expected once.")
+            if name in _READ:
+                headers[name] = header[2].decode("latin-1").strip(" \t")
+        method, target = asked[1].decode(), asked[2].decode()
+        if method not in ("GET", "HEAD", "POST"):
+            raise Refused(501, "The method is none of those that are known: GET, HEAD, POST.")
+        return cls(
+            method,
+            target.partition("?")[0],
+            headers,
+            _length(method, headers),
+            asked[3] == b"0" or "close" in headers.get("connection", "").lower(),
+        )
 
-    def _get(self) -> None:
-        path = self.path.partition("?")[0]
-        name = "index.html" if path == "/" else path.removeprefix("/")
-        try:
-            tag, body = self._service.file(name)
-        except KeyError:
-            raise _Refused(404, "There is no such file.") from None
-        headers = {"ETag": tag, "Cache-Control": "no-cache"}
-        if tag in self.headers.get("If-None-Match", ""):
-            self._send(304, b"", "", headers)
-        else:
-            self._send(200, body, PurePosixPath(name).suffix, headers)
 
-    def _post(self) -> None:
-        question = self._question()
-        name = self.path.removeprefix("/api/")
-        function = self._service.live.get(name) if self.path.startswith("/api/") else None
-        if function is None:
-            raise _Refused(404, "There is no such function; it needs a model that is at hand.")
-        runs = self._service.root.runs
-        number = question.get("run", 0)
-        if type(number) is not int or not 0 <= number < len(runs):
-            raise _Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
-        arguments = _ARGUMENTS[name](question)
-        with self._service.live_lock:
-            answer = finite(function(runs[number].run, **arguments))
-        # Importances are an array, the others say what they answer.
-        answer = answer if isinstance(answer, dict) else {name: answer}
-        self._send(200, compact_json(answer).encode(), ".json")
-
-    def _question(self) -> dict[str, Any]:
-        """The body of a POST, after the checks that it comes from our own page."""
-        try:
-            length = int(self.headers.get("Content-Length", ""))
-        except ValueError:
-            length = -1
-        if not 0 <= length <= MOST_BODY:
-            self.close_connection = True  # what follows is not read
-            raise _Refused(413, f"A question has a length, of {MOST_BODY} bytes at most.")
-        body = self.rfile.read(length)
-        # A page elsewhere can send a form here, but not with this header or our origin.
-        if self.headers.get("Origin") != f"http://{self.headers.get('Host')}":
-            raise _Refused(403, "Questions are answered to the explorer's own pages alone.")
-        if self.headers.get("X-Polyseme") != "1":
-            raise _Refused(403, "A question needs the header X-Polyseme: 1.")
-        try:
-            question = json.loads(body)
-        except (ValueError, RecursionError):
-            raise _Refused(400, "A question is a JSON object.") from None
-        if not isinstance(question, dict):
-            raise _Refused(400, "A question is a JSON object.")
-        return question
-
-    def _send(
-        self, status: int, body: bytes, suffix: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        for name, value in (_SAFETY | dict(headers or {})).items():
-            self.send_header(name, value)
-        if status != 304:
-            self.send_header("Content-Type", _TYPES.get(suffix, "application/octet-stream"))
-            self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.wfile.flush()
+def _length(method: str, headers: Mapping[str, str]) -> int:
+    if "transfer-encoding" in headers:
+        raise Refused(400, "A body has a Content-Length here; Transfer-Encoding is not accepted.")
+    given = headers.get("content-length")
+    if method != "POST":
+        if given not in (None, "0"):
+            raise Refused(400, f"A {method} request has no body.")
+        return 0
+    length = int(given) if given and re.fullmatch("[0-9]{1,9}", given) else -1
+    if not 0 <= length <= MOST_BODY:
+        raise Refused(413, f"A question has a length, of {MOST_BODY} bytes at most.")
+    return length
 
 
 # ------------------------------------------------------------------------------ questions
 
 
+def question(body: bytes) -> dict[str, Any]:
+    """What is asked of a live function."""
+    try:
+        read = json.loads(body)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise Refused(400, "A question is a JSON object.")
+    return read
+
+
+def arguments(name: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a live function, but for the run.
+
+    Parameters
+    ----------
+    name : {"probe", "classify", "importances"}
+    question : mapping
+    """
+    return _ARGUMENTS[name](question)
+
+
 def _probe_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
     text = question.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise _Refused(400, "text must be a text that is not empty.")
+        raise Refused(400, "text must be a text that is not empty.")
     if len(text) > LONGEST_TEXT:
-        raise _Refused(
+        raise Refused(
             413, f"The text has {len(text):,} characters; {LONGEST_TEXT:,} at most can be probed."
         )
     return {"text": text, "k": _whole(question, "k")} if "k" in question else {"text": text}
@@ -210,7 +220,7 @@ def _probe_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
 def _classify_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
     index, pixels = question.get("index"), question.get("pixels")
     if (index is None) == (pixels is None):
-        raise _Refused(400, "Give pixels or index, one of them.")
+        raise Refused(400, "Give pixels or index, one of them.")
     if index is not None:
         return {"index": _whole(question, "index")}
     return {"pixels": pixels}
@@ -220,7 +230,7 @@ def _importances_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
     examples = question.get("examples")
     fine = isinstance(examples, list) and 0 < len(examples) <= MOST_EXAMPLES
     if not fine or not all(type(number) is int and number >= 0 for number in examples or []):
-        raise _Refused(400, f"examples must be a list of 1 to {MOST_EXAMPLES} numbers of examples.")
+        raise Refused(400, f"examples must be a list of 1 to {MOST_EXAMPLES} numbers of examples.")
     return {
         "site": _whole(question, "site"),
         "neuron": _whole(question, "neuron"),
@@ -238,9 +248,5 @@ _ARGUMENTS = {
 def _whole(question: Mapping[str, Any], key: str) -> int:
     value = question.get(key)
     if type(value) is not int or not 0 <= value < 2**53:
-        raise _Refused(400, f"{key} must be a whole number, 0 or more.")
+        raise Refused(400, f"{key} must be a whole number, 0 or more.")
     return value
-
-
-def _sentence(text: str) -> bytes:
-    return compact_json({"error": text}).encode()

@@ -42,7 +42,7 @@ class WebRoot:
     ) -> None:
         self._open_runs = open_runs
         self._live = live
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._runs: list[RunFiles] | None = None
 
     @property
@@ -85,17 +85,17 @@ class WebRoot:
         if path == "index.html":
             return self._index()
         if path in self._front:
-            return self._front[path].read_bytes()
+            return self._front[path]
+        if not path.startswith("data/"):  # told without a run, which may yet have to be opened
+            raise KeyError(path)
         if path == "data/runs.json":
             return compact_json({"runs": [run.summary() for run in self.runs]}).encode()
         if len(self.runs) > 1 and path in ("data/compare.json", "data/pairs.safetensors"):
             return self._compared(path)
-        if path.startswith("data/"):
-            for number, run in enumerate(self.runs):
-                prefix = f"data/{number}/"
-                if path.startswith(prefix):
-                    with self._lock:  # one at a time bounds the memory
-                        return run.file(path.removeprefix(prefix))
+        for number, run in enumerate(self.runs):
+            prefix = f"data/{number}/"
+            if path.startswith(prefix):
+                return run.file(path.removeprefix(prefix))
         raise KeyError(path)
 
     def _compared(self, path: str) -> bytes:
@@ -103,25 +103,24 @@ class WebRoot:
         from polyseme.explorer.comparison import best_matches, comparison
         from polyseme.explorer.tensors import encode
 
-        with self._lock:
-            if path == "data/compare.json":
-                runs = [run.run for run in self.runs]
-                titles = [run.title for run in self.runs]
-                return compact_json(comparison(runs, titles)).encode()
-            return encode(*best_matches(self.runs[0].folder, self.runs[1].folder))
+        if path == "data/compare.json":
+            runs = [run.run for run in self.runs]
+            titles = [run.title for run in self.runs]
+            return compact_json(comparison(runs, titles)).encode()
+        return encode(*best_matches(self.runs[0].folder, self.runs[1].folder))
 
     @cached_property
-    def _front(self) -> dict[str, Path]:
+    def _front(self) -> dict[str, bytes]:
         """The files of the front end, by path: the page itself, and what it loads."""
-        files = {"index.html": STATIC / "index.html"}
+        files = {"index.html": (STATIC / "index.html").read_bytes()}
         for file in sorted(STATIC.rglob("*")):
             name = file.relative_to(STATIC).as_posix()
             if file.is_file() and name != "index.html":
-                files[f"static/{name}"] = file
+                files[f"static/{name}"] = file.read_bytes()
         return files
 
     def _index(self) -> bytes:
-        page = self._front["index.html"].read_bytes()
+        page = self._front["index.html"]
         if self._live is None:
             mark = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         else:

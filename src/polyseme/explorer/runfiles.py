@@ -19,6 +19,7 @@ from polyseme.explorer.search import WordIndex
 from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
+from polyseme.explorer.told import told
 from polyseme.store import SiteInfo
 from polyseme.views import Run
 
@@ -176,7 +177,7 @@ class RunFiles:
             "window": list(self._content.window) if isinstance(self._content, Texts) else None,
             "image": self._content.describe() if isinstance(self._content, Pictures) else None,
             "has": self._has(),
-            "damage": self.folder.damage,
+            "damage": [told(sentence) for sentence in self.folder.damage],
         }
 
     def _describe_site(self, site: SiteInfo) -> dict[str, Any]:

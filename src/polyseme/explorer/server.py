@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
+import re
 import socket
-import threading
+import sys
+import traceback
 import warnings
 import webbrowser
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from http.server import ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from polyseme.errors import InputError
-from polyseme.explorer.requests import Handler, Service
+from polyseme.errors import PolysemeError, RunError
+from polyseme.explorer.connections import Connections
+from polyseme.explorer.requests import Answer, Refused, Request, arguments, question
 from polyseme.explorer.root import WebRoot
+from polyseme.explorer.strict_json import compact_json, finite
+from polyseme.explorer.told import told
+from polyseme.explorer.worker import Worker
 
 if TYPE_CHECKING:
     from polyseme.views import Run
 
-_CACHE_BYTES = 64 * 2**20
+_CACHE_BYTES = 128 * 2**20
+# A name or an address, and a port.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?", re.ASCII)
 
 
 def explore(
@@ -112,17 +120,17 @@ class Explorer:
         self, root: WebRoot, live: Mapping[str, Callable[..., Any]], host: str, port: int
     ) -> None:
         self.root = root
-        self.live = live
-        self.live_lock = threading.Lock()  # a model answers one question at a time
+        self._live = live
         self._host = host
+        # All of these are the connections' thread's alone, so that none needs a lock.
         self._cache: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._cached_bytes = 0
-        self._cache_lock = threading.Lock()
-        self._server = _listen(self, host, port)
+        self._building: dict[str, asyncio.Task[tuple[str, bytes]]] = {}
+        self._builder = Worker()  # one file at a time bounds the memory
+        self._model = Worker()  # a model answers one question at a time
+        self._connections = Connections(host, port, self)
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.server_address[1]}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self.url = f"http://{shown}:{self._connections.port}/"
 
     @property
     def exposed(self) -> str | None:
@@ -141,10 +149,10 @@ class Explorer:
         A page elsewhere can have a name of its own lead to this machine (DNS rebinding), but
         its requests then carry that name.
         """
-        if header is None:
+        given = _HOST.fullmatch(header or "")
+        if not given:
             return False
-        name = header.rsplit(":", 1)[0] if not header.endswith("]") else header
-        name = name.strip("[]").lower().rstrip(".")
+        name = given[1].strip("[]").lower().removesuffix(".")
         if name == "localhost" or _is_loopback(name) or name == self._host.lower():
             return True
         if not _is_everywhere(self._host):
@@ -152,36 +160,103 @@ class Explorer:
         # Any address of this machine will do, or its name; an address cannot be rebound.
         return _address(name) is not None or name == socket.gethostname().lower()
 
-    def file(self, path: str) -> tuple[str, bytes]:
-        """The entity tag and contents of a file, from the cache if it is there.
+    # -------------------------------------------------------------------------- answers
+
+    def admit(self, head: bytes) -> Request:
+        """Check what comes before the body of a request.
 
         Raises
         ------
-        KeyError
-            There is no such file.
-        RunError
-            What it is made from is damaged.
+        Refused
+            It is malformed, or not from one of our own pages.
         """
-        with self._cache_lock:
-            if path in self._cache:
-                self._cache.move_to_end(path)
-                return self._cache[path]
-        body = self.root.file(path)
-        found = f'"{hashlib.sha256(body).hexdigest()[:32]}"', body
-        with self._cache_lock:
-            if path not in self._cache:
-                self._cache[path] = found
-                self._cached_bytes += len(body)
-            while self._cached_bytes > _CACHE_BYTES:
-                _, (_, dropped) = self._cache.popitem(last=False)
-                self._cached_bytes -= len(dropped)
+        request = Request.parse(head)
+        host = request.headers.get("host")
+        if not self.accepts_host(host):
+            raise Refused(421, "This server is not the host that was asked for.")
+        if request.method == "POST":
+            # A page elsewhere can send a form here, but not with our origin or this header.
+            if request.headers.get("origin") != f"http://{host}":
+                raise Refused(403, "Questions are answered to the explorer's own pages alone.")
+            if request.headers.get("x-polyseme") != "1":
+                raise Refused(403, "A question needs the header X-Polyseme: 1.")
+        return request
+
+    async def answer(self, request: Request, body: bytes) -> Answer:
+        """Answer a request that was admitted; an error of any kind is an answer too."""
+        try:
+            if request.method == "POST":
+                return await self._model.do(lambda: self._ask(request.path, body))
+            return await self._get(request)
+        except Refused as refused:
+            return refused.answer
+        except RunError as error:
+            return Refused(500, told(error)).answer
+        except PolysemeError as error:
+            return Refused(400, told(error)).answer
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            return Refused(500, "The server has an error; its terminal tells more.").answer
+
+    async def _get(self, request: Request) -> Answer:
+        path = "index.html" if request.path == "/" else request.path.removeprefix("/")
+        try:
+            tag, body = await self._file(path)
+        except KeyError:
+            raise Refused(404, "There is no such file.") from None
+        if tag in request.headers.get("if-none-match", ""):
+            return Answer(304, tag=tag)
+        return Answer(200, body, PurePosixPath(path).suffix, tag)
+
+    def _ask(self, path: str, body: bytes) -> Answer:
+        asked = question(body)
+        name = path.removeprefix("/api/")
+        function = self._live.get(name) if path.startswith("/api/") else None
+        if function is None:
+            raise Refused(404, "There is no such function; it needs a model that is at hand.")
+        runs = self.root.runs
+        number = asked.get("run", 0)
+        if type(number) is not int or not 0 <= number < len(runs):
+            raise Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
+        found = finite(function(runs[number].run, **arguments(name, asked)))
+        # Importances are an array, the others say what they answer.
+        found = found if isinstance(found, dict) else {name: found}
+        return Answer(200, compact_json(found).encode())
+
+    async def _file(self, path: str) -> tuple[str, bytes]:
+        """The entity tag and contents of a file; whoever asks for it meanwhile shares them."""
+        if path in self._cache:
+            self._cache.move_to_end(path)
+            return self._cache[path]
+        if not path.startswith("data/"):
+            return self._made(path)  # at hand, and never to wait for a run
+        if path not in self._building:
+            self._building[path] = asyncio.create_task(self._build(path))
+        return await asyncio.shield(self._building[path])
+
+    async def _build(self, path: str) -> tuple[str, bytes]:
+        try:
+            found = await self._builder.do(lambda: self._made(path))
+        finally:
+            del self._building[path]
+        self._cache[path] = found
+        self._cached_bytes += len(found[1])
+        while self._cached_bytes > _CACHE_BYTES:
+            _, (_, dropped) = self._cache.popitem(last=False)
+            self._cached_bytes -= len(dropped)
         return found
+
+    def _made(self, path: str) -> tuple[str, bytes]:
+        body = self.root.file(path)
+        return f'"{hashlib.sha256(body).hexdigest()[:32]}"', body
+
+    # ----------------------------------------------------------------------- life cycle
 
     def wait(self) -> None:
         """Serve until an interrupt, then close."""
         try:
-            while self._thread.is_alive():
-                self._thread.join(3600)
+            while not self._connections.wait(3600):
+                pass
         except KeyboardInterrupt:
             pass
         finally:
@@ -189,9 +264,9 @@ class Explorer:
 
     def close(self) -> None:
         """Stop serving and let go of the port; a second time does nothing."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._connections.close()
+        self._builder.close()
+        self._model.close()
 
     def __enter__(self) -> Explorer:
         return self
@@ -206,43 +281,6 @@ class Explorer:
 
     def __repr__(self) -> str:
         return f"Explorer({self.url!r})"
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-    service: Service
-
-    def server_bind(self) -> None:
-        # The library's asks the network for the host's full name, which can take seconds.
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up is nothing to report; the rest is answered by the handler."""
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-
-def _listen(explorer: Explorer, host: str, port: int) -> _Server:
-    if not 0 <= port < 65536:
-        raise InputError(f"port is {port}; 0 to 65535 is expected, 0 for any that is free.")
-    kind = _Server6 if ":" in host else _Server
-    try:
-        server = kind((host, port), Handler)
-    except OSError as error:
-        raise InputError(
-            f"Cannot listen on {host}, port {port}: {error.strerror or error}. Give another port "
-            "(--port), 0 for any that is free, and as host an address of this machine."
-        ) from error
-    server.service = explorer
-    return server
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
