@@ -101,8 +101,8 @@ function layerChart(element, run, table, change, signal) {
   const most = clusters.reduce((a, b) => Math.max(a, b), 0);
   const least = density.reduce((a, b) => (b > 0 && b < a ? b : a), 1);
   const kinds = [
-    { label: "dead", pick: { density: "..0" }, paint: "--mark-soft" },
-    { label: "without examples", pick: { n_examples: "..0", density: rangeText(least / 2, Infinity) }, paint: "--feature-rest" },
+    { label: "dead", pick: { density: "..0" }, paint: "--feature-rest" },
+    { label: "without examples", pick: { n_examples: "..0", density: rangeText(least / 2, Infinity) }, paint: "--mark-soft" },
   ];
   for (let lo = 1, step = 0; lo <= Math.max(1, most); lo *= 2, step++) {
     const last = step === 6; // there are seven steps of colour
