@@ -29,8 +29,9 @@ export async function render(main, ctx) {
   const layers = neuron ? [] : findSites(run, q);
   if (neuron) main.append(neuron.problem ? notice(neuron.problem) : neuronHit(run, neuron));
   if (layers.length) main.append(layerHits(run, layers));
-  if (!run.has.search) {
-    if (!neuron && !layers.length) main.append(notice(`“${isolated(q)}” is no neuron of this run.`));
+  const found = Boolean(neuron || layers.length);
+  if (!run.has.search || (found && /^layer\s+\d+$/i.test(q))) {
+    if (!found) main.append(notice(`“${isolated(q)}” is no neuron and no layer of this run.`));
     return;
   }
   const vocabulary = await data.vocabulary(run);
@@ -44,13 +45,13 @@ export async function render(main, ctx) {
       notice("No feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
         parts.map(({ typed }, i) => [i ? ", " : "", h("a", { href: address("search", [], { run: run.index, q: typed }) }, h("bdi", {}, typed))]), "."),
     );
-  } else if (!neuron && !layers.length) {
+  } else if (!found) {
     main.append(notice(`No feature has ${quoted(unknown)} among its tokens or in its label.`));
   }
   const used = new Set(parts.flatMap(({ words }) => words));
   const like = beginning(vocabulary.words, spelling(q)).filter((word) => !used.has(word) || parts[0].words.length > 1).slice(0, SUGGESTED);
   if (like.length) main.append(suggestions(run, like));
-  ctx.announce(hits.length ? count(hits.length, "feature") : "Nothing found");
+  if (hits.length || !found) ctx.announce(hits.length ? count(hits.length, "feature") : "Nothing found");
 }
 
 function notice(...words) {
