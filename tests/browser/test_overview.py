@@ -357,10 +357,10 @@ class TestFrame:
         assert "Small distances alone do not make a neuron monosemantic." in words
         assert "model.layers.20.mlp" in words
 
-    def test_a_stopped_server_is_said_to_be_one(self, browser, image_run):
+    def test_a_stopped_server_is_said_to_be_one(self, browser, serve, image_run):
         page = browser.new_page()
-        with ps.explore(image_run.path, open_browser=False) as explorer:
-            visit(page, explorer.url, "#/")
+        visit(page, serve("live", image_run), "#/")
+        page.context.set_offline(True)
         for address in ("#/about", "#/neuron/0/11"):  # neither its module nor its data is here
             page.evaluate(f"location.hash = '{address}'")
             page.wait_for_selector(".notice.bad")
