@@ -158,7 +158,8 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
         unlisted = f"{row.without_examples} without examples, " if row.without_examples else ""
         assert line == (
             f"{row.site}: {row.neurons} neurons, {row.dead} dead, {unlisted}"
-            f"{row.mean_clusters:.1f} features a neuron, mean distance {row.mean_distance:.3f} (over {row.mean_distance_n})"
+            f"{row.mean_clusters:.1f} features a neuron, mean distance {row.mean_distance:.3f} "
+            f"(over {row.mean_distance_n})"
         )
     assert lines[-1] == (
         "The run is at run; look at it with polyseme explore run, or open it with "

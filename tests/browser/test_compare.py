@@ -28,7 +28,8 @@ def test_figures_are_those_of_the_runs(page, two_site, two_runs):
         assert [one, other] == [f"{mean:.3f}" for mean in means]
         assert float(difference.replace("−", "-")) == pytest.approx(means[1] - means[0], abs=6e-4)
     l0 = [run.neurons()["density"].sum() for run in two_runs]
-    assert figure(page, "L0 (neurons active on an input, or a token)")[:2] == [f"{value:.1f}" for value in l0]
+    shown = figure(page, "L0 (neurons active on an input, or a token)")
+    assert shown[:2] == [f"{value:.1f}" for value in l0]
 
 
 def test_a_mean_over_fewer_neurons_says_over_how_many(page, two_site, two_runs):

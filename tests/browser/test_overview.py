@@ -122,9 +122,7 @@ class TestOverview:
             page.get_by_role("button", name="Download CSV").click()
         assert download.value.suggested_filename == "smollm2-neurons.csv"
         found = pd.read_csv(download.value.path())
-        truth = text_run.neurons().query(
-            "site == 'model.layers.20.mlp' and 5 <= n_clusters <= 12"
-        )
+        truth = text_run.neurons().query("site == 'model.layers.20.mlp' and 5 <= n_clusters <= 12")
         truth = truth.set_index("neuron").loc[found["neuron"]].reset_index()
         assert 0 < len(found) == selected(page)
         assert found["mean_distance"].is_monotonic_decreasing
@@ -334,7 +332,9 @@ class TestFrame:
         page.wait_for_function(
             "() => document.querySelector('h1').textContent.startsWith('Search')"
         )
-        assert "“12/<b>9” is no neuron and no layer of this run." in page.locator("main").inner_text()
+        assert (
+            "“12/<b>9” is no neuron and no layer of this run." in page.locator("main").inner_text()
+        )
 
     @pytest.mark.parametrize(
         ("address", "sentence"),
@@ -579,8 +579,8 @@ class TestLookup:
             """async () => {
                 const { csv } = await import("./static/csv.js");
                 const values = Float32Array.of(0.1, 1 / 3, NaN, 2, 1e-30);
-                const rows = [["=1+1", 0.1], ['a "b"', 1 / 3], ...Array.from(values, (v) => ["x", v])];
-                return csv(["site", "a,b"], rows);
+                const rows = Array.from(values, (value) => ["x", value]);
+                return csv(["site", "a,b"], [["=1+1", 0.1], ['a "b"', 1 / 3], ...rows]);
             }"""
         )
         assert text.split("\r\n") == [
