@@ -108,7 +108,9 @@ function results(ctx, parts, hits) {
       h("h2", {}, `${count(shown.length, "feature")} for ${parts.map(({ typed, words }) => `“${isolated(typed)}${words[0] === typed ? "" : "…"}”`).join(" and ")}`),
       choice,
     ),
-    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed for a word."),
+    h("p", { class: "reading" }, parts.length === 1 && parts[0].words.length === 1
+      ? "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed."
+      : "Features with such a word for each of these among the tokens that set them off or in their label, the largest first. At most 100 are looked through for a word."),
     h(
       "div",
       { class: "scroll-x" },
