@@ -353,7 +353,7 @@ def test_overwrite_discards_an_unfinished_analysis(tmp_path):
     with start(tmp_path / "run", overwrite=True) as writer:
         assert not writer.resumed
         assert writer.load_state("pass-1") is None
-        assert not list((tmp_path / "run.partial" / "run" / "sites").iterdir())
+        assert not list((tmp_path / "run.partial" / "result").iterdir())
 
 
 def test_overwrite_refuses_what_is_not_a_run(tmp_path):
@@ -375,7 +375,7 @@ def test_overwrite_refuses_what_is_not_a_run(tmp_path):
 def test_overwrite_refuses_a_run_that_holds_a_users_file(tmp_path, name):
     out = write(tmp_path / "run")
     (out / name).write_text("mine")
-    with pytest.raises(RunError, match=rf"holds '{name}', which is not part of a run"):
+    with pytest.raises(RunError, match=rf"holds '{name}', which is not part of a polyseme run"):
         start(out, overwrite=True)
     assert (out / name).read_text() == "mine"
 
@@ -401,7 +401,7 @@ def test_a_partial_that_is_not_ours_is_never_discarded(tmp_path):
     partial.mkdir()
     (partial / "notes.txt").write_text("mine")
     for flags in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(RunError, match=r"run.partial is in the way.*not from polyseme"):
+        with pytest.raises(RunError, match=r"run.partial is in the way.*not from this ver"):
             start(tmp_path / "run", **flags)
     assert snapshot(partial) == {"notes.txt": b"mine"}
     shutil.rmtree(partial)
@@ -433,7 +433,7 @@ def test_a_failed_rename_puts_the_old_run_back(tmp_path, monkeypatch, error):
     rename = os.rename
 
     def failing(source, target):
-        if Path(source).name == "run" and Path(target) == out and Path(source) != out:
+        if Path(source).name == "result" and Path(target) == out:
             raise error
         rename(source, target)
 
@@ -472,9 +472,10 @@ def test_a_run_that_appears_meanwhile_is_not_replaced(tmp_path):
     with start(out) as writer:
         fill(writer, made)
         out.mkdir()
+        (out / "notes.txt").touch()
         with pytest.raises(RunError, match="appeared while the analysis ran"):
             writer.finish(made.metadata)
-    out.rmdir()
+    shutil.rmtree(out)
     with start(out, resume=True) as writer:
         writer.finish(made.metadata)
     RunFolder(out).verify()
@@ -525,7 +526,7 @@ def test_resume_removes_the_leftovers_of_the_finished_run_only(tmp_path):
     with start(out, other, resume=True) as writer:
         assert writer.resumed
     interrupted(out, overwrite=True)
-    shutil.rmtree(tmp_path / "run.partial" / "run")  # killed right after it was renamed
+    shutil.rmtree(tmp_path / "run.partial" / "result")  # killed right after it was renamed
     assert start(out, resume=True).finished
     assert os.listdir(tmp_path) == ["run"]
 
@@ -555,6 +556,7 @@ def test_resume_of_another_finished_run_is_refused(tmp_path):
 
 def test_resume_of_something_else_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
     with pytest.raises(RunError, match="is not a polyseme run, so it cannot be resumed"):
         start(tmp_path / "run", resume=True)
 
@@ -729,7 +731,7 @@ def test_of_many_writers_at_once_one_gets_in(tmp_path):
 
 
 def test_without_fcntl_a_run_is_written_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyseme.store.partial.fcntl", None)
+    monkeypatch.setattr("polyseme.store.files.fcntl", None)
     RunFolder(write(tmp_path / "run")).verify()
 
 

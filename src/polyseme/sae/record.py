@@ -18,9 +18,9 @@ from polyseme.sae.checkpoint import (
     FORMAT_VERSION,
     RECORD_JSON,
     RECORD_TENSORS,
-    encode_json,
     save_tensors,
 )
+from polyseme.store.format import encode_json
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import metadata as installed
 from numbers import Integral
 from pathlib import Path
-from types import FrameType
 from typing import Any, SupportsFloat
 
 import torch
@@ -30,8 +27,9 @@ from torch import Tensor, nn
 
 from polyseme import __version__
 from polyseme.errors import InputError, one_of
+from polyseme.interrupts import interrupt_between_steps
 from polyseme.sae.batches import Batches, RowBatches, batches_of, digest
-from polyseme.sae.checkpoint import RESUME, TrainingFolder, encode_json
+from polyseme.sae.checkpoint import TrainingFolder
 from polyseme.sae.load import import_sae_lens, load_sae, sae_tensors
 from polyseme.sae.ne_loss import FORMS
 from polyseme.sae.record import TrainingRecord, read_training
@@ -44,6 +42,8 @@ from polyseme.sae.trainer import (
     build_sae,
     start_from,
 )
+from polyseme.store.files import RESUME
+from polyseme.store.format import encode_json
 
 EPOCHS = 10
 
@@ -240,7 +240,7 @@ def _train(
             saved = trainer.done
 
     whole = True  # between two steps: what is there can be saved
-    with _interrupt_between_steps() as pause, _bar(progress, trainer) as show:
+    with interrupt_between_steps() as pause, _bar(progress, trainer) as show:
         try:
             while trainer.done < trainer.steps:
                 pause()
@@ -304,36 +304,6 @@ def _threads_for(products: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], None]]:
-    """Hold back an interrupt until the caller calls what this yields; a second one acts at once.
-
-    In the middle of a step some weights have moved and others have not: nothing whole to save.
-    """
-    caught = False
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal caught
-        if caught:
-            raise KeyboardInterrupt
-        caught = True
-
-    def pause() -> None:
-        if caught:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers, and only it is interrupted.
-        yield pause
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield pause
-    finally:
-        signal.signal(signal.SIGINT, before)
-    pause()
 
 
 @contextmanager
