@@ -26,7 +26,15 @@ from polyseme.core.parallel import in_threads
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
-from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.describe import (
+    behaviour,
+    check_options,
+    describe_model,
+    describe_selector,
+    few_tokens,
+    few_vectors,
+    plain,
+)
 from polyseme.pipeline.importances import estimated_seconds, mask_token, site_importances
 from polyseme.pipeline.passes import TextPasses
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
@@ -150,7 +158,7 @@ def analyse_text(
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": about,
+        "model": {**about, **behaviour(model, lambda: few_tokens(model, contexts.length))},
         "data": text,
         **by_hand,
     }
@@ -199,7 +207,11 @@ def _check_window(window: Any) -> tuple[int, int]:
 def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
     """What the model's weights and the sites' names do not tell of the sites."""
     saes = {
-        site.name: {"hook": site.point.name, "sha256": describe_model(site.module)["sha256"]}
+        site.name: {
+            "hook": site.point.name,
+            "sha256": describe_model(site.module)["sha256"],
+            **behaviour(site.module, partial(few_vectors, site)),
+        }
         for site in sites
         if isinstance(site, HookedSAE)
     }
