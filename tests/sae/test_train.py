@@ -349,7 +349,7 @@ def test_other_settings_cannot_be_gone_on_with(tmp_path: Path) -> None:
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
     told = (
         r"settings\.ne_coefficient was 5\.0 and is now 7\.0; settings\.lr was 0\.001 and is now "
-        r"0\.01\. Give the same settings, or .* overwrite=True"
+        r"0\.01\. Go on with the same .*, or .* overwrite=True"
     )
     other = LONG | {"ne_coefficient": 7.0, "lr": 0.01}
     with pytest.raises(RunError, match=told):
@@ -506,7 +506,7 @@ def test_activations_that_are_not_finite_stop_the_training(value: float, tmp_pat
     with pytest.raises(InputError, match=told) as caught:
         train(rows.split(100), **LONG, out=tmp_path / "sae")
     assert "checkpoint of step 9 is kept" in caught.value.__notes__[0]
-    assert (tmp_path / "sae.partial" / "checkpoint-9").is_dir()
+    assert (tmp_path / "sae.partial" / "state" / "checkpoint-9").is_dir()
     with pytest.raises(InputError, match=r"at step \d+ \(row 600 of the array, column 3\)"):
         train(rows)
 

@@ -539,7 +539,7 @@ def test_resume_names_the_settings_that_differ(tmp_path):
     message = str(caught.value)
     assert (
         "not this one: settings.threshold was 0.2 and is now 0.05; "
-        'data was "d" and is now not set; seed was not set and is now 3. Give' in message
+        'data was "d" and is now not set; seed was not set and is now 3. Go on' in message
     )
     assert "select" not in message
 

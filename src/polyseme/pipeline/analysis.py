@@ -220,11 +220,11 @@ def analyse(
             f"The data {source.name} gives nothing: it is empty, or an iterator that was used up. "
             "At least one input is needed; make an iterator anew."
         )
-    few, feed, about = first[:FEW], Feed(model), describe_model(model)
+    few, about = first[:FEW], describe_model(model)
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": {**about, **behaviour(model, lambda: feed(source.to_input(few)))},
+        "model": {**about, **behaviour(model, Feed(model), source.to_input(few))},
         "data": {
             **source.identity(),
             "first": digest([few]),

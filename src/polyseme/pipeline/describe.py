@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture import Feed, Selector, evaluating
-from polyseme.capture.saes import HookedSAE
+from polyseme.capture import Selector, evaluating
 from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
 
@@ -101,14 +100,15 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {"class": type(model).__name__, "n_parameters": count, "sha256": sha.hexdigest()}
 
 
-def behaviour(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
+def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[str, Any]:
     """What tells whether a model computes what another one of the same weights does.
 
     Parameters
     ----------
     model : torch.nn.Module
-    run : callable () -> Tensor, or tensors in mappings and sequences
-        What it gives for a few inputs that are always the same.
+    run : callable (inputs) -> Tensor, or tensors in mappings and sequences
+    inputs : anything
+        A few that are always the same.
 
     Returns
     -------
@@ -120,7 +120,7 @@ def behaviour(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
     config: Any = getattr(model, "config", None) or getattr(model, "cfg", None)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        outputs = [tensor.detach().double().cpu() for tensor in _tensors(run())]
+        outputs = [tensor.detach().double().cpu() for tensor in _tensors(run(inputs))]
     values = torch.cat([torch.empty(0).double(), *(tensor.flatten() for tensor in outputs)])
     some = np.linspace(0, max(len(values) - 1, 0), min(len(values), _VALUES)).astype(np.int64)
     return {
@@ -131,18 +131,17 @@ def behaviour(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def few_tokens(model: Any, length: int) -> Any:
-    """What a language model gives for a few tokens from all over its vocabulary."""
+def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:
+    """Inputs of a language model: a few tokens from all over its vocabulary."""
     n = len(model.get_input_embeddings().weight)
     # Less those at either end, which are special more often than not.
     ids = np.linspace(n // 8, n // 2, 2 * min(8, length)).astype(np.int64).reshape(2, -1)
-    return Feed(model)({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def few_vectors(site: HookedSAE) -> Any:
-    """What an SAE finds in a few vectors."""
-    numbers = torch.linspace(-4, 4, 4 * site.d_in)
-    return site.encode(torch.sin(numbers**3).reshape(4, site.d_in))
+def few_vectors(d_in: int) -> Tensor:
+    """Inputs of an SAE: a few vectors without a pattern, (4, d_in)."""
+    return torch.sin(torch.linspace(-4, 4, 4 * d_in) ** 3).reshape(4, d_in)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

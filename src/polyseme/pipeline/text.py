@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import nn
 
-from polyseme.capture import Collected, MLPSite, Selector, Site, TopK, find_sites
+from polyseme.capture import Collected, Feed, MLPSite, Selector, Site, TopK, find_sites
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import LogitLens, output_directions, unembedding
@@ -158,7 +158,7 @@ def analyse_text(
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": {**about, **behaviour(model, lambda: few_tokens(model, contexts.length))},
+        "model": {**about, **behaviour(model, Feed(model), few_tokens(model, contexts.length))},
         "data": text,
         **by_hand,
     }
@@ -210,7 +210,7 @@ def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
         site.name: {
             "hook": site.point.name,
             "sha256": describe_model(site.module)["sha256"],
-            **behaviour(site.module, partial(few_vectors, site)),
+            **behaviour(site.module, site.encode, few_vectors(site.d_in)),
         }
         for site in sites
         if isinstance(site, HookedSAE)

@@ -214,8 +214,8 @@ class Partial:
             if told:
                 raise RunError(
                     f"{self.path} holds an unfinished {self.kind.work} that is not this one: "
-                    f"{differences(known, self.fingerprint)}. Give the same settings and model, or "
-                    f"discard it and start again by {OVERWRITE}."
+                    f"{differences(known, self.fingerprint)}. Go on with the same settings, model "
+                    f"and data, or discard it and start again by {OVERWRITE}."
                 )
             self._go_on(before)
         elif begun and self.saved and self.kind.resumable and not self._overwrite:
