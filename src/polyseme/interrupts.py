@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -48,13 +49,15 @@ def handling(handler: _Handler) -> Iterator[dict[int, Any]]:
 
 
 @contextmanager
-def interrupt_between_steps() -> Iterator[Callable[[], None]]:
+def interrupt_between_steps(patience: float = math.inf) -> Iterator[Callable[[], None]]:
     """Hold back an interrupt until the caller calls what this yields; a second one acts at once.
 
     In the middle of a step some of the work has seen a batch and some has not, and there is
-    nothing whole to save.
+    nothing whole to save. A step that takes so many seconds more is not waited for.
     """
     caught: list[int] = []
+    waiting = threading.Timer(patience, lambda: signal.raise_signal(caught[0]))
+    waiting.daemon = True
 
     def act(number: int, frame: FrameType | None = None) -> None:
         own = before.get(number)
@@ -66,11 +69,17 @@ def interrupt_between_steps() -> Iterator[Callable[[], None]]:
         if caught:
             act(number, frame)
         caught.append(number)
+        if patience < math.inf:
+            waiting.start()
 
     def pause() -> None:
+        waiting.cancel()
         if caught:
             act(caught[0])
 
     with handling(hold) as before:
-        yield pause
+        try:
+            yield pause
+        finally:
+            waiting.cancel()
     pause()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import metadata as installed
@@ -46,6 +47,9 @@ from polyseme.store.files import RESUME
 from polyseme.store.format import encode_json
 
 EPOCHS = 10
+# Steps that take long are saved more often than by their number; and an interrupt does not wait
+# for the end of one any longer than this.
+CHECKPOINT_SECONDS, PATIENCE = 300.0, 3.0
 
 # Multiplications of one product of a step. Two threads were three times slower than one at
 # 8 million (256 × 64 × 512), where they mostly wait for each other.
@@ -142,8 +146,8 @@ def train_sae(
         the CPU, the result is the same to the bit. An iterable must give the same batches again,
         from the first on.
     checkpoint_every : int
-        Steps between checkpoints. One is also written at an interrupt and when the activations
-        fail.
+        Steps between checkpoints. One is also written every five minutes, at an interrupt and when
+        the activations fail.
     progress : bool
         Show a progress bar on the terminal.
     device : str or torch.device, optional
@@ -230,17 +234,18 @@ def _train(
         seen = str(content["last_batch"])
     stream = batches.from_step(trainer.done, seen)
     batch: Tensor | None = None
-    saved = trainer.done
+    saved, last = trainer.done, time.monotonic()
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, last
+        last = time.monotonic()
         if folder is not None and batch is not None and trainer.done > saved:
             tensors, content = trainer.state()
             folder.save(trainer.done, tensors, content | {"last_batch": digest(batch)})
             saved = trainer.done
 
     whole = True  # between two steps: what is there can be saved
-    with interrupt_between_steps() as pause, _bar(progress, trainer) as show:
+    with interrupt_between_steps(PATIENCE) as pause, _bar(progress, trainer) as show:
         try:
             while trainer.done < trainer.steps:
                 pause()
@@ -248,7 +253,8 @@ def _train(
                 whole, batch = False, following
                 trainer.step(batch)
                 whole = True
-                if trainer.done % every == 0 or trainer.done == trainer.steps:
+                late = time.monotonic() - last > CHECKPOINT_SECONDS
+                if late or trainer.done % every == 0 or trainer.done == trainer.steps:
                     save()
                 show()
         except BaseException as error:
