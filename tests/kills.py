@@ -67,7 +67,6 @@ def _child(work: Work, folder: Path, at: int, count: Any) -> None:
                 os.write(file, b"half of i")
             os._exit(KILLED)
 
-
     def counted_fsync(file: int) -> None:
         if reached():
             os._exit(KILLED)
@@ -83,7 +82,9 @@ def _is_below(event: str, args: tuple[Any, ...], below: str) -> bool:
         return False
     path = os.fsdecode(args[0])
     # shutil removes by the name within a folder that is open.
-    return path.startswith(below) or (not os.path.isabs(path) and event in ("os.remove", "os.rmdir"))
+    return path.startswith(below) or (
+        not os.path.isabs(path) and event in ("os.remove", "os.rmdir")
+    )
 
 
 def _writes(args: tuple[Any, ...]) -> bool:

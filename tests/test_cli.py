@@ -469,8 +469,10 @@ class Slow(nn.Module):
 
     def forward(self, x):
         self.batches += len(x) == 10
-        if self.batches == 2 and "INTERRUPT" in os.environ:
-            os.kill(os.getpid(), signal.SIGINT)
+        if self.batches == 2 and len(x) == 10:
+            # One after the other, as each is handled at the next step of Python.
+            for name in os.environ.get("SIGNALS", "").split():
+                os.kill(os.getpid(), getattr(signal, name))
         return torch.relu(self.layer(x))
 """
 
@@ -486,13 +488,14 @@ def command(place, *arguments, **environment):
     )
 
 
-def test_a_real_interrupt_and_then_resume(place, capsys):
+@pytest.mark.parametrize(("signals", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_real_interrupt_and_then_resume(place, capsys, signals, status):
     Path("slow.py").write_text(SLOW)
     arguments = analyse(
         "--batch-size", "10", "--no-panels", model="slow.py:Slow", sites="layer", out="run"
     )
-    done = command(place, *arguments, INTERRUPT="1")
-    assert done.returncode == 130
+    done = command(place, *arguments, SIGNALS=signals)
+    assert done.returncode == status
     assert done.stderr == (
         "polyseme: interrupted; nothing is lost: the same command with --resume goes on.\n"
     )
@@ -506,6 +509,18 @@ def test_a_real_interrupt_and_then_resume(place, capsys):
     assert said(capsys, *arguments)[0] == 0
     for name in ("neurons.parquet", "examples.parquet", "sites/0.safetensors"):
         assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"), [("SIGINT SIGINT", 130), ("SIGINT SIGTERM SIGINT", 130)]
+)
+def test_several_interrupts_show_no_traceback(place, signals, status):
+    Path("slow.py").write_text(SLOW)
+    arguments = analyse("--batch-size", "10", model="slow.py:Slow", sites="layer")
+    done = command(place, *arguments, SIGNALS=signals)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+    assert not Path("run").exists()
 
 
 def test_the_installed_command(place):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from polyseme.errors import InputError, MissingDependencyError, RunError
+from polyseme.interrupts import Terminated
 from polyseme.sae import load_sae, read_training, train_sae
 from polyseme.sae.batches import RowBatches, StreamBatches
 from polyseme.sae.checkpoint import TrainingFolder
@@ -281,8 +283,8 @@ class Cut(Exception):
 def batches_of_rows(cut: int | None = None, error: Any = Cut) -> Iterator[Tensor]:
     for number, rows in enumerate(activations().split([50] * 20)):
         if number == cut:
-            if error is signal.SIGINT:
-                signal.raise_signal(signal.SIGINT)
+            if isinstance(error, signal.Signals):
+                signal.raise_signal(error)
             else:
                 raise error
         yield rows
@@ -324,16 +326,53 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert not (tmp_path / "cut.partial").exists()
 
 
-@pytest.mark.parametrize("error", [Cut, KeyboardInterrupt, signal.SIGINT])
+@pytest.mark.parametrize("error", [Cut, KeyboardInterrupt, signal.SIGINT, signal.SIGTERM])
 def test_a_resumed_training_on_an_iterator(error: Any, tmp_path: Path) -> None:
     train(batches_of_rows(), **LONG, out=tmp_path / "whole")
-    with pytest.raises(Cut if error is Cut else KeyboardInterrupt):
+    raised = {Cut: Cut, signal.SIGTERM: Terminated}.get(error, KeyboardInterrupt)
+    with pytest.raises(raised):
         train(batches_of_rows(cut=11, error=error), **LONG, out=tmp_path / "cut")
     # Eight whole batches of 64 are in 11 of 50 rows; at a signal, the step at hand is finished.
-    kept = "checkpoint-9" if error is signal.SIGINT else "checkpoint-8"
+    kept = "checkpoint-9" if isinstance(error, signal.Signals) else "checkpoint-8"
     assert os.listdir(tmp_path / "cut.partial" / "state" / kept)
     train(batches_of_rows(), **LONG, out=tmp_path / "cut", resume=True)
     same_folder(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_step_that_takes_long_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def slow(self: Trainer, batch: Tensor) -> None:
+        if self.done == 6:
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(100):
+                time.sleep(0.1)
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    monkeypatch.setattr("polyseme.sae.train.PATIENCE", 0.1)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train(**LONG, out=tmp_path / "sae")
+    assert time.monotonic() - start < 8
+    assert os.listdir(tmp_path / "sae.partial" / "state") == ["checkpoint-5"]
+
+
+def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyseme.sae.train.CHECKPOINT_SECONDS", 0.0)
+    step = Trainer.step
+
+    def killed(self: Trainer, batch: Tensor) -> None:
+        if self.done == 3:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(**LONG, out=tmp_path / "sae")
+    assert os.listdir(tmp_path / "sae.partial" / "state") == ["checkpoint-3"]
 
 
 def test_other_activations_cannot_be_gone_on_with(tmp_path: Path) -> None:
@@ -463,13 +502,23 @@ def test_a_replacement_that_was_killed_between_its_renames(tmp_path: Path) -> No
     assert torch.equal(load_sae(out).W_enc, old.W_enc)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_process_that_was_killed_when_all_was_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
-    monkeypatch.setattr(Partial, "_forget", lambda self: None)
-    sae = train(steps=5, out=tmp_path / "sae")
+    if overwrite:
+        train(steps=5, seed=1, out=tmp_path / "sae")
+    publish = Partial.publish
+
+    def killed(self: Partial) -> None:
+        monkeypatch.setattr(Partial, "_forget", lambda self: None)
+        publish(self)
+
+    monkeypatch.setattr(Partial, "publish", killed)
+    sae = train(steps=5, out=tmp_path / "sae", overwrite=overwrite)
     monkeypatch.undo()
     assert sorted(os.listdir(tmp_path)) == ["sae", "sae.partial"]
+    assert (tmp_path / "sae.partial" / "old").exists() == overwrite
     again = train(steps=5, out=tmp_path / "sae", resume=True)
     assert torch.equal(sae.W_enc, again.W_enc)
     assert os.listdir(tmp_path) == ["sae"]
