@@ -18,7 +18,7 @@ _MARK = "polyseme-export"
 
 EXPORT = Kind(
     work="export",
-    result="export of polyseme",
+    result="an export of polyseme",
     format="polyseme-export 1",
     fingerprint=lambda path: {} if (path / _MARK).is_file() else None,
     foreign=lambda path: set(),

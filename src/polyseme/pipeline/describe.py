@@ -114,20 +114,26 @@ def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[
     -------
     dict
         ``modules``, each module's type and what it says of itself, by name; ``config``, if it
-        has one; and of the outputs their shapes and some values, which find what no name tells
-        of.
+        has one; and of the outputs their shapes, their precision and some values, which find
+        what no name tells of.
     """
     config: Any = getattr(model, "config", None) or getattr(model, "cfg", None)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        outputs = [tensor.detach().double().cpu() for tensor in _tensors(run(inputs))]
-    values = torch.cat([torch.empty(0).double(), *(tensor.flatten() for tensor in outputs)])
+        outputs = list(_tensors(run(inputs)))
+    precisions = [
+        torch.finfo(t.dtype).eps for t in (*outputs, *model.parameters()) if t.is_floating_point()
+    ]
+    flat = [tensor.detach().double().cpu().flatten() for tensor in outputs]
+    values = torch.cat([torch.empty(0).double(), *flat]).nan_to_num(0.0, 0.0, 0.0)
     some = np.linspace(0, max(len(values) - 1, 0), min(len(values), _VALUES)).astype(np.int64)
     return {
         "config": _config(config.to_dict()) if hasattr(config, "to_dict") else None,
         "modules": {name or "(model)": _module(module) for name, module in model.named_modules()},
         "output_shapes": [list(tensor.shape) for tensor in outputs],
-        "outputs": [float(f"{value:.8g}") for value in torch.nan_to_num(values[some])],
+        "precision": max(precisions, default=0.0),
+        "outputs": [float(f"{value:.8g}") for value in values[some]],
     }
 
 

@@ -57,7 +57,7 @@ def _fingerprint(path: Path) -> Content | None:
 
 SAE = Kind(
     work="training",
-    result="SAE",
+    result="an SAE",
     format=f"{FORMAT} {FORMAT_VERSION}",
     fingerprint=_fingerprint,
     foreign=lambda path: {entry.name for entry in path.iterdir()} - _SAE_FILES,

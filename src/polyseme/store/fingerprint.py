@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping
 
 from polyseme.store.format import JSON
 
-MEASURED = "outputs"
-"""Key of a list of numbers that were computed: the last digits are another machine's own."""
-
-# Of the largest. Sums in another order differ by some 1e-6; one GELU from another by 1e-4.
-_TOLERANCE = 2e-5
+# Lists of numbers under the first key were computed, to a relative precision that is under the
+# second one beside it. Their last digits are a machine's own.
+_COMPUTED, _PRECISION = "outputs", "precision"
+# By so much of the largest. In float32 sums in another order differ by some 1e-6; one GELU from
+# another by 1e-4.
+_LEAST, _ROUNDINGS = 2e-5, 4
 
 
 def changes(before: JSON, now: JSON) -> list[str]:
     """What differs between two fingerprints, with both values; nothing if they are the same.
 
-    Lists under the key "outputs" may differ in their last digits.
+    Lists under a key "outputs" may differ in their last digits: by 2e-5 of the largest, or by four
+    times the number under "precision" beside it.
     """
     old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
     return [told for name in old | new if (told := _change(name, old, new))]
@@ -35,10 +37,13 @@ def _change(name: str, old: Mapping[str, JSON], new: Mapping[str, JSON]) -> str 
         before, now = old[name], new[name]
         if before == now and _text(before) == _text(now):
             return None
-        if name.split(".")[-1] == MEASURED and _comparable(before, now):
+        *above, last = name.split(".")
+        if last == _COMPUTED and _comparable(before, now):
+            precision = ".".join([*above, _PRECISION])
+            allowed = max(_LEAST, *(_ROUNDINGS * leaves.get(precision, 0) for leaves in (old, new)))
             largest = max(map(abs, before + now), default=0.0) or 1.0
             gap = max(abs(a - b) for a, b in zip(before, now, strict=True)) / largest
-            return f"{name} differ by up to {gap:.1g} of the largest" if gap > _TOLERANCE else None
+            return f"{name} differ by up to {gap:.1g} of the largest" if gap > allowed else None
     was, is_now = (_shown(leaves, name) for leaves in (old, new))
     return f"{name} was {was} and is now {is_now}"
 

@@ -63,7 +63,7 @@ class Kind:
     Attributes
     ----------
     work, result : str
-        What the making and what is made are called: "analysis", "polyseme run".
+        What the making and what is made are called: "analysis", "a polyseme run".
     format : str
         Name and version of the format. Work on another one is not gone on with.
     fingerprint : callable (Path) -> dict or None
@@ -83,10 +83,6 @@ class Kind:
     foreign: Callable[[Path], set[str]]
     check: Callable[[Path], Any] = lambda _: None
     resumable: bool = True
-
-    @property
-    def a_result(self) -> str:
-        return f"{'an' if self.result[0] in 'aeiouS' else 'a'} {self.result}"
 
 
 class Partial:
@@ -244,7 +240,7 @@ class Partial:
         found = self.kind.fingerprint(self.out)
         if found is None:
             raise RunError(
-                f"{self.shown} is not {self.kind.a_result}, so it cannot be resumed. Choose "
+                f"{self.shown} is not {self.kind.result}, so it cannot be resumed. Choose "
                 "another output, or move it away."
             )
         if not changes(found, self.fingerprint):
@@ -265,12 +261,12 @@ class Partial:
         """Refuse to replace what neither polyseme nor its kind of result has written."""
         if self.kind.fingerprint(self.out) is None:
             raise RunError(
-                f"{self.out} is not {self.kind.a_result}, so it is not replaced. Choose another "
+                f"{self.out} is not {self.kind.result}, so it is not replaced. Choose another "
                 "output, or move it away yourself."
             )
         if foreign := self.kind.foreign(self.out) - LITTER:
             raise RunError(
-                f"{self.out} holds {min(foreign)!r}, which is not part of {self.kind.a_result}, so "
+                f"{self.out} holds {min(foreign)!r}, which is not part of {self.kind.result}, so "
                 "it is not replaced. Move that away, or choose another output."
             )
 

@@ -87,7 +87,7 @@ def _foreign(path: Path) -> set[str]:
 
 RUN = Kind(
     work="analysis",
-    result="polyseme run",
+    result="a polyseme run",
     format=f"{FORMAT} {FORMAT_VERSION}",
     fingerprint=_fingerprint,
     foreign=_foreign,
