@@ -135,10 +135,11 @@ def broken(point):
 
 def test_two_sweeps_cannot_share_a_folder(tmp_path):
     todo = points((0,), (3,), range(2))
-    first = sweep(torch.rand(9, 5), todo, lambda _: SAE(), out=tmp_path, settings={})
+    rows = torch.rand(9, 5)
+    first = sweep(rows, todo, lambda _: SAE(), out=tmp_path, settings={})
     next(first)
     with pytest.raises(RunError, match="is in use by another process"):
-        list(sweep(torch.rand(9, 5), todo, lambda _: SAE(), out=tmp_path, settings={}))
+        list(sweep(rows, todo, lambda _: SAE(), out=tmp_path, settings={}))
 
 
 def test_at_one_l0_by_hand():

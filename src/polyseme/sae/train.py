@@ -275,6 +275,7 @@ def _finish(
         "polyseme_version": __version__,
         "sae_lens_version": installed.version("sae-lens"),
         "torch_version": torch.__version__,
+        **({} if folder is None else {"versions": folder.versions}),
         **fingerprint,
         "reconstruction_loss": "squared error, summed over coordinates, mean over the batch",
         "optimizer": "Adam",

@@ -304,14 +304,15 @@ class Partial:
         self.state.mkdir(exist_ok=True)
         self.resumed = True
         earlier = list(before.get("versions") or [])
-        if earlier[-1:] != self.versions:
-            was, now = (_named(v) for v in (*earlier[-1:], *self.versions))
+        changed = earlier[-1:] != self.versions
+        self.versions = earlier + self.versions if changed else earlier
+        if changed:
+            was, now = (_named(used[-1] if used else {}) for used in (earlier, self.versions))
             warnings.warn(
                 f"{self.path} was begun with {was} and goes on with {now}: what each of them found "
                 f"may differ. {OVERWRITE} starts again.",
                 stacklevel=5,
             )
-            self.versions = earlier + self.versions
             self._write(begun=True)
 
     def _write(self, *, begun: bool = False) -> None:
@@ -401,7 +402,7 @@ def _checked(out: Path) -> Path:
     """Where an output is to be: what a link leads to, as replacing means renaming."""
     if out.name in ("", ".."):
         raise InputError(f"The output {str(out)!r} has no name. Give a folder such as runs/new.")
-    found = Path(os.path.realpath(out)) if out.is_symlink() else out.absolute()
+    found = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
     parts = [*found.parent.parts, found.name + ENDING]
     longest = max(parts, key=lambda part: len(os.fsencode(part)))
     if (n := len(os.fsencode(longest))) > _LONGEST_NAME:
@@ -427,4 +428,4 @@ def _versions() -> dict[str, str]:
 
 
 def _named(versions: Mapping[str, str]) -> str:
-    return " and ".join(f"{name} {version}" for name, version in versions.items())
+    return " and ".join(f"{name} {used}" for name, used in versions.items()) or "unknown versions"
