@@ -102,7 +102,7 @@ def run_demo(
                 )
     else:
         model = train_classifier(train, seed=seed, progress=progress)
-        with writing(weights):
+        with writing(weights, resumable=False):
             folder.mkdir(parents=True, exist_ok=True)
             with whole(weights) as aside:
                 save_file(model.state_dict(), aside, made_from)

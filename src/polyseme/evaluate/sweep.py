@@ -122,7 +122,7 @@ def sweep(
                 **report_on(point.name, sae, activations).as_dict(),
                 **(score(sae) if score else {}),
             }
-            with writing(file):
+            with writing(file, resumable=False):
                 # A measure may be NaN, which strict JSON has no way to say.
                 replace_bytes(file, json.dumps(record, indent=1).encode())
             yield number, record
@@ -132,7 +132,7 @@ def sweep(
 def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """The folder of the records of a sweep with these settings, for this process alone."""
     file, records = folder / _SETTINGS, folder / RECORDS
-    with writing(folder):
+    with writing(folder, resumable=False):
         ours = {_LOCK, _SETTINGS + ASIDE}
         before = read_json(file)
         if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
@@ -145,7 +145,7 @@ def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
         records.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / _LOCK)
     try:
-        with writing(file):
+        with writing(file, resumable=False):
             for left in records.glob(f"*{ASIDE}"):  # of a process that was killed
                 left.unlink()
             replace_bytes(file, encode_json(settings))

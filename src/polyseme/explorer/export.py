@@ -67,8 +67,7 @@ def export(
     root = WebRoot(lambda: open_all(given))
     root.runs  # noqa: B018 - before anything is made
     with Partial(out, EXPORT, {}, overwrite=overwrite) as partial:
-        with writing(partial.result):
-            _write(root, partial.result, progress)
+        _write(root, partial.result, progress)
         partial.publish()
     return Path(out)
 
@@ -82,7 +81,9 @@ def _write(root: WebRoot, folder: Path, progress: bool) -> None:
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True
     )
     for path in shown:
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(root.file(path))
-    (folder / _MARK).write_text("Written by polyseme export; it may be replaced by --overwrite.\n")
+        file, content = folder / path, root.file(path)
+        with writing(file, resumable=False):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    with writing(folder / _MARK, resumable=False):
+        (folder / _MARK).write_text("Written by polyseme export; --overwrite may replace it.\n")

@@ -178,7 +178,7 @@ def analyse_text(
         if writer.finished:
             return open_run(out, probe=probe)
         work = _TextAnalysis(model, contexts, found, writer, settings, stages, progress)
-        return work.run(select, about, plan, side_by_side)
+        return work.run(select, about, text, plan, side_by_side)
 
 
 def _check_length(model: nn.Module, contexts: Contexts) -> None:
@@ -259,6 +259,7 @@ class _TextAnalysis:
         self,
         select: Selector,
         about: dict[str, Any],
+        text: dict[str, Any],
         plan: Callable[..., Plan],
         side_by_side: int,
     ) -> Run:
@@ -293,11 +294,7 @@ class _TextAnalysis:
                     "seconds": self.stages.rounded(),
                     "settings": self.settings,
                     "model": {**about, "name": loaded_name(self.model)},
-                    "data": {
-                        "kind": "text",
-                        "n_inputs": passes.n_inputs,
-                        **self.contexts.identity(),
-                    },
+                    "data": {"kind": "text", "n_inputs": passes.n_inputs, **text},
                 }
             )
         return open_run(path, probe=probe)

@@ -76,7 +76,7 @@ def to_disk(path: Path, mode: int | None = None) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, *, resumable: bool = True) -> Iterator[None]:
     """Turn an error of the file system into one that says what to do."""
     try:
         yield
@@ -85,9 +85,10 @@ def writing(path: Path) -> Iterator[None]:
             raise InputError(
                 f"The name {path.name[:40]}… is too long for the file system. Give a shorter one."
             ) from error
+        kept = f"; what was written before stays, and {RESUME} goes on from it."
         raise RunError(
-            f"Cannot write {error.filename or path}: {error.strerror or error}. Put that right; "
-            f"what was written before stays, and {RESUME} goes on from it."
+            f"Cannot write {error.filename or path}: {error.strerror or error}. Put that right"
+            f"{kept if resumable else ', and try again.'}"
         ) from error
 
 

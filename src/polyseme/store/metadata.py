@@ -51,5 +51,5 @@ def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
         raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
     added = {**content, **plain_json("metadata", metadata)}
     if added != content:
-        with writing(path / RUN_JSON):
+        with writing(path / RUN_JSON, resumable=False):
             replace_bytes(path / RUN_JSON, short_json(RUN_JSON, added))

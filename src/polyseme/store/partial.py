@@ -146,7 +146,7 @@ class Partial:
         self.versions: list[dict[str, str]] = [_versions()]
         self._overwrite = overwrite
         self._lock: Lock | None = None
-        with writing(self.path):
+        with writing(self.path, resumable=kind.resumable):
             if not os.path.lexists(self.path):
                 self._check_output(resume=resume)
                 if resume and self._stands():
@@ -333,15 +333,16 @@ class Partial:
             then where it was, and the new one can be resumed.
         """
         old = self.path / OLD
-        with writing(self.out):
+        with writing(self.out, resumable=self.kind.resumable):
             mode = (self.path / PARTIAL_JSON).stat().st_mode & 0o777
             for entry in [self.result, *self.result.rglob("*")]:
                 to_disk(entry, None if entry.is_dir() else mode)
             if self._stands():
                 if not self._overwrite:
+                    then = f"finish with {RESUME}" if self.kind.resumable else "try again"
                     raise RunError(
                         f"{self.out} appeared while the {self.kind.work} ran. Move it away, then "
-                        f"finish with {RESUME}."
+                        f"{then}."
                     )
                 self._refuse_to_replace()
                 shutil.rmtree(old, ignore_errors=True)

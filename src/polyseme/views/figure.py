@@ -27,7 +27,7 @@ def save_figure(figure: Any, path: str | Path) -> None:
     """Save a matplotlib figure whole, with the folders that it is in; the ending is the format."""
     file, drawn = Path(path), BytesIO()
     figure.savefig(drawn, format=file.suffix.removeprefix(".") or None)
-    with writing(file):
+    with writing(file, resumable=False):
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(file, drawn.getvalue())
 
