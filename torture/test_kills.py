@@ -6,10 +6,12 @@ again, succeeds and gives what an undisturbed process gives; and nothing else is
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,13 +108,15 @@ def export_to_replace(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, and of a run without its date."""
+    """Every file; JSON in one order, as SAELens writes it from sets, and without a run's date."""
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             content = file.read_bytes()
             if file.suffix == ".json":
-                content = re.sub(rb'"created": ?"[^"]*"', b"", content)
+                content = re.sub(rb'"created": ?"[^"]*"', b'"created": ""', content)
+                with suppress(ValueError):  # a half-written one aside
+                    content = json.dumps(json.loads(content), sort_keys=True).encode()
             found[file.relative_to(folder).as_posix()] = content
     return found
 
