@@ -29,6 +29,7 @@ from polyseme.capture import (
     logit_effects,
 )
 from polyseme.capture.attribution import cells_of
+from polyseme.capture.collect import needs_head
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.sources import Source, as_source
@@ -221,10 +222,11 @@ def analyse(
             "At least one input is needed; make an iterator anew."
         )
     few, about = first[:FEW], describe_model(model)
+    feed = Feed(model, head=panels or needs_head(model, found))
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": {**about, **behaviour(model, Feed(model), source.to_input(few))},
+        "model": {**about, **behaviour(model, feed, source.to_input(few))},
         "data": {
             **source.identity(),
             "first": digest([few]),

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from torch import nn
 
 from polyseme.capture import Collected, Feed, MLPSite, Selector, Site, TopK, find_sites
+from polyseme.capture.collect import needs_head
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.unembed import LogitLens, output_directions, unembedding
@@ -144,6 +145,7 @@ def analyse_text(
         found = find_sites(model, sites)
         about, text = describe_model(model), contexts.identity()
         by_hand = _made_by_hand(found)
+    feed = Feed(model, head=needs_head(model, found))
     settings = {
         "select": describe_selector(select),
         "threshold": threshold,
@@ -158,7 +160,7 @@ def analyse_text(
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": {**about, **behaviour(model, Feed(model), few_tokens(model, contexts.length))},
+        "model": {**about, **behaviour(model, feed, few_tokens(model, contexts.length))},
         "data": text,
         **by_hand,
     }
