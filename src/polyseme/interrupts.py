@@ -73,8 +73,8 @@ def interrupt_between_steps(patience: float = math.inf) -> Iterator[Callable[[],
             waiting.start()
 
     def pause() -> None:
-        waiting.cancel()
         if caught:
+            waiting.cancel()
             act(caught[0])
 
     with handling(hold) as before:

@@ -234,7 +234,7 @@ def test_an_iterator_that_was_used_up_is_refused(tmp_path):
         go(tmp_path / "run", data, resume=True)
     first = next(batches())
     with pytest.raises(InputError, match=r"ended 40 inputs before the place .* make the iterator"):
-        go(tmp_path / "run", iter([first]), resume=True)
+        go(tmp_path / "run", (batch for batch in [first]), resume=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,23 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyseme.explorer.root import WebRoot
-from polyseme.store.files import writing
-from polyseme.store.partial import Kind, Partial
 
 if TYPE_CHECKING:
     from polyseme.views import Run
 
 _MARK = "polyseme-export"
 """Name of the file that says that a folder is an export, and so may be replaced by another."""
-
-EXPORT = Kind(
-    work="export",
-    result="an export of polyseme",
-    format="polyseme-export 1",
-    fingerprint=lambda path: {} if (path / _MARK).is_file() else None,
-    foreign=lambda path: set(),
-    resumable=False,
-)
 
 
 def export(
@@ -62,11 +51,20 @@ def export(
         it.
     """
     from polyseme.explorer.opening import open_all
+    from polyseme.store.partial import Kind, Partial
 
     given = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
     root = WebRoot(lambda: open_all(given))
     root.runs  # noqa: B018 - before anything is made
-    with Partial(out, EXPORT, {}, overwrite=overwrite) as partial:
+    kind = Kind(
+        work="export",
+        result="an export of polyseme",
+        format="polyseme-export 1",
+        fingerprint=lambda path: {} if (path / _MARK).is_file() else None,
+        foreign=lambda path: set(),
+        resumable=False,
+    )
+    with Partial(out, kind, {}, overwrite=overwrite) as partial:
         _write(root, partial.result, progress)
         partial.publish()
     return Path(out)
@@ -75,6 +73,8 @@ def export(
 def _write(root: WebRoot, folder: Path, progress: bool) -> None:
     from rich.console import Console
     from rich.progress import track
+
+    from polyseme.store.files import writing
 
     paths = list(root.paths())
     shown = track(
