@@ -142,13 +142,15 @@ def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
                 f"{folder} holds another sweep: {told}. Choose another output folder, or give the "
                 "same settings, model and data to go on."
             )
-        records.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / _LOCK)
     try:
         with writing(file, resumable=False):
+            # First: it is what makes the rest recognisable.
+            replace_bytes(file, encode_json(settings))
+            records.mkdir(exist_ok=True)
             for left in records.glob(f"*{ASIDE}"):  # of a process that was killed
                 left.unlink()
-            replace_bytes(file, encode_json(settings))
         yield records
     finally:
         (folder / _LOCK).unlink(missing_ok=True)
