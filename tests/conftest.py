@@ -29,6 +29,12 @@ def _threads() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test's files need survive a power failure."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+@pytest.fixture(autouse=True)
 def _seeds(_threads: None) -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (libraries draw from the global state)

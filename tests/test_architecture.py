@@ -25,12 +25,13 @@ Sources = dict[str, str]
 
 # What each layer may import, besides itself. Nothing imports the root package, which
 # would go around this table; its `__version__` is the exception.
-LIBRARY = {"errors", "core", "capture", "sae", "data", "store", "views"}
+LIBRARY = {"errors", "interrupts", "core", "capture", "sae", "data", "store", "views"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "interrupts": set(),
     "core": {"errors"},
     "capture": {"errors", "core"},
-    "sae": {"errors", "core"},
+    "sae": {"errors", "interrupts", "core", "store"},
     "store": {"errors"},
     "data": {"errors"},
     "views": {"errors", "core", "store"},

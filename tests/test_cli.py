@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -471,8 +472,10 @@ class Slow(nn.Module):
 
     def forward(self, x):
         self.batches += len(x) == 10
-        if self.batches == 2 and "INTERRUPT" in os.environ:
-            os.kill(os.getpid(), signal.SIGINT)
+        if self.batches == 2 and len(x) == 10:
+            # One after the other, as each is handled at the next step of Python.
+            for name in os.environ.get("SIGNALS", "").split():
+                os.kill(os.getpid(), getattr(signal, name))
         return torch.relu(self.layer(x))
 """
 
@@ -488,13 +491,14 @@ def command(place, *arguments, **environment):
     )
 
 
-def test_a_real_interrupt_and_then_resume(place, capsys):
+@pytest.mark.parametrize(("signals", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_real_interrupt_and_then_resume(place, capsys, signals, status):
     Path("slow.py").write_text(SLOW)
     arguments = analyse(
         "--batch-size", "10", "--no-panels", model="slow.py:Slow", sites="layer", out="run"
     )
-    done = command(place, *arguments, INTERRUPT="1")
-    assert done.returncode == 130
+    done = command(place, *arguments, SIGNALS=signals)
+    assert done.returncode == status
     assert done.stderr == (
         "polyseme: interrupted; nothing is lost: the same command with --resume goes on.\n"
     )
@@ -508,6 +512,34 @@ def test_a_real_interrupt_and_then_resume(place, capsys):
     assert said(capsys, *arguments)[0] == 0
     for name in ("neurons.parquet", "examples.parquet", "sites/0.safetensors"):
         assert (place / "run" / name).read_bytes() == (place / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("signals", "status"), [("SIGINT SIGINT", 130), ("SIGINT SIGTERM", 143)])
+def test_several_interrupts_show_no_traceback(place, signals, status):
+    Path("slow.py").write_text(SLOW)
+    arguments = analyse("--batch-size", "10", model="slow.py:Slow", sites="layer")
+    done = command(place, *arguments, SIGNALS=signals)
+    assert done.returncode == status
+    assert done.stderr.startswith("polyseme: interrupted; nothing is lost")
+    assert done.stderr.count("\n") == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_the_one_before_is_acted_on(name):
+    code = f"""
+import os, signal
+from polyseme.cli.commands import _interrupted_once
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with _interrupted_once():
+    try:
+        os.kill(os.getpid(), signal.{name})
+    finally:
+        os.kill(os.getpid(), signal.{name})
+        print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.Signals[name], "", "")
 
 
 def test_the_installed_command(place):

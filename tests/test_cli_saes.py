@@ -144,4 +144,4 @@ def test_sweep(place, capsys):
     assert "No L1 coefficients of the sweep lie around an L0 of 1000.0" in err
     status, _, err = said(capsys, *arguments, "--epochs", "5")
     assert status == 1
-    assert "epochs was 4.0, is 5.0" in err
+    assert "epochs was 4.0 and is now 5.0" in err

@@ -182,6 +182,28 @@ def test_identity_tells_data_apart(tmp_path: Path) -> None:
     assert read_text(Starting()).identity() == {"name": "Starting"}
 
 
+def test_many_files_have_one_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyseme.data.text._LISTED", 2)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 3)
+    identity = read_text(tmp_path).identity()
+    listed = [
+        {"name": f"{name}.txt", "bytes": 3, "sha256": sha256(name.encode() * 3).hexdigest()}
+        for name in "abc"
+    ]
+    assert identity == {
+        "name": tmp_path.name,
+        "n_files": 3,
+        "bytes": 9,
+        "sha256": sha256(json.dumps(listed).encode()).hexdigest(),
+        "encoding": "utf-8",
+    }
+    (tmp_path / "b.txt").write_text("bbd")
+    assert read_text(tmp_path).identity() != identity
+    (tmp_path / "b.txt").unlink()
+    assert len(read_text(tmp_path).identity()["files"]) == 2
+
+
 # Parts.
 
 

@@ -95,12 +95,14 @@ def test_it_goes_on_where_it_stopped(tmp_path):
 
 def test_other_settings_and_other_files(tmp_path):
     list(sweep(torch.zeros(0, 5), [], SAE, out=tmp_path / "s", settings=SETTINGS))
-    with pytest.raises(RunError, match=r"other settings: epochs was 3, is 4\. Choose another"):
+    with pytest.raises(RunError, match=r"another sweep: epochs was 3 and is now 4\. Choose"):
         list(
             sweep(
                 torch.zeros(0, 5), [], SAE, out=tmp_path / "s", settings={**SETTINGS, "epochs": 4}
             )
         )
+    with pytest.raises(RunError, match=r"another sweep: activations was .* and is now"):
+        list(sweep(torch.zeros(1, 5), [], SAE, out=tmp_path / "s", settings=SETTINGS))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
     with pytest.raises(RunError, match="holds other files; choose a folder that is new or empty"):
@@ -109,6 +111,35 @@ def test_other_settings_and_other_files(tmp_path):
         RunError, match=r"holds no records of a sweep; make one with: polyseme sweep"
     ):
         read_sweep(tmp_path / "mine")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """Even where it was killed while it wrote the very first file."""
+    (tmp_path / "records").mkdir()
+    for left in ("lock", "sweep.json.new"):
+        (tmp_path / left).write_text("{")
+    with pytest.raises(RunError, match="holds other files"):
+        list(sweep(torch.zeros(0, 5), [], SAE, out=tmp_path, settings=SETTINGS))
+    (tmp_path / "records").rmdir()
+    work = sweep(torch.zeros(0, 5), points((0,), (3,), range(2)), broken, out=tmp_path, settings={})
+    with pytest.raises(ZeroDivisionError):
+        next(work)
+    (tmp_path / "records" / "half.json.new").write_text("{")
+    list(sweep(torch.zeros(0, 5), [], SAE, out=tmp_path, settings={}))
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["records", "sweep.json"]
+
+
+def broken(point):
+    raise ZeroDivisionError
+
+
+def test_two_sweeps_cannot_share_a_folder(tmp_path):
+    todo = points((0,), (3,), range(2))
+    rows = torch.rand(9, 5)
+    first = sweep(rows, todo, lambda _: SAE(), out=tmp_path, settings={})
+    next(first)
+    with pytest.raises(RunError, match="is in use by another process"):
+        list(sweep(rows, todo, lambda _: SAE(), out=tmp_path, settings={}))
 
 
 def test_at_one_l0_by_hand():

@@ -9,7 +9,7 @@ import pytest
 
 import polyseme as ps
 from polyseme import cli
-from polyseme.errors import InputError, RunError
+from polyseme.errors import RunError
 from polyseme.explorer.export import _MARK
 from polyseme.explorer.root import STATIC, WebRoot
 
@@ -63,7 +63,7 @@ def test_only_an_export_is_replaced(text_run, tmp_path):
     out.mkdir()
     ps.export(text_run, out, progress=False)  # an empty folder is as good as none
     (out / "more").write_text("x")
-    with pytest.raises(InputError, match=r"is an earlier export. Replace it with overwrite=True"):
+    with pytest.raises(RunError, match=r"exists already. Replace it by overwrite=True"):
         ps.export(text_run, out, progress=False)
     assert (out / "more").exists()
     ps.export(text_run, out, progress=False, overwrite=True)
@@ -78,7 +78,8 @@ def test_what_is_no_export_stays(text_run, tmp_path, overwrite):
     (photos / "cat.png").write_text("a cat")
     file.write_text("text")
     for out in (photos, file, text_run.path):
-        with pytest.raises(InputError, match="exists and is no export of polyseme"):
+        match = "is not an export of polyseme, so it is not" if overwrite else "exists already"
+        with pytest.raises(RunError, match=match):
             ps.export(text_run, out, progress=False, overwrite=overwrite)
     assert (photos / "cat.png").read_text() == "a cat"
     text_run.folder.verify()

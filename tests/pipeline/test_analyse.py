@@ -141,7 +141,7 @@ def test_globs_lists_and_sites_agree_and_share_one_pass(tmp_path):
     )
     handle.remove()
     assert run.sites == ["first", "last"]
-    assert len(seen) == 1 + 3, "one look at the activations, then a batch at a time"
+    assert len(seen) == 2 + 3, "its fingerprint, its activations, then a batch at a time"
     found = [site for site in ps.list_sites(model) if site.name == "second"]
     other = run_of(model, FLAT, tmp_path, sites=found, panels=False, out=tmp_path / "b")
     assert other.sites == ["second"]
@@ -411,7 +411,7 @@ def test_a_function_in_place_of_a_model(tmp_path):
 
 def test_empty_data(tmp_path):
     model = small.make(small.MLP)
-    with pytest.raises(InputError, match="The data generator is empty; at least one"):
+    with pytest.raises(InputError, match="The data generator gives nothing: it is empty, or"):
         run_of(model, (x for x in ()), tmp_path, sites="first")
     with pytest.raises(InputError, match="holds nothing; at least one image"):
         run_of(model, FLAT[:0], tmp_path, sites="first")

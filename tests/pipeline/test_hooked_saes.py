@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import tempfile
 import warnings
 
 import numpy as np
@@ -296,10 +298,12 @@ def test_vectors_of_tokens_that_count(model, tokenizer, contexts, tmp_path):
         wanted.append(h[torch.from_numpy(batch.counted[0][batch.attention[0]])])
     expected = torch.cat(wanted)
     assert len(expected) < sum(int(batch.attention.sum()) for batch in contexts.batches(1))
-    for options in ({}, {"file": tmp_path / "vectors", "batch_size": 3}):
-        found = token_vectors(model, contexts, name, progress=False, **options)
-        torch.testing.assert_close(found, expected)
-    assert (tmp_path / "vectors").stat().st_size == expected.numel() * 4
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        for options in ({}, {"file": file, "batch_size": 3}):
+            found = token_vectors(model, contexts, name, progress=False, **options)
+            torch.testing.assert_close(found, expected)
+        assert os.fstat(file.fileno()).st_size == expected.numel() * 4
+    assert not list(tmp_path.iterdir())
     point = find_hook_point(model, name)
     parts = list(vectors_at(model, point, contexts.batches(2)))
     assert torch.equal(torch.cat(parts), token_vectors(model, contexts, point, progress=False))

@@ -82,7 +82,7 @@ def test_batches_that_were_read_are_not_computed_again(tmp_path):
     rows = []
     model.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     go(tmp_path / "run", batches(), model, panels=False, resume=True)
-    assert rows == [2, 20, 10], "a look at the activations, and the last two batches"
+    assert rows == [4, 2, 20, 10], "two looks at the model, and the last two batches"
 
 
 @pytest.mark.parametrize("stage", ["activation_maps", "cluster_site", "logit_effects"])
@@ -135,6 +135,76 @@ def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path, whole):
     assert small.contents(go(tmp_path / "run", batches(), resume=True).path) == whole
 
 
+class Shifted(small.WithSAE):
+    def forward(self, x):
+        return super().forward(x + 0.001)
+
+
+def gelu(model):
+    model.sae.encoder.register_forward_hook(lambda *given: nn.functional.gelu(given[-1]))
+
+
+def other_function(model):
+    model.hidden.forward = lambda x: nn.Linear.forward(model.hidden, x).clamp(max=1)
+
+
+def other_module(model):
+    model.act = nn.GELU()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "match"),
+    [
+        (
+            small.WithSAE,
+            lambda m: setattr(m, "__class__", Shifted),
+            r"class was \"WithSAE\" and",
+        ),
+        (
+            small.WithSAE,
+            gelu,
+            r"model\.outputs differ by up to \S+ of the largest\. Go on",
+        ),
+        (
+            small.WithSAE,
+            other_function,
+            r"modules\.hidden was .* is now .*Linear\(.*forward=",
+        ),
+        (small.MLP, other_module, r"model\.modules\.act was .*ReLU\(\)\" and is now .*GELU\(app"),
+    ],
+)
+def test_another_model_of_the_same_weights_is_refused(tmp_path, kind, change, match):
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", batches(2), small.make(kind))
+    other = small.make(kind)
+    change(other)
+    with pytest.raises(RunError, match=match):
+        go(tmp_path / "run", batches(), other, resume=True)
+    run = go(tmp_path / "run", batches(), small.make(kind), resume=True)
+    with pytest.raises(RunError, match=match.split(r"\. Go on")[0]):
+        go(run.path, batches(), other, resume=True)
+
+
+def test_last_digits_are_the_machines_own(tmp_path):
+    """Sums in another order, as by another number of threads."""
+
+    def sums(model):
+        model.last.register_forward_hook(lambda *given: given[-1] * (1 + 3e-7))
+        return model
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", batches(2))
+    go(tmp_path / "run", batches(), sums(small.make(small.WithSAE)), resume=True)
+
+
+def test_data_that_begins_otherwise_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", batches(2))
+    shuffled = ((inputs[::-1].copy(), labels[::-1].copy()) for inputs, labels in batches())
+    with pytest.raises(RunError, match=r"data\.first was .* and is now"):
+        go(tmp_path / "run", shuffled, resume=True)
+
+
 def test_overwrite_starts_an_unfinished_one_again(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", batches(2))
@@ -160,8 +230,11 @@ def test_an_iterator_that_was_used_up_is_refused(tmp_path):
     data = batches()
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", (next(data) if i < 3 else interrupt() for i in range(9)))
-    with pytest.raises(InputError, match=r"ended 30 inputs before the place .* make the iterator"):
+    with pytest.raises(RunError, match=r"data\.first was .* the same settings, model and data"):
         go(tmp_path / "run", data, resume=True)
+    first = next(batches())
+    with pytest.raises(InputError, match=r"ended 40 inputs before the place .* make the iterator"):
+        go(tmp_path / "run", (batch for batch in [first]), resume=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -174,7 +247,7 @@ def test_an_empty_iterator_after_the_pass_is_refused(tmp_path, monkeypatch):
         patch.setattr(analysis, "cluster_site", lambda *_: interrupt())
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run", batches())
-    with pytest.raises(InputError, match="generator gives nothing any more"):
+    with pytest.raises(InputError, match="generator gives nothing: it is empty, or an iterator"):
         go(tmp_path / "run", iter(x for x in ()), resume=True)
 
 
@@ -227,7 +300,7 @@ def test_a_real_interrupt(tmp_path, whole):
     model = small.make(small.WithSAE)
     model.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     run = go(tmp_path / "run", batches(), model, resume=True)
-    assert rows[:3] == [2, 20, 10], "the batch that it came in was taken in"
+    assert rows[:4] == [4, 2, 20, 10], "the batch that it came in was taken in"
     assert small.contents(run.path) == whole
 
 
@@ -237,9 +310,7 @@ def test_a_kill_leaves_no_half_run(tmp_path, whole):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(RunError, match="unfinished analysis"):
-        go(tmp_path / "run", batches())
-    assert small.contents(go(tmp_path / "run", batches(), resume=True).path) == whole
+    assert small.contents(go(tmp_path / "run", batches()).path) == whole, "nothing was saved"
 
 
 def test_two_interrupts_act_at_once(tmp_path):

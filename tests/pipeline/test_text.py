@@ -43,6 +43,45 @@ def tokenizer():
     )
 
 
+def _rotary(model):
+    model.model.rotary_emb.inv_freq *= 2
+
+
+def _act_fn(model):
+    model.model.layers[1].mlp.act_fn = transformers.activations.ACT2FN["gelu"]
+
+
+def _eps(model):
+    model.config.rms_norm_eps = 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (_rotary, r"model\.outputs differ by up to \S+ of the largest"),
+        (_act_fn, r"modules\.model\.layers\.1\.mlp\.act_fn was .*SiLU.* and is now .*GELU"),
+        (_eps, r"model\.config\.rms_norm_eps was 1e-06 and is now 0\.5"),
+    ],
+)
+def test_a_model_that_computes_something_else_is_not_gone_on_with(
+    tmp_path, tokenizer, monkeypatch, change, match
+):
+    model, sites = make("llama", len(tokenizer))
+    contexts = Contexts(read_text(TEXT), tokenizer, length=8)
+    options = {"sites": sites, "out": tmp_path / "run", "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "cluster_site", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            analyse_text(model, contexts, **options)
+    change(model)
+    with pytest.raises(RunError, match=match):
+        analyse_text(model, contexts, **options, resume=True)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def make(family, vocabulary):
     torch.manual_seed(0)
     if family == "gpt2":

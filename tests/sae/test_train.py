@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,14 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from polyseme.errors import InputError, MissingDependencyError, RunError
-from polyseme.sae import TrainingRecord, checkpoint, load_sae, read_training, train_sae
+from polyseme.interrupts import Terminated
+from polyseme.sae import TrainingRecord, load_sae, read_training, train_sae
 from polyseme.sae.batches import RowBatches, StreamBatches
 from polyseme.sae.checkpoint import TrainingFolder
 from polyseme.sae.load import import_sae_lens
 from polyseme.sae.trainer import ARCHITECTURES, Trainer
+from polyseme.store import files
+from polyseme.store.partial import Partial
 
 if importlib.util.find_spec("sae_lens") is None:
     print("sae-lens is not installed here, so no SAE is trained")
@@ -281,8 +286,8 @@ class Cut(Exception):
 def batches_of_rows(cut: int | None = None, error: Any = Cut) -> Iterator[Tensor]:
     for number, rows in enumerate(activations().split([50] * 20)):
         if number == cut:
-            if error is signal.SIGINT:
-                signal.raise_signal(signal.SIGINT)
+            if isinstance(error, signal.Signals):
+                signal.raise_signal(error)
             else:
                 raise error
         yield rows
@@ -317,23 +322,60 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
         train(**settings, out=tmp_path / "cut")
     assert "checkpoint of step 5 is kept; resume=True" in caught.value.__notes__[0]
     assert not (tmp_path / "cut").exists()
-    assert (tmp_path / "cut.partial" / "checkpoint-5").is_dir()
+    assert (tmp_path / "cut.partial" / "state" / "checkpoint-5").is_dir()
     monkeypatch.undo()
     train(**settings, out=tmp_path / "cut", resume=True)
     same_folder(tmp_path / "whole", tmp_path / "cut")
     assert not (tmp_path / "cut.partial").exists()
 
 
-@pytest.mark.parametrize("error", [Cut, KeyboardInterrupt, signal.SIGINT])
+@pytest.mark.parametrize("error", [Cut, KeyboardInterrupt, signal.SIGINT, signal.SIGTERM])
 def test_a_resumed_training_on_an_iterator(error: Any, tmp_path: Path) -> None:
     train(batches_of_rows(), **LONG, out=tmp_path / "whole")
-    with pytest.raises(Cut if error is Cut else KeyboardInterrupt):
+    raised = {Cut: Cut, signal.SIGTERM: Terminated}.get(error, KeyboardInterrupt)
+    with pytest.raises(raised):
         train(batches_of_rows(cut=11, error=error), **LONG, out=tmp_path / "cut")
     # Eight whole batches of 64 are in 11 of 50 rows; at a signal, the step at hand is finished.
-    kept = "checkpoint-9" if error is signal.SIGINT else "checkpoint-8"
-    assert os.listdir(tmp_path / "cut.partial" / kept)
+    kept = "checkpoint-9" if isinstance(error, signal.Signals) else "checkpoint-8"
+    assert os.listdir(tmp_path / "cut.partial" / "state" / kept)
     train(batches_of_rows(), **LONG, out=tmp_path / "cut", resume=True)
     same_folder(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_step_that_takes_long_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, waited = Trainer.step, []
+
+    def slow(self: Trainer, batch: Tensor) -> None:
+        if self.done == 6:
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(200):
+                time.sleep(0.05)
+            waited.append(True)
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    monkeypatch.setattr("polyseme.sae.train.PATIENCE", 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        train(**LONG, out=tmp_path / "sae")
+    assert not waited
+    assert os.listdir(tmp_path / "sae.partial" / "state") == ["checkpoint-5"]
+
+
+def test_slow_steps_are_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyseme.sae.train.CHECKPOINT_SECONDS", 0.0)
+    step = Trainer.step
+
+    def killed(self: Trainer, batch: Tensor) -> None:
+        if self.done == 3:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(**LONG, out=tmp_path / "sae")
+    assert os.listdir(tmp_path / "sae.partial" / "state") == ["checkpoint-3"]
 
 
 def test_other_activations_cannot_be_gone_on_with(tmp_path: Path) -> None:
@@ -341,7 +383,7 @@ def test_other_activations_cannot_be_gone_on_with(tmp_path: Path) -> None:
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
     with pytest.raises(InputError, match="activations of step 8 are not those that the unfinished"):
         train((rows + 1 for rows in batches_of_rows()), **LONG, out=tmp_path / "sae", resume=True)
-    assert (tmp_path / "sae.partial" / "checkpoint-8").is_dir()
+    assert (tmp_path / "sae.partial" / "state" / "checkpoint-8").is_dir()
 
 
 def test_other_settings_cannot_be_gone_on_with(tmp_path: Path) -> None:
@@ -349,7 +391,7 @@ def test_other_settings_cannot_be_gone_on_with(tmp_path: Path) -> None:
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
     told = (
         r"settings\.ne_coefficient was 5\.0 and is now 7\.0; settings\.lr was 0\.001 and is now "
-        r"0\.01\. Give the same settings, or .* overwrite=True"
+        r"0\.01\. Go on with the same .*, or .* overwrite=True"
     )
     other = LONG | {"ne_coefficient": 7.0, "lr": 0.01}
     with pytest.raises(RunError, match=told):
@@ -367,7 +409,7 @@ def test_resuming_what_is_finished_or_not_begun(tmp_path: Path) -> None:
     assert torch.equal(first.W_enc, again.W_enc)
     assert again.training_record.history == first.training_record.history
     assert (tmp_path / "sae" / "cfg.json").stat().st_mtime_ns == changed
-    with pytest.raises(RunError, match=r"not the SAE of this training.*steps was 5 and is now 6"):
+    with pytest.raises(RunError, match=r"result of another training.*steps was 5 and is now 6"):
         train(steps=6, out=tmp_path / "sae", resume=True)
     assert os.listdir(tmp_path) == ["sae"]
 
@@ -375,7 +417,7 @@ def test_resuming_what_is_finished_or_not_begun(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
-    state = tmp_path / "sae.partial" / "checkpoint-8" / "state.safetensors"
+    state = tmp_path / "sae.partial" / "state" / "checkpoint-8" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-9])
     with pytest.raises(RunError, match=r"checkpoint-8 is damaged\. Start again by overwrite=True"):
         train(batches_of_rows(), **LONG, out=tmp_path / "sae", resume=True)
@@ -442,7 +484,7 @@ def test_an_sae_of_saelens_is_replaced(tmp_path: Path) -> None:
     assert read_training(tmp_path / "sae").details["settings"]["steps"] == 5
 
 
-@pytest.mark.skipif(checkpoint.fcntl is None, reason="there are no locks on this system")
+@pytest.mark.skipif(files.fcntl is None, reason="there are no locks on this system")
 def test_two_trainings_cannot_share_a_folder(tmp_path: Path) -> None:
     with (
         TrainingFolder(tmp_path / "sae", {}),
@@ -458,11 +500,11 @@ def test_a_failed_rename_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     rename = os.rename
 
     def failing(source: Any, target: Any) -> None:
-        if Path(source).name == "sae" and Path(source).parent.name == "sae.partial":
+        if Path(source).name == "result":
             raise OSError(28, "No space left on device")
         rename(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "rename", failing)
+    monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(RunError, match=r"No space left on device\. Put that right"):
         train(**LONG, out=out, overwrite=True)
     monkeypatch.undo()
@@ -483,13 +525,23 @@ def test_a_replacement_that_was_killed_between_its_renames(tmp_path: Path) -> No
     assert torch.equal(load_sae(out).W_enc, old.W_enc)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_process_that_was_killed_when_all_was_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
-    monkeypatch.setattr(TrainingFolder, "_discard", lambda self: None)
-    sae = train(steps=5, out=tmp_path / "sae")
+    if overwrite:
+        train(steps=5, seed=1, out=tmp_path / "sae")
+    publish = Partial.publish
+
+    def killed(self: Partial) -> None:
+        monkeypatch.setattr(Partial, "_forget", lambda self: None)
+        publish(self)
+
+    monkeypatch.setattr(Partial, "publish", killed)
+    sae = train(steps=5, out=tmp_path / "sae", overwrite=overwrite)
     monkeypatch.undo()
     assert sorted(os.listdir(tmp_path)) == ["sae", "sae.partial"]
+    assert (tmp_path / "sae.partial" / "old").exists() == overwrite
     again = train(steps=5, out=tmp_path / "sae", resume=True)
     assert torch.equal(sae.W_enc, again.W_enc)
     assert os.listdir(tmp_path) == ["sae"]
@@ -503,14 +555,14 @@ def test_an_interrupt_in_the_last_step_is_not_lost(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(rows(), steps=5, out=tmp_path / "sae")
-    assert (tmp_path / "sae.partial" / "checkpoint-5").is_dir()
+    assert (tmp_path / "sae.partial" / "state" / "checkpoint-5").is_dir()
     assert not (tmp_path / "sae").exists()
 
 
 def test_checkpoints_are_not_pickles(tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
-    (folder,) = (tmp_path / "sae.partial").glob("checkpoint-*")
+    (folder,) = (tmp_path / "sae.partial" / "state").glob("*")
     assert sorted(os.listdir(folder)) == ["state.json", "state.safetensors"]
     json.loads((folder / "state.json").read_text())
 
@@ -526,7 +578,7 @@ def test_activations_that_are_not_finite_stop_the_training(value: float, tmp_pat
     with pytest.raises(InputError, match=told) as caught:
         train(rows.split(100), **LONG, out=tmp_path / "sae")
     assert "checkpoint of step 9 is kept" in caught.value.__notes__[0]
-    assert (tmp_path / "sae.partial" / "checkpoint-9").is_dir()
+    assert (tmp_path / "sae.partial" / "state" / "checkpoint-9").is_dir()
     with pytest.raises(InputError, match=r"at step \d+ \(row 600 of the array, column 3\)"):
         train(rows)
 
@@ -534,8 +586,8 @@ def test_activations_that_are_not_finite_stop_the_training(value: float, tmp_pat
 def test_a_training_that_diverges(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"became (nan|inf) at step \d+: the training diverged"):
         train(lr=1e30, steps=20, checkpoint_every=1, out=tmp_path / "sae")
-    for folder in (tmp_path / "sae.partial").glob("checkpoint-*"):
-        weights = checkpoint.load_file(folder / "state.safetensors")
+    for folder in (tmp_path / "sae.partial" / "state").glob("*"):
+        weights = load_file(folder / "state.safetensors")
         assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 

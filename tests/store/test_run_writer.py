@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from polyseme.errors import InputError, RunError
 from polyseme.store import RunFolder, RunWriter, add_metadata
 from polyseme.store import writer as writer_module
 from polyseme.store.format import TABLES
+from polyseme.store.writer import RUN
 
 
 def start(out: Path, fingerprint=FINGERPRINT, **flags: bool) -> RunWriter:
@@ -282,6 +284,52 @@ def test_an_output_needs_a_name(out):
         start(out)
 
 
+@pytest.mark.parametrize("out", ["x" * 250, f"{'é' * 128}/run"])
+def test_a_name_that_is_too_long_is_explained(tmp_path, out):
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=r"name [xé]+… is too long: .* takes 255"):
+            start(tmp_path / out, **flags)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / ("x" * 247))
+
+
+def test_a_place_that_nothing_can_be_moved_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
+    with pytest.raises(InputError, match=r"is where a file system begins.*such as .*run/new"):
+        start(tmp_path / "run")
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    for number, flags in enumerate([{}, {"overwrite": True}, {"resume": True}]):
+        out = tmp_path / str(number)
+        out.mkdir()
+        RunFolder(write(out, **flags)).verify()
+    assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
+
+
+def test_files_are_for_whom_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        out = write(tmp_path / "run")
+    finally:
+        os.umask(before)
+    modes = {file.stat().st_mode & 0o777 for file in out.rglob("*") if file.is_file()}
+    assert modes == {0o640}
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    rename = os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "rename", lambda *paths: (done.append("rename"), rename(*paths)))
+    out = write(tmp_path / "run")
+    at = done.index("rename")
+    result = tmp_path / "run.partial" / "result"
+    wanted = {str(result / file.relative_to(out)) for file in out.rglob("*")} | {str(result)}
+    assert wanted <= set(done[:at])
+    assert str(tmp_path) in done[at:]
+
+
 # ----------------------------------------------------------------------------- what is there
 
 
@@ -353,7 +401,7 @@ def test_overwrite_discards_an_unfinished_analysis(tmp_path):
     with start(tmp_path / "run", overwrite=True) as writer:
         assert not writer.resumed
         assert writer.load_state("pass-1") is None
-        assert not list((tmp_path / "run.partial" / "run" / "sites").iterdir())
+        assert not list((tmp_path / "run.partial" / "result").iterdir())
 
 
 def test_overwrite_refuses_what_is_not_a_run(tmp_path):
@@ -375,7 +423,7 @@ def test_overwrite_refuses_what_is_not_a_run(tmp_path):
 def test_overwrite_refuses_a_run_that_holds_a_users_file(tmp_path, name):
     out = write(tmp_path / "run")
     (out / name).write_text("mine")
-    with pytest.raises(RunError, match=rf"holds '{name}', which is not part of a run"):
+    with pytest.raises(RunError, match=rf"holds '{name}', which is not part of a polyseme run"):
         start(out, overwrite=True)
     assert (out / name).read_text() == "mine"
 
@@ -401,7 +449,7 @@ def test_a_partial_that_is_not_ours_is_never_discarded(tmp_path):
     partial.mkdir()
     (partial / "notes.txt").write_text("mine")
     for flags in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(RunError, match=r"run.partial is in the way.*not from polyseme"):
+        with pytest.raises(RunError, match=r"run.partial is in the way.*not from this ver"):
             start(tmp_path / "run", **flags)
     assert snapshot(partial) == {"notes.txt": b"mine"}
     shutil.rmtree(partial)
@@ -433,7 +481,7 @@ def test_a_failed_rename_puts_the_old_run_back(tmp_path, monkeypatch, error):
     rename = os.rename
 
     def failing(source, target):
-        if Path(source).name == "run" and Path(target) == out and Path(source) != out:
+        if Path(source).name == "result" and Path(target) == out:
             raise error
         rename(source, target)
 
@@ -472,9 +520,10 @@ def test_a_run_that_appears_meanwhile_is_not_replaced(tmp_path):
     with start(out) as writer:
         fill(writer, made)
         out.mkdir()
+        (out / "notes.txt").touch()
         with pytest.raises(RunError, match="appeared while the analysis ran"):
             writer.finish(made.metadata)
-    out.rmdir()
+    shutil.rmtree(out)
     with start(out, resume=True) as writer:
         writer.finish(made.metadata)
     RunFolder(out).verify()
@@ -525,7 +574,7 @@ def test_resume_removes_the_leftovers_of_the_finished_run_only(tmp_path):
     with start(out, other, resume=True) as writer:
         assert writer.resumed
     interrupted(out, overwrite=True)
-    shutil.rmtree(tmp_path / "run.partial" / "run")  # killed right after it was renamed
+    shutil.rmtree(tmp_path / "run.partial" / "result")  # killed right after it was renamed
     assert start(out, resume=True).finished
     assert os.listdir(tmp_path) == ["run"]
 
@@ -538,7 +587,7 @@ def test_resume_names_the_settings_that_differ(tmp_path):
     message = str(caught.value)
     assert (
         "not this one: settings.threshold was 0.2 and is now 0.05; "
-        'data was "d" and is now not set; seed was not set and is now 3. Give' in message
+        'data was "d" and is now not set; seed was not set and is now 3. Go on' in message
     )
     assert "select" not in message
 
@@ -555,6 +604,7 @@ def test_resume_of_another_finished_run_is_refused(tmp_path):
 
 def test_resume_of_something_else_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
     with pytest.raises(RunError, match="is not a polyseme run, so it cannot be resumed"):
         start(tmp_path / "run", resume=True)
 
@@ -597,6 +647,78 @@ def test_a_fingerprint_must_be_json_and_is_compared_as_json(tmp_path):
     interrupted(tmp_path / "run", {"shape": (1, 2)})
     with start(tmp_path / "run", {"shape": [1, 2]}, resume=True) as writer:
         assert writer.resumed
+
+
+def test_measured_outputs_may_differ_in_their_last_digits(tmp_path):
+    def model(*outputs):
+        return {"model": {"outputs": [100.0, *outputs]}}
+
+    interrupted(tmp_path / "run", model(1.0))
+    with start(tmp_path / "run", model(1.001), resume=True) as writer:
+        assert writer.resumed
+    told = r"model\.outputs differ by up to 0\.001 of the largest"
+    with pytest.raises(RunError, match=told):
+        start(tmp_path / "run", model(1.1), resume=True)
+    with pytest.raises(RunError, match=r"outputs was \[100\.0, 1\.0\] and is now \[100\.0\]"):
+        start(tmp_path / "run", model(), resume=True)
+
+
+def test_another_format_is_refused_and_another_version_told(tmp_path, monkeypatch):
+    out, made = tmp_path / "run", contents()
+    interrupted(out)
+    monkeypatch.setattr("polyseme.store.writer.RUN", replace(RUN, format="polyseme-run 9"))
+    told = r'format was "polyseme-run 3" and is now "polyseme-run 9"'
+    with pytest.raises(RunError, match=told):
+        start(out, resume=True)
+    monkeypatch.undo()
+    now = {"polyseme": "99.0", "torch": "99.1"}
+    monkeypatch.setattr("polyseme.store.partial._versions", lambda: now)
+    with (
+        pytest.warns(UserWarning, match=r"goes on with polyseme 99\.0 and torch 99\.1: what each"),
+        start(out, resume=True) as writer,
+    ):
+        pass
+    with start(out, resume=True) as writer:  # told once
+        fill(writer, made)
+        writer.finish(made.metadata)
+    first, last = RunFolder(out).metadata["versions"]
+    assert last == now
+    assert first["torch"] != "99.1"
+
+
+def test_a_fingerprint_that_no_run_has_room_for_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyseme.store.partial.LONGEST_RUN_JSON", 3000)
+    with pytest.raises(InputError, match=r"takes [\d,]+ bytes of JSON, most of them for 'data';"):
+        start(tmp_path / "run", {"data": ["x" * 1000], "model": "m"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_too_long_is_never_published(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyseme.store.files.LONGEST_RUN_JSON", 10_000)
+    monkeypatch.setattr("polyseme.store.files.short_json.__defaults__", (10_000,))
+    made = contents()
+    with start(tmp_path / "run") as writer:
+        fill(writer, made)
+        with pytest.raises(InputError, match=r"run.json takes [\d,]+ bytes of JSON, .* for 'more'"):
+            writer.finish({**made.metadata, "more": "x" * 9_000})
+        writer.finish(made.metadata)
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"run.json takes"):
+        add_metadata(tmp_path / "run", {"more": "x" * 9_000})
+    assert snapshot(tmp_path) == before
+
+
+def test_a_replaced_run_does_not_come_back(tmp_path):
+    """It was killed right after the new one had its name, which was then moved away."""
+    out, other = write(tmp_path / "run"), FINGERPRINT | {"model": "n"}
+    interrupted(out, other, overwrite=True)
+    partial = tmp_path / "run.partial"
+    os.rename(out, partial / "old")
+    os.rename(partial / "result", tmp_path / "elsewhere")
+    with start(out, other, resume=True) as writer:
+        assert not writer.resumed
+        assert not out.exists()
+        assert not (partial / "old").exists()
 
 
 # -------------------------------------------------------------------------------- the state
@@ -729,7 +851,7 @@ def test_of_many_writers_at_once_one_gets_in(tmp_path):
 
 
 def test_without_fcntl_a_run_is_written_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyseme.store.partial.fcntl", None)
+    monkeypatch.setattr("polyseme.store.files.fcntl", None)
     RunFolder(write(tmp_path / "run")).verify()
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from polyseme import __version__
@@ -33,11 +37,21 @@ from polyseme.cli.texts import (
     load_any_model,
 )
 from polyseme.errors import InputError, PolysemeError
+from polyseme.interrupts import INTERRUPTS, Terminated, handling, interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for a refusal, 130 for an interrupt."""
+    """Run a command; returns the exit status: 0, or 1 for a refusal.
+
+    An interrupt (SIGINT) has 130, as in a shell, and SIGTERM 143.
+    """
     options = build_parser().parse_args(arguments)
+    with _interrupted_once(), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"polyseme: {message}", file=sys.stderr)
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         run: Callable[[argparse.Namespace], None] = options.run
         run(options)
@@ -46,17 +60,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes = " ".join(getattr(error, "__notes__", []))
         print(f"polyseme: {error}{f' {notes}' if notes else ''}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except INTERRUPTS as error:
         how = "--resume instead of --overwrite" if _overwrites(options) else "--resume"
         remedy = f"; nothing is lost: the same command with {how} goes on."
         # A command that keeps nothing has nothing to go on with.
         print(
             f"polyseme: interrupted{remedy if hasattr(options, 'resume') else '.'}", file=sys.stderr
         )
-        return 130
+        return 143 if isinstance(error, Terminated) else 130
     except BrokenPipeError:
         return 0
     return 0
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Raise at the first signal to stop, and end the process at the next, wherever it is then.
+
+    Whatever is in the way of the end by then, what was saved is whole.
+    """
+    stopping = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
+            # The cursor, which a progress bar hides.
+            os.write(2, b"\x1b[?25h\n" if os.isatty(2) else b"")
+            os._exit(128 + number)
+        stopping = True
+        interrupt(number)
+
+    with handling(handler) as before:
+        yield
+        if stopping:
+            before.clear()  # until the process has ended
 
 
 def _overwrites(options: argparse.Namespace) -> bool:

@@ -278,11 +278,18 @@ def _sweep(options: argparse.Namespace) -> None:
     model, images, activations = _prepare(options)
     forms = [form.strip() for form in options.forms.split(",")]
     todo = sweeping.points(several(options.ne), several(options.l1), range(options.seeds), forms)
+    describe = module("polyseme.pipeline.describe", "A sweep")
+    feed = module("polyseme.capture", "A sweep").Feed(model)
     settings = {
         **_settings(options),
         "d_sae": options.d_sae,
         "site": options.site,
-        "n": len(activations),
+        "model": {
+            **describe.describe_model(model),
+            **describe.behaviour(model, feed, images.inputs(slice(4))),
+        },
+        "images": images.digest(),
+        "labels": None if images.labels is None else describe.digest([images.labels]),
     }
 
     def train(point: Any) -> Any:

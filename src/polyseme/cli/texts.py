@@ -224,13 +224,10 @@ def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
     pipeline = module("polyseme.pipeline", "Reading a model's activations")
     model, contexts = read_contexts(options)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{out.name}.vectors-", dir=out.parent) as folder:
+    # Beside the output, where there is room; and without a name, so that nothing can be left.
+    with tempfile.TemporaryFile(dir=out.parent) as file:
         yield pipeline.token_vectors(
-            model,
-            contexts,
-            options.site,
-            file=Path(folder) / "vectors",
-            progress=not options.quiet,
+            model, contexts, options.site, file=file, progress=not options.quiet
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import closing
@@ -31,6 +32,7 @@ _ACCEPTED = (
 # In characters. A part has at least the first number, where the document goes on so far.
 _PART = 1 << 16
 _LONGEST_PART = 1 << 20
+_LISTED = 100  # files
 _LINE_START = re.compile(r"\n\S")
 _TO_LAST_WORD_END = re.compile(r".*\S(?=\s)", re.DOTALL)
 
@@ -191,8 +193,9 @@ class Texts:
         Returns
         -------
         dict
-            ``name``; for files also ``files``, each with its name, size in bytes and sha256,
-            and how they are read; for texts in memory their number and sha256; for a hub data
+            ``name``; for files also ``files``, each with its name, size in bytes and sha256
+            (for more than 100 their number, and the bytes and a sha256 of all together), and how
+            they are read; for texts in memory their number and sha256; for a hub data
             set its split and field. Files are read once for this.
         """
         return {"name": self.name, **self._identity()}
@@ -325,13 +328,24 @@ def _from_files(path: Path, field: str, encoding: str, given: dict[str, bool]) -
             size, sha = digest(file)
             listed.append({"name": name, "bytes": size, "sha256": sha})
         known = {"field": field, "encoding": encoding}
-        return {"files": listed, **{argument: known[argument] for argument in applying}}
+        return {**_identity_of_files(listed), **{name: known[name] for name in applying}}
 
     return Texts(
         path.resolve().name,
         lambda: chain.from_iterable(read_file(file, field, encoding) for file in files),
         identity,
     )
+
+
+def _identity_of_files(listed: list[dict[str, Any]]) -> dict[str, Any]:
+    """The files one by one; beyond some, which a run's metadata has no room for, all together."""
+    if len(listed) <= _LISTED:
+        return {"files": listed}
+    return {
+        "n_files": len(listed),
+        "bytes": sum(file["bytes"] for file in listed),
+        "sha256": sha256(json.dumps(listed).encode()).hexdigest(),
+    }
 
 
 def _from_hub(name: str, split: str, field: str) -> Texts:

@@ -27,6 +27,7 @@ from polyseme.evaluate.compare import Comparison, compare
 from polyseme.pipeline import analyse
 from polyseme.sae import train_sae
 from polyseme.sae.load import import_sae_lens
+from polyseme.store.files import whole, writing
 from polyseme.views import Run
 
 SITE = "layers.0"
@@ -101,10 +102,10 @@ def run_demo(
                 )
     else:
         model = train_classifier(train, seed=seed, progress=progress)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = weights.with_suffix(".partial")
-        save_file(model.state_dict(), aside, made_from)
-        aside.replace(weights)
+        with writing(weights, resumable=False):
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole(weights) as aside:
+                save_file(model.state_dict(), aside, made_from)
     run = analyse(
         model,
         train,

@@ -28,6 +28,7 @@ from polyseme.evaluate.sae import (
 from polyseme.pipeline import analyse
 from polyseme.pipeline.records import cluster_site, site_tables
 from polyseme.store import add_metadata
+from polyseme.views.figure import save_figure
 
 # The published recipe for the SAE's latents.
 SELECT = FirstActive(100, minimum=0.005)
@@ -221,8 +222,7 @@ class Comparison:
             ax.spines[["top", "right"]].set_visible(False)
             ax.tick_params(labelsize=8)
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            save_figure(figure, path)
         return figure
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,14 @@ from torch import Tensor
 
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
+from polyseme.pipeline.describe import digest
+from polyseme.store.files import ASIDE, Lock, plain_json, read_json, replace_bytes, writing
+from polyseme.store.fingerprint import differences
+from polyseme.store.format import encode_json
+from polyseme.views.figure import save_figure
 
 RECORDS = "records"
+_SETTINGS, _LOCK = "sweep.json", "lock"
 MEASURES = (
     "fvu",
     "accuracy",
@@ -91,7 +97,8 @@ def sweep(
         Folder for one JSON record a point; existing ones are kept, which is how a sweep goes
         on after an interrupt.
     settings : dict
-        What the points have in common; a folder with other settings is refused.
+        What the points have in common, as plain JSON, with whatever tells the model and the data
+        from others. A folder with other settings, or with other activations, is refused.
     score : callable (SAE) -> dict of float, optional
         Further measures, such as an accuracy.
 
@@ -103,44 +110,52 @@ def sweep(
         What is recorded of this one.
     """
     folder = Path(out)
-    _check_settings(folder, settings)
-    for number, point in enumerate(todo, start=1):
-        file = folder / RECORDS / f"{point.name}.json"
-        if file.exists():
-            yield number, json.loads(file.read_text(encoding="utf-8"))
-            continue
-        sae = train(point)
-        record: dict[str, Any] = {
-            **asdict(point),
-            **report_on(point.name, sae, activations).as_dict(),
-            **(score(sae) if score else {}),
-        }
-        _write_json(file, record)
-        yield number, record
+    known = {**settings, "activations": digest([activations.detach().cpu().numpy()])}
+    with _held(folder, plain_json("settings of a sweep", known)) as records:
+        for number, point in enumerate(todo, start=1):
+            file = records / f"{point.name}.json"
+            if file.exists():
+                yield number, json.loads(file.read_text(encoding="utf-8"))
+                continue
+            sae = train(point)
+            record: dict[str, Any] = {
+                **asdict(point),
+                **report_on(point.name, sae, activations).as_dict(),
+                **(score(sae) if score else {}),
+            }
+            with writing(file, resumable=False):
+                # A measure may be NaN, which strict JSON has no way to say.
+                replace_bytes(file, json.dumps(record, indent=1).encode())
+            yield number, record
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    file = folder / "sweep.json"
-    plain = json.loads(json.dumps(settings))
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
-        if changed:
+@contextmanager
+def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """The folder of the records of a sweep with these settings, for this process alone."""
+    file, records = folder / _SETTINGS, folder / RECORDS
+    with writing(folder, resumable=False):
+        ours = {_LOCK, _SETTINGS + ASIDE}
+        before = read_json(file)
+        if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
+            raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
+        if before and (told := differences(before, settings)):
             raise RunError(
-                f"{folder} holds a sweep with other settings: "
-                + ", ".join(f"{k} was {before.get(k)!r}, is {plain.get(k)!r}" for k in changed[:4])
-                + ". Choose another output folder, or give the same settings to go on."
+                f"{folder} holds another sweep: {told}. Choose another output folder, or give the "
+                "same settings, model and data to go on."
             )
-    elif folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
-    _write_json(file, plain)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(aside, file)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / _LOCK)
+    try:
+        with writing(file, resumable=False):
+            # First: it is what makes the rest recognisable.
+            replace_bytes(file, encode_json(settings))
+            records.mkdir(exist_ok=True)
+            for left in records.glob(f"*{ASIDE}"):  # of a process that was killed
+                left.unlink()
+        yield records
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def read_sweep(out: str | Path) -> pd.DataFrame:
@@ -299,6 +314,5 @@ def draw_pareto(
         ax.tick_params(labelsize=8)
     axes[0].legend(frameon=False, fontsize=8)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save_figure(figure, path)
     return figure

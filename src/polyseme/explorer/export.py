@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyseme.errors import InputError
 from polyseme.explorer.root import WebRoot
 
 if TYPE_CHECKING:
@@ -50,66 +46,44 @@ def export(
 
     Raises
     ------
-    InputError
-        There is something at `out`.
     RunError
-        A run cannot be opened, or is damaged where an export needs it.
+        There is something at `out`; or a run cannot be opened, or is damaged where an export needs
+        it.
     """
     from polyseme.explorer.opening import open_all
+    from polyseme.store.partial import Kind, Partial
 
     given = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
-    target = Path(out)
-    _refuse(target, overwrite)
     root = WebRoot(lambda: open_all(given))
     root.runs  # noqa: B018 - before anything is made
-    aside = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    aside.mkdir(parents=True)
-    try:
-        _write(root, aside, progress)
-        _refuse(target, overwrite)  # it may have appeared meanwhile
-        _replace(aside, target.absolute())
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return target
-
-
-def _refuse(target: Path, overwrite: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if not (target / _MARK).is_file():
-        raise InputError(
-            f"{target} exists and is no export of polyseme, so it is not replaced. Give a folder "
-            "that does not exist yet."
-        )
-    if not overwrite:
-        raise InputError(
-            f"{target} is an earlier export. Replace it with overwrite=True (--overwrite), or give "
-            "another folder."
-        )
+    kind = Kind(
+        work="export",
+        result="an export of polyseme",
+        format="polyseme-export 1",
+        fingerprint=lambda path: {} if (path / _MARK).is_file() else None,
+        foreign=lambda path: set(),
+        resumable=False,
+    )
+    with Partial(out, kind, {}, overwrite=overwrite) as partial:
+        _write(root, partial.result, progress)
+        partial.publish()
+    return Path(out)
 
 
 def _write(root: WebRoot, folder: Path, progress: bool) -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from polyseme.store.files import writing
+
     paths = list(root.paths())
     shown = track(
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True
     )
     for path in shown:
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(root.file(path))
-    (folder / _MARK).write_text("Written by polyseme export; it may be replaced by --overwrite.\n")
-
-
-def _replace(aside: Path, target: Path) -> None:
-    if not os.path.lexists(target):
-        aside.rename(target)
-        return
-    old = aside.with_suffix(".old")
-    target.rename(old)
-    aside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+        file, content = folder / path, root.file(path)
+        with writing(file, resumable=False):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    with writing(folder / _MARK, resumable=False):
+        (folder / _MARK).write_text("Written by polyseme export; --overwrite may replace it.\n")

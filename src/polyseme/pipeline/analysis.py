@@ -29,12 +29,14 @@ from polyseme.capture import (
     prove_sites,
 )
 from polyseme.capture.attribution import cells_of
+from polyseme.capture.collect import needs_head
 from polyseme.capture.transformer import check_whole
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.data.contexts import Contexts
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError
 from polyseme.pipeline.describe import (
+    behaviour,
     check_baseline,
     check_image_shape,
     check_kind,
@@ -57,6 +59,8 @@ Array = NDArray[Any]
 # The published threshold for neurons that read pixels.
 PIXEL_THRESHOLD = 0.2
 CHECKPOINT_SECONDS = 60.0
+# Inputs whose outputs tell one model from another.
+FEW = 4
 
 
 def analyse(
@@ -222,13 +226,21 @@ def analyse(
         "panel_examples": int(panel_examples),
         "baseline": baseline if isinstance(baseline, float) else digest([baseline]),
     }
-    about = describe_model(model)
+    first = source.peek(FEW)
+    if first is None:
+        raise InputError(
+            f"The data {source.name} gives nothing: it is empty, or an iterator that was used up. "
+            "At least one input is needed; make an iterator anew."
+        )
+    few, about = first[:FEW], describe_model(model)
+    feed = Feed(model, head=panels or needs_head(model, found))
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": about,
+        "model": {**about, **behaviour(model, feed, source.to_input(few))},
         "data": {
             **source.identity(),
+            "first": digest([few]),
             "image_shape": _json_number(image_shape),
             "class_names": names,
         },
@@ -236,7 +248,7 @@ def analyse(
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
-        work = _Analysis(model, source, found, writer, settings, progress)
+        work = _Analysis(model, source, few, found, writer, settings, progress)
         work.image_shape = image_shape
         work.class_names = names
         work.baseline = baseline
@@ -256,12 +268,14 @@ class _Analysis:
         self,
         model: nn.Module,
         source: Source,
+        few: Array,
         sites: list[Site],
         writer: RunWriter,
         settings: dict[str, Any],
         progress: bool,
     ) -> None:
         self.model, self.source, self.sites, self.writer = model, source, sites, writer
+        self.few = few
         self.settings = settings
         self.show = progress
 
@@ -340,9 +354,8 @@ class _Analysis:
         size = self.settings["batch_size"]
         task = bars.add_task("Reading the data", total=self.source.length)
         bars.update(task, completed=collector.n_inputs)
-        first = None if saved is None else self.source.peek(size)
         if saved is not None and saved[1].get("done"):
-            self._look_again(first)
+            self._look_again()
             return collector
         read_and_save(
             collector,
@@ -351,23 +364,16 @@ class _Analysis:
             lambda n: bars.update(task, completed=n),
             CHECKPOINT_SECONDS,
         )
-        if not collector.n_inputs:
-            raise InputError(f"The data {self.source.name} is empty; at least one input is needed.")
         if self.shape is None:
             # It was interrupted after the last batch.
-            self._look_again(first)
+            self._look_again()
         self.writer.save_state("pass", collector.state(), {"done": True})
         return collector
 
-    def _look_again(self, stored: Array | None) -> None:
+    def _look_again(self) -> None:
         """Learn from a few inputs what a checkpoint does not hold: activations and shape."""
-        if stored is None:
-            raise InputError(
-                f"The data {self.source.name} gives nothing any more; the same data from its "
-                "beginning is expected to go on with an analysis."
-            )
-        self._check_shape(stored.shape[1:])
-        inputs = self.source.to_input(stored[:2])
+        self._check_shape(self.few.shape[1:])
+        inputs = self.source.to_input(self.few[:2])
         with evaluating(self.model):
             prove_sites(self.model, self.sites, Feed(self.model), inputs)
 

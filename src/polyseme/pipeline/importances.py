@@ -15,7 +15,7 @@ from polyseme.capture import Feed, Selection, Site, evaluating, prove_sites
 from polyseme.capture.importance import token_importances
 from polyseme.capture.masking import Places, context_importances, is_causal, n_masked_tokens
 from polyseme.errors import InputError
-from polyseme.pipeline.progress import interrupt_between_steps
+from polyseme.interrupts import INTERRUPTS, interrupt_between_steps
 from polyseme.pipeline.reopen import sites_of_run
 from polyseme.store import NO_IMPORTANCE, RunWriter, encode_importances
 from polyseme.views import Run
@@ -125,7 +125,7 @@ def site_importances(
                     if time.monotonic() - last > CHECKPOINT_SECONDS:
                         save()
                         last = time.monotonic()
-        except KeyboardInterrupt:
+        except INTERRUPTS:
             save()
             raise
         save()

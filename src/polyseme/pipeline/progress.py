@@ -1,13 +1,11 @@
-"""Progress on the terminal, and interrupts that come when nothing is half done."""
+"""Progress on the terminal, and checkpoints of a pass over the data."""
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -21,38 +19,8 @@ from rich.progress import (
 )
 
 from polyseme.capture import Batch, Collector
+from polyseme.interrupts import INTERRUPTS, interrupt_between_steps
 from polyseme.store import RunWriter
-
-
-@contextmanager
-def interrupt_between_steps() -> Iterator[Callable[[], None]]:
-    """Hold back an interrupt until the caller calls what this yields; a second one acts at once.
-
-    In the middle of a batch some sites have seen it and others have not, and there is nothing
-    whole to save.
-    """
-    caught = False
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal caught
-        if caught:
-            raise KeyboardInterrupt
-        caught = True
-
-    def pause() -> None:
-        if caught:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers, and only it is interrupted.
-        yield pause
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield pause
-    finally:
-        signal.signal(signal.SIGINT, before)
-    pause()
 
 
 @contextmanager
@@ -136,7 +104,7 @@ def read_and_save(
                 if time.monotonic() - last > seconds:
                     save()
                     last = time.monotonic()
-    except KeyboardInterrupt:
+    except INTERRUPTS:
         if collector.is_whole:
             save()
         raise

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import nn
 
-from polyseme.capture import Collected, MLPSite, Selector, Site, TopK, find_sites
+from polyseme.capture import Collected, Feed, MLPSite, Selector, Site, TopK, find_sites
+from polyseme.capture.collect import needs_head
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
 from polyseme.capture.transformer import check_whole
@@ -27,7 +28,15 @@ from polyseme.core.parallel import in_threads
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
-from polyseme.pipeline.describe import check_options, describe_model, describe_selector, plain
+from polyseme.pipeline.describe import (
+    behaviour,
+    check_options,
+    describe_model,
+    describe_selector,
+    few_tokens,
+    few_vectors,
+    plain,
+)
 from polyseme.pipeline.importances import estimated_seconds, mask_token, site_importances
 from polyseme.pipeline.passes import TextPasses
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
@@ -140,6 +149,7 @@ def analyse_text(
         found = find_sites(model, sites)
         about, text = describe_model(model), contexts.identity()
         by_hand = _made_by_hand(found)
+    feed = Feed(model, head=needs_head(model, found))
     settings = {
         "select": describe_selector(select),
         "threshold": threshold,
@@ -154,7 +164,7 @@ def analyse_text(
     fingerprint = {
         "sites": [site.name for site in found],
         "settings": {key: value for key, value in settings.items() if key != "batch_size"},
-        "model": about,
+        "model": {**about, **behaviour(model, feed, few_tokens(model, contexts.length))},
         "data": text,
         **by_hand,
     }
@@ -174,7 +184,7 @@ def analyse_text(
         if writer.finished:
             return open_run(out, probe=probe)
         work = _TextAnalysis(model, contexts, found, writer, settings, stages, progress)
-        return work.run(select, about, plan, side_by_side)
+        return work.run(select, about, text, plan, side_by_side)
 
 
 def _check_length(model: nn.Module, contexts: Contexts) -> None:
@@ -203,7 +213,11 @@ def _check_window(window: Any) -> tuple[int, int]:
 def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
     """What the model's weights and the sites' names do not tell of the sites."""
     saes = {
-        site.name: {"hook": site.point.name, "sha256": describe_model(site.module)["sha256"]}
+        site.name: {
+            "hook": site.point.name,
+            "sha256": describe_model(site.module)["sha256"],
+            **behaviour(site.module, site.encode, few_vectors(site.d_in)),
+        }
         for site in sites
         if isinstance(site, HookedSAE)
     }
@@ -251,6 +265,7 @@ class _TextAnalysis:
         self,
         select: Selector,
         about: dict[str, Any],
+        text: dict[str, Any],
         plan: Callable[..., Plan],
         side_by_side: int,
     ) -> Run:
@@ -285,11 +300,7 @@ class _TextAnalysis:
                     "seconds": self.stages.rounded(),
                     "settings": self.settings,
                     "model": {**about, "name": loaded_name(self.model)},
-                    "data": {
-                        "kind": "text",
-                        "n_inputs": passes.n_inputs,
-                        **self.contexts.identity(),
-                    },
+                    "data": {"kind": "text", "n_inputs": passes.n_inputs, **text},
                 }
             )
         return open_run(path, probe=probe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def token_vectors(
     contexts: Contexts,
     hook: str | HookPoint,
     *,
-    file: str | Path | None = None,
+    file: IO[bytes] | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> Tensor:
@@ -36,9 +36,10 @@ def token_vectors(
         position of each context, unless they were told otherwise.
     hook : str or HookPoint
         See `polyseme.capture.hookpoints.find_hook_point`.
-    file : str or Path, optional
-        To hold them on disk, memory-mapped, instead of in memory. It is overwritten, and is to
-        be deleted once the tensor is done with.
+    file : binary file, optional
+        To hold them in, memory-mapped, instead of in memory: an empty one, open to be written and
+        read, and for as long as the tensor is needed. A ``tempfile.TemporaryFile`` leaves nothing
+        behind, whatever happens.
     batch_size : int
         Contexts in one forward pass.
     progress : bool
@@ -61,14 +62,13 @@ def token_vectors(
     parts: list[Tensor] = []
     n = 0
     with ExitStack() as stack:
-        stored = None if file is None else stack.enter_context(Path(file).open("wb"))
         bars = stack.enter_context(progress_bars(progress))
         task = bars.add_task(f"Reading {point.name}", total=total)
         for rows in vectors_at(model, point, contexts.batches(batch_size)):
-            if stored is None:
+            if file is None:
                 parts.append(rows)
             else:
-                stored.write(rows.contiguous().numpy().tobytes())
+                file.write(rows.contiguous().numpy().tobytes())
             n += len(rows)
             bars.update(task, advance=batch_size)
     if not n:
@@ -78,5 +78,6 @@ def token_vectors(
         )
     if file is None:
         return torch.cat(parts)
-    # Opened to be written, as torch warns of arrays that it must not change.
+    file.flush()
+    # Mapped to be written, as torch warns of arrays that it must not change.
     return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n, point.width)))

@@ -16,10 +16,10 @@ from polyseme.sae.checkpoint import (
     FORMAT_VERSION,
     RECORD_JSON,
     RECORD_TENSORS,
-    encode_json,
     save_tensors,
 )
 from polyseme.sae.files import read_json, reading_safetensors
+from polyseme.store.format import encode_json
 
 
 @dataclass(frozen=True, eq=False)

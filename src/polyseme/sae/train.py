@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import metadata as installed
 from numbers import Integral
 from pathlib import Path
-from types import FrameType
 from typing import Any, SupportsFloat
 
 import torch
@@ -30,8 +28,9 @@ from torch import Tensor, nn
 
 from polyseme import __version__
 from polyseme.errors import InputError, one_of
+from polyseme.interrupts import interrupt_between_steps
 from polyseme.sae.batches import Batches, RowBatches, batches_of, digest
-from polyseme.sae.checkpoint import RESUME, TrainingFolder, encode_json
+from polyseme.sae.checkpoint import TrainingFolder
 from polyseme.sae.load import import_sae_lens, load_sae, sae_tensors
 from polyseme.sae.ne_loss import FORMS
 from polyseme.sae.record import TrainingRecord, read_training
@@ -44,8 +43,13 @@ from polyseme.sae.trainer import (
     build_sae,
     start_from,
 )
+from polyseme.store.files import RESUME
+from polyseme.store.format import encode_json
 
 EPOCHS = 10
+# Steps that take long are saved more often than by their number; and an interrupt does not wait
+# for the end of one any longer than this.
+CHECKPOINT_SECONDS, PATIENCE = 300.0, 3.0
 
 # Multiplications of one product of a step. Two threads were three times slower than one at
 # 8 million (256 × 64 × 512), where they mostly wait for each other.
@@ -142,8 +146,8 @@ def train_sae(
         the CPU, the result is the same to the bit. An iterable must give the same batches again,
         from the first on.
     checkpoint_every : int
-        Steps between checkpoints. One is also written at an interrupt and when the activations
-        fail.
+        Steps between checkpoints. One is also written every five minutes, at an interrupt and when
+        the activations fail.
     progress : bool
         Show a progress bar on the terminal.
     device : str or torch.device, optional
@@ -230,17 +234,18 @@ def _train(
         seen = str(content["last_batch"])
     stream = batches.from_step(trainer.done, seen)
     batch: Tensor | None = None
-    saved = trainer.done
+    saved, last = trainer.done, time.monotonic()
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, last
+        last = time.monotonic()
         if folder is not None and batch is not None and trainer.done > saved:
             tensors, content = trainer.state()
             folder.save(trainer.done, tensors, content | {"last_batch": digest(batch)})
             saved = trainer.done
 
     whole = True  # between two steps: what is there can be saved
-    with _interrupt_between_steps() as pause, _bar(progress, trainer) as show:
+    with interrupt_between_steps(PATIENCE) as pause, _bar(progress, trainer) as show:
         try:
             while trainer.done < trainer.steps:
                 pause()
@@ -248,7 +253,8 @@ def _train(
                 whole, batch = False, following
                 trainer.step(batch)
                 whole = True
-                if trainer.done % every == 0 or trainer.done == trainer.steps:
+                late = time.monotonic() - last > CHECKPOINT_SECONDS
+                if late or trainer.done % every == 0 or trainer.done == trainer.steps:
                     save()
                 show()
         except BaseException as error:
@@ -269,6 +275,7 @@ def _finish(
         "polyseme_version": __version__,
         "sae_lens_version": installed.version("sae-lens"),
         "torch_version": torch.__version__,
+        **({} if folder is None else {"versions": folder.versions}),
         **fingerprint,
         "reconstruction_loss": "squared error, summed over coordinates, mean over the batch",
         "optimizer": "Adam",
@@ -304,36 +311,6 @@ def _threads_for(products: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], None]]:
-    """Hold back an interrupt until the caller calls what this yields; a second one acts at once.
-
-    In the middle of a step some weights have moved and others have not: nothing whole to save.
-    """
-    caught = False
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal caught
-        if caught:
-            raise KeyboardInterrupt
-        caught = True
-
-    def pause() -> None:
-        if caught:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers, and only it is interrupted.
-        yield pause
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield pause
-    finally:
-        signal.signal(signal.SIGINT, before)
-    pause()
 
 
 @contextmanager

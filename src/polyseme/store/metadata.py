@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polyseme.errors import InputError
-from polyseme.store.format import JSON, RUN_JSON, encode_json
-from polyseme.store.partial import plain_json, replace_bytes, writing
+from polyseme.store.files import plain_json, replace_bytes, short_json, writing
+from polyseme.store.format import JSON, RUN_JSON
 from polyseme.store.run_json import read_run_json
 
 _OF_THE_ANALYSIS = frozenset(
@@ -21,6 +21,7 @@ _OF_THE_ANALYSIS = frozenset(
         "model",
         "data",
         "fingerprint",
+        "versions",
         "seconds",
         "files",
     )
@@ -50,5 +51,5 @@ def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
         raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
     added = {**content, **plain_json("metadata", metadata)}
     if added != content:
-        with writing(path / RUN_JSON):
-            replace_bytes(path / RUN_JSON, encode_json(added))
+        with writing(path / RUN_JSON, resumable=False):
+            replace_bytes(path / RUN_JSON, short_json(RUN_JSON, added))

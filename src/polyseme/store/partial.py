@@ -1,91 +1,170 @@
-"""The folder of an unfinished run: recognised, locked, discarded and moved into place.
+"""The folder of unfinished work: recognised, locked, resumed, discarded and moved into place.
 
 ``<out>.partial`` holds::
 
     lock            held by the one process that writes
-    partial.json    the fingerprint of the analysis; makes the folder recognisably ours
+    partial.json    the fingerprint of the work; makes the folder recognisably ours
     state/          checkpoints
-    run/            the run as far as it is written; renamed to <out> when it is complete
-    old/            for a moment: the run that is being replaced
+    result/         the result as far as it is written; renamed to <out> when it is complete
+    old/            for a moment: the result that is being replaced
 
-The run proper is in a folder of its own, so that one rename publishes it with nothing of the
-machinery in it, and a failed rename leaves everything that a resume needs.
+The result is in a folder of its own, so that one rename publishes it with nothing of the
+machinery in it, and a failed rename leaves everything that a resume needs. While there is a
+``result/`` it is not published; where partial.json has a fingerprint and there is none, it is,
+and whatever else is there is left over.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata as installed
 from pathlib import Path
-from types import ModuleType
+from types import TracebackType
+from typing import Any
 
 from polyseme.errors import InputError, RunError
-from polyseme.store.format import (
-    DEEPEST_JSON,
-    FORMAT,
-    FORMAT_VERSION,
-    INPUTS_FILE,
-    JSON,
-    LONGEST_RUN_JSON,
-    RUN_JSON,
-    SITES_FOLDER,
-    TABLES,
-    Problem,
-    decode_json,
-    encode_json,
-    table_file,
-    too_deep,
+from polyseme.store.files import (
+    ASIDE,
+    OVERWRITE,
+    RESUME,
+    Lock,
+    plain_json,
+    read_json,
+    replace_bytes,
+    to_disk,
+    writing,
 )
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows: two writers are not kept apart there
-    fcntl = None
+from polyseme.store.fingerprint import changes, differences
+from polyseme.store.format import JSON, LONGEST_RUN_JSON, encode_json
 
 PARTIAL_FORMAT = "polyseme-partial"
+ENDING = ".partial"
 PARTIAL_JSON = "partial.json"
 LOCK = "lock"
 STATE = "state"
-RUN = "run"
+RESULT = "result"
 OLD = "old"
-ASIDE = ".new"  # the ending of a file that is being written
-
-OVERWRITE = "overwrite=True (--overwrite)"
-RESUME = "resume=True (--resume)"
 
 # Left behind in any folder by file managers; no reason to refuse one.
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
+_LONGEST_NAME = 255  # bytes, of nearly every file system
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is made in a folder.
+
+    Attributes
+    ----------
+    work, result : str
+        What the making and what is made are called: "analysis", "a polyseme run".
+    format : str
+        Name and version of the format. Work on another one is not gone on with.
+    fingerprint : callable (Path) -> dict or None
+        That of a finished result; None where a folder is no such thing.
+    foreign : callable (Path) -> set of str
+        What is in the folder of a result and no part of it.
+    check : callable (Path)
+        Raises if a finished result is damaged.
+    resumable : bool
+        Whether unfinished work is worth going on with.
+    """
+
+    work: str
+    result: str
+    format: str
+    fingerprint: Callable[[Path], Mapping[str, JSON] | None]
+    foreign: Callable[[Path], set[str]]
+    check: Callable[[Path], Any] = lambda _: None
+    resumable: bool = True
+
 
 class Partial:
-    """The ``.partial`` folder of an output, locked from construction to `release`.
+    """The work on one output, in its ``.partial`` folder, which is locked until `release`.
+
+    Parameters
+    ----------
+    out : str or Path
+        The folder to make, with its parents. It may exist if it is empty.
+    kind : Kind
+    fingerprint : mapping
+        Plain JSON that identifies the work. Two of equal fingerprints are taken for the same.
+    overwrite : bool
+        Replace a result that exists, once the new one is complete, and discard unfinished work.
+    resume : bool
+        Go on with unfinished work of the same fingerprint, if there is any.
+
+    Attributes
+    ----------
+    out, path, state, result : Path
+        The folder to make, and where the work is until it is moved there.
+    finished : bool
+        `out` is the finished result of this fingerprint: there is nothing to do.
+    resumed : bool
+        Unfinished work is gone on with.
+    versions : list of dict
+        Versions of polyseme and torch that have worked on it, the present ones last.
 
     Raises
     ------
+    InputError
+        Both flags at once, an output without a name or with one that is too long, or a fingerprint
+        that is not JSON.
     RunError
-        Something else has the name, or another process holds the lock.
+        Something is in the way, belongs to other work, or is in use.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.path = out.with_name(out.name + ".partial")
-        self.run = self.path / RUN
-        self._lock: int | None = None
-        with writing(self.path):
+    def __init__(
+        self,
+        out: str | Path,
+        kind: Kind,
+        fingerprint: Mapping[str, JSON],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        if overwrite and resume:
+            raise InputError(
+                f"{OVERWRITE} and {RESUME} exclude each other: the first starts again, the second "
+                "goes on. Give one."
+            )
+        self.kind = kind
+        self.shown = Path(out)
+        self.out = _checked(Path(out))
+        self.path = self.out.with_name(self.out.name + ENDING)
+        self.state, self.result = self.path / STATE, self.path / RESULT
+        content = {"format": kind.format, **fingerprint}
+        # A run.json holds most of it twice, and more: refused now, not when all is done.
+        self.fingerprint = plain_json("fingerprint", content, LONGEST_RUN_JSON // 3)
+        self.finished = self.resumed = False
+        self.versions: list[dict[str, str]] = [_versions()]
+        self._overwrite = overwrite
+        self._lock: Lock | None = None
+        with writing(self.path, resumable=kind.resumable):
+            if not os.path.lexists(self.path):
+                self._check_output(resume=resume)
+                if resume and self._stands():
+                    # There is nothing to remove, so nothing need be written, nor may be.
+                    self._check_result(begun=False)
+                    self.finished = True
+                    return
             self._refuse_foreign()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            self._lock = Lock(self.path / LOCK)
             try:
-                if (self.path / OLD).is_dir() and not os.path.lexists(out):
-                    # A replacement was killed between its two renames: the old run goes back.
-                    os.rename(self.path / OLD, out)
+                self._settle()
+                self._begin(resume=resume)
             except BaseException:
                 self.release()
                 raise
+        if self.finished:
+            self.release()
 
     def _refuse_foreign(self) -> None:
         """Refuse a folder that is not recognisably ours, before anything in it is touched."""
@@ -96,37 +175,202 @@ class Partial:
             # A process killed at its start leaves no more than the lock and half a file.
             entries = {entry.name for entry in self.path.iterdir()} - LITTER
             ours = entries <= {LOCK, PARTIAL_JSON + ASIDE} or (
-                entries <= {LOCK, PARTIAL_JSON, PARTIAL_JSON + ASIDE, STATE, RUN, OLD}
-                and is_json_of(self.path / PARTIAL_JSON, PARTIAL_FORMAT)
+                entries <= {LOCK, PARTIAL_JSON, PARTIAL_JSON + ASIDE, STATE, RESULT, OLD}
+                and read_json(self.path / PARTIAL_JSON).get("format") == PARTIAL_FORMAT
             )
         if not ours:
             raise RunError(
-                f"{self.path} is in the way: an analysis keeps its unfinished work there, and "
-                "what is there is not from polyseme. Move it away, or choose another output."
+                f"{self.path} is in the way: unfinished work is kept there, and what is there is "
+                "not from this version of polyseme. Move it away, or choose another output."
             )
 
-    def _take_lock(self) -> None:
-        busy = RunError(
-            f"{self.path} is in use by another process. Wait until it ends, or choose another "
-            "output."
+    def _settle(self) -> None:
+        """Clean up after a process that was killed while it moved things."""
+        if not self._begun:
+            self._forget()
+        elif (self.path / OLD).is_dir() and not self._stands():
+            # A replacement was killed between its two renames: the old result goes back.
+            os.rename(self.path / OLD, self.out)
+
+    def _begin(self, *, resume: bool) -> None:
+        before = read_json(self.path / PARTIAL_JSON)
+        begun = self._begun
+        known: JSON = before.get("fingerprint")
+        told = changes(known, self.fingerprint) if begun else []
+        # An interrupted overwrite=True goes on as one: the permission was given then.
+        replacing = resume and begun and not told and before.get("overwrite") is True
+        self._overwrite |= replacing
+        self._check_output(resume=resume and not replacing)
+        if self._stands() and resume and not replacing:
+            self._check_result(begun=begun and not told)
+            if not told:
+                self._forget()
+            self.finished = True
+        elif begun and resume:
+            if told:
+                raise RunError(
+                    f"{self.path} holds an unfinished {self.kind.work} that is not this one: "
+                    f"{differences(known, self.fingerprint)}. Go on with the same settings, model "
+                    f"and data, or discard it and start again by {OVERWRITE}."
+                )
+            self._go_on(before)
+        elif begun and self.saved and self.kind.resumable and not self._overwrite:
+            raise RunError(
+                f"{self.path} holds an unfinished {self.kind.work}. Go on with it by {RESUME}, or "
+                f"discard it and start again by {OVERWRITE}."
+            )
+        else:
+            self._start()
+
+    def _check_output(self, *, resume: bool) -> None:
+        """Refuse an output that exists, unless it is to be replaced and may be."""
+        if not self._stands():
+            return
+        if self._overwrite:
+            self._refuse_to_replace()
+        elif not resume:
+            go_on = f" go on with an unfinished {self.kind.work} by {RESUME},"
+            raise RunError(
+                f"{self.shown} exists already. Replace it by {OVERWRITE},"
+                f"{go_on if self.kind.resumable else ''} or choose another output."
+            )
+
+    def _check_result(self, *, begun: bool) -> None:
+        """Refuse a result that is there unless it is whole and the one of this fingerprint."""
+        found = self.kind.fingerprint(self.out)
+        if found is None:
+            raise RunError(
+                f"{self.shown} is not {self.kind.result}, so it cannot be resumed. Choose "
+                "another output, or move it away."
+            )
+        if not changes(found, self.fingerprint):
+            self.kind.check(self.out)
+            return
+        if begun:
+            raise RunError(
+                f"{self.shown} exists already, and so does an unfinished {self.kind.work} for it. "
+                f"Move the first away, then go on by {RESUME}; or replace both by {OVERWRITE}."
+            )
+        raise RunError(
+            f"{self.shown} is the result of another {self.kind.work}, so it cannot be resumed: "
+            f"{differences(found, self.fingerprint)}. Choose another output, or replace it by "
+            f"{OVERWRITE}."
         )
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise busy from None
+
+    def _refuse_to_replace(self) -> None:
+        """Refuse to replace what neither polyseme nor its kind of result has written."""
+        if self.kind.fingerprint(self.out) is None:
+            raise RunError(
+                f"{self.out} is not {self.kind.result}, so it is not replaced. Choose another "
+                "output, or move it away yourself."
+            )
+        if foreign := self.kind.foreign(self.out) - LITTER:
+            raise RunError(
+                f"{self.out} holds {min(foreign)!r}, which is not part of {self.kind.result}, so "
+                "it is not replaced. Move that away, or choose another output."
+            )
+
+    def _stands(self) -> bool:
+        """Whether something has the name of the output; an empty folder is as good as nothing."""
+        if self.out.is_dir() and not self.out.is_symlink():
+            return any(self.out.iterdir())
+        return os.path.lexists(self.out)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether there is work that was begun, and is not published."""
+        known = read_json(self.path / PARTIAL_JSON).get("fingerprint")
+        return isinstance(known, dict) and self.result.is_dir()
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is anything to go on with."""
+        folders = (self.state, self.result)
+        return any(entry.is_file() for folder in folders for entry in folder.rglob("*"))
+
+    def _start(self) -> None:
+        """Discard what earlier work left and begin afresh."""
+        # Without a fingerprint the folder is ours but cannot be resumed: so it is until the old
+        # work is gone, should the process be killed here.
+        self._write()
+        for folder in self._inner:
+            if folder.exists():
+                shutil.rmtree(folder)
+        self.state.mkdir()
+        self.result.mkdir()
+        self._write(begun=True)
+
+    def _go_on(self, before: Mapping[str, JSON]) -> None:
+        self.state.mkdir(exist_ok=True)
+        self.resumed = True
+        earlier = list(before.get("versions") or [])
+        changed = earlier[-1:] != self.versions
+        self.versions = earlier + self.versions if changed else earlier
+        if changed:
+            was, now = (_named(used[-1] if used else {}) for used in (earlier, self.versions))
+            warnings.warn(
+                f"{self.path} was begun with {was} and goes on with {now}: what each of them found "
+                f"may differ. {OVERWRITE} starts again.",
+                stacklevel=5,
+            )
+            self._write(begun=True)
+
+    def _write(self, *, begun: bool = False) -> None:
+        content: dict[str, JSON] = {"format": PARTIAL_FORMAT}
+        if begun:
+            content["overwrite"] = self._overwrite
+            content["versions"] = self.versions
+            content["fingerprint"] = self.fingerprint
+        replace_bytes(self.path / PARTIAL_JSON, encode_json(content))
+
+    def publish(self) -> None:
+        """Rename the complete result into place, replacing an old one if that is allowed.
+
+        Raises
+        ------
+        RunError
+            Something that may not be replaced is in the way, or a rename fails: the old result is
+            then where it was, and the new one can be resumed.
+        """
+        old = self.path / OLD
+        with writing(self.out, resumable=self.kind.resumable):
+            mode = (self.path / PARTIAL_JSON).stat().st_mode & 0o777
+            for entry in [self.result, *self.result.rglob("*")]:
+                to_disk(entry, None if entry.is_dir() else mode)
+            if self._stands():
+                if not self._overwrite:
+                    then = f"finish with {RESUME}" if self.kind.resumable else "try again"
+                    raise RunError(
+                        f"{self.out} appeared while the {self.kind.work} ran. Move it away, then "
+                        f"{then}."
+                    )
+                self._refuse_to_replace()
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(self.out, old)
             try:
-                same = os.path.samestat(os.fstat(lock), os.stat(self.path / LOCK))
-            except FileNotFoundError:
-                same = False
-            if not same:  # the other process finished, and removed the folder, in between
-                raise busy
-        except BaseException:
-            os.close(lock)
-            raise
-        self._lock = lock
+                os.rename(self.result, self.out)
+            except BaseException:
+                if old.exists() and not os.path.lexists(self.out):
+                    os.rename(old, self.out)
+                raise
+            to_disk(self.out.parent)
+        self.finished = True
+        self._forget()
+
+    @property
+    def _inner(self) -> list[Path]:
+        return [self.path / OLD, self.result, self.state]
+
+    def _forget(self) -> None:
+        """Delete what is in the folder. What cannot be deleted stays, for a person to remove."""
+        # The old result first: it must not come back once the new one has its name.
+        for folder in self._inner:
+            shutil.rmtree(folder, ignore_errors=True)
+        # partial.json last: it is what makes the rest recognisable.
+        if not any(folder.exists() for folder in self._inner):
+            for name in (PARTIAL_JSON + ASIDE, PARTIAL_JSON):
+                with suppress(OSError):
+                    (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another process in. What was written stays; a folder with nothing in it goes."""
@@ -134,197 +378,55 @@ class Partial:
             return
         lock, self._lock = self._lock, None
         with suppress(OSError):
-            if {entry.name for entry in self.path.iterdir()} == {LOCK}:
-                (self.path / LOCK).unlink()
-                self.path.rmdir()
-        if fcntl is not None:
-            # Forked workers share the lock and may outlive us: closing would not release it.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
+            if {entry.name for entry in self.path.iterdir()} - LITTER == {LOCK}:
+                shutil.rmtree(self.path)
+        lock.release()
 
-    def read(self) -> dict[str, JSON] | None:
-        """What partial.json says; None where there is no analysis to go on with."""
-        content = read_json(self.path / PARTIAL_JSON) or {}
-        return content if isinstance(content.get("fingerprint"), dict) else None
+    def __enter__(self) -> Partial:
+        return self
 
-    def start(self, fingerprint: Mapping[str, JSON], *, overwrite: bool) -> None:
-        """Discard what an earlier analysis left and begin afresh."""
-        with writing(self.path):
-            content: dict[str, JSON] = {"format": PARTIAL_FORMAT, "format_version": FORMAT_VERSION}
-            # Without a fingerprint the folder is ours but cannot be resumed: so it is until the
-            # old work is gone, should the process be killed here.
-            replace_bytes(self.path / PARTIAL_JSON, encode_json(content))
-            for name in (STATE, RUN, OLD):
-                if (self.path / name).exists():
-                    shutil.rmtree(self.path / name)
-            for folder in (self.path / STATE, self.run / SITES_FOLDER):
-                folder.mkdir(parents=True)
-            content |= {"overwrite": overwrite, "fingerprint": dict(fingerprint)}
-            replace_bytes(self.path / PARTIAL_JSON, encode_json(content))
-
-    def go_on(self) -> None:
-        """Make sure of the folders that a resumed analysis writes into."""
-        with writing(self.path):
-            for folder in (self.path / STATE, self.run / SITES_FOLDER):
-                folder.mkdir(parents=True, exist_ok=True)
-
-    def publish(self, *, overwrite: bool) -> None:
-        """Rename the complete run into place, replacing an old one if that is allowed.
-
-        Raises
-        ------
-        RunError
-            Something that may not be replaced is in the way, or a rename fails: the old run is
-            then where it was, and the new one can be resumed.
-        """
-        old = self.path / OLD
-        with writing(self.out):
-            if os.path.lexists(self.out):
-                if not overwrite:
-                    raise RunError(
-                        f"{self.out} appeared while the analysis ran. Move it away, then finish "
-                        f"with {RESUME}."
-                    )
-                refuse_to_replace(self.out)
-                os.rename(self.out, old)
-            try:
-                os.rename(self.run, self.out)
-            except BaseException:
-                if old.exists():
-                    os.rename(old, self.out)
-                raise
-        self.discard()
-
-    def discard_if_empty(self) -> None:
-        """Delete the folder if there is nothing in it to go on with."""
-        if not any(
-            entry.is_file() for name in (OLD, RUN, STATE) for entry in (self.path / name).rglob("*")
-        ):
-            self.discard()
-
-    def discard(self) -> None:
-        """Delete the folder. What cannot be deleted stays, for `start` or a person to remove."""
-        inner = [self.path / name for name in (OLD, RUN, STATE)]
-        for folder in inner:
-            shutil.rmtree(folder, ignore_errors=True)
-        # partial.json goes last: it is what makes the rest recognisable.
-        if not any(folder.exists() for folder in inner):
-            shutil.rmtree(self.path, ignore_errors=True)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock is not None and error is not None:
+            # A mistake that was refused at once must not be in the way of its correction.
+            refused = isinstance(error, Exception) and not (self.resumed or self._overwrite)
+            if (refused and not self.saved) or not self.kind.resumable:
+                self._forget()
+        self.release()
 
 
-def refuse_to_replace(out: Path) -> None:
-    """Refuse an existing output that is no run, or a run that holds a user's own files.
-
-    Raises
-    ------
-    RunError
-        Replacing `out` could lose something that polyseme did not write.
-    """
-    if not is_run(out):
-        raise RunError(
-            f"{out} is not a polyseme run, so it is not replaced. Choose another output, or move "
-            "it away yourself."
-        )
-    ours = {RUN_JSON, INPUTS_FILE, SITES_FOLDER, *(table_file(table) for table in TABLES)}
-    foreign = {entry.name for entry in out.iterdir()} - ours - LITTER
-    sites = out / SITES_FOLDER
-    if sites.is_dir():
-        foreign |= {
-            f"{SITES_FOLDER}/{entry.name}"
-            for entry in sites.iterdir()
-            if not (entry.suffix == ".safetensors" and entry.stem.isdecimal())
-            and entry.name not in LITTER
-        }
-    if foreign:
-        raise RunError(
-            f"{out} holds {sorted(foreign)[0]!r}, which is not part of a run, so it is not "
-            "replaced. Move that away, or choose another output."
-        )
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder says that it is a polyseme run, of any version and in any state."""
-    return path.is_dir() and is_json_of(path / RUN_JSON, FORMAT)
-
-
-def is_json_of(file: Path, kind: str) -> bool:
-    """Whether a file is a JSON object that says it is of a format."""
-    content = read_json(file)
-    return content is not None and content.get("format") == kind
-
-
-def read_json(file: Path) -> dict[str, JSON] | None:
-    """A JSON object from a small file; None where there is none."""
-    try:
-        if not file.is_file() or file.stat().st_size > LONGEST_RUN_JSON:
-            return None
-        return decode_json(file.read_bytes(), file.name)
-    except (OSError, Problem):
-        return None
-
-
-def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a file aside and move it into place, so that it is never seen half written."""
-    aside = file.with_name(file.name + ASIDE)
-    aside.write_bytes(content)
-    os.replace(aside, file)
-
-
-def plain_json(what: str, value: Mapping[str, JSON]) -> dict[str, JSON]:
-    """A copy of JSON-able data as a reader will see it (tuples are lists, keys are strings).
-
-    Raises
-    ------
-    InputError
-        It is not strict JSON.
-    """
-    try:
-        raw = encode_json(dict(value))
-    except RecursionError:
-        raise InputError(f"The {what} is nested too deeply for JSON, or holds itself.") from None
-    except (TypeError, ValueError) as error:
+def _checked(out: Path) -> Path:
+    """Where an output is to be: what a link leads to, as replacing means renaming."""
+    if out.name in ("", ".."):
+        raise InputError(f"The output {str(out)!r} has no name. Give a folder such as runs/new.")
+    found = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
+    parts = [*found.parent.parts, found.name + ENDING]
+    longest = max(parts, key=lambda part: len(os.fsencode(part)))
+    if (n := len(os.fsencode(longest))) > _LONGEST_NAME:
         raise InputError(
-            f"The {what} must be plain JSON (dict, list, str, int, float, bool, None; no NaN, no "
-            f"NumPy scalars): {error}."
-        ) from None
-    content: dict[str, JSON] = json.loads(raw)
-    if too_deep(content):
-        raise InputError(f"The {what} is nested more than {DEEPEST_JSON} deep; flatten it.")
-    return content
+            f"The output's name {longest.removesuffix(ENDING)[:40]}… is too long: with {ENDING} "
+            f"after it, it has {n} bytes, and a file system takes {_LONGEST_NAME}. Give a shorter "
+            "one."
+        )
+    if os.path.ismount(found):
+        raise InputError(
+            f"{out} is where a file system begins, so nothing can be moved into its place. Give a "
+            f"folder in it, such as {out / 'new'}."
+        )
+    return found
 
 
-def differences(before: JSON, now: JSON, *, limit: int = 5) -> str:
-    """The settings that differ between two fingerprints, with both values, in one line."""
-    old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
-    names = [name for name in old | new if name not in old or name not in new]
-    names = [name for name in old | new if name in names or old[name] != new[name]]
-    shown = [
-        f"{name} was {_value(old, name)} and is now {_value(new, name)}" for name in names[:limit]
-    ]
-    more = f"; and {len(names) - limit} more" if len(names) > limit else ""
-    return "; ".join(shown) + more
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("polyseme", "torch"):
+        with suppress(installed.PackageNotFoundError):  # run from a source tree
+            found[name] = installed.version(name)
+    return found
 
 
-def _leaves(value: JSON, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and (value or not name):
-        for key, child in value.items():
-            yield from _leaves(child, f"{name}.{key}" if name else key)
-    else:
-        yield name, json.dumps(value, ensure_ascii=False)
-
-
-def _value(leaves: Mapping[str, str], name: str, limit: int = 60) -> str:
-    text = leaves.get(name, "not set")
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the file system into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"Cannot write {error.filename or path}: {error.strerror or error}. Put that right; "
-            f"what was written before stays, and {RESUME} goes on from it."
-        ) from error
+def _named(versions: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} {used}" for name, used in versions.items()) or "unknown versions"

@@ -7,9 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata as installed
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +20,16 @@ from polyseme.errors import InputError, RunError
 from polyseme.store.arrays import overwrite
 from polyseme.store.casting import arrow_table, cast, storable
 from polyseme.store.damage import DamagedRunError, sha256
+from polyseme.store.files import (
+    ASIDE,
+    OVERWRITE,
+    plain_json,
+    read_json,
+    replace_bytes,
+    short_json,
+    whole,
+    writing,
+)
 from polyseme.store.format import (
     FORMAT,
     FORMAT_VERSION,
@@ -30,38 +38,61 @@ from polyseme.store.format import (
     JSON,
     RUN_JSON,
     SITE_ARRAYS,
+    SITES_FOLDER,
+    TABLES,
     Array,
     Problem,
     data_files,
-    encode_json,
     missing_inputs,
     parse_sites,
     site_file,
     table_file,
 )
-from polyseme.store.partial import (
-    ASIDE,
-    OVERWRITE,
-    PARTIAL_JSON,
-    RESUME,
-    RUN,
-    STATE,
-    Partial,
-    differences,
-    is_run,
-    plain_json,
-    read_json,
-    refuse_to_replace,
-    replace_bytes,
-    writing,
-)
+from polyseme.store.partial import LITTER, Kind, Partial
 from polyseme.store.reader import RunFolder
 from polyseme.store.tables import write_table
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # An array, as a safetensors header has a limited size.
 _STATE_METADATA = "metadata.json"
-_WRITTEN_BY_US = ("format", "format_version", "polyseme_version", "created", "fingerprint", "files")
+_WRITTEN_BY_US = (
+    "format",
+    "format_version",
+    "polyseme_version",
+    "created",
+    "fingerprint",
+    "versions",
+    "files",
+)
+
+
+def _fingerprint(path: Path) -> dict[str, JSON] | None:
+    """That of a run of any version and in any state; None where a folder is no run."""
+    content = read_json(path / RUN_JSON) if path.is_dir() else {}
+    return content.get("fingerprint", {}) if content.get("format") == FORMAT else None
+
+
+def _foreign(path: Path) -> set[str]:
+    """What a run holds that polyseme did not write."""
+    ours = {RUN_JSON, RUN_JSON + ASIDE, INPUTS_FILE, SITES_FOLDER, *map(table_file, TABLES)}
+    foreign = {entry.name for entry in path.iterdir()} - ours
+    sites = path / SITES_FOLDER
+    return foreign | {
+        f"{SITES_FOLDER}/{entry.name}"
+        for entry in (sites.iterdir() if sites.is_dir() else ())
+        if not (entry.suffix == ".safetensors" and entry.stem.isdecimal())
+        and entry.name not in LITTER
+    }
+
+
+RUN = Kind(
+    work="analysis",
+    result="a polyseme run",
+    format=f"{FORMAT} {FORMAT_VERSION}",
+    fingerprint=_fingerprint,
+    foreign=_foreign,
+    check=RunFolder,
+)
 
 
 class RunWriter:
@@ -107,120 +138,10 @@ class RunWriter:
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        if overwrite and resume:
-            raise InputError(
-                f"{OVERWRITE} and {RESUME} exclude each other: the first starts again, the second "
-                "goes on. Give one."
-            )
+        partial = Partial(out, RUN, fingerprint, overwrite=overwrite, resume=resume)
         self.path = Path(out)
-        if self.path.name in ("", ".."):
-            raise InputError(
-                f"The output {str(out)!r} has no name. Give a folder such as runs/new."
-            )
-        # Replacing means renaming, and what is meant is the run, not a link to it.
-        target = Path(os.path.realpath(out)) if self.path.is_symlink() else self.path.absolute()
-        self.finished = False
-        self.resumed = False
-        self._fingerprint = plain_json("fingerprint", fingerprint)
-        self._partial: Partial | None = None
-        self._overwrite = overwrite
-
-        if resume and self._is_this_run(target) and not self._is_being_replaced(target):
-            self.finished = True
-            with suppress(RunError):  # in use or not ours: then it is not for us to remove
-                self._forget_leftovers(target)
-            return
-        self._check_output(target, overwrite=overwrite, resume=resume)
-        partial = Partial(target)
-        try:
-            # Again: it may have come back, or into being, before the lock was ours.
-            self._check_output(target, overwrite=overwrite, resume=resume)
-            before = partial.read()
-            if before is not None and resume:
-                self._go_on(partial, before)
-            elif before is not None and not overwrite:
-                raise RunError(
-                    f"{partial.path} holds an unfinished analysis. Go on with it by {RESUME}, or "
-                    f"discard it and start again by {OVERWRITE}."
-                )
-            elif resume and os.path.lexists(target):
-                raise RunError(
-                    f"{self.path} is the run of another analysis, so it cannot be resumed: "
-                    f"{self._differences(read_json(target / RUN_JSON) or {})}. Choose another "
-                    f"output, or replace it by {OVERWRITE}."
-                )
-            else:
-                partial.start(self._fingerprint, overwrite=overwrite)
-        except BaseException:
-            partial.release()
-            raise
-        self._partial = partial
-
-    def _check_output(self, target: Path, *, overwrite: bool, resume: bool) -> None:
-        if not os.path.lexists(target):
-            return
-        if overwrite:
-            refuse_to_replace(target)
-        elif resume:
-            if not is_run(target):
-                raise RunError(
-                    f"{self.path} is not a polyseme run, so it cannot be resumed. Choose another "
-                    "output, or move it away."
-                )
-        else:
-            raise RunError(
-                f"{self.path} exists already. Replace it by {OVERWRITE}, go on with an unfinished "
-                f"analysis by {RESUME}, or choose another output."
-            )
-
-    def _is_this_run(self, target: Path) -> bool:
-        content = read_json(target / RUN_JSON) if is_run(target) else None
-        if content is None or content.get("fingerprint") != self._fingerprint:
-            return False
-        RunFolder(target)  # raises where the run is damaged: "nothing to do" would be wrong
-        return True
-
-    def _is_being_replaced(self, target: Path) -> bool:
-        """Whether the same analysis was begun again by overwrite=True, and is not complete."""
-        aside = target.with_name(target.name + ".partial")
-        before = read_json(aside / PARTIAL_JSON) or {}
-        return (
-            (aside / RUN).is_dir()
-            and before.get("overwrite") is True
-            and before.get("fingerprint") == self._fingerprint
-        )
-
-    def _forget_leftovers(self, target: Path) -> None:
-        """Remove what a process left that was killed right after it moved this run in place."""
-        if not target.with_name(target.name + ".partial").is_dir():
-            return
-        partial = Partial(target)
-        try:
-            before = partial.read() or {}
-            if before.get("fingerprint") == self._fingerprint and not partial.run.exists():
-                partial.discard()
-        finally:
-            partial.release()
-
-    def _go_on(self, partial: Partial, before: Mapping[str, JSON]) -> None:
-        if before["fingerprint"] != self._fingerprint:
-            raise RunError(
-                f"{partial.path} holds an unfinished analysis that is not this one: "
-                f"{self._differences(before)}. Give the same settings, or discard it and start "
-                f"again by {OVERWRITE}."
-            )
-        # An interrupted overwrite=True goes on as one: the permission was given then.
-        self._overwrite = before.get("overwrite") is True
-        if os.path.lexists(partial.out) and not self._overwrite:
-            raise RunError(
-                f"{self.path} exists already, and so does an unfinished analysis for it. Move the "
-                f"first away, then go on by {RESUME}; or replace both by {OVERWRITE}."
-            )
-        partial.go_on()
-        self.resumed = True
-
-    def _differences(self, before: Mapping[str, JSON]) -> str:
-        return differences(before.get("fingerprint", {}), self._fingerprint)
+        self.finished, self.resumed = partial.finished, partial.resumed
+        self._partial: Partial | None = None if partial.finished else partial
 
     # ---------------------------------------------------------------------------- context
 
@@ -233,11 +154,9 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        refused = isinstance(error, Exception) and not (self.resumed or self._overwrite)
-        if refused and self._partial is not None:
-            # A mistake that was refused at once must not be in the way of its correction.
-            self._partial.discard_if_empty()
-        self.close()
+        if self._partial is not None:
+            self._partial.__exit__(kind, error, trace)
+            self._partial = None
 
     def close(self) -> None:
         """Let another process in; what was written stays for a resume."""
@@ -304,7 +223,7 @@ class RunWriter:
     @property
     def state_folder(self) -> Path:
         """Where checkpoints are, and what else is needed until the run is finished."""
-        return self._at_work().path / STATE
+        return self._at_work().state
 
     def _state_file(self, name: str) -> Path:
         if not _STATE_NAME.fullmatch(name):
@@ -357,14 +276,14 @@ class RunWriter:
 
     def overwrite_in_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Put other values in the place of some arrays that `write_site` wrote."""
-        file = self._at_work().run / site_file(number)
+        file = self._at_work().result / site_file(number)
         with writing(file):
             overwrite(file, arrays)
 
     def _write_arrays(
         self, name: str, arrays: Mapping[str, np.ndarray], schema: Mapping[str, Array]
     ) -> None:
-        file = self._at_work().run / name
+        file = self._at_work().result / name
         missing = [key for key, array in schema.items() if array.required and key not in arrays]
         missing += missing_inputs(arrays) if schema is INPUT_ARRAYS else []
         if missing:
@@ -398,15 +317,14 @@ class RunWriter:
         InputError
             A column is missing, or cannot be cast.
         """
-        run = self._at_work().run
+        run = self._at_work().result
         frames = {"neurons": neurons, "examples": examples, "features": features, "random": random}
         tables = {name: arrow_table(name, frame) for name, frame in frames.items()}
 
         def write(name: str) -> None:
             file = run / table_file(name)
-            with writing(file):
-                write_table(tables[name], aside := file.with_name(file.name + ASIDE))
-                os.replace(aside, file)
+            with writing(file), whole(file) as aside:
+                write_table(tables[name], aside)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(write, tables))
@@ -441,42 +359,36 @@ class RunWriter:
         content: dict[str, JSON] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "polyseme_version": _version(),
+            "polyseme_version": partial.versions[-1].get("polyseme", "unknown"),
             "created": _now(),
             **plain_json("metadata", metadata),
-            "fingerprint": self._fingerprint,
+            "versions": partial.versions,
+            "fingerprint": partial.fingerprint,
         }
         try:
             names = data_files(len(parse_sites(content)))
             for name in names:
-                if not (partial.run / name).is_file():
+                if not (partial.result / name).is_file():
                     raise Problem(name, "it was not written")
-            with writing(partial.run):
-                _remove_others(partial.run, {*names, RUN_JSON})
+            with writing(partial.result):
+                _remove_others(partial.result, {*names, RUN_JSON})
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    digests = list(pool.map(sha256, [partial.run / name for name in names]))
+                    digests = list(pool.map(sha256, [partial.result / name for name in names]))
                 content["files"] = {
-                    name: {"bytes": (partial.run / name).stat().st_size, "sha256": digest}
+                    name: {"bytes": (partial.result / name).stat().st_size, "sha256": digest}
                     for name, digest in zip(names, digests, strict=True)
                 }
-            RunFolder.unsealed(partial.run, content).load_all()
+            RunFolder.unsealed(partial.result, content).load_all()
         except Problem as problem:
             raise RunError(f"What was written is not a valid run: {problem}.") from None
         except DamagedRunError as error:
             raise RunError(f"What was written is not a valid run: {error.problem}.") from None
-        with writing(partial.run / RUN_JSON):
-            replace_bytes(partial.run / RUN_JSON, encode_json(content))
-        partial.publish(overwrite=self._overwrite)
+        with writing(partial.result / RUN_JSON):
+            replace_bytes(partial.result / RUN_JSON, short_json(RUN_JSON, content))
+        partial.publish()
         self.finished = True
         self.close()
         return self.path
-
-
-def _version() -> str:
-    try:
-        return installed.version("polyseme")
-    except installed.PackageNotFoundError:  # run from a source tree
-        return "unknown"
 
 
 def _now() -> str:
@@ -491,10 +403,10 @@ def _remove_others(run: Path, names: set[str]) -> None:
 
 
 def _write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    aside = file.with_name(file.name + ASIDE)
     with writing(file):
-        try:
-            save_file(dict(sorted(arrays.items())), aside)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        os.replace(aside, file)
+        file.parent.mkdir(exist_ok=True)
+        with whole(file) as aside:
+            try:
+                save_file(dict(sorted(arrays.items())), aside)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.errors import MissingDependencyError
+from polyseme.store.files import replace_bytes, writing
 from polyseme.views.panel import FeaturePanel, ImagePanel
 
 Array = NDArray[Any]
@@ -18,6 +21,15 @@ _SIGNED = "RdBu_r"
 _INK, _MUTED, _BAR = "#222222", "#666666", "#4c72b0"
 # Names are anybody's, and a dollar in one is no formula.
 _PLAIN: dict[str, Any] = {"parse_math": False}
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Save a matplotlib figure whole, with the folders that it is in; the ending is the format."""
+    file, drawn = Path(path), BytesIO()
+    figure.savefig(drawn, format=file.suffix.removeprefix(".") or None)
+    with writing(file, resumable=False):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(file, drawn.getvalue())
 
 
 def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:

@@ -24,7 +24,7 @@ from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views.embed import EMBEDDED_BY, embeddings_of
-from polyseme.views.figure import draw_panel
+from polyseme.views.figure import draw_panel, save_figure
 from polyseme.views.notebook import features_html
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
 from polyseme.views.similar import compared, stored_similar
@@ -431,8 +431,7 @@ class Neuron:
         """
         figure = draw_panel(self.panel())
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            save_figure(figure, path)
         return figure
 
     def __repr__(self) -> str:
