@@ -23,9 +23,7 @@ _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _STORING = frozenset({0, 2, 6, 8})
 
 
-def page_bytes(
-    file: int, chunk: pq.ColumnChunkMetaData, rows: int, *, text: bool
-) -> Iterator[int]:
+def page_bytes(file: int, chunk: pq.ColumnChunkMetaData, rows: int, *, text: bool) -> Iterator[int]:
     """What each page of one column of one row group takes when it is decompressed, in bytes.
 
     Parameters

@@ -310,7 +310,9 @@ def test_a_bomb_that_tells_what_it_is_is_not_read(
     np.savez_compressed(path, images=np.zeros((1000, 4000), np.uint8))
     assert len(read_images(path)) == 1000  # small enough in memory
     monkeypatch.setattr("polyseme.data.files._NO_BOMB_BYTES", 1 << 20)
-    with pytest.raises(InputError, match=r"'images' takes 4,000,000 bytes in memory, by its header"):
+    with pytest.raises(
+        InputError, match=r"'images' takes 4,000,000 bytes in memory, by its header"
+    ):
         read_images(path)
     np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 2, (1000, 4000)) > 0)
     assert len(read_images(path)) == 1000  # packed well, but no bomb

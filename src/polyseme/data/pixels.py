@@ -39,9 +39,9 @@ def as_array(value: Any) -> NDArray[Any]:
         return np.asarray(value.numpy(force=True))
     except (TypeError, RuntimeError) as error:
         raise InputError(
-            f"A tensor of layout {value.layout} and dtype {value.dtype} on {value.device} does not make "
-            "an array; a dense one of real numbers in memory is expected. Convert it first, for "
-            "example with to_dense(), dequantize() or to_padded_tensor(0)."
+            f"A tensor of layout {value.layout} and dtype {value.dtype} on {value.device} does not "
+            "make an array; a dense one of real numbers in memory is expected. Convert it first, "
+            "for example with to_dense(), dequantize() or to_padded_tensor(0)."
         ) from error
 
 

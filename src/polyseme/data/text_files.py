@@ -251,5 +251,5 @@ def _check_pages(path: Path, file: Any, field: str) -> None:
                 if size > _LONGEST_PAGE:
                     raise InputError(
                         f"{path}: a page takes {size:,} bytes once it is decompressed; "
-                        f"{_LONGEST_PAGE:,} at most are expected. Write the file with smaller pages."
+                        f"{_LONGEST_PAGE:,} at most are expected. Write it with smaller pages."
                     )

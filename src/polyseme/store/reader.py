@@ -91,9 +91,9 @@ def refuse_altered(path: Path) -> None:
         *others, last = altered
         names = f"{', '.join(others)} and {last}" if others else last
         raise RunError(
-            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that run.json "
-            "records is another. Copy the run again from where it came, or analyse again with "
-            "overwrite=True (--overwrite)."
+            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that "
+            "run.json records is another. Copy the run again from where it came, or analyse again "
+            "with overwrite=True (--overwrite)."
         )
 
 

@@ -61,7 +61,7 @@ from polyseme.store.tables import write_table
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # An array, as a safetensors header has a limited size.
 _STATE_METADATA = "metadata.json"
-_WRITTEN_BY_US = "format format_version polyseme_version created fingerprint files sha256".split()
+_WRITTEN_BY_US = ("format", "format_version", "polyseme_version", "created", "fingerprint", "files")
 
 
 class RunWriter:
@@ -436,7 +436,7 @@ class RunWriter:
             stays, for a resume.
         """
         partial = self._at_work()
-        if taken := [key for key in _WRITTEN_BY_US if key in metadata]:
+        if taken := [key for key in (*_WRITTEN_BY_US, "sha256") if key in metadata]:
             raise InputError(f"The metadata cannot set {taken[0]!r}: the writer does.")
         content: dict[str, JSON] = {
             "format": FORMAT,
