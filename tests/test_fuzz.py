@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fuzzing import TARGETS, run
 
 # The SAEs are left to the long test: a process that loads torch takes longer than all others.

@@ -1,20 +1,21 @@
 """What the pages of a Parquet file take once decompressed, told before that is done.
 
 What the footer says of it is the word of whoever made the file, and it is not what memory is set
-aside by: that is the header of each page. They are in Thrift's compact protocol, of which this is
-as much as they need.
+aside by: that is the header of each page. Both are in Thrift's compact protocol, of which this is
+as much as they need. pyarrow tells where columns are too, but ends the process over a footer that
+contradicts itself.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias
-
-import pyarrow.parquet as pq
 
 Struct: TypeAlias = dict[int, Any]
 
+_LONGEST_FOOTER = 2**25
 _LONGEST_HEADER = 2**16
 _DEEPEST = 8
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
@@ -23,17 +24,59 @@ _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 _STORING = frozenset({0, 2, 6, 8})
 
 
-def page_bytes(file: int, chunk: pq.ColumnChunkMetaData, rows: int, *, text: bool) -> Iterator[int]:
+@dataclass(frozen=True)
+class Chunk:
+    """One column of one row group: its bytes in the file, its values, and the group's rows."""
+
+    start: int
+    stop: int
+    values: int
+    rows: int
+
+
+def chunks(file: int) -> list[list[Chunk]]:
+    """Where each column is, group by group, in the order of the schema.
+
+    Parameters
+    ----------
+    file : int
+        Descriptor of the open file.
+
+    Raises
+    ------
+    ValueError
+        The footer is none, or does not fit the file.
+    """
+    end = os.fstat(file).st_size - 8
+    length = int.from_bytes(os.pread(file, 4, max(end, 0)), "little")
+    if not 0 <= length <= min(end, _LONGEST_FOOTER):
+        raise ValueError("the footer is damaged")
+    footer, _ = _parsed(os.pread(file, length, end - length))
+    return [
+        [_chunk(column, _whole(group, 3), end) for column in _listed(group, 1)]
+        for group in _listed(footer, 4)
+    ]
+
+
+def _chunk(column: Any, rows: int, end: int) -> Chunk:
+    about = column.get(3) if isinstance(column, dict) else None
+    start, stored = _whole(about, 9), _whole(about, 7)
+    if 11 in about and 0 < (dictionary := _whole(about, 11)) < start:
+        start = dictionary
+    if start + stored > end:
+        raise ValueError("a column is not where the footer says")
+    return Chunk(start, start + stored, _whole(about, 5), rows)
+
+
+def page_bytes(file: int, chunk: Chunk, *, text: bool) -> Iterator[int]:
     """What each page of one column of one row group takes when it is decompressed, in bytes.
 
     Parameters
     ----------
     file : int
         Descriptor of the open file.
-    chunk : pyarrow.parquet.ColumnChunkMetaData
-        Of a column that is not nested.
-    rows : int
-        Of the row group.
+    chunk : Chunk
+        Of a column that is not nested, and so has a value a row.
     text : bool
         Whether the column holds text, of which no encoding may be longer than what it stores.
 
@@ -42,15 +85,12 @@ def page_bytes(file: int, chunk: pq.ColumnChunkMetaData, rows: int, *, text: boo
     ValueError
         A header is none, or promises what its row group rules out.
     """
-    start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-    if dictionary is not None and 0 < dictionary < start:
-        start = dictionary
-    end = start + chunk.total_compressed_size
-    if chunk.num_values != rows or not 0 <= start <= end <= os.fstat(file).st_size:
-        raise ValueError("a column is not where its footer says, or not as long")
+    start, end, rows = chunk.start, chunk.stop, chunk.rows
+    if chunk.values != rows:
+        raise ValueError("a column has another number of values than its row group has rows")
     values, at = 0, start
     while values < rows and at < end:
-        header, length = _header(os.pread(file, _LONGEST_HEADER, at))
+        header, length = _parsed(os.pread(file, _LONGEST_HEADER, at))
         kind, size, stored = (_whole(header, number) for number in (1, 2, 3))
         if kind == _DICTIONARY and at == start:
             # Each entry takes 4 bytes or more, if only to say how long it is.
@@ -72,16 +112,23 @@ def page_bytes(file: int, chunk: pq.ColumnChunkMetaData, rows: int, *, text: boo
 def _whole(struct: Any, number: int) -> int:
     value = struct.get(number) if isinstance(struct, dict) else None
     if type(value) is not int or value < 0:
-        raise ValueError("the header of a page is damaged")
+        raise ValueError("a header is damaged")
     return value
 
 
-def _header(raw: bytes) -> tuple[Struct, int]:
-    """The header that some bytes begin with, and how long it is."""
+def _listed(struct: Any, number: int) -> list[Any]:
+    value = struct.get(number) if isinstance(struct, dict) else None
+    if not isinstance(value, list):
+        raise ValueError("a header is damaged")
+    return value
+
+
+def _parsed(raw: bytes) -> tuple[Struct, int]:
+    """The struct that some bytes begin with, and how long it is."""
     try:
         return _struct(raw, 0, _DEEPEST)
     except IndexError:
-        raise ValueError("the header of a page is cut short") from None
+        raise ValueError("a header is cut short") from None
 
 
 def _struct(raw: bytes, at: int, depth: int) -> tuple[Struct, int]:
@@ -98,7 +145,7 @@ def _struct(raw: bytes, at: int, depth: int) -> tuple[Struct, int]:
 
 
 def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    """One value of a kind: a number, a struct, or None for what no header of a page is asked."""
+    """One value of a kind: a number, a struct, a list, or None for what is not asked for."""
     if kind in (1, 2):  # a boolean lies in its kind
         return None, at
     if kind == 3:
@@ -110,9 +157,22 @@ def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind == 8:
         length, at = _varint(raw, at)
         return None, at + length
+    if kind in (9, 10):
+        size, of, at = raw[at] >> 4, raw[at] & 15, at + 1
+        if size == 15:
+            size, at = _varint(raw, at)
+        if of in (1, 2):  # but a byte each in a list
+            return None, at + size
+        values = []
+        for _ in range(size):
+            if at >= len(raw):
+                raise IndexError
+            value, at = _value(raw, at, of, depth)
+            values.append(value)
+        return values, at
     if kind == 12 and depth:
         return _struct(raw, at, depth - 1)
-    raise ValueError("the header of a page is damaged")
+    raise ValueError("a header is damaged")
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

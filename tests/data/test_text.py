@@ -440,7 +440,7 @@ def test_texts_are_not_read_twice_over() -> None:
 
 
 def test_parquet_beside_a_nested_column(tmp_path: Path) -> None:
-    rows = pa.array([{"a": 1, "b": [2]}] * 2)
+    rows = pa.array([{"a": 1, "b": [2, 3]}] * 2)
     pq.write_table(pa.table({"about": rows, "text": ["one", "two"]}), tmp_path / "x.parquet")
     assert list(read_text(tmp_path / "x.parquet").documents()) == ["one", "two"]
 

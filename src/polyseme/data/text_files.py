@@ -240,14 +240,13 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
 
 def _check_pages(path: Path, file: Any, field: str) -> None:
     """Refuse what would not fit in memory, before it is decompressed."""
-    from polyseme.parquet import page_bytes
+    from polyseme.parquet import chunks, page_bytes
 
     paths = [file.schema.column(number).path for number in range(len(file.schema))]
     column = paths.index(field)  # not its place in the schema: another may be nested
     with path.open("rb") as raw:
-        for number in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(number)
-            for size in page_bytes(raw.fileno(), group.column(column), group.num_rows, text=True):
+        for group in chunks(raw.fileno()):
+            for size in page_bytes(raw.fileno(), group[column], text=True):
                 if size > _LONGEST_PAGE:
                     raise InputError(
                         f"{path}: a page takes {size:,} bytes once it is decompressed; "

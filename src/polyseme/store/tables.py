@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from polyseme.parquet import page_bytes
+from polyseme.parquet import Chunk, chunks, page_bytes
 from polyseme.store.damage import decoding
 from polyseme.store.format import OPTIONAL_COLUMNS, TABLES, Problem, table_file
 
@@ -75,6 +75,7 @@ class Table:
         self._sites = frozenset(sites)
         # Neighbours are often asked for one after the other, and share a row group.
         self._last: tuple[tuple[int, int], pd.DataFrame] | None = None
+        self._chunks: list[list[Chunk]] | None = None
         path = locate(self.file)
         with decoding(self.file), pq.ParquetFile(path) as opened:
             self._footer = opened.metadata
@@ -160,13 +161,14 @@ class Table:
         names = self._schema.names
         file = os.open(path, os.O_RDONLY)
         try:
+            if self._chunks is None:
+                self._chunks = chunks(file)
             total = 0
             for number in groups:
-                group = self._footer.row_group(number)
                 for name in columns:
-                    chunk = group.column(names.index(name))
-                    total += 8 * group.num_rows + chunk.total_compressed_size
-                    for size in page_bytes(file, chunk, group.num_rows, text=name in text):
+                    chunk = self._chunks[number][names.index(name)]
+                    total += 8 * chunk.rows + chunk.stop - chunk.start
+                    for size in page_bytes(file, chunk, text=name in text):
                         total += size
                         if total > most:
                             return total
@@ -225,6 +227,6 @@ def _is_text(kind: pa.DataType) -> bool:
 def _length(values: pa.ChunkedArray) -> int:
     """Bytes of a column of text that is not a dictionary any more."""
     return sum(
-        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
+        int(pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0)
         for chunk in values.chunks
     )
