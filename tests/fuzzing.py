@@ -23,8 +23,10 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -308,24 +310,22 @@ def read_run(folder: Path) -> None:
     altered_files(folder)
     (files,) = open_all([folder])
     for path in files.paths():
-        if path != "verified.json":
+        if path not in ("verified.json", "packs/1.safetensors"):
             files.file(path)
     run = ps.open_run(folder)
-    run.verify() if folder.name == "whole" else run.folder.load_all()
-    run.summary()
+    run.folder.load_all()
     run._repr_html_()
     for site in run.folder.sites:
-        for number in range(min(site.n_neurons, 3)):
-            neuron = run.neuron(site.name, number)
-            neuron._repr_html_()
-            neuron.recut(0.1).metrics  # noqa: B018
-            neuron.tokens()
-            if "tokens" in run.folder.inputs:
-                neuron.texts(before=5)
-            else:
-                neuron.panel()
-            if len(neuron.examples):
-                neuron.similar(2)
+        neuron = run.neuron(site.name, 0)
+        neuron._repr_html_()
+        neuron.recut(0.1).metrics  # noqa: B018
+        neuron.tokens()
+        if "tokens" in run.folder.inputs:
+            neuron.texts(before=5)
+        else:
+            neuron.panel()
+        if len(neuron.examples):
+            neuron.similar(2)
 
 
 def make_idx(folder: Path) -> None:
@@ -439,14 +439,14 @@ def read_one_by_one(read: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 TARGETS = {
-    "image run": Target(make_images_run, read_run, 30_000, forge),
-    "text run": Target(make_texts_run, read_run, 20_000, forge),
-    "idx": Target(make_idx, read_images_of, 10_000),
-    "arrays": Target(make_arrays, read_each_array, 15_000),
+    "image run": Target(make_images_run, read_run, 15_000, forge),
+    "text run": Target(make_texts_run, read_run, 10_000, forge),
+    "idx": Target(make_idx, read_images_of, 20_000),
+    "arrays": Target(make_arrays, read_each_array, 20_000),
     "pictures": Target(make_pictures, read_images_of, 10_000),
-    "texts": Target(make_texts, read_texts, 15_000),
-    "saes": Target(make_saes, read_saes, 8_000),
-    "sae folders": Target(make_sae_folders, read_saes, 2_000),
+    "texts": Target(make_texts, read_texts, 20_000),
+    "saes": Target(make_saes, read_saes, 4_000),
+    "sae folders": Target(make_sae_folders, read_saes, 1_000),
 }
 
 
@@ -553,30 +553,38 @@ def read_all(
     print(json.dumps(counts), flush=True)
 
 
-def run(inputs: dict[str, range], say: Callable[[str], object] = print) -> Iterator[str]:
-    """Read inputs of several targets, one process after the other; yields the failures."""
-    for name, numbers in inputs.items():
-        begun, at, stop = time.monotonic(), numbers.start, numbers.stop
-        counts = {"read": 0, "refused": 0}
-        while at < stop:
-            command = [sys.executable, str(Path(__file__).resolve()), name, str(at), str(stop)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    told = json.loads(line)
-                    if "at" in told:
-                        at = told["at"] + 1
-                        if at % 1000 == 0:
-                            say(f"{name}: {at:,} of {stop:,}, {time.monotonic() - begun:.0f} s")
-                    elif "failed" in told:
-                        yield f"{name} {told['failed']}"
-                    else:
-                        counts = {key: counts[key] + told[key] for key in counts}
-            if process.returncode not in (0, 3):  # 3 has told why
-                yield f"{name} {at - 1}: the process ended with {process.returncode}"
-                if at == numbers.start:
-                    break
-        say(f"{name}: {len(numbers):,} inputs, {counts}, {time.monotonic() - begun:.0f} s")
+def run(inputs: dict[str, range], say: Callable[[str], object] = print) -> list[str]:
+    """Read inputs of several targets, two processes at a time; the failures."""
+    with ThreadPoolExecutor(2) as pool:
+        return [
+            f for found in pool.map(_failures, inputs, inputs.values(), repeat(say)) for f in found
+        ]
+
+
+def _failures(name: str, numbers: range, say: Callable[[str], object]) -> list[str]:
+    begun, at, failures = time.monotonic(), numbers.start, []
+    counts = {"read": 0, "refused": 0}
+    while at < numbers.stop:
+        first = at
+        command = [sys.executable, str(Path(__file__).resolve()), name, str(at), str(numbers.stop)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                told = json.loads(line)
+                if "at" in told:
+                    at = told["at"] + 1
+                    if at % 1000 == 0:
+                        say(f"{name}: {at:,} of {numbers.stop:,}, {time.monotonic() - begun:.0f} s")
+                elif "failed" in told:
+                    failures.append(f"{name} {told['failed']}")
+                else:
+                    counts = {key: counts[key] + told[key] for key in counts}
+        if process.returncode not in (0, 3):  # 3 has told why
+            failures.append(f"{name} {at - 1}: the process ended with {process.returncode}")
+        if at == first:
+            break
+    say(f"{name}: {len(numbers):,} inputs, {counts}, {time.monotonic() - begun:.0f} s")
+    return failures
 
 
 if __name__ == "__main__":
