@@ -59,7 +59,7 @@ def chunks(file: int) -> list[list[Chunk]]:
 
 
 def _chunk(column: Any, rows: int, end: int) -> Chunk:
-    about = column.get(3) if isinstance(column, dict) else None
+    about: Any = column.get(3) if isinstance(column, dict) else None
     start, stored = _whole(about, 9), _whole(about, 7)
     if 11 in about and 0 < (dictionary := _whole(about, 11)) < start:
         start = dictionary
