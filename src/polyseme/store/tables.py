@@ -163,7 +163,7 @@ class Table:
         try:
             if self._chunks is None:
                 self._chunks = chunks(file)
-            total = 0
+            total: int = 0
             for number in groups:
                 for name in columns:
                     chunk = self._chunks[number][names.index(name)]
