@@ -31,6 +31,8 @@ def test_exported_and_live_are_equal_file_by_file(names, request, tmp_path):
     with ps.explore(*runs, open_browser=False) as explorer:
         assert set(written) == set(explorer.root.paths())
         connection = http.client.HTTPConnection(explorer.url.removeprefix("http://").rstrip("/"))
+        for files in explorer.root.runs:
+            files.check.join()
         for path, body in written.items():
             connection.request("GET", f"/{path}")
             served = connection.getresponse().read()

@@ -20,9 +20,10 @@ from run_builder import contents, write
 from safetensors.numpy import load_file, save_file
 
 from polyseme.errors import InputError, RunError
-from polyseme.store import RunFolder, SiteInfo
+from polyseme.parquet import chunks, page_bytes
+from polyseme.store import RunFolder, SiteInfo, altered_files, refuse_altered
 from polyseme.store import contents as store_contents
-from polyseme.store.format import DEEPEST_JSON, too_deep
+from polyseme.store.format import DEEPEST_JSON, encode_run_json, too_deep
 
 REMEDY = (
     r"copy it again from where it came, or "
@@ -36,7 +37,7 @@ def reseal(folder: Path) -> None:
     for name in content["files"]:
         raw = (folder / name).read_bytes()
         content["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (folder / "run.json").write_text(json.dumps(content) + "\n")
+    (folder / "run.json").write_bytes(encode_run_json(content))
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -87,10 +88,10 @@ def test_a_run_gives_what_it_holds(pristine):
     run = RunFolder(str(pristine))
     assert run.path == pristine
     assert run.sites == (
-        SiteInfo(number=0, name="layers.0", kind="mlp", n_neurons=3, d_in=4),
-        SiteInfo(number=1, name="layers.1", kind="mlp", n_neurons=2, d_in=4),
+        SiteInfo(0, "layers.0", "mlp", n_neurons=3, d_in=4, extra={"threshold": 0.2}),
+        SiteInfo(1, "layers.1", "mlp", n_neurons=2, d_in=4, extra={"threshold": 0.2}),
     )
-    assert run.metadata["settings"] == {"threshold": 0.2}
+    assert run.metadata["settings"] == {"threshold": 0.2, "linkage": "average"}
     assert run.metadata["fingerprint"]["model"] == "m"
     assert run.neurons["n_examples"].tolist() == [5, 0, 1, 4, 2]
     assert run.neurons is run.neurons
@@ -99,11 +100,11 @@ def test_a_run_gives_what_it_holds(pristine):
     assert "activation_map" in site
     assert "activation_map" not in run.site(1)
     assert list(site) == sorted(site)
-    assert len(site) == 7
+    assert len(site) == 8
     assert "weights: float32(3, 4)" in repr(site)
     assert site["weights"] is site["weights"]
     with pytest.raises(KeyError):
-        site["logit_ablation"]
+        site["decoder"]
     assert set(run.inputs) == {"index", "labels", "pixels"}
     assert run.inputs["pixels"].shape == (8, 2, 3)
     assert run.site(np.int64(1))["tree"].shape == (4, 4)
@@ -128,7 +129,8 @@ def test_arrays_are_loaded_when_they_are_used(folder):
 def test_other_files_in_the_folder_are_ignored(folder):
     (folder / "notes.txt").write_text("mine")
     edit_json(folder, lambda run: run["files"].update({"../../etc/passwd": None, "x": 1}))
-    RunFolder(folder).verify()
+    RunFolder(folder).load_all()
+    assert altered_files(folder) == ["run.json"]
 
 
 # -------------------------------------------------------------------------- what is not a run
@@ -146,10 +148,14 @@ def test_what_is_missing_or_no_folder_is_explained(tmp_path, folder):
         RunFolder(tmp_path / "dangling")
 
 
-def test_a_newer_version_says_what_to_do(folder):
-    edit_json(folder, lambda run: run.update(format_version=7, files=None))
+@pytest.mark.parametrize("version", [-1, 0, 2, 7, 10**30])
+def test_another_version_says_what_to_do(folder, version):
+    edit_json(folder, lambda run: run.update(format_version=version, files=None))
+    said = "a whole number of more than 18 digits" if version > 10**18 else version
     with pytest.raises(
-        RunError, match=r"has format version 7, .* versions up to 3\. Upgrade it: pip install"
+        RunError,
+        match=rf"has format version {said}, and this polyseme reads version 1 alone\. Read the run "
+        r"with the polyseme that wrote it \(.*pip install --upgrade polyseme\), or analyse again\.",
     ):
         RunFolder(folder)
 
@@ -169,7 +175,8 @@ def test_a_newer_version_says_what_to_do(folder):
         (b"{}\n", 'does not say "format": "polyseme-run"'),
         (b'{"format": "polyseme-run"}\n', "'format_version' is missing"),
         (b'{"format": "polyseme-run", "format_version": true}\n', "a whole number, not true"),
-        (b'{"format": "polyseme-run", "format_version": 0}\n', "versions start at 1"),
+        (b'{"format": "polyseme-run", "x": 1e999}\n', "not valid JSON .*inf"),
+        (b'{"format": "polyseme-run", "x": "\\ud800"}\n', "not valid JSON .*surrogates"),
         (b'{"format": "polyseme-run", "format_version": "1"}\n', 'a whole number, not "1"'),
     ],
 )
@@ -187,6 +194,17 @@ def set_site(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda run: run["sites"][0].update(changes)
 
 
+def set_data(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda run: run["data"].update(changes)
+
+
+def of_text(run: dict[str, Any]) -> None:
+    run["settings"]["window"] = [2, 1]
+    run["data"] = {
+        "kind": "text", "n_inputs": 9, "length": 5, "leave_out": [], "tokenizer": {}
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -198,7 +216,7 @@ def set_site(**changes: Any) -> Callable[[dict[str, Any]], object]:
         (set_site(name=""), "a string of 1 to 1024 characters"),
         (set_site(name="x" * 1025), "a string of 1 to 1024 characters"),
         (set_site(name=None), "not null"),
-        (set_site(name="\ud800"), "half a surrogate pair"),
+        (set_site(name="\ud800"), "not valid JSON .*surrogates"),
         (set_site(kind=3), r"'sites\[0\].kind' must be a string"),
         (set_site(n_neurons=-1), r"n_neurons' must be a whole number from 1 .*, not -1"),
         (set_site(n_neurons=0), "not 0"),
@@ -214,7 +232,44 @@ def set_site(**changes: Any) -> Callable[[dict[str, Any]], object]:
         (lambda run: run.update(created=3), "'created' must be a string, not 3"),
         (lambda run: run.update(settings=None), "'settings' must be an object, not null"),
         (lambda run: run.pop("model"), "'model' is missing"),
-        (lambda run: run.update(fingerprint=[]), "'fingerprint' must be an object"),
+        (lambda run: run.update(fingerprint=[]), "'fingerprint' must be an object, not a list"),
+        (lambda run: run["settings"].pop("linkage"), "'settings.linkage' is missing"),
+        (lambda run: run["settings"].update(linkage="ward"), '"average" or "single", not "ward"'),
+        (lambda run: run["model"].update({"class": 3}), "'model.class' must be a string, not 3"),
+        (
+            set_site(threshold=None),
+            r"'sites\[0\].threshold' must be a number from 0 to 2, not null",
+        ),
+        (set_site(threshold="0.2"), 'a number from 0 to 2, not "0.2"'),
+        (set_site(threshold=True), "a number from 0 to 2, not true"),
+        (set_site(threshold=10**400), "not a whole number of more than 18 digits"),
+        (set_site(hook=3), r"'sites\[0\].hook' must be a string, not 3"),
+        (set_site(kernel_shape=[1, 2]), "three whole numbers from 1, not a list"),
+        (
+            set_site(kernel_shape=[1, 2, 3]),
+            r"'sites\[0\].d_in' is 4, but its 'kernel_shape' makes 6",
+        ),
+        (set_site(reads_inputs=True), r"'sites\[0\].d_in' is 4, but its 'reads_inputs' makes 6"),
+        (set_data(n_inputs="many"), "'data.n_inputs' must be a whole number from 0"),
+        (set_data(shape=6), "'data.shape' must be a list of 1 to 8 whole numbers from 1, not 6"),
+        (set_data(shape=[6, 2]), r"'data.image_shape' is \[2, 3\], 'data.shape' \[6, 2\]"),
+        (
+            set_data(shape=[7], image_shape=None),
+            r"a row of 'activation_map' has shape \(2, 3\), but 'data.shape' of run.json is \(7,\)",
+        ),
+        (set_data(image_shape=[6]), "'data.image_shape' must be two or three whole numbers from 1"),
+        (set_data(mean={}), "'data.mean' must be a number, or a list of numbers, not an object"),
+        (set_data(std=[0.5] * 3), "'data.std' has 3 numbers, but 'data.shape' begins with 2"),
+        (set_data(low=None), "'data.low' must be a number, not null"),
+        (set_data(class_names=["a", 1]), "'data.class_names' must be a list of strings"),
+        (set_data(kind="text"), "'settings.window' is missing"),
+        (lambda run: (of_text(run), run["settings"].pop("window")), "'settings.window' is missing"),
+        (
+            lambda run: (of_text(run), run["settings"].update(window=[1, 2, 3])),
+            "two whole numbers of tokens, before and after, from 0 to 1000",
+        ),
+        (lambda run: (of_text(run), run["data"].pop("tokenizer")), "'data.tokenizer' is missing"),
+        (lambda run: of_text(run), "inputs.safetensors: it holds images, but run.json says texts"),
         (lambda run: run.update(files=[]), "'files' must be an object"),
         (lambda run: run["files"].pop("random.parquet"), "'files' does not list random.parquet"),
         (
@@ -311,8 +366,19 @@ def test_verify_reads_every_byte(folder):
     raw[-1] ^= 1
     (folder / "inputs.safetensors").write_bytes(raw)
     read_all(folder)
-    with pytest.raises(RunError, match=r"inputs.safetensors: its SHA-256 is not the one"):
+    with pytest.raises(
+        RunError, match=r"inputs.safetensors is not as written: the SHA-256 that run"
+    ):
         RunFolder(folder).verify()
+    assert altered_files(folder) == ["inputs.safetensors"]
+    edit_json(folder, lambda run: run["settings"].update(threshold=0.3))
+    (folder / "neurons.parquet").unlink()
+    assert altered_files(folder) == ["run.json", "neurons.parquet", "inputs.safetensors"]
+    with pytest.raises(
+        RunError,
+        match=r"run: run.json, neurons.parquet and inputs.safetensors are not as written: ",
+    ):
+        refuse_altered(folder)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -405,7 +471,7 @@ def put(column: str, row: int, value: Any) -> Callable[[pd.DataFrame], object]:
         ("features", put("medoid", 0, 5), "'medoid' must be an example of the neuron; row 0"),
         ("features", put("medoid", 0, -1), "'medoid' must be an example of the neuron; row 0"),
         ("features", put("medoid", 0, 1), "'medoid' must be one of the feature's own .* row 0"),
-        ("random", lambda f: f[::-1], "must be in the order of neurons.parquet"),
+        ("random", lambda f: f[::-1], "n_random rows for each neuron, in the order"),
         ("random", put("input", 0, 10**6), "'input' in row 0 is not in the 'index'"),
         ("random", lambda f: f.assign(input=f["input"].iloc[0]), "row 1 repeats an input"),
         ("random", put("activation", 0, np.inf), "'activation' is not a finite number in row 0"),
@@ -515,6 +581,12 @@ def at(name: str, where: Any, value: float) -> Callable[[dict], object]:
         ("sites/0", change("histogram", lambda h: h - 100), "'histogram' holds a negative count"),
         ("sites/0", change("histogram_upper", lambda h: h[:, None]), "'histogram_upper' has shape"),
         ("sites/0", change("activation_map", lambda m: m[:, 0, 0]), "'activation_map' has shape"),
+        (
+            "sites/0",
+            change("activation_map", lambda m: m[..., :2]),
+            r"a row of 'activation_map' has shape \(2, 2\)",
+        ),
+        ("sites/0", lambda a: a.pop("logit_ablation"), "the array 'logit_ablation' is missing"),
         ("sites/0", change("logit_gradient", lambda m: m[:1]), "'logit_gradient' has shape"),
         (
             "sites/0",
@@ -539,6 +611,7 @@ def at(name: str, where: Any, value: float) -> Callable[[dict], object]:
         ("inputs", change("index", np.int32), "'index' is int32, not int64"),
         ("inputs", change("pixels", np.float64), "'pixels' is float64, not uint8 or float32"),
         ("inputs", change("pixels", lambda p: p[:7]), "'pixels' has shape"),
+        ("inputs", change("pixels", lambda p: p[..., :2]), r"a row of 'pixels' has shape \(2, 2\)"),
         ("inputs", change("pixels", lambda p: p[:, 0, 0]), "'pixels' has shape"),
         ("inputs", change("labels", lambda p: p[:7]), r"'labels' has shape \(7,\), not \(M=8\)"),
         (
@@ -637,3 +710,76 @@ def test_the_remedy_for_a_damaged_run_works(folder):
         RunFolder(folder)
     folder.rename(folder.with_name("away"))
     RunFolder(write(folder)).verify()
+
+
+def with_column(folder: Path, table: str, name: str, values: pa.Array, **options: Any) -> None:
+    data = pq.read_table(folder / f"{table}.parquet").append_column(name, values)
+    pq.write_table(data, folder / f"{table}.parquet", compression="zstd", **options)
+    reseal(folder)
+
+
+LONG = "x" * 2**19
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (lambda n: [LONG] * n, {"use_dictionary": ["label"]}, "its text would take over 1,[0-9,]+"),
+        (lambda n: [LONG] * n, {"use_dictionary": False}, "it would take over 1,[0-9,]+ bytes of"),
+        (
+            lambda n: [LONG + str(i) for i in range(n)],
+            {"use_dictionary": False, "column_encoding": {"label": "DELTA_BYTE_ARRAY"}},
+            "an encoding that can take any amount of memory",
+        ),
+    ],
+)
+def test_a_few_kilobytes_of_text_do_not_fill_the_memory(folder, texts, options, message):
+    n = len(pd.read_parquet(folder / "features.parquet"))
+    with_column(folder, "features", "label", pa.array(texts(n)), **options)
+    assert (folder / "features.parquet").stat().st_size < 20_000
+    refused(folder, f"features.parquet: .*{message}")
+    with pytest.raises(RunError, match=message):
+        RunFolder(folder).column("features", "label")
+
+
+def test_columns_without_end_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyseme.store.tables.MOST_BYTES", 0)
+    made = contents(counts=((1,) * 2000,), n_inputs=3)
+    for number in range(80):
+        made.tables["neurons"][f"more{number}"] = 0.5
+    with pytest.raises(RunError, match=r"neurons.parquet: it would take over [0-9,]+ bytes of"):
+        write(tmp_path / "run", made)
+
+
+def test_labels_that_are_all_alike_are_no_bomb(tmp_path):
+    made = contents(counts=((1,) * 5000,), n_inputs=3)
+    made.tables["features"]["label"] = "the river bank and " * 5
+    run = RunFolder(write(tmp_path / "run", made))
+    assert run.features["label"].nunique() == 1
+
+
+def test_a_page_that_is_no_page_is_refused(folder):
+    file = folder / "features.parquet"
+    raw = file.read_bytes()
+    known = pq.ParquetFile(file).metadata.row_group(0).column(3)
+
+    def sizes() -> list[int]:
+        with file.open("rb") as opened:
+            [group] = chunks(opened.fileno())
+            assert group[3].stop - group[3].start == known.total_compressed_size
+            return list(page_bytes(opened.fileno(), group[3], text=False))
+
+    assert sizes() == [4 * known.num_values + 6]  # and that none is null
+    said = set()
+    for at in [*range(known.data_page_offset, known.data_page_offset + 30), len(raw) - 8]:
+        for value in (0, 0x0D, 0x7E, 0xFF):
+            file.write_bytes(raw[:at] + bytes([value]) + raw[at + 1 :])
+            try:
+                sizes()
+            except ValueError as error:
+                said.add(str(error))
+    assert said >= {
+        "a header is damaged",
+        "a page claims more values than its row group has rows",
+        "a page is of kind 63",
+    }

@@ -62,6 +62,23 @@ def add_export(commands: Any) -> None:
     export.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def add_verify(commands: Any) -> None:
+    """``polyseme verify``."""
+    text = "Check that every file of a run is as it was written, byte for byte, and valid."
+    verify = commands.add_parser("verify", help=text, description=text)
+    verify.set_defaults(run=_verify)
+    verify.add_argument("path", metavar="RUN", help="folder of a run")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from polyseme.store import RunFolder, refuse_altered
+
+    # First: a run whose files were altered may not even open.
+    refuse_altered(Path(options.path))
+    RunFolder(options.path).load_all()
+    print(f"{options.path} is as it was written.")
+
+
 def _export(options: argparse.Namespace) -> None:
     from polyseme.explorer import export
 

@@ -76,6 +76,8 @@ def _write(root: WebRoot, folder: Path, progress: bool) -> None:
 
     from polyseme.store.files import writing
 
+    for run in root.runs:
+        run.check.join()  # an export says once and for all whether the files are as written
     paths = list(root.paths())
     shown = track(
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -21,7 +22,7 @@ from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
 from polyseme.explorer.told import told
-from polyseme.store import SiteInfo
+from polyseme.store import SiteInfo, altered_files
 from polyseme.views import Run
 
 # A pack is one request, and so long as this at most; more files than this no web host likes.
@@ -52,6 +53,7 @@ class RunFiles:
         self.folder = folder = run.folder
         self.title = title
         self._content: Texts | Pictures | None = None
+        self._altered: list[str] | None = None
         try:
             self.is_text = "tokens" in folder.inputs
         except RunError:  # which `damage` tells
@@ -63,6 +65,23 @@ class RunFiles:
     def _words(self) -> WordIndex | None:
         index = WordIndex(self.folder) if isinstance(self._content, Texts) else None
         return index if index and index.exists else None
+
+    @cached_property
+    def check(self) -> threading.Thread:
+        """Compares the run's files with their digests; begun when it is first asked for."""
+
+        def compare() -> None:
+            self._altered = altered_files(self.folder.path, self.folder.metadata)
+
+        thread = threading.Thread(target=compare, daemon=True)
+        thread.start()
+        return thread
+
+    def _verified(self) -> dict[str, Any]:
+        """Whether the run's files are the ones that were written, as far as that is known."""
+        if self.check.is_alive() or self._altered is None:
+            return {"state": "checking", "files": []}
+        return {"state": "altered" if self._altered else "verified", "files": self._altered}
 
     # ---------------------------------------------------------------------------- sizes
 
@@ -115,6 +134,7 @@ class RunFiles:
     def paths(self) -> Iterator[str]:
         """Every file's path, relative to the run's own folder."""
         yield "run.json"
+        yield "verified.json"
         yield "neurons.safetensors"
         for number in range(self._first_packs[-1]):
             yield f"packs/{number}.safetensors"
@@ -137,6 +157,8 @@ class RunFiles:
         """
         if path == "run.json":
             return compact_json(self.describe()).encode()
+        if path == "verified.json":
+            return compact_json(self._verified()).encode()
         if path == "neurons.safetensors":
             return encode(self._neurons())
         if path == "search/words.json" and self._words:

@@ -239,6 +239,8 @@ class Explorer:
             found = await self._builder.do(lambda: self._made(path))
         finally:
             del self._building[path]
+        if self.root.changes(path):
+            return found
         self._cache[path] = found
         self._cached_bytes += len(found[1])
         while self._cached_bytes > _CACHE_BYTES:

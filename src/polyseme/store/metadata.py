@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polyseme.errors import InputError
+from polyseme.store.damage import reporting
 from polyseme.store.files import plain_json, replace_bytes, short_json, writing
-from polyseme.store.format import JSON, RUN_JSON
+from polyseme.store.format import JSON, RUN_JSON, Problem, digest_of
 from polyseme.store.run_json import read_run_json
 
 _OF_THE_ANALYSIS = frozenset(
@@ -24,6 +25,7 @@ _OF_THE_ANALYSIS = frozenset(
         "versions",
         "seconds",
         "files",
+        "sha256",
     )
 )
 
@@ -46,10 +48,14 @@ def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
     """
     path = Path(path)
     content = read_run_json(path)
+    with reporting(path):
+        if content.get("sha256") != digest_of(content):
+            raise Problem(RUN_JSON, "it is not as written, by its own SHA-256")
     taken = [key for key in metadata if key in _OF_THE_ANALYSIS]
     if taken:
         raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
     added = {**content, **plain_json("metadata", metadata)}
     if added != content:
+        signed = {**added, "sha256": digest_of(added)}
         with writing(path / RUN_JSON, resumable=False):
-            replace_bytes(path / RUN_JSON, short_json(RUN_JSON, added))
+            replace_bytes(path / RUN_JSON, short_json(RUN_JSON, signed))

@@ -43,6 +43,7 @@ from polyseme.store.format import (
     Array,
     Problem,
     data_files,
+    digest_of,
     missing_inputs,
     parse_sites,
     site_file,
@@ -354,7 +355,7 @@ class RunWriter:
             stays, for a resume.
         """
         partial = self._at_work()
-        if taken := [key for key in _WRITTEN_BY_US if key in metadata]:
+        if taken := [key for key in (*_WRITTEN_BY_US, "sha256") if key in metadata]:
             raise InputError(f"The metadata cannot set {taken[0]!r}: the writer does.")
         content: dict[str, JSON] = {
             "format": FORMAT,
@@ -383,8 +384,9 @@ class RunWriter:
             raise RunError(f"What was written is not a valid run: {problem}.") from None
         except DamagedRunError as error:
             raise RunError(f"What was written is not a valid run: {error.problem}.") from None
+        signed = {**content, "sha256": digest_of(content)}
         with writing(partial.result / RUN_JSON):
-            replace_bytes(partial.result / RUN_JSON, short_json(RUN_JSON, content))
+            replace_bytes(partial.result / RUN_JSON, short_json(RUN_JSON, signed))
         partial.publish()
         self.finished = True
         self.close()
