@@ -102,6 +102,39 @@ def test_an_interrupted_export_leaves_nothing(text_run, tmp_path, monkeypatch, e
     assert files_in(out) == before
 
 
+@pytest.mark.parametrize("name", ["examples.parquet", "inputs.safetensors", "sites/0.safetensors"])
+def test_an_export_says_what_of_a_damaged_run_it_lacks(
+    text_run, copied, tmp_path, name, capsys, recwarn
+):
+    folder, out = copied(text_run), tmp_path / "site"
+    (folder / name).unlink()
+    assert cli.main(["export", str(folder), str(out), "--quiet"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"The pages are in {out}")
+    assert said.err == (
+        f"polyseme: The export in {out} is not complete, as a run is damaged. Left out is what "
+        f"depends on {folder / name}: the file is missing. Copy the run again from where it came, "
+        "or analyse again, and then export it with overwrite=True (--overwrite).\n"
+    )
+    with pytest.warns(UserWarning, match=f"is not complete.*{name}: the file is missing"):
+        ps.export(folder, out, progress=False, overwrite=True)
+    assert (out / "data" / "0" / "packs" / "0.safetensors").is_file()
+    assert not recwarn.list
+
+
+def test_an_export_finds_damage_that_only_reading_shows(text_run, copied, tmp_path):
+    """Sizes are right, so opening the run finds nothing."""
+    folder = copied(text_run)
+    file = folder / "features.parquet"
+    raw = bytearray(file.read_bytes())
+    raw[4:60] = bytes(56)
+    file.write_bytes(bytes(raw))
+    with pytest.warns(
+        UserWarning, match=r"depends on .*features\.parquet: .*\. Copy the run again"
+    ):
+        ps.export(folder, tmp_path / "site", progress=False)
+
+
 def test_no_run_no_folder(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         ps.export(tmp_path / "nothing", tmp_path / "site", progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ def export(
     that there is no server behind it. Paths are relative, so they work in any folder of any
     web host, and from a plain ``python -m http.server``.
 
+    Of a run that is damaged in part the rest is written. A warning says what was left out, and so
+    do the pages.
+
     Parameters
     ----------
     runs : Run, str, Path, or sequence of these
@@ -53,7 +57,7 @@ def export(
     InputError
         There is something at `out`.
     RunError
-        A run cannot be opened, or is damaged where an export needs it.
+        A run cannot be opened at all.
     """
     from polyseme.explorer.opening import open_all
 
@@ -65,11 +69,19 @@ def export(
     aside = target.absolute().with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     aside.mkdir(parents=True)
     try:
-        _write(root, aside, progress)
+        lost = _write(root, aside, progress)
         _refuse(target, overwrite)  # it may have appeared meanwhile
         _replace(aside, target.absolute())
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    lost += [f"{run.run.path / problem}" for run in root.runs for problem in run.damage]
+    if lost:
+        warnings.warn(
+            f"The export in {target} is not complete, as a run is damaged. Left out is what "
+            f"depends on {'; on '.join(lost)}. Copy the run again from where it came, or analyse "
+            "again, and then export it with overwrite=True (--overwrite).",
+            stacklevel=2,
+        )
     return target
 
 
@@ -90,19 +102,29 @@ def _refuse(target: Path, overwrite: bool) -> None:
         )
 
 
-def _write(root: WebRoot, folder: Path, progress: bool) -> None:
+def _write(root: WebRoot, folder: Path, progress: bool) -> list[str]:
+    """Write every file; what cannot be made is left out, and the reasons are given."""
     from rich.console import Console
     from rich.progress import track
+
+    from polyseme.store.damage import DamagedRunError
 
     paths = list(root.paths())
     shown = track(
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True
     )
+    lost: dict[str, None] = {}
     for path in shown:
+        try:
+            body = root.file(path)
+        except DamagedRunError as error:
+            lost[str(error.path / str(error.problem))] = None
+            continue
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(root.file(path))
+        file.write_bytes(body)
     (folder / _MARK).write_text("Written by polyseme export; it may be replaced by --overwrite.\n")
+    return list(lost)
 
 
 def _replace(aside: Path, target: Path) -> None:

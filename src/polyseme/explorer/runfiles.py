@@ -50,12 +50,18 @@ class RunFiles:
         self.folder = folder = run.folder
         self.title = title
         self._content: Texts | Pictures | None = None
+        self._met: dict[str, None] = {}  # damage that was found when a part was read
         try:
             self.is_text = "tokens" in folder.inputs
         except RunError:  # which `damage` tells
             self.is_text = folder.metadata["data"].get("kind") == "text"
         else:
             self._content = Texts(folder) if self.is_text else Pictures(folder)
+
+    @property
+    def damage(self) -> list[str]:
+        """What is known to be damaged: found on opening, and in the packs made so far."""
+        return list(dict.fromkeys([*self.folder.damage, *self._met]))
 
     @cached_property
     def _words(self) -> WordIndex | None:
@@ -234,7 +240,10 @@ class RunFiles:
         site = self.folder.sites[int(np.searchsorted(self._first_packs, number, side="right")) - 1]
         start = (number - self._first_packs[site.number]) * self.pack
         stop = min(start + self.pack, site.n_neurons)
-        return Pack(self.folder, site, start, stop, self._content).encode()
+        pack = Pack(self.folder, site, start, stop, self._content)
+        body = pack.encode()
+        self._met.update(dict.fromkeys(pack.damage))
+        return body
 
     def _context_file(self, number: int) -> bytes:
         assert isinstance(self._content, Texts)
