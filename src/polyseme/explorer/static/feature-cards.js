@@ -40,7 +40,7 @@ export function featureCards(view, lines) {
     const wanted = namesOf(neuron, cut, view.order).filter((name) => chosen === null || name === cardOf(cut, chosen));
     const makers = view.order === "strongest" && chosen === null
       ? [strongest]
-      : wanted.map((name) => (name === "singles" ? singles : () => card(Number(name), names[name])));
+      : wanted.map((name, i) => () => (name === "singles" ? singles(i === 0) : card(Number(name), names[name])));
     element.classList.toggle("one", makers.length === 1);
     cards.fill(makers);
   }
@@ -101,14 +101,14 @@ export function featureCards(view, lines) {
       list, more);
   }
 
-  function singles() {
-    const { cut, chosen } = state;
+  function singles(isFirst) {
+    const { cut } = state;
     const examples = singlesOf(neuron, cut);
     const list = h("ol", { class: "lines" });
     const { more, show } = partly(list, examples, (example) => lines.line(example));
     // Lines that nobody sees are not made.
     const fill = () => show(whole.has("singles") ? examples.length : LISTED);
-    const details = h("details", { open: unfolded || chosen !== null },
+    const details = h("details", { open: unfolded || isFirst },
       singlesSummary(neuron, cut), h("p", { class: "quiet-text small" }, SINGLES, " ", permalink(view, "singles")), list, more);
     if (details.open) fill();
     details.addEventListener("toggle", () => {

@@ -52,7 +52,7 @@ function runSwitch({ runs, run }) {
   const select = h(
     "select",
     { "aria-label": "Run", class: "run-switch", onchange: () => (location.hash = address("overview", [], { run: select.value })) },
-    runs.map((other, i) => h("option", { value: i, selected: i === run.index }, other.title)),
+    runs.map((other, i) => h("option", { value: i, selected: i === run.index, dir: "auto" }, other.title)),
   );
   return select;
 }

@@ -99,7 +99,7 @@ export function imageCards(view, pictures) {
     const wanted = namesOf(neuron, cut, view.order).filter((name) => chosen === null || name === cardOf(cut, chosen));
     cards.fill(view.order === "strongest" && chosen === null
       ? [strongest]
-      : wanted.map((name) => (name === "singles" ? singles : () => card(Number(name)))));
+      : wanted.map((name, i) => () => (name === "singles" ? singles(i === 0) : card(Number(name)))));
   }
 
   function card(feature) {
@@ -187,11 +187,11 @@ export function imageCards(view, pictures) {
       list, more);
   }
 
-  function singles() {
-    const { cut, chosen } = state;
+  function singles(isFirst) {
+    const { cut } = state;
     const members = singlesOf(neuron, cut);
     const list = h("ol", { class: "tiles" });
-    const details = h("details", { open: unfolded || chosen !== null },
+    const details = h("details", { open: unfolded || isFirst },
       singlesSummary(neuron, cut), h("p", { class: "quiet-text small" }, SINGLES, " ", permalink(view, "singles")), list);
     const fill = () => list.childElementCount || list.append(...members.map((example) => tile(example)));
     if (details.open) fill();

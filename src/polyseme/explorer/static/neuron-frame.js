@@ -9,6 +9,7 @@ import { metric, metricNames } from "./metrics.js";
 import { activations } from "./activations.js";
 import { hasFeatures, hasTree, namesOf } from "./cut.js";
 import { dendrogram } from "./dendrogram.js";
+import { downloadButton } from "./download.js";
 import { exampleMap } from "./feature-map.js";
 import { neighbourKeys, ORDERS } from "./neuron-view.js";
 import { badge, paletteOf } from "./palette.js";
@@ -37,6 +38,7 @@ function head(view) {
   return h("header", { class: "neuron-head" },
     h("div", { class: "neuron-title" },
       h("h1", {}, h("bdi", { class: "neuron-site" }, siteName(run, site)), h("span", { class: "slash" }, " / "), String(neuron.neuron)),
+      downloadButton(view),
       h("nav", { class: "neighbours", "aria-label": "Neighbouring neurons" }, links.map((link) => link.element ?? link))),
     neuron.damage.map((sentence) => h("p", { class: "notice bad" }, sentence)),
     wrong);

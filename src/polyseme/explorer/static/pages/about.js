@@ -102,7 +102,7 @@ function limits() {
 function settings(run) {
   return section(
     "This run",
-    h("h3", { class: "run-title" }, run.title),
+    h("h3", { class: "run-title" }, h("bdi", {}, run.title)),
     factList(run),
     h(
       "div",
@@ -119,7 +119,7 @@ function settings(run) {
               "tr",
               {},
               h("td", { class: "num" }, site.number),
-              h("th", { scope: "row" }, site.name),
+              h("th", { scope: "row" }, h("bdi", {}, site.name)),
               h("td", { class: "num" }, whole(site.n_neurons)),
               h("td", {}, site.kind),
               h("td", {}, site.gate ?? site.activation ?? "–"),
@@ -144,6 +144,7 @@ function keys() {
     [["/"], "Search"],
     [["←", "→"], "The neuron before and after, on a neuron’s page"],
     [["↑", "↓"], "From row to row, in a table of neurons; so do Page Up, Page Down, Home and End"],
+    [["j", "k"], "The feature after and before, on a neuron’s page; Escape closes its open example"],
     [["+", "−", "0"], "Zoom and show all, in the map of neurons; the arrow keys move it"],
   ];
   return section(

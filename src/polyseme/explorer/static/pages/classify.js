@@ -68,7 +68,7 @@ class Classify {
     h("button", { type: "button", onclick: () => this._offer(tiles) }, "Others"));
     this.field = field;
     this._offer(tiles);
-    return h("div", { class: "classify-choices" }, form, tiles, h("p", { class: "quiet-text small" }, `Some of the examples of ${run.title}.`));
+    return h("div", { class: "classify-choices" }, form, tiles, h("p", { class: "quiet-text small" }, "Some of the examples of ", h("bdi", {}, run.title), "."));
   }
 
   async _offer(tiles) {
@@ -228,7 +228,7 @@ class Classify {
     if (!totals.length) return;
     this.neurons.firstChild.append(h("p", { class: "quiet-text small" }, totals.map((total) => {
       const site = this.ctx.run.sites.find((s) => s.number === total.site);
-      return `${siteName(this.ctx.run, site)}: ${count(total.active, "active neuron")} add ${number(total.contributions[c])} in all. `;
+      return [h("bdi", {}, siteName(this.ctx.run, site)), `: ${count(total.active, "active neuron")} add ${number(total.contributions[c])} in all. `];
     })));
   }
 }
