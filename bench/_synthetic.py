@@ -77,7 +77,14 @@ def synthetic_run(out: Path, sites: int = 30, seed: int = 0) -> Path:
                 ],
                 "settings": {"window": list(WINDOW), "linkage": "average", "threshold": 0.5},
                 "model": {"class": "Synthetic"},
-                "data": {"kind": "text", "n_inputs": CONTEXTS, "name": "synthetic"},
+                "data": {
+                    "kind": "text",
+                    "n_inputs": CONTEXTS,
+                    "name": "synthetic",
+                    "length": LENGTH,
+                    "leave_out": [],
+                    "tokenizer": {},
+                },
             }
         )
 

@@ -112,26 +112,32 @@ def test_an_export_says_what_of_a_damaged_run_it_lacks(
     said = capsys.readouterr()
     assert said.out.startswith(f"The pages are in {out}")
     assert said.err == (
-        f"polyseme: The export in {out} is not complete, as a run is damaged. Left out is what "
-        f"depends on {folder / name}: the file is missing. Copy the run again from where it came, "
-        "or analyse again, and then export it with overwrite=True (--overwrite).\n"
+        f"polyseme: The export in {out} is of a damaged run: {folder / name}: the file is "
+        "missing. What cannot be read is left out, and the rest may be wrong. Copy the run again "
+        "from where it came, or analyse again, and then export it with overwrite=True "
+        "(--overwrite).\n"
     )
-    with pytest.warns(UserWarning, match=f"is not complete.*{name}: the file is missing"):
+    with pytest.warns(UserWarning, match=f"of a damaged run: .*{name}: the file is missing"):
         ps.export(folder, out, progress=False, overwrite=True)
     assert (out / "data" / "0" / "packs" / "0.safetensors").is_file()
     assert not recwarn.list
 
 
-def test_an_export_finds_damage_that_only_reading_shows(text_run, copied, tmp_path):
-    """Sizes are right, so opening the run finds nothing."""
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("features.parquet", "it cannot be decoded"),
+        ("sites/0.safetensors", "its SHA-256 is not the one that run.json records"),
+    ],
+)
+def test_an_export_finds_damage_that_opening_a_run_does_not(text_run, copied, tmp_path, name, what):
     folder = copied(text_run)
-    file = folder / "features.parquet"
+    file = folder / name
     raw = bytearray(file.read_bytes())
-    raw[4:60] = bytes(56)
+    raw[4:60] = bytes(56) if name.endswith("parquet") else raw[4:60]
+    raw[-9] ^= 1
     file.write_bytes(bytes(raw))
-    with pytest.warns(
-        UserWarning, match=r"depends on .*features\.parquet: .*\. Copy the run again"
-    ):
+    with pytest.warns(UserWarning, match=f"of a damaged run: {folder / name}: {what}"):
         ps.export(folder, tmp_path / "site", progress=False)
 
 

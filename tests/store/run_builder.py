@@ -46,7 +46,9 @@ def contents(
     for number, sizes in enumerate(counts):
         name = f"layers.{number}"
         n_neurons = len(sizes)
-        described.append({"name": name, "kind": "mlp", "n_neurons": n_neurons, "d_in": d_in})
+        described.append(
+            {"name": name, "kind": "mlp", "n_neurons": n_neurons, "d_in": d_in, "threshold": 0.2}
+        )
         weights = rng.normal(size=(n_neurons, d_in))
         vectors = rng.normal(size=(n_inputs, d_in))
         trees = [np.zeros((0, 4))]
@@ -76,6 +78,7 @@ def contents(
                     "max_activation": float(activation[0]) if n else nan,
                     "mean_activation": float(activation.mean()) if n else nan,
                     "participation_ratio": 2.0,
+                    "n_random": min(n, 2),
                 }
             )
             for example, row in enumerate(rows):
@@ -122,15 +125,26 @@ def contents(
             "histogram_upper": np.ones(n_neurons),
         }
         if number == 0:
-            site["activation_map"] = rng.random((n_neurons, 2, 2))
+            site["activation_map"] = np.resize(rng.random((n_neurons, 4)), (n_neurons, 2, 3))
             site["logit_gradient"] = rng.normal(size=(n_neurons, 3))
+            site["logit_ablation"] = -site["logit_gradient"]
         sites.append(site)
     return Contents(
         metadata={
             "sites": described,
-            "settings": {"threshold": 0.2},
-            "model": {"name": "m"},
-            "data": {"name": "d"},
+            "settings": {"threshold": 0.2, "linkage": "average"},
+            "model": {"class": "Model"},
+            "data": {
+                "name": "d",
+                "n_inputs": 100,
+                "shape": [2, 3],
+                "image_shape": [2, 3],
+                "mean": 0.5,
+                "std": 0.25,
+                "low": -2.0,
+                "high": 2.0,
+                "class_names": [],
+            },
         },
         inputs=inputs,
         sites=sites,

@@ -87,10 +87,10 @@ def test_a_run_gives_what_it_holds(pristine):
     run = RunFolder(str(pristine))
     assert run.path == pristine
     assert run.sites == (
-        SiteInfo(number=0, name="layers.0", kind="mlp", n_neurons=3, d_in=4),
-        SiteInfo(number=1, name="layers.1", kind="mlp", n_neurons=2, d_in=4),
+        SiteInfo(0, "layers.0", "mlp", n_neurons=3, d_in=4, extra={"threshold": 0.2}),
+        SiteInfo(1, "layers.1", "mlp", n_neurons=2, d_in=4, extra={"threshold": 0.2}),
     )
-    assert run.metadata["settings"] == {"threshold": 0.2}
+    assert run.metadata["settings"] == {"threshold": 0.2, "linkage": "average"}
     assert run.metadata["fingerprint"]["model"] == "m"
     assert run.neurons["n_examples"].tolist() == [5, 0, 1, 4, 2]
     assert run.neurons is run.neurons
@@ -99,11 +99,11 @@ def test_a_run_gives_what_it_holds(pristine):
     assert "activation_map" in site
     assert "activation_map" not in run.site(1)
     assert list(site) == sorted(site)
-    assert len(site) == 7
+    assert len(site) == 8
     assert "weights: float32(3, 4)" in repr(site)
     assert site["weights"] is site["weights"]
     with pytest.raises(KeyError):
-        site["logit_ablation"]
+        site["decoder"]
     assert set(run.inputs) == {"index", "labels", "pixels"}
     assert run.inputs["pixels"].shape == (8, 2, 3)
     assert run.site(np.int64(1))["tree"].shape == (4, 4)
@@ -146,10 +146,14 @@ def test_what_is_missing_or_no_folder_is_explained(tmp_path, folder):
         RunFolder(tmp_path / "dangling")
 
 
-def test_a_newer_version_says_what_to_do(folder):
-    edit_json(folder, lambda run: run.update(format_version=7, files=None))
+@pytest.mark.parametrize("version", [-1, 0, 2, 7, 10**30])
+def test_another_version_says_what_to_do(folder, version):
+    edit_json(folder, lambda run: run.update(format_version=version, files=None))
+    said = "a whole number of more than 18 digits" if version > 10**18 else version
     with pytest.raises(
-        RunError, match=r"has format version 7, .* versions up to 3\. Upgrade it: pip install"
+        RunError,
+        match=rf"has format version {said}, and this polyseme reads version 1 alone\. Read the run "
+        r"with the polyseme that wrote it \(.*pip install --upgrade polyseme\), or analyse again\.$",
     ):
         RunFolder(folder)
 
@@ -169,7 +173,8 @@ def test_a_newer_version_says_what_to_do(folder):
         (b"{}\n", 'does not say "format": "polyseme-run"'),
         (b'{"format": "polyseme-run"}\n', "'format_version' is missing"),
         (b'{"format": "polyseme-run", "format_version": true}\n', "a whole number, not true"),
-        (b'{"format": "polyseme-run", "format_version": 0}\n', "versions start at 1"),
+        (b'{"format": "polyseme-run", "x": 1e999}\n', "not valid JSON .*inf"),
+        (b'{"format": "polyseme-run", "x": "\\ud800"}\n', "not valid JSON .*surrogates"),
         (b'{"format": "polyseme-run", "format_version": "1"}\n', 'a whole number, not "1"'),
     ],
 )
@@ -187,6 +192,17 @@ def set_site(**changes: Any) -> Callable[[dict[str, Any]], object]:
     return lambda run: run["sites"][0].update(changes)
 
 
+def set_data(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda run: run["data"].update(changes)
+
+
+def of_text(run: dict[str, Any]) -> None:
+    run["settings"]["window"] = [2, 1]
+    run["data"] = {
+        "kind": "text", "n_inputs": 9, "length": 5, "leave_out": [], "tokenizer": {}
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -198,7 +214,7 @@ def set_site(**changes: Any) -> Callable[[dict[str, Any]], object]:
         (set_site(name=""), "a string of 1 to 1024 characters"),
         (set_site(name="x" * 1025), "a string of 1 to 1024 characters"),
         (set_site(name=None), "not null"),
-        (set_site(name="\ud800"), "half a surrogate pair"),
+        (set_site(name="\ud800"), "not valid JSON .*surrogates"),
         (set_site(kind=3), r"'sites\[0\].kind' must be a string"),
         (set_site(n_neurons=-1), r"n_neurons' must be a whole number from 1 .*, not -1"),
         (set_site(n_neurons=0), "not 0"),
@@ -214,7 +230,38 @@ def set_site(**changes: Any) -> Callable[[dict[str, Any]], object]:
         (lambda run: run.update(created=3), "'created' must be a string, not 3"),
         (lambda run: run.update(settings=None), "'settings' must be an object, not null"),
         (lambda run: run.pop("model"), "'model' is missing"),
-        (lambda run: run.update(fingerprint=[]), "'fingerprint' must be an object"),
+        (lambda run: run.update(fingerprint=[]), "'fingerprint' must be an object, not a list"),
+        (lambda run: run["settings"].pop("linkage"), "'settings.linkage' is missing"),
+        (lambda run: run["settings"].update(linkage="ward"), '"average" or "single", not "ward"'),
+        (lambda run: run["model"].update({"class": 3}), "'model.class' must be a string, not 3"),
+        (set_site(threshold=None), r"'sites\[0\].threshold' must be a number from 0 to 2, not null"),
+        (set_site(threshold="0.2"), 'a number from 0 to 2, not "0.2"'),
+        (set_site(threshold=True), "a number from 0 to 2, not true"),
+        (set_site(threshold=10**400), "not a whole number of more than 18 digits"),
+        (set_site(hook=3), r"'sites\[0\].hook' must be a string, not 3"),
+        (set_site(kernel_shape=[1, 2]), "three whole numbers from 1, not a list"),
+        (set_site(kernel_shape=[1, 2, 3]), r"'sites\[0\].d_in' is 4, but its 'kernel_shape' makes 6"),
+        (set_site(reads_inputs=True), r"'sites\[0\].d_in' is 4, but its 'reads_inputs' makes 6"),
+        (set_data(n_inputs="many"), "'data.n_inputs' must be a whole number from 0"),
+        (set_data(shape=6), "'data.shape' must be a list of 1 to 8 whole numbers from 1, not 6"),
+        (set_data(shape=[6, 2]), r"'data.image_shape' is \[2, 3\], 'data.shape' \[6, 2\]"),
+        (
+            set_data(shape=[7], image_shape=None),
+            r"a row of 'activation_map' has shape \(2, 3\), but 'data.shape' of run.json is \(7,\)",
+        ),
+        (set_data(image_shape=[6]), "'data.image_shape' must be two or three whole numbers from 1"),
+        (set_data(mean={}), "'data.mean' must be a number, or a list of numbers, not an object"),
+        (set_data(std=[0.5] * 3), "'data.std' has 3 numbers, but 'data.shape' begins with 2"),
+        (set_data(low=None), "'data.low' must be a number, not null"),
+        (set_data(class_names=["a", 1]), "'data.class_names' must be a list of strings"),
+        (set_data(kind="text"), "'settings.window' is missing"),
+        (lambda run: (of_text(run), run["settings"].pop("window")), "'settings.window' is missing"),
+        (
+            lambda run: (of_text(run), run["settings"].update(window=[1, 2, 3])),
+            "two whole numbers of tokens, before and after, from 0 to 1000",
+        ),
+        (lambda run: (of_text(run), run["data"].pop("tokenizer")), "'data.tokenizer' is missing"),
+        (lambda run: of_text(run), "inputs.safetensors: it holds images, but run.json says texts"),
         (lambda run: run.update(files=[]), "'files' must be an object"),
         (lambda run: run["files"].pop("random.parquet"), "'files' does not list random.parquet"),
         (
@@ -405,7 +452,7 @@ def put(column: str, row: int, value: Any) -> Callable[[pd.DataFrame], object]:
         ("features", put("medoid", 0, 5), "'medoid' must be an example of the neuron; row 0"),
         ("features", put("medoid", 0, -1), "'medoid' must be an example of the neuron; row 0"),
         ("features", put("medoid", 0, 1), "'medoid' must be one of the feature's own .* row 0"),
-        ("random", lambda f: f[::-1], "must be in the order of neurons.parquet"),
+        ("random", lambda f: f[::-1], "n_random rows for each neuron, in the order"),
         ("random", put("input", 0, 10**6), "'input' in row 0 is not in the 'index'"),
         ("random", lambda f: f.assign(input=f["input"].iloc[0]), "row 1 repeats an input"),
         ("random", put("activation", 0, np.inf), "'activation' is not a finite number in row 0"),
@@ -515,6 +562,12 @@ def at(name: str, where: Any, value: float) -> Callable[[dict], object]:
         ("sites/0", change("histogram", lambda h: h - 100), "'histogram' holds a negative count"),
         ("sites/0", change("histogram_upper", lambda h: h[:, None]), "'histogram_upper' has shape"),
         ("sites/0", change("activation_map", lambda m: m[:, 0, 0]), "'activation_map' has shape"),
+        (
+            "sites/0",
+            change("activation_map", lambda m: m[..., :2]),
+            r"a row of 'activation_map' has shape \(2, 2\)",
+        ),
+        ("sites/0", lambda a: a.pop("logit_ablation"), "the array 'logit_ablation' is missing"),
         ("sites/0", change("logit_gradient", lambda m: m[:1]), "'logit_gradient' has shape"),
         (
             "sites/0",
@@ -539,6 +592,7 @@ def at(name: str, where: Any, value: float) -> Callable[[dict], object]:
         ("inputs", change("index", np.int32), "'index' is int32, not int64"),
         ("inputs", change("pixels", np.float64), "'pixels' is float64, not uint8 or float32"),
         ("inputs", change("pixels", lambda p: p[:7]), "'pixels' has shape"),
+        ("inputs", change("pixels", lambda p: p[..., :2]), r"a row of 'pixels' has shape \(2, 2\)"),
         ("inputs", change("pixels", lambda p: p[:, 0, 0]), "'pixels' has shape"),
         ("inputs", change("labels", lambda p: p[:7]), r"'labels' has shape \(7,\), not \(M=8\)"),
         (

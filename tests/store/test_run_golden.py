@@ -1,4 +1,4 @@
-"""Version 1 as it was first written: these files never change, and are always readable."""
+"""A run of images in version 1, as it was first written: its files never change."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ NEURONS = pd.DataFrame(
         "n_examples": [5, 0, 1, 4, 2],
         "n_clusters": [4, 0, 1, 2, 1],
         "density": [0.625, 0.0, 0.125, 0.5, 0.25],
+        "n_random": [2, 0, 1, 2, 2],
     }
 )
 EXAMPLES = pd.DataFrame(
@@ -66,7 +67,8 @@ def check(
     assert metadata["format"] == "polyseme-run"
     assert metadata["format_version"] == 1
     assert metadata["created"] == "2025-01-01T00:00:00Z"
-    assert metadata["sites"][1] == {"name": "layers.1", "kind": "mlp", "n_neurons": 2, "d_in": 4}
+    site = {"name": "layers.1", "kind": "mlp", "n_neurons": 2, "d_in": 4, "threshold": 0.2}
+    assert metadata["sites"][1] == site
     for name, expected in [("neurons", NEURONS), ("examples", EXAMPLES), ("features", FEATURES)]:
         pd.testing.assert_frame_equal(
             tables[name][list(expected.columns)], expected, check_dtype=False
@@ -80,7 +82,7 @@ def check(
     assert inputs["labels"].tolist() == [0, 2, 0, 6, 8, 8, 8, 9]
     assert sites[0]["tree"].tolist() == TREE_0
     assert sites[0]["weights"][0, 0] == np.float32(-0.4567716419696808)
-    assert sites[0]["activation_map"].shape == (3, 2, 2)
+    assert sites[0]["activation_map"].shape == (3, 2, 3)
     assert sites[1]["histogram"].tolist() == [[0, 5, 1], [1, 0, 0]]
     assert sites[1]["vectors"].shape == (8, 4)
 

@@ -1,4 +1,4 @@
-"""Version 2 as it was written, a run of texts: it never changes, and is always readable."""
+"""A run of texts in version 1, as it was first written: its files never change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from polyseme.store import RunFolder
 from polyseme.views import open_run
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "run-v2"
+GOLDEN = Path(__file__).parents[1] / "golden" / "run-v1-texts"
 SITE, NEURON = "model.layers.1.mlp", 7
 EXAMPLES = pd.DataFrame(
     {
@@ -38,8 +38,8 @@ TEXTS = ["the»river«bankwas", *["andawide»river«agreen"] * 3]
 def test_it_is_read_whole_and_in_parts():
     run = RunFolder(GOLDEN)
     run.verify()
-    assert run.metadata["format_version"] == 2
-    assert "n_random" not in run.neurons
+    assert run.metadata["format_version"] == 1
+    assert run.neurons["n_random"].tolist() == [2] * 24
     part = run.rows("examples", NEURON, NEURON + 1)
     pd.testing.assert_frame_equal(part[list(EXAMPLES)], EXAMPLES, check_dtype=False)
     assert run.rows("features", NEURON, NEURON + 1)["label"].tolist() == ["river a wide and green"]
@@ -65,7 +65,7 @@ def test_it_is_looked_at():
 
 
 def test_it_is_readable_without_polyseme():
-    assert json.loads((GOLDEN / "run.json").read_text(encoding="utf-8"))["format_version"] == 2
+    assert json.loads((GOLDEN / "run.json").read_text(encoding="utf-8"))["format_version"] == 1
     examples = pd.read_parquet(GOLDEN / "examples.parquet").query("neuron == @NEURON")
     assert examples["input"].tolist() == EXAMPLES["input"].tolist()
     assert load_file(GOLDEN / "inputs.safetensors")["lengths"].tolist() == [12] * 5 + [9]

@@ -122,7 +122,7 @@ def test_only_the_groups_that_are_needed_are_read(in_groups, monkeypatch):
         (lambda run: run.rows("examples", -1, 2), "Rows -1 to 2 are asked for"),
         (lambda run: run.offsets("vectors"), "Unknown unit: 'vectors'"),
         (lambda run: run.site_rows(0, "vectors", 0, 1), "Unknown array: 'vectors'. Must"),
-        (lambda run: run.site_rows(0, "logit_ablation", 0, 1), "Unknown array: 'logit_ablation'"),
+        (lambda run: run.site_rows(0, "decoder", 0, 1), "Unknown array: 'decoder'"),
         (lambda run: run.site_rows(4, "tree", 0, 1), "Site 4 is not in this run"),
         (lambda run: run.site_rows(1, "tree", 0, 3), r"Rows 0 to 3 .*'layers.1' has 2"),
         (lambda run: run.site(0).take("vectors", [0, 8]), "Rows 0 to 8 of 'vectors' .* it has 8"),

@@ -128,7 +128,7 @@ def test_further_columns_and_arrays_are_kept(tmp_path):
     assert run.neurons["label"].isna().tolist() == [True] + [False] * (rows - 1)
     assert run.site(1)["mine"].tolist() == [True, False]
     assert run.inputs["weight"].shape == ()
-    assert run.sites[0].extra == {"layer": 4}
+    assert run.sites[0].extra == {"threshold": 0.2, "layer": 4}
 
 
 @settings(max_examples=15, deadline=None)

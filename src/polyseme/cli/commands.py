@@ -20,7 +20,7 @@ from polyseme.cli.arguments import (
     to_device,
 )
 from polyseme.cli.benchmark import add_benchmark
-from polyseme.cli.explorer import add_explore, add_export
+from polyseme.cli.explorer import add_explore, add_export, add_verify
 from polyseme.cli.probing import add_probe
 from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
 from polyseme.cli.texts import (
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_benchmark(commands)
     add_explore(commands)
     add_export(commands)
+    add_verify(commands)
     return parser
 
 

@@ -62,6 +62,23 @@ def add_export(commands: Any) -> None:
     export.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def add_verify(commands: Any) -> None:
+    """``polyseme verify``."""
+    text = "Check that every file of a run is as it was written, byte for byte, and valid."
+    verify = commands.add_parser("verify", help=text, description=text)
+    verify.set_defaults(run=_verify)
+    verify.add_argument("path", metavar="RUN", help="folder of a run")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from polyseme.store import RunFolder, refuse_altered
+
+    # First: a run whose files were altered may not even open.
+    refuse_altered(Path(options.path))
+    RunFolder(options.path).load_all()
+    print(f"{options.path} is as it was written.")
+
+
 def _export(options: argparse.Namespace) -> None:
     from polyseme.explorer import export
 
@@ -138,6 +155,8 @@ def _about(folder: Path) -> tuple[Any, Any]:
     That is told by the reader of runs, but it takes longer to load than the server to start.
     """
     try:
+        if not (folder / "run.json").is_file():  # a pipe would be waited for
+            return None, None
         with (folder / "run.json").open("rb") as file:
             metadata = json.loads(file.read(_LONGEST_RUN_JSON))
         return metadata["data"].get("kind"), metadata["model"].get("name")

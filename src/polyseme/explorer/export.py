@@ -77,9 +77,9 @@ def export(
     lost += [f"{run.run.path / problem}" for run in root.runs for problem in run.damage]
     if lost:
         warnings.warn(
-            f"The export in {target} is not complete, as a run is damaged. Left out is what "
-            f"depends on {'; on '.join(lost)}. Copy the run again from where it came, or analyse "
-            "again, and then export it with overwrite=True (--overwrite).",
+            f"The export in {target} is of a damaged run: {'; '.join(lost)}. What cannot be read "
+            "is left out, and the rest may be wrong. Copy the run again from where it came, or "
+            "analyse again, and then export it with overwrite=True (--overwrite).",
             stacklevel=2,
         )
     return target
@@ -109,6 +109,8 @@ def _write(root: WebRoot, folder: Path, progress: bool) -> list[str]:
 
     from polyseme.store.damage import DamagedRunError
 
+    for run in root.runs:
+        run.check.join()  # an export says once and for all whether the files are as written
     paths = list(root.paths())
     shown = track(
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True

@@ -34,13 +34,11 @@ class Pictures:
 
     def __init__(self, folder: RunFolder) -> None:
         data = folder.metadata["data"]
-        dtype, stored = folder.inputs.headers["pixels"]
+        dtype, _ = folder.inputs.headers["pixels"]
         self.floats = dtype != "uint8"
-        self.low, self.high = (_number(data.get(key)) for key in ("low", "high"))
-        self.shape: tuple[int, ...] | None = None
-        shape = _sizes(data.get("image_shape"))
-        if len(shape) in (2, 3) and math.prod(shape) == math.prod(stored[1:]):
-            self.shape = shape
+        self.low, self.high = float(data["low"]), float(data["high"])
+        shape = data.get("image_shape")
+        self.shape: tuple[int, ...] | None = tuple(shape) if shape else None
         self._folder = folder
 
     @property
@@ -84,13 +82,12 @@ class Pictures:
         if self.shape is None:
             return None
         data = self._folder.metadata["data"]
-        names = data.get("class_names")
         return {
             "thumb": self.thumb,
             "shape": self.shape,
-            "class_names": names if _are(names, str) else None,
-            "mean": _scale(data.get("mean"), 0.0),
-            "std": _scale(data.get("std"), 1.0),
+            "class_names": data.get("class_names"),
+            "mean": data["mean"],
+            "std": data["std"],
             "low": self.low,
             "high": self.high,
             "float": self.floats,
@@ -99,10 +96,8 @@ class Pictures:
 
 def kernel_shape(site: SiteInfo) -> tuple[int, int, int] | None:
     """Channels, height and width of what a convolution's neurons read; None for other sites."""
-    shape = _sizes(site.extra.get("kernel_shape"))
-    if len(shape) != 3 or math.prod(shape) != site.d_in:
-        return None
-    return shape[0], shape[1], shape[2]
+    kernel = site.extra.get("kernel_shape")
+    return (kernel[0], kernel[1], kernel[2]) if kernel else None
 
 
 def convolution(site: SiteInfo) -> dict[str, Any] | None:
@@ -115,11 +110,11 @@ def convolution(site: SiteInfo) -> dict[str, Any] | None:
         columns, that the kernel covers in what the layer reads.
     """
     kernel = kernel_shape(site)
-    grid, stride = (_sizes(site.extra.get(key)) for key in ("grid", "stride"))
-    if kernel is None or not len(grid) == len(stride) == 2:
+    grid, stride = site.extra.get("grid"), site.extra.get("stride")
+    if kernel is None or grid is None or stride is None:
         return None
     covers = [min(1.0, k / (step * n)) for k, step, n in zip(kernel[1:], stride, grid, strict=True)]
-    return {"grid": list(grid), "covers": covers}
+    return {"grid": grid, "covers": covers}
 
 
 def kernels(values: Array, shape: tuple[int, int, int]) -> Array:
@@ -150,25 +145,3 @@ def _averaged(images: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     means: NDArray[np.float32] = np.nanmean(blocks, axis=(2, 4))
     return means
 
-
-# What run.json says is a stranger's: each value is taken only if it is of the right kind.
-
-
-def _number(value: Any) -> float:
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if fine else 0.0
-
-
-def _scale(value: Any, otherwise: float) -> Any:
-    several = isinstance(value, list) and all(_number(entry) or entry == 0 for entry in value)
-    return value if several or (_number(value) or value == 0) else otherwise
-
-
-def _are(values: Any, kind: type) -> bool:
-    return isinstance(values, list) and all(type(value) is kind for value in values)
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    """A shape; the empty one if it is none."""
-    fine = _are(values, int) and all(0 < value < 2**31 for value in values)
-    return tuple(values) if fine else ()

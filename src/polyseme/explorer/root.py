@@ -98,6 +98,11 @@ class WebRoot:
                         return run.file(path.removeprefix(prefix))
         raise KeyError(path)
 
+    @staticmethod
+    def changes(path: str) -> bool:
+        """Whether a file may have other contents the next time it is asked for."""
+        return path.endswith("/verified.json")
+
     def _compared(self, path: str) -> bytes:
         # Here, not above: what it needs takes longer to load than a server to start.
         from polyseme.explorer.comparison import best_matches, comparison

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -19,7 +20,7 @@ from polyseme.explorer.search import WordIndex
 from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
-from polyseme.store import SiteInfo
+from polyseme.store import SiteInfo, altered_files
 from polyseme.views import Run
 
 # A pack is one request, and so long as this at most; more files than this no web host likes.
@@ -51,6 +52,7 @@ class RunFiles:
         self.title = title
         self._content: Texts | Pictures | None = None
         self._met: dict[str, None] = {}  # damage that was found when a part was read
+        self._altered: list[str] | None = None
         try:
             self.is_text = "tokens" in folder.inputs
         except RunError:  # which `damage` tells
@@ -60,13 +62,34 @@ class RunFiles:
 
     @property
     def damage(self) -> list[str]:
-        """What is known to be damaged: found on opening, and in the packs made so far."""
-        return list(dict.fromkeys([*self.folder.damage, *self._met]))
+        """What is known of its damage so far, in sentences that begin with the file's name."""
+        found = list(dict.fromkeys([*self.folder.damage, *self._met]))
+        for name in self._altered or []:
+            if not any(problem.startswith(f"{name}:") for problem in found):
+                found.append(f"{name}: its SHA-256 is not the one that run.json records")
+        return found
 
     @cached_property
     def _words(self) -> WordIndex | None:
         index = WordIndex(self.folder) if isinstance(self._content, Texts) else None
         return index if index and index.exists else None
+
+    @cached_property
+    def check(self) -> threading.Thread:
+        """Compares the run's files with their digests; begun when it is first asked for."""
+
+        def compare() -> None:
+            self._altered = altered_files(self.folder.path, self.folder.metadata)
+
+        thread = threading.Thread(target=compare, daemon=True)
+        thread.start()
+        return thread
+
+    def _verified(self) -> dict[str, Any]:
+        """Whether the run's files are the ones that were written, as far as that is known."""
+        if self.check.is_alive() or self._altered is None:
+            return {"state": "checking", "files": []}
+        return {"state": "altered" if self._altered else "verified", "files": self._altered}
 
     # ---------------------------------------------------------------------------- sizes
 
@@ -119,6 +142,7 @@ class RunFiles:
     def paths(self) -> Iterator[str]:
         """Every file's path, relative to the run's own folder."""
         yield "run.json"
+        yield "verified.json"
         yield "neurons.safetensors"
         for number in range(self._first_packs[-1]):
             yield f"packs/{number}.safetensors"
@@ -141,6 +165,8 @@ class RunFiles:
         """
         if path == "run.json":
             return compact_json(self.describe()).encode()
+        if path == "verified.json":
+            return compact_json(self._verified()).encode()
         if path == "neurons.safetensors":
             return encode(self._neurons())
         if path == "search/words.json" and self._words:

@@ -169,7 +169,7 @@ class Explorer:
         body = self.root.file(path)
         found = f'"{hashlib.sha256(body).hexdigest()[:32]}"', body
         with self._cache_lock:
-            if path not in self._cache:
+            if path not in self._cache and not self.root.changes(path):
                 self._cache[path] = found
                 self._cached_bytes += len(body)
             while self._cached_bytes > _CACHE_BYTES:

@@ -13,7 +13,6 @@ from polyseme.store import RunFolder
 
 Array = NDArray[Any]
 
-_LONGEST_WINDOW = 1000
 _MOST_KEPT_TOKENS = 2**23
 BEYOND = -1
 """Stands for a token where there is no context."""
@@ -30,14 +29,8 @@ class Texts:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        window = folder.metadata["settings"].get("window")
-        fine = isinstance(window, list) and len(window) == 2
-        if not fine or not all(type(n) is int and 0 <= n <= _LONGEST_WINDOW for n in window):
-            raise RunError(
-                f"{folder.path}: 'settings.window' in run.json must be two numbers of tokens, "
-                f"before and after, from 0 to {_LONGEST_WINDOW}; analyse again."
-            )
-        self.window: tuple[int, int] = tuple(window)
+        before, after = folder.metadata["settings"]["window"]
+        self.window: tuple[int, int] = (before, after)
 
     def windows(
         self, contexts: Array, positions: Array, before: int | None = None, after: int | None = None

@@ -5,7 +5,7 @@ The format is specified in ``docs/run-format.md``.
 
 from polyseme.store.format import FORMAT_VERSION, NO_IMPORTANCE, SiteInfo
 from polyseme.store.metadata import add_metadata
-from polyseme.store.reader import RunFolder
+from polyseme.store.reader import RunFolder, altered_files, refuse_altered
 from polyseme.store.texts import decode_importances, encode_importances, vocabulary_arrays
 from polyseme.store.writer import RunWriter
 
@@ -16,7 +16,9 @@ __all__ = [
     "RunWriter",
     "SiteInfo",
     "add_metadata",
+    "altered_files",
     "decode_importances",
     "encode_importances",
+    "refuse_altered",
     "vocabulary_arrays",
 ]

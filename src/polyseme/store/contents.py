@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,6 +15,7 @@ from polyseme.store import invariants
 from polyseme.store.arrays import Arrays
 from polyseme.store.damage import locate
 from polyseme.store.format import (
+    GO_TOGETHER,
     INPUT_ARRAYS,
     INPUTS_FILE,
     JSON,
@@ -21,14 +23,15 @@ from polyseme.store.format import (
     Problem,
     SiteInfo,
     data_files,
+    is_text,
     missing_inputs,
     neuron_offsets,
     parse_files,
     parse_sites,
-    require,
     site_file,
     table_file,
 )
+from polyseme.store.run_json import check_metadata
 from polyseme.store.tables import Table
 from polyseme.store.texts import check_lengths
 
@@ -68,13 +71,12 @@ class Contents:
         self._tables: dict[str, Table] = {}
         self._whole: dict[str, pd.DataFrame] = {}
         self._starts: dict[str, np.ndarray] = {}
-        for key in ("polyseme_version", "created"):
-            require(metadata, key, str)
-        for key in ("settings", "model", "data"):
-            require(metadata, key, dict)
-        if "fingerprint" in metadata:
-            require(metadata, "fingerprint", dict)
         self.sites = parse_sites(metadata)
+        check_metadata(metadata)
+        self._text = is_text(metadata)
+        # What run.json says of the sizes of arrays.
+        self._shape = () if self._text else tuple(metadata["data"]["shape"])
+        self._window = sum(metadata["settings"]["window"]) + 1 if self._text else 0
         self.files = parse_files(metadata, data_files(len(self.sites)))
         for name in self.files:
             with self._noting(name):
@@ -241,8 +243,6 @@ class Contents:
 
     def _random_counts(self) -> np.ndarray:
         table = self.table("random")
-        if "n_random" not in self.neurons:  # before version 3
-            return invariants.random_counts(self.sites, table.read())
         counts = self.neurons["n_random"].to_numpy(np.int64)
         if counts.sum() != table.n_rows:
             raise Problem(
@@ -267,7 +267,7 @@ class Contents:
             def checking(array: str) -> Callable[[np.ndarray], None]:
                 return lambda values: self.check_rows_of(number, array, values, first, stop)
 
-            self._arrays[file] = Arrays(
+            arrays = Arrays(
                 self.path,
                 self.locate,
                 file,
@@ -277,10 +277,28 @@ class Contents:
                     "d_in": site.d_in,
                     "n_examples": int(here["n_examples"].sum()),
                     "n_features": int(here["n_clusters"].sum()),
+                    **({"window": self._window} if self._text else {}),
                 },
                 {name: checking(name) for name in ("tree", "histogram", "similar_features")},
             )
+            for names in GO_TOGETHER:
+                missing = [name for name in names if name not in arrays]
+                if 0 < len(missing) < len(names):
+                    raise Problem(file, f"the array {missing[0]!r} is missing")
+            if not self._text:
+                self._check_shape(arrays, "activation_map")
+            self._arrays[file] = arrays
         return self._arrays[file]
+
+    def _check_shape(self, arrays: Arrays, name: str) -> None:
+        """Check that the rows of an array have the size of an input."""
+        given = arrays.headers[name][1][1:] if name in arrays else self._shape
+        if math.prod(given) != math.prod(self._shape):
+            raise Problem(
+                arrays.file,
+                f"a row of {name!r} has shape {given}, but 'data.shape' of run.json is "
+                f"{self._shape}",
+            )
 
     def check_rows_of(
         self, number: int, array: str, values: np.ndarray, start: int, stop: int
@@ -320,6 +338,11 @@ class Contents:
         )
         for name in missing_inputs(arrays.headers):
             raise Problem(INPUTS_FILE, f"the array {name!r} is missing")
+        if ("tokens" in arrays) != self._text:
+            holds, says = ("texts", "images") if "tokens" in arrays else ("images", "texts")
+            raise Problem(INPUTS_FILE, f"it holds {holds}, but run.json says {says}")
+        if not self._text:
+            self._check_shape(arrays, "pixels")
         if ("token_features" in arrays) != ("token_features_ends" in arrays):
             raise Problem(INPUTS_FILE, "it holds one of 'token_features' and its ends, not both")
         return arrays

@@ -1,4 +1,4 @@
-"""The run format, version 3: its files, columns, arrays and metadata.
+"""The run format, version 1: its files, columns, arrays and metadata.
 
 This is the one place that knows them; the writer casts to it and the reader checks against
 it. The prose is ``docs/run-format.md``.
@@ -6,6 +6,7 @@ it. The prose is ``docs/run-format.md``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 FORMAT = "polyseme-run"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 1
 
 RUN_JSON = "run.json"
 INPUTS_FILE = "inputs.safetensors"
@@ -86,6 +87,7 @@ TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "max_activation": "float64",
             "mean_activation": "float64",
             "participation_ratio": "float64",
+            "n_random": "int32",
         },
         "examples": {
             "site": "str",
@@ -119,7 +121,7 @@ TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 #: likewise, columns that a table may have
 OPTIONAL_COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "neurons": {"n_random": "int32"},
+        "neurons": {},
         "examples": {},
         "features": {"input": "int64", "position": "int64", "label": "str"},
         "random": {},
@@ -175,6 +177,13 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
         "logit_ablation": Array(("float32",), ("n_neurons", "n_classes"), required=False),
     }
 )
+#: arrays of a site of which it has all or none
+GO_TOGETHER = (
+    ("up_weights", "gate_bias", "up_bias"),
+    ("similar_features", "similar_similarity"),
+    ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits"),
+    ("logit_gradient", "logit_ablation"),
+)
 # Token importances, from 0 to 1, are stored as bytes: so many are 1, and this one is none.
 LARGEST_IMPORTANCE, NO_IMPORTANCE = 254, 255
 
@@ -226,6 +235,11 @@ def missing_inputs(names: Collection[str]) -> list[str]:
     """What arrays of inputs lack to be images, or texts if they have tokens."""
     images, texts = INPUT_KINDS
     return [name for name in (texts if "tokens" in names else images) if name not in names]
+
+
+def is_text(metadata: Mapping[str, JSON]) -> bool:
+    """Whether run.json says that the run's inputs are texts."""
+    return bool(metadata["data"].get("kind") == "text")
 
 
 def site_file(number: int) -> str:
@@ -302,6 +316,17 @@ def encode_json(value: Mapping[str, JSON]) -> bytes:
     return text.encode()
 
 
+def digest_of(metadata: Mapping[str, JSON]) -> str:
+    """SHA-256, in hex, of run.json as it would be without its own ``sha256``."""
+    content = {key: value for key, value in metadata.items() if key != "sha256"}
+    return hashlib.sha256(encode_json(content)).hexdigest()
+
+
+def encode_run_json(metadata: Mapping[str, JSON]) -> bytes:
+    """run.json as it is written: `encode_json`, with its own digest."""
+    return encode_json({**metadata, "sha256": digest_of(metadata)})
+
+
 def decode_json(raw: bytes, file: str) -> dict[str, JSON]:
     """Strict inverse of `encode_json` that survives hostile bytes.
 
@@ -320,9 +345,13 @@ def decode_json(raw: bytes, file: str) -> dict[str, JSON]:
     except ValueError as error:  # covers bad UTF-8, bad JSON and integers of absurd length
         raise Problem(file, f"it is not valid JSON ({_short(str(error))})") from None
     if not isinstance(value, dict):
-        raise Problem(file, f"it must hold a JSON object, not {_kind(value)}")
+        raise Problem(file, f"it must hold a JSON object, not {kind_of(value)}")
     if too_deep(value):
         raise Problem(file, "it is nested too deeply")
+    try:
+        encode_json(value)  # 1e999 and half of a surrogate pair can be read, but not written
+    except ValueError as error:
+        raise Problem(file, f"it is not valid JSON ({_short(str(error))})") from None
     return value
 
 
@@ -362,7 +391,7 @@ def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
     for number, entry in enumerate(listed):
         where = f"sites[{number}]"
         if not isinstance(entry, dict):
-            raise Problem(RUN_JSON, f"{where!r} must be an object, not {_kind(entry)}")
+            raise Problem(RUN_JSON, f"{where!r} must be an object, not {kind_of(entry)}")
         name = _text(entry, "name", where)
         if name in seen:
             raise Problem(RUN_JSON, f"'sites' has the name {name!r} twice")
@@ -415,7 +444,7 @@ def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
         raise Problem(RUN_JSON, f"{key!r} is missing")
     value = metadata[key]
     if type(value) is not kind:  # not isinstance: true is no whole number here
-        raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {_kind(value)}")
+        raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {kind_of(value)}")
     return value
 
 
@@ -425,12 +454,8 @@ def _text(entry: Mapping[str, JSON], key: str, where: str) -> str:
         raise Problem(
             RUN_JSON,
             f"'{where}.{key}' must be a string of 1 to {LONGEST_NAME} characters, "
-            f"not {_kind(value)}",
+            f"not {kind_of(value)}",
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Problem(RUN_JSON, f"'{where}.{key}' holds half a surrogate pair") from None
     return value
 
 
@@ -439,12 +464,12 @@ def _count(entry: Mapping[str, JSON], key: str, where: str) -> int:
     if type(value) is not int or not 1 <= value <= LARGEST:
         raise Problem(
             RUN_JSON,
-            f"'{where}.{key}' must be a whole number from 1 to {LARGEST}, not {_kind(value)}",
+            f"'{where}.{key}' must be a whole number from 1 to {LARGEST}, not {kind_of(value)}",
         )
     return value
 
 
-def _kind(value: JSON) -> str:
+def kind_of(value: JSON) -> str:
     """A value in a few characters, whatever it is."""
     if isinstance(value, dict):
         return "an object"

@@ -57,8 +57,7 @@ def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
         (clusters > examples) | ((clusters < 1) & (examples > 0)) | (clusters < 0),
         "'n_clusters' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks that",
     )
-    if "n_random" in neurons:
-        _refuse(file, neurons["n_random"].to_numpy() < 0, "'n_random' is negative in row {row}")
+    _refuse(file, neurons["n_random"].to_numpy() < 0, "'n_random' is negative in row {row}")
 
 
 def check_examples(
@@ -166,16 +165,6 @@ def check_features(
                 features[column].to_numpy() != examples[column].to_numpy()[central],
                 f"{column!r} must be that of the medoid; row {{row}} has another",
             )
-
-
-def random_counts(sites: Sequence[SiteInfo], random: pd.DataFrame) -> np.ndarray:
-    """Random examples of each neuron, counted: (n_neurons,) int64."""
-    file = table_file("random")
-    rows = _neuron_rows(sites, file, random)
-    if np.any(rows[1:] < rows[:-1]):
-        raise Problem(file, "its rows must be in the order of neurons.parquet")
-    counted: np.ndarray = np.bincount(rows, minlength=int(neuron_offsets(sites)[-1]))
-    return counted.astype(np.int64)
 
 
 def check_random(

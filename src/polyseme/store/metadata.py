@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polyseme.errors import InputError
-from polyseme.store.format import JSON, RUN_JSON, encode_json
+from polyseme.store.format import JSON, RUN_JSON, encode_run_json
 from polyseme.store.partial import plain_json, replace_bytes, writing
 from polyseme.store.run_json import read_run_json
 
@@ -23,6 +23,7 @@ _OF_THE_ANALYSIS = frozenset(
         "fingerprint",
         "seconds",
         "files",
+        "sha256",
     )
 )
 
@@ -51,4 +52,4 @@ def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
     added = {**content, **plain_json("metadata", metadata)}
     if added != content:
         with writing(path / RUN_JSON):
-            replace_bytes(path / RUN_JSON, encode_json(added))
+            replace_bytes(path / RUN_JSON, encode_run_json(added))

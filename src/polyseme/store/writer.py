@@ -33,7 +33,7 @@ from polyseme.store.format import (
     Array,
     Problem,
     data_files,
-    encode_json,
+    encode_run_json,
     missing_inputs,
     parse_sites,
     site_file,
@@ -61,7 +61,7 @@ from polyseme.store.tables import write_table
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # An array, as a safetensors header has a limited size.
 _STATE_METADATA = "metadata.json"
-_WRITTEN_BY_US = ("format", "format_version", "polyseme_version", "created", "fingerprint", "files")
+_WRITTEN_BY_US = "format format_version polyseme_version created fingerprint files sha256".split()
 
 
 class RunWriter:
@@ -465,7 +465,7 @@ class RunWriter:
         except DamagedRunError as error:
             raise RunError(f"What was written is not a valid run: {error.problem}.") from None
         with writing(partial.run / RUN_JSON):
-            replace_bytes(partial.run / RUN_JSON, encode_json(content))
+            replace_bytes(partial.run / RUN_JSON, encode_run_json(content))
         partial.publish(overwrite=self._overwrite)
         self.finished = True
         self.close()

@@ -206,6 +206,19 @@ class Run:
             max_tokens=max_tokens,
         )
 
+    def verify(self) -> None:
+        """Check that every byte of the run is as it was written, and valid.
+
+        It reads the whole run, so it takes as long as the run is large. ``polyseme verify`` does
+        the same for runs that cannot be opened.
+
+        Raises
+        ------
+        RunError
+            It names the files that are altered.
+        """
+        self.folder.verify()
+
     def site(self, name: str) -> SiteInfo:
         """What the run records about a site."""
         for info in self.folder.sites:
