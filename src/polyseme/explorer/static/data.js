@@ -89,6 +89,19 @@ export async function runs() {
   return (await json("runs.json")).runs;
 }
 
+/**
+ * Whether the files of a run are the ones that were written, once that is known.
+ * @returns {Promise<{state: "verified" | "altered", files: string[]}>}
+ */
+export async function verified(run) {
+  for (;;) {
+    // Not through the cache: what is being checked has another answer a second later.
+    const answer = await (await request(`data/${run.index}/verified.json`)).json();
+    if (answer.state !== "checking") return answer;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
 /** Index of run `index`: its run.json, and `index` itself. */
 export async function run(index) {
   return { ...(await json(`${index}/run.json`)), index };
