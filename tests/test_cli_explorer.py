@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import polyseme as ps
 from polyseme import cli, explorer
 from polyseme.cli.explorer import PACKAGED
+from polyseme.errors import RunError
 from polyseme.explorer import Explorer
+from polyseme.store.format import encode_run_json
 from views import runs
 
 
@@ -154,3 +162,63 @@ def test_a_process_serves_until_it_is_interrupted(run, tmp_path):
             process.kill()
     assert " pandas" in told.read_text()
     assert not re.search(r"\| +torch\b", told.read_text())
+
+
+def test_a_run_is_verified(run, tmp_path, capsys):
+    folder = shutil.copytree(run.path, tmp_path / "run")
+    assert cli.main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder} is as it was written.\n"
+    assert run.verify() is None
+    raw = bytearray((folder / "features.parquet").read_bytes())
+    raw[40] ^= 8
+    (folder / "features.parquet").write_bytes(raw)
+    (folder / "neurons.parquet").unlink()
+    assert cli.main(["verify", str(folder)]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"polyseme: {folder}: neurons.parquet and features.parquet are not as written: the SHA-256"
+    )
+
+
+def test_a_forged_run_is_still_checked(run, tmp_path, capsys):
+    """Its digests are right, so what they are of has to be looked at."""
+    folder = shutil.copytree(run.path, tmp_path / "run")
+    arrays = load_file(folder / "sites" / "0.safetensors")
+    arrays["histogram"][0, 0] = -1
+    save_file(arrays, folder / "sites" / "0.safetensors")
+    raw = (folder / "sites" / "0.safetensors").read_bytes()
+    metadata = json.loads((folder / "run.json").read_text("utf-8"))
+    entry = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    metadata["files"]["sites/0.safetensors"] = entry
+    (folder / "run.json").write_bytes(encode_run_json(metadata))
+    assert cli.main(["verify", str(folder)]) == 1
+    assert "'histogram' holds a negative count" in capsys.readouterr().err
+
+
+@pytest.fixture
+def hurry():
+    """No command waits for a pipe that nobody writes to."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("hurry")
+@pytest.mark.parametrize("name", ["run.json", "neurons.parquet", "sites/0.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda p: p.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(run, tmp_path, capsys, name, make):
+    folder = shutil.copytree(run.path, tmp_path / "run")
+    (folder / name).unlink()
+    make(folder / name)
+    commands = [["verify"], ["explore", "--no-browser", "--port", "0"], ["export"]]
+    for command in commands if name != "sites/0.safetensors" else commands[:1]:
+        out = [str(tmp_path / "site")] if command == ["export"] else []
+        assert cli.main([*command, str(folder), *out]) == 1
+        assert name in capsys.readouterr().err
+    with pytest.raises(RunError, match=name):
+        ps.open_run(folder)

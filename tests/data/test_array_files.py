@@ -185,7 +185,7 @@ def test_what_is_not_numeric(tmp_path: Path, suffix: str, array: NDArray[Any]) -
 @pytest.mark.parametrize("shape", [(), (0, 4), (5,)])
 def test_npy_without_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match=r"x.npy: the pixels have shape"):
+    with pytest.raises(InputError, match=r"x.npy: the pixels (have shape|are a single uint8)"):
         read_images(tmp_path / "x.npy")
 
 
@@ -291,3 +291,26 @@ def test_version_3_of_the_format(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(data)
     with pytest.raises(InputError, match=r"version 3.0 of NumPy's format; numeric arrays are in"):
         read_images(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("value", [5, 5.0, True])
+def test_a_single_number_is_no_images(tmp_path: Path, value: object) -> None:
+    np.savez(tmp_path / "x.npz", images=value)
+    np.save(tmp_path / "x.npy", value)
+    for name in ("x.npz", "x.npy"):
+        for limit in (None, 1):
+            with pytest.raises(InputError, match=r"the pixels are a single \w+; an array with an"):
+                read_images(tmp_path / name, limit=limit)
+
+
+def test_a_bomb_that_tells_what_it_is_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, images=np.zeros((1000, 4000), np.uint8))
+    assert len(read_images(path)) == 1000  # small enough in memory
+    monkeypatch.setattr("polyseme.data.files._NO_BOMB_BYTES", 1 << 20)
+    with pytest.raises(InputError, match=r"'images' takes 4,000,000 bytes in memory, by its header"):
+        read_images(path)
+    np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 2, (1000, 4000)) > 0)
+    assert len(read_images(path)) == 1000  # packed well, but no bomb

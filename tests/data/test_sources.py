@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from polyseme.core.arrays import to_numpy
 from polyseme.data import Images
 from polyseme.data.sources import as_source
 from polyseme.errors import InputError
@@ -226,3 +227,45 @@ def test_a_peek_passes_over_empty_batches():
     source = as_source(iter([FLOATS[:0], FLOATS[:3]]))
     assert len(source.peek(4)) == 3
     assert as_source(iter([FLOATS[:0]])).peek(4) is None
+
+
+RAGGED = [torch.ones(2, 3), torch.ones(1, 3)]
+UNUSUAL = {
+    "sparse": lambda: torch.ones(4, 3).to_sparse(),
+    "compressed": lambda: torch.ones(4, 3).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor(RAGGED),
+    "jagged": lambda: torch.nested.nested_tensor(RAGGED, layout=torch.jagged),
+    "meta": lambda: torch.ones(4, 3, device="meta"),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(4, 3), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns that it may change these
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_tensor_that_makes_no_array_is_explained(name):
+    tensor = UNUSUAL[name]()
+    message = r"A tensor of layout torch\.\w+ and dtype torch\.\w+ on \w+ does not make an array; a"
+    for read in (
+        as_source,
+        Images,
+        to_numpy,
+        lambda labels: as_source(np.zeros((4, 3), np.float32), labels),
+        lambda item: next(as_source([item, item]).batches(2)),
+        lambda batch: next(as_source(iter([batch])).batches(2)),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(tensor)
+
+
+def test_tensors_that_numpy_does_not_have_as_they_are():
+    plain = torch.tensor([[0.5, -2.0], [8.0, 0.0]])
+    for tensor in (
+        plain.bfloat16(),
+        plain.to(torch.float8_e4m3fn),
+        plain.to(torch.float8_e5m2),
+        plain.clone().requires_grad_(),
+        torch._neg_view(-plain),
+    ):
+        assert as_source(tensor).images.pixels.tolist() == plain.tolist()
+        assert Images(tensor).pixels.tolist() == plain.tolist()
+        assert to_numpy(tensor).tolist() == plain.tolist()

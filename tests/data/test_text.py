@@ -437,3 +437,29 @@ def test_texts_are_not_read_twice_over() -> None:
         read_text(read_text(DOCUMENTS))  # type: ignore[arg-type]
     assert repr(read_text(DOCUMENTS)) == "Texts('list')"
     assert isinstance(read_text(DOCUMENTS), Texts)
+
+
+def test_parquet_beside_a_nested_column(tmp_path: Path) -> None:
+    rows = pa.array([{"a": 1, "b": [2]}] * 2)
+    pq.write_table(pa.table({"about": rows, "text": ["one", "two"]}), tmp_path / "x.parquet")
+    assert list(read_text(tmp_path / "x.parquet").documents()) == ["one", "two"]
+
+
+def test_parquet_of_long_texts_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, long = tmp_path / "x.parquet", "x" * 2**20
+    # A dictionary of one text, which 500 rows repeat: one is in memory at a time.
+    pq.write_table(pa.table({"text": [long] * 500}), path)
+    tracemalloc.start()
+    try:
+        assert sum(len(text) for text in read_text(path).documents()) == 500 * 2**20
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(text_files, "_LONGEST_PAGE", 2**20)
+    with pytest.raises(InputError, match=r"a page takes 1,048,\d+ bytes once it is decompressed; 1,0"):
+        read_text(path)
+    encoding = {"text": "DELTA_BYTE_ARRAY"}
+    table = pa.table({"text": [long] * 3})
+    pq.write_table(table, path, use_dictionary=False, column_encoding=encoding)
+    with pytest.raises(InputError, match="text is in an encoding that can take any amount of"):
+        read_text(path)

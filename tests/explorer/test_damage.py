@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -112,43 +113,59 @@ def test_images_without_inputs(grey_run, copied):
     assert "histogram" in arrays
 
 
-@pytest.mark.parametrize("window", [None, [1], [1, "2"], [1, True], [-1, 2], [10**9, 2], {}])
-def test_a_window_that_is_none(text_run, copied, window):
-    folder = copied(text_run)
-    metadata = json.loads((folder / "run.json").read_text("utf-8"))
-    metadata["settings"]["window"] = window
-    (folder / "run.json").write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
-    with pytest.raises(RunError, match=r"'settings\.window' in run\.json must be two numbers"):
-        ps.explore(folder, open_browser=False)
-
-
-def test_hostile_metadata_does_no_harm(grey_run, copied):
-    """Every value of the wrong kind is left out, or passed on as the text that it is."""
+def test_hostile_metadata_is_refused(grey_run, copied):
+    """Whatever the pages rely on is of the right kind; the rest is passed on as it is."""
     folder = copied(grey_run)
     metadata = json.loads((folder / "run.json").read_text("utf-8"))
-    bad = {"x": "<script>"}
-    metadata["data"] |= {key: bad for key in ("class_names", "mean", "std", "low", "high")}
-    metadata["model"] = {"class": "</script><script>alert(1)", "size": 1e308}
-    for site in metadata["sites"]:
-        site |= {
-            "kernel_shape": [0, -1, "x"],
-            "activation": bad,
-            "threshold": bad,
-            "name": site["name"],
-        }
-    text = json.dumps(metadata, indent=2).replace("1e+308", "1e999") + "\n"
-    (folder / "run.json").write_text(text, "utf-8")
-    (files,) = open_all([folder])
-    described = json.loads(files.file("run.json"))
-    assert described["image"]["class_names"] is None
-    assert (described["image"]["mean"], described["image"]["std"]) == (0.0, 1.0)
-    assert described["model"] == {"class": "</script><script>alert(1)", "size": None}
-    for path in files.paths():
-        files.file(path)
-    metadata["data"]["image_shape"] = [2, 2]
-    (folder / "run.json").write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
-    (files,) = open_all([folder])
-    assert json.loads(files.file("run.json"))["image"] is None
+
+    def opened(**changes):
+        text = json.dumps({**metadata, **changes}, indent=2) + "\n"
+        (folder / "run.json").write_text(text, "utf-8")
+        return open_all([folder])
+
+    model = {"class": "</script><script>alert(1)", "size": [1, {"x": None}]}
+    (files,) = opened(model=model)
+    assert json.loads(files.file("run.json"))["model"] == model
+    for key in ("class_names", "mean", "std", "low", "high", "image_shape"):
+        with pytest.raises(RunError, match=rf"run.json: 'data.{key}' must be .*, not an object"):
+            opened(data={**metadata["data"], key: {"x": "<script>"}})
+
+
+def test_an_altered_file_is_told_and_still_shown(text_run, copied, tmp_path):
+    folder = copied(text_run)
+    raw = bytearray((folder / "inputs.safetensors").read_bytes())
+    raw[-1] ^= 1  # in the padding of a context, or a letter of the vocabulary
+    (folder / "inputs.safetensors").write_bytes(raw)
+    with ps.explore(folder, text_run, open_browser=False) as explorer:
+        first = json.loads(explorer.file("data/0/verified.json")[1])
+        assert first["state"] in ("checking", "altered")
+        for files in explorer.root.runs:
+            files.check.join()
+        told = [json.loads(explorer.file(f"data/{n}/verified.json")[1]) for n in (0, 1)]
+        assert told == [
+            {"state": "altered", "files": ["inputs.safetensors"]},
+            {"state": "verified", "files": []},
+        ]
+        assert json.loads(explorer.file("data/0/run.json")[1])["damage"] == []
+        explorer.file("data/0/packs/0.safetensors")
+    out = ps.export([folder, text_run], tmp_path / "site", progress=False)
+    told = [json.loads((out / f"data/{n}/verified.json").read_text())["state"] for n in (0, 1)]
+    assert told == ["altered", "verified"]
+
+
+def test_a_check_that_goes_on_is_told(text_run, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(
+        "polyseme.explorer.runfiles.altered_files", lambda *given: go_on.wait(60) and ["run.json"]
+    )
+    with ps.explore(text_run.path, open_browser=False) as explorer:
+        for _ in range(2):
+            told = json.loads(explorer.file("data/0/verified.json")[1])
+            assert told == {"state": "checking", "files": []}
+        go_on.set()
+        explorer.root.runs[0].check.join()
+        told = json.loads(explorer.file("data/0/verified.json")[1])
+        assert told == {"state": "altered", "files": ["run.json"]}
 
 
 def test_a_salvaged_folder_refuses_what_is_damaged(text_run, copied):

@@ -29,6 +29,8 @@ def test_exported_and_live_are_equal_file_by_file(names, request, tmp_path):
     assert written.pop(_MARK)
     with ps.explore(*runs, open_browser=False) as explorer:
         assert set(written) == set(explorer.root.paths())
+        for files in explorer.root.runs:
+            files.check.join()
         for path, body in written.items():
             served = explorer.file(path)[1]
             if path == "index.html":

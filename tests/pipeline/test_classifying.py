@@ -162,9 +162,13 @@ def test_what_is_refused(grey, tmp_path):
         classify(grey, index=-1)
     with pytest.raises(InputError, match=r"^Give pixels or index, one of them\."):
         classify(grey)
-    for pixels in ([0.0] * 19, [2.0] * 20, ["x"] * 20, [float("nan")] * 20, {"a": 1}, 5):
+    for pixels in ([0.0] * 19, ["x"] * 20, {"a": 1}, 5):
         with pytest.raises(InputError, match=r"^pixels are \d+ values; 20 numbers from 0 to 1 are"):
             classify(grey, pixels=pixels)
+    for bad in (2.0, float("nan"), -0.5):
+        said = rf"^pixels hold {bad} at place 19; 20 numbers from 0 to 1 are expected, those of"
+        with pytest.raises(InputError, match=said):
+            classify(grey, pixels=[0.5] * 19 + [bad])
     other = runs.model()
     with torch.no_grad():
         other.first.weight.mul_(-1)

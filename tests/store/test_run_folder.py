@@ -20,9 +20,10 @@ from run_builder import contents, write
 from safetensors.numpy import load_file, save_file
 
 from polyseme.errors import InputError, RunError
-from polyseme.store import RunFolder, SiteInfo
+from polyseme.parquet import page_bytes
+from polyseme.store import RunFolder, SiteInfo, altered_files, refuse_altered
 from polyseme.store import contents as store_contents
-from polyseme.store.format import DEEPEST_JSON, too_deep
+from polyseme.store.format import DEEPEST_JSON, encode_run_json, too_deep
 
 REMEDY = (
     r"copy it again from where it came, or "
@@ -36,7 +37,7 @@ def reseal(folder: Path) -> None:
     for name in content["files"]:
         raw = (folder / name).read_bytes()
         content["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (folder / "run.json").write_text(json.dumps(content) + "\n")
+    (folder / "run.json").write_bytes(encode_run_json(content))
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -128,7 +129,8 @@ def test_arrays_are_loaded_when_they_are_used(folder):
 def test_other_files_in_the_folder_are_ignored(folder):
     (folder / "notes.txt").write_text("mine")
     edit_json(folder, lambda run: run["files"].update({"../../etc/passwd": None, "x": 1}))
-    RunFolder(folder).verify()
+    RunFolder(folder).load_all()
+    assert altered_files(folder) == ["run.json"]
 
 
 # -------------------------------------------------------------------------- what is not a run
@@ -358,8 +360,16 @@ def test_verify_reads_every_byte(folder):
     raw[-1] ^= 1
     (folder / "inputs.safetensors").write_bytes(raw)
     read_all(folder)
-    with pytest.raises(RunError, match=r"inputs.safetensors: its SHA-256 is not the one"):
+    with pytest.raises(RunError, match=r"inputs.safetensors is not as written: the SHA-256 that run"):
         RunFolder(folder).verify()
+    assert altered_files(folder) == ["inputs.safetensors"]
+    edit_json(folder, lambda run: run["settings"].update(threshold=0.3))
+    (folder / "neurons.parquet").unlink()
+    assert altered_files(folder) == ["run.json", "neurons.parquet", "inputs.safetensors"]
+    with pytest.raises(
+        RunError, match=r"run: run.json, neurons.parquet and inputs.safetensors are not as written: "
+    ):
+        refuse_altered(folder)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -691,3 +701,77 @@ def test_the_remedy_for_a_damaged_run_works(folder):
         RunFolder(folder)
     folder.rename(folder.with_name("away"))
     RunFolder(write(folder)).verify()
+
+
+def with_column(folder: Path, table: str, name: str, values: pa.Array, **options: Any) -> None:
+    data = pq.read_table(folder / f"{table}.parquet").append_column(name, values)
+    pq.write_table(data, folder / f"{table}.parquet", compression="zstd", **options)
+    reseal(folder)
+
+
+LONG = "x" * 2**19
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (lambda n: [LONG] * n, {"use_dictionary": ["label"]}, "its text would take over 1,[0-9,]+"),
+        (lambda n: [LONG] * n, {"use_dictionary": False}, "it would take over 1,[0-9,]+ bytes of"),
+        (
+            lambda n: [LONG + str(i) for i in range(n)],
+            {"use_dictionary": False, "column_encoding": {"label": "DELTA_BYTE_ARRAY"}},
+            "an encoding that can take any amount of memory",
+        ),
+    ],
+)
+def test_a_few_kilobytes_of_text_do_not_fill_the_memory(folder, texts, options, message):
+    n = len(pd.read_parquet(folder / "features.parquet"))
+    with_column(folder, "features", "label", pa.array(texts(n)), **options)
+    assert (folder / "features.parquet").stat().st_size < 20_000
+    refused(folder, f"features.parquet: .*{message}")
+    with pytest.raises(RunError, match=message):
+        RunFolder(folder).column("features", "label")
+
+
+def test_columns_without_end_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyseme.store.tables.MOST_BYTES", 0)
+    made = contents(counts=((1,) * 2000,), n_inputs=3)
+    for number in range(80):
+        made.tables["neurons"][f"more{number}"] = 0.5
+    with pytest.raises(RunError, match=r"neurons.parquet: it would take over [0-9,]+ bytes of"):
+        write(tmp_path / "run", made)
+
+
+def test_labels_that_are_all_alike_are_no_bomb(tmp_path):
+    made = contents(counts=((1,) * 5000,), n_inputs=3)
+    made.tables["features"]["label"] = "the river bank and " * 5
+    run = RunFolder(write(tmp_path / "run", made))
+    assert run.features["label"].nunique() == 1
+
+
+def test_a_page_that_is_no_page_is_refused(folder):
+    file = folder / "features.parquet"
+    raw = file.read_bytes()
+    chunk = pq.ParquetFile(file).metadata.row_group(0).column(3)
+    n = chunk.num_values
+
+    def sizes(rows: int) -> list[int]:
+        with file.open("rb") as opened:
+            return list(page_bytes(opened.fileno(), chunk, rows, text=False))
+
+    assert sizes(n) == [4 * n + 6]  # and that none is null
+    with pytest.raises(ValueError, match="not where its footer says, or not as long"):
+        sizes(n + 1)
+    said = set()
+    for at in range(chunk.data_page_offset, chunk.data_page_offset + 30):
+        for value in (0, 0x0D, 0x7E, 0xFF):
+            file.write_bytes(raw[:at] + bytes([value]) + raw[at + 1 :])
+            try:
+                sizes(n)
+            except ValueError as error:
+                said.add(str(error))
+    assert said >= {
+        "the header of a page is damaged",
+        "a page claims more values than its row group has rows",
+        "a page is of kind 63",
+    }

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from run_builder import FINGERPRINT, contents, fill, write
 
 from polyseme.errors import InputError, RunError
-from polyseme.store import RunFolder, RunWriter, add_metadata
+from polyseme.store import RunFolder, RunWriter, add_metadata, altered_files
 from polyseme.store import writer as writer_module
 from polyseme.store.format import TABLES
 
@@ -85,6 +85,7 @@ def test_equal_inputs_make_equal_bytes_but_for_the_date(tmp_path, monkeypatch):
     assert first == second
     assert new.pop("created") == "2031-01-01T00:00:00Z"
     assert old.pop("created").endswith("Z")
+    assert old.pop("sha256") != new.pop("sha256")
     assert list(old.items()) == list(new.items())
 
 
@@ -741,8 +742,10 @@ def test_metadata_is_added_to_a_finished_run(tmp_path):
     after = snapshot(out)
     assert after.keys() == before.keys()
     was, now = json.loads(before.pop("run.json")), json.loads(after.pop("run.json"))
+    assert was.pop("sha256") != now.pop("sha256")
     assert now == {**was, "evaluation": {"fvu": 0.25}}
     assert after == before
+    assert altered_files(out) == []
     assert RunFolder(out).metadata["evaluation"] == {"fvu": 0.25}
     with pytest.raises(InputError, match="'sites' describes the analysis itself"):
         add_metadata(out, {"sites": []})
@@ -750,6 +753,10 @@ def test_metadata_is_added_to_a_finished_run(tmp_path):
         add_metadata(out, {"evaluation": {"fvu": float("nan")}})
     with pytest.raises(RunError, match="does not exist"):
         add_metadata(tmp_path / "none", {})
+    text = (out / "run.json").read_text().replace("average", "single")
+    (out / "run.json").write_text(text)
+    with pytest.raises(RunError, match="run.json: it is not as written, by its own SHA-256"):
+        add_metadata(out, {"evaluation": {"fvu": 0.5}})
 
 
 def test_arrays_of_a_site_are_overwritten_in_their_place(tmp_path):

@@ -16,13 +16,19 @@ LINKAGES = ("average", "single")
 
 def to_numpy(array: Any) -> NDArray[Any]:
     """NumPy view (or copy) of an array or of a torch tensor on any device."""
-    # Duck-typed, so that core needs no torch; bfloat16 has no NumPy counterpart.
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        if str(array.dtype) == "torch.bfloat16":
-            array = array.float()
-        return np.asarray(array.numpy())
-    return np.asarray(array)
+    # Duck-typed, so that core needs no torch.
+    if not hasattr(array, "detach"):
+        return np.asarray(array)
+    try:
+        if str(array.dtype).startswith(("torch.bfloat16", "torch.float8")):
+            array = array.float()  # which holds each of these, and which NumPy has
+        return np.asarray(array.numpy(force=True))
+    except (TypeError, RuntimeError) as error:
+        raise InputError(
+            f"A tensor of layout {array.layout} and dtype {array.dtype} on {array.device} does not make "
+            "an array; a dense one of real numbers in memory is expected. Convert it first, for "
+            "example with to_dense(), dequantize() or to_padded_tensor(0)."
+        ) from error
 
 
 def as_floats(

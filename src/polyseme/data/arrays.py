@@ -111,7 +111,7 @@ def read_npy(path: Path, name: str, limit: int | None) -> Images:
             pixels = np.empty(header.shape, header.dtype)
     if limit is not None and pixels.ndim:
         pixels = pixels[:limit]
-    return Images(as_pixels(pixels, str(path)) if pixels.ndim else pixels, name=name)
+    return Images(as_pixels(pixels, str(path)), name=name)
 
 
 def _choose(

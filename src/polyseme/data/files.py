@@ -12,6 +12,9 @@ from typing import BinaryIO
 from polyseme.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
+# A compressed file that is larger in memory than the first is a bomb if it grows more than this.
+_NO_BOMB_BYTES = 1 << 28
+_MOST_GROWTH = 200
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
@@ -79,8 +82,8 @@ def read_promised(
     """Read the bytes that a header promises, and make sure that no more follow.
 
     Memory grows with what is there, not with what is promised, and of a compressed stream
-    only one byte more than promised is taken: neither a false header nor a decompression
-    bomb can exhaust memory.
+    only one byte more than promised is taken, and not many times what is on disk: neither a
+    false header nor a decompression bomb can exhaust memory.
 
     Parameters
     ----------
@@ -106,6 +109,12 @@ def read_promised(
         if not chunk:
             break
         data += chunk
+        if len(data) > max(_NO_BOMB_BYTES, _MOST_GROWTH * path.stat().st_size):
+            raise InputError(
+                f"{path}: {what} takes {promised:,} bytes in memory, by its header, and that is "
+                f"over {_MOST_GROWTH} times the size of the file, so that a small one could fill "
+                f"the memory. Store it uncompressed, as a .npy file."
+            )
     if len(data) < promised:
         raise InputError(
             f"{path}: {what} ends after {len(data):,} of the {promised:,} bytes that its header "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyseme.data.pixels import blocks
+from polyseme.data.pixels import as_array, blocks
 from polyseme.errors import InputError
 
 _DIGEST_BYTES = 1 << 30
@@ -85,9 +85,9 @@ class Images:
 
     def _checked_pixels(self) -> NDArray[Any]:
         try:
-            pixels: NDArray[Any] = (
-                self.pixels if isinstance(self.pixels, np.ndarray) else np.asarray(self.pixels)
-            )
+            pixels = as_array(self.pixels)
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{self.name}: the pixels are a {type(self.pixels).__name__} that does not make "
@@ -131,7 +131,7 @@ class Images:
                 )
 
     def _checked_labels(self) -> NDArray[np.int64]:
-        labels = np.asarray(self.labels)
+        labels = as_array(self.labels)
         if labels.dtype.kind not in "iu":
             raise InputError(
                 f"{self.name}: the labels have dtype {labels.dtype}; they must be integers, one "

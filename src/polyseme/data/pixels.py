@@ -20,6 +20,31 @@ def blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield array[start : start + rows]
 
 
+def as_array(value: Any) -> NDArray[Any]:
+    """NumPy array of whatever makes one, torch tensors on any device among it.
+
+    Raises
+    ------
+    InputError
+        For a tensor without plain numbers in memory: sparse, nested, meta, quantised.
+    TypeError, ValueError
+        From NumPy, for anything else that makes no array.
+    """
+    # Duck-typed, so that reading images needs no torch.
+    if not hasattr(value, "detach"):
+        return value if isinstance(value, np.ndarray) else np.asarray(value)
+    try:
+        if str(value.dtype).startswith(("torch.bfloat16", "torch.float8")):
+            value = value.float()  # which holds each of these, and which NumPy has
+        return np.asarray(value.numpy(force=True))
+    except (TypeError, RuntimeError) as error:
+        raise InputError(
+            f"A tensor of layout {value.layout} and dtype {value.dtype} on {value.device} does not make "
+            "an array; a dense one of real numbers in memory is expected. Convert it first, for "
+            "example with to_dense(), dequantize() or to_padded_tensor(0)."
+        ) from error
+
+
 def as_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Bring an array of any numeric dtype to one that `Images` stores.
 
@@ -39,9 +64,14 @@ def as_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
     Raises
     ------
     InputError
-        If the dtype is not numeric, or an integer lies outside 0 to 255.
+        If it is a single number, the dtype is not numeric, or an integer lies outside 0 to 255.
     """
     kind = array.dtype.kind
+    if not array.ndim:
+        raise InputError(
+            f"{name}: the pixels are a single {array.dtype}; an array with an axis of images and "
+            f"then the axes of an image, (n, ...), is expected."
+        )
     if array.dtype == np.uint8 or kind == "f":
         return array
     if kind == "b":

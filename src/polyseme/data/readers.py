@@ -107,6 +107,10 @@ def _read(
         if is_hub_name(source):
             return read_hub(str(source), split, images_key, labels_key, limit)
         raise missing_path(path, _ACCEPTED)
+    if not path.is_file() and not path.is_dir():
+        raise InputError(
+            f"{path}: a pipe, a socket or a device, which may be without end. {_ACCEPTED}"
+        )
     if path.is_file() and suffix == ".npz":
         return read_npz(path, path.name, split, images_key, labels_key, limit)
     if images_key is not None or labels_key is not None:

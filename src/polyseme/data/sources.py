@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.data.images import Images
+from polyseme.data.pixels import as_array
 from polyseme.data.readers import read_images
 from polyseme.errors import InputError
 
@@ -121,7 +122,7 @@ def as_source(data: Any, labels: Any = None) -> Source:
     if isinstance(data, Images):
         if labels is not None:
             data = Images(
-                data.pixels, _array(labels), data.mean, data.std, data.name, data.class_names
+                data.pixels, as_array(labels), data.mean, data.std, data.name, data.class_names
             )
         return Source(data.name, data)
     if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[0]):
@@ -129,7 +130,7 @@ def as_source(data: Any, labels: Any = None) -> Source:
             raise InputError("labels were given beside a pair (inputs, labels); give them once.")
         data, labels = data
     if _is_array(data):
-        return Source("array", Images(_array(data), None if labels is None else _array(labels)))
+        return Source("array", Images(as_array(data), None if labels is None else as_array(labels)))
     if labels is not None:
         raise InputError(
             f"labels were given beside a {type(data).__name__}; with anything but an array they "
@@ -156,18 +157,11 @@ def _is_indexed(value: Any) -> bool:
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
-def _array(value: Any) -> NDArray[Any]:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-        value = value.numpy()
-    return np.asarray(value)
-
-
 def _inputs(value: Any) -> NDArray[Any]:
     try:
-        array = _array(value)
+        array = as_array(value)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(
             f"The data holds a {type(value).__name__} that does not make one array ({error}); an "
@@ -199,7 +193,7 @@ def _parts(item: Any) -> tuple[Any, Any]:
 
 def _labels(value: Any) -> NDArray[np.int64]:
     try:
-        labels = _array(value)
+        labels = as_array(value)
     except ValueError:
         labels = np.empty(0, dtype=object)
     if labels.dtype.kind not in "iub":
@@ -221,7 +215,7 @@ def _stack(items: list[Any]) -> Batch:
         )
     if parts[0][1] is None:
         return np.stack(inputs), None
-    labels = _labels([_array(label) for _, label in parts])
+    labels = _labels([as_array(label) for _, label in parts])
     if labels.shape != (len(inputs),):
         raise InputError(
             f"The data set's labels have shape {labels.shape[1:]} each; one whole number for each "

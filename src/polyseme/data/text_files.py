@@ -19,7 +19,8 @@ SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _CHUNK_BYTES = 1 << 20
 _ROWS = 256
 # One document has to fit in memory; a file without a single line end need not be one.
-_LONGEST_LINE = 1 << 28
+_LONGEST_LINE = 1 << 26
+_LONGEST_PAGE = 1 << 27  # in bytes; one is of about a megabyte
 
 
 def suffix_of(path: Path) -> str | None:
@@ -221,8 +222,34 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
                 f"{path}: the column {field!r} is of type {kind}; text (string) is expected. Name "
                 f"the column with the text by field=..., out of: {', '.join(schema.names)}."
             )
-        row = 0
+        _check_pages(path, file, field)
+    row = 0
+    with (
+        file_errors(path, "a Parquet file"),
+        pq.ParquetFile(path, metadata=file.metadata, read_dictionary=[field]) as file,
+    ):
         for batch in file.iter_batches(_ROWS, columns=[field], use_threads=False):
-            for text in batch.column(0).to_pylist():
+            texts = batch.column(0).dictionary_encode()
+            texts.validate(full=True)
+            # One at a time: a dictionary may hold a long text that many rows repeat.
+            for index in texts.indices.to_pylist():
+                text = None if index is None else texts.dictionary[index].as_py()
                 yield text_of({field: text}, field, f"{path}, row {row:,}")
                 row += 1
+
+
+def _check_pages(path: Path, file: Any, field: str) -> None:
+    """Refuse what would not fit in memory, before it is decompressed."""
+    from polyseme.parquet import page_bytes
+
+    paths = [file.schema.column(number).path for number in range(len(file.schema))]
+    column = paths.index(field)  # not its place in the schema: another may be nested
+    with path.open("rb") as raw:
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            for size in page_bytes(raw.fileno(), group.column(column), group.num_rows, text=True):
+                if size > _LONGEST_PAGE:
+                    raise InputError(
+                        f"{path}: a page takes {size:,} bytes once it is decompressed; "
+                        f"{_LONGEST_PAGE:,} at most are expected. Write the file with smaller pages."
+                    )

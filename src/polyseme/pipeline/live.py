@@ -180,11 +180,13 @@ def _stored(run: Run, pixels: Any) -> Any:
         values = np.asarray(pixels, dtype=np.float64).ravel()
     except (TypeError, ValueError, OverflowError):
         values = np.full(1, np.nan)
-    if len(values) != int(np.prod(shape)) or not bool(((values >= 0) & (values <= 1)).all()):
-        raise InputError(
-            f"pixels are {len(values)} values; {int(np.prod(shape))} numbers from 0 to 1 are "
-            f"expected, those of an image of shape {shape}, channels last."
-        )
+    wanted = f"numbers from 0 to 1 are expected, those of an image of shape {shape}, channels last."
+    if len(values) != int(np.prod(shape)):
+        raise InputError(f"pixels are {len(values)} values; {int(np.prod(shape))} {wanted}")
+    inside = (values >= 0) & (values <= 1)
+    if not inside.all():
+        at = int(np.argmin(inside))
+        raise InputError(f"pixels hold {values[at]} at place {at}; {len(values)} {wanted}")
     if channels_first:
         values = np.moveaxis(values.reshape(*shape[1:], shape[0]), -1, 0)
     values = values.reshape(run.metadata["data"]["shape"])

@@ -37,7 +37,7 @@ from polyseme.store.texts import check_lengths
 
 # A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
 # kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.
-MOST_ROWS_PER_BYTE = 64
+MOST_ROWS_PER_BYTE = 4
 
 
 class Contents:

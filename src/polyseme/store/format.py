@@ -318,13 +318,16 @@ def encode_json(value: Mapping[str, JSON]) -> bytes:
 
 def digest_of(metadata: Mapping[str, JSON]) -> str:
     """SHA-256, in hex, of run.json as it would be without its own ``sha256``."""
-    content = {key: value for key, value in metadata.items() if key != "sha256"}
-    return hashlib.sha256(encode_json(content)).hexdigest()
+    return hashlib.sha256(encode_json(_without_digest(metadata))).hexdigest()
 
 
 def encode_run_json(metadata: Mapping[str, JSON]) -> bytes:
-    """run.json as it is written: `encode_json`, with its own digest."""
-    return encode_json({**metadata, "sha256": digest_of(metadata)})
+    """run.json as it is written: `encode_json`, with its own digest at the end."""
+    return encode_json({**_without_digest(metadata), "sha256": digest_of(metadata)})
+
+
+def _without_digest(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
+    return {key: value for key, value in metadata.items() if key != "sha256"}
 
 
 def decode_json(raw: bytes, file: str) -> dict[str, JSON]:

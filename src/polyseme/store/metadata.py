@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polyseme.errors import InputError
-from polyseme.store.format import JSON, RUN_JSON, encode_run_json
+from polyseme.store.damage import reporting
+from polyseme.store.format import JSON, RUN_JSON, Problem, digest_of, encode_run_json
 from polyseme.store.partial import plain_json, replace_bytes, writing
 from polyseme.store.run_json import read_run_json
 
@@ -46,6 +47,9 @@ def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
     """
     path = Path(path)
     content = read_run_json(path)
+    with reporting(path):
+        if content.get("sha256") != digest_of(content):
+            raise Problem(RUN_JSON, "it is not as written, by its own SHA-256")
     taken = [key for key in metadata if key in _OF_THE_ANALYSIS]
     if taken:
         raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")

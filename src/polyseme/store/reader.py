@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyseme.errors import InputError, one_of
+from polyseme.errors import InputError, RunError, one_of
 from polyseme.store import invariants
 from polyseme.store.arrays import Arrays
 from polyseme.store.contents import Contents

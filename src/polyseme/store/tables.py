@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polyseme.parquet import page_bytes
 from polyseme.store.damage import decoding
 from polyseme.store.format import OPTIONAL_COLUMNS, TABLES, Problem, table_file
 
 # What is read where one neuron's rows are wanted: 80 neurons of 100 examples.
 ROWS_IN_GROUP = 2**13
+# What a table may take in memory: far above any real one, whose columns are few and whose text
+# is at most a few times as long as it is compressed.
+MOST_BYTES = 2**20
+MOST_BYTES_PER_ROW = 512
+MOST_BYTES_PER_BYTE = 16
 
 
 def write_table(table: pa.Table, file: Path) -> None:
@@ -105,51 +113,75 @@ class Table:
 
     def column(self, name: str) -> pd.Series[Any]:
         """All rows of one column, without reading the others."""
-        self._check_columns()
         if name not in self._schema.names:
             raise Problem(self.file, f"the column {name!r} is missing")
-        path = self._locate(self.file)
-        with (
-            decoding(self.file),
-            pq.ParquetFile(path, metadata=self._footer, page_checksum_verification=True) as opened,
-        ):
-            data = opened.read(columns=[name]).column(0)
-            data.validate(full=True)
-            values: pd.Series[Any] = data.to_pandas()
-        if len(values) != self.n_rows or data.null_count:
-            raise Problem(self.file, f"the column {name!r} has nulls, or is cut short")
+        data = self._decoded(range(len(self._ends)), [name])
+        values: pd.Series[Any] = self._plain(name, data.column(0))
         return values
 
     def _groups(self, groups: range) -> pd.DataFrame:
-        path = self._locate(self.file)
-        self._check_columns()
-        with (
-            decoding(self.file),
-            # The dictionary keeps a site's name from being repeated in memory for each row.
-            pq.ParquetFile(
-                path,
-                metadata=self._footer,
-                read_dictionary=["site"],
-                page_checksum_verification=True,
-            ) as opened,
-        ):
-            data = opened.read_row_groups(list(groups), use_threads=len(groups) > 2)
-            data.validate(full=True)
-        expected = int(self._ends[groups[-1]] if groups else 0)
-        expected -= int(self._ends[groups[0] - 1]) if groups and groups[0] else 0
-        if data.num_rows != expected:
-            raise Problem(self.file, f"it holds {data.num_rows} rows where it says {expected}")
+        data = self._decoded(groups, self._schema.names)
         known = [*self._columns, *(c for c in self._optional if c in data.column_names)]
-        columns: dict[str, Any] = {}
-        for column in [*known, *(c for c in data.column_names if c not in known)]:
-            values = data.column(column)
-            if column in known and values.null_count:
-                raise Problem(self.file, f"the column {column!r} has nulls")
-            with decoding(self.file):
-                columns[column] = (
-                    self._site_names(values) if column == "site" else values.to_pandas()
+        names = [*known, *(c for c in data.column_names if c not in known)]
+        return pd.DataFrame({name: self._plain(name, data.column(name)) for name in names})
+
+    def _decoded(self, groups: range, columns: Sequence[str]) -> pa.Table:
+        """Some columns of some row groups; text as dictionaries, so that it is not repeated."""
+        self._check_columns()
+        path = self._locate(self.file)
+        rows = int(self._ends[groups[-1]] if groups else 0)
+        rows -= int(self._ends[groups[0] - 1]) if groups and groups[0] else 0
+        text = [name for name in columns if _is_text(self._schema.field(name).type)]
+        with decoding(self.file):
+            most = self._most_bytes(path, rows)
+            if self._bytes(path, groups, columns, text, most) > most:
+                raise Problem(self.file, f"it would take over {most:,} bytes of memory")
+            with pq.ParquetFile(
+                path, metadata=self._footer, read_dictionary=text, page_checksum_verification=True
+            ) as opened:
+                data = opened.read_row_groups(
+                    list(groups), columns=list(columns), use_threads=len(groups) > 2
                 )
-        return pd.DataFrame(columns)
+            data.validate(full=True)
+            if sum(_length(data.column(name)) for name in text if name != "site") > most:
+                raise Problem(self.file, f"its text would take over {most:,} bytes of memory")
+        if data.num_rows != rows:
+            raise Problem(self.file, f"it holds {data.num_rows} rows where it says {rows}")
+        return data
+
+    @staticmethod
+    def _most_bytes(path: Path, rows: int) -> int:
+        return MOST_BYTES + MOST_BYTES_PER_ROW * rows + MOST_BYTES_PER_BYTE * path.stat().st_size
+
+    def _bytes(
+        self, path: Path, groups: range, columns: Sequence[str], text: Collection[str], most: int
+    ) -> int:
+        """What is decoded, in bytes, or more than `most` if it is more."""
+        names = self._schema.names
+        file = os.open(path, os.O_RDONLY)
+        try:
+            total = 0
+            for number in groups:
+                group = self._footer.row_group(number)
+                for name in columns:
+                    chunk = group.column(names.index(name))
+                    total += 8 * group.num_rows + chunk.total_compressed_size
+                    for size in page_bytes(file, chunk, group.num_rows, text=name in text):
+                        total += size
+                        if total > most:
+                            return total
+            return total
+        finally:
+            os.close(file)
+
+    def _plain(self, name: str, values: pa.ChunkedArray) -> Any:
+        known = name in self._columns or name in self._optional
+        if known and values.null_count:
+            raise Problem(self.file, f"the column {name!r} has nulls")
+        with decoding(self.file):
+            if name == "site":
+                return self._site_names(values)
+            return (values.cast(pa.large_string()) if _is_text(values.type) else values).to_pandas()
 
     def _check_columns(self) -> None:
         name, schema = self.file, self._schema
@@ -161,10 +193,7 @@ class Table:
                     continue
                 raise Problem(name, f"the column {column!r} is missing")
             given = schema.field(column).type
-            if pa.types.is_dictionary(given):
-                given = given.value_type
-            text = pa.types.is_string(given) or pa.types.is_large_string(given)
-            if not (text if dtype == "str" else given == pa.type_for_alias(dtype)):
+            if not (_is_text(given) if dtype == "str" else given == pa.type_for_alias(dtype)):
                 raise Problem(name, f"the column {column!r} is {given}, not {dtype}")
         for column in schema.names:
             given = schema.field(column).type
@@ -172,10 +201,9 @@ class Table:
                 pa.types.is_integer(given)
                 or pa.types.is_floating(given)
                 or pa.types.is_boolean(given)
-                or pa.types.is_string(given)
-                or pa.types.is_large_string(given)
+                or _is_text(given)
             )
-            if column not in self._columns and not plain:
+            if not plain:
                 raise Problem(
                     name, f"the extra column {column!r} is {given}, not numbers, booleans or text"
                 )
@@ -187,3 +215,16 @@ class Table:
         # The dtype is named, as pandas guesses another one where there are no rows.
         names: pd.Series[Any] = values.cast(pa.large_string()).to_pandas().astype(str)
         return names
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _length(values: pa.ChunkedArray) -> int:
+    """Bytes of a column of text that is not a dictionary any more."""
+    return sum(
+        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
+        for chunk in values.chunks
+    )
