@@ -144,4 +144,3 @@ def _averaged(images: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     blocks = padded.reshape(n, height // step, step, width // step, step, channels)
     means: NDArray[np.float32] = np.nanmean(blocks, axis=(2, 4))
     return means
-
