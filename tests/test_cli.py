@@ -153,11 +153,13 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
     assert len(lines) == 3
     for line, row in zip(lines, run.summary().itertuples(), strict=False):
         if row.dead == row.neurons:
-            assert line == f"{row.site}: {row.neurons} neurons, all dead: no example activates them"
+            assert line == f"{row.site}: {row.neurons} neurons, all dead: no input activates them"
             continue
+        unlisted = f"{row.without_examples} without examples, " if row.without_examples else ""
         assert line == (
-            f"{row.site}: {row.neurons} neurons, {row.dead} dead, {row.mean_clusters:.1f} features "
-            f"a neuron, mean distance {row.mean_distance:.3f} (over {row.mean_distance_n})"
+            f"{row.site}: {row.neurons} neurons, {row.dead} dead, {unlisted}"
+            f"{row.mean_clusters:.1f} features a neuron, mean distance {row.mean_distance:.3f} "
+            f"(over {row.mean_distance_n})"
         )
     assert lines[-1] == (
         "The run is at run; look at it with polyseme explore run, or open it with "

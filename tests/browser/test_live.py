@@ -121,7 +121,7 @@ class TestProbe:
         assert query(page) == {"q": TEXT, "token": "3"}
         rows = page.locator(".probe-table tbody tr")
         assert rows.count() == 4
-        assert "0/30" in rows.nth(0).inner_text()
+        assert "8/30" in rows.nth(0).inner_text()
         assert "<i>label</i>" in rows.nth(0).inner_text()
         assert "none of its features is near" in rows.nth(1).inner_text()
         assert rows.nth(3).locator(".share-cell").inner_text() == "–"
@@ -154,7 +154,7 @@ class TestProbe:
     def test_click_through_and_back(self, page, text_live):
         visit(page, text_live, f"#/probe?q={TEXT}&token=3")
         page.locator(".probe-table a").first.click()
-        arrive(page, "location.hash === '#/neuron/0/30?feature=0'")
+        arrive(page, "location.hash === '#/neuron/8/30?feature=0'")
         page.locator(".neuron-figures").wait_for()
         page.go_back()
         page.locator(".probe-table tbody tr").first.wait_for()
@@ -347,7 +347,7 @@ class TestClassify:
 
 class TestImportances:
     def test_they_are_computed_on_demand(self, page, text_live):
-        visit(page, text_live, "#/neuron/0/345?threshold=2&shade=importance")
+        visit(page, text_live, "#/neuron/8/345?threshold=2&shade=importance")
         page.get_by_role("button", name="Compute them now").click()
         page.locator(".notice").wait_for(state="detached")
         # Half of the scale is the fifth of its ten shades.

@@ -227,7 +227,7 @@ def convolution_run(tmp_path_factory):
 
 def test_a_convolution_shows_where_it_fires(page, axe, serve, convolution_run):
     neuron = next(n for n in map(convolution_run.neuron, range(4)) if n.features)
-    visit(page, serve("live", convolution_run), f"#/neuron/0/{neuron.number}")
+    visit(page, serve("live", convolution_run), f"#/neuron/1/{neuron.number}")
     reads = page.locator(".reads")
     assert reads.locator("strong").all_inner_texts() == [
         "Kernel",

@@ -13,7 +13,7 @@ from visiting import READY, arrive, query, static_files, visit
 import polyseme as ps
 
 TEXT = ("model.layers.8.mlp", 345)
-TEXT_ADDRESS = "#/neuron/0/345"
+TEXT_ADDRESS = "#/neuron/8/345"
 IMAGE = ("layers.0", 11)
 IMAGE_ADDRESS = "#/neuron/0/11"
 FILES = [

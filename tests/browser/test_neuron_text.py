@@ -14,7 +14,7 @@ from visiting import arrive, query, visit
 import polyseme as ps
 
 NEURON = ("model.layers.8.mlp", 345)
-ADDRESS = "#/neuron/0/345"
+ADDRESS = "#/neuron/8/345"
 HOSTILE = [
     "<script>window.bad = 1</script>",
     "<img src=x onerror='window.bad = 1'>",
@@ -176,10 +176,12 @@ class TestWhatItShows:
         assert page.get_by_role("region", name="Table of metrics").count() == 1
 
     def test_no_such_neuron(self, page, text_site):
-        visit(page, text_site, "#/neuron/0/99999")
-        assert "no neuron 99999; its neurons are 0 to 1535" in page.locator(".notice").inner_text()
-        visit(page, text_site, "#/neuron/7/1")
-        assert "There's no site 7" in page.locator(".notice").inner_text()
+        visit(page, text_site, "#/neuron/8/99999")
+        assert "no neuron 99999; its neurons are 0 to 1,535" in page.locator(".notice").inner_text()
+        # The second of the run's layers is no layer 1.
+        visit(page, text_site, "#/neuron/1/345")
+        sentence = "There is no layer 1 in this run; it has 8 and 20."
+        assert sentence in page.locator(".notice").inner_text()
 
 
 class TestRecut:
@@ -272,7 +274,7 @@ class TestRecut:
         page.keyboard.press("ArrowRight")
         arrive(page, "location.hash.includes('threshold')")
         assert float(query(page)["threshold"]) == pytest.approx(neuron.threshold + 0.001)
-        assert page.evaluate("location.hash").startswith("#/neuron/0/345")
+        assert page.evaluate("location.hash").startswith("#/neuron/8/345")
 
     def test_a_recut_takes_less_than_a_picture(self, page, text_site):
         visit(page, text_site, ADDRESS)
@@ -297,7 +299,7 @@ class TestMovingAbout:
         visit(page, text_site, f"{ADDRESS}?threshold=0.7&shade=importance&feature=0")
         page.locator("h1").click()
         page.keyboard.press("ArrowRight")
-        arrive(page, "location.hash.startsWith('#/neuron/0/346')")
+        arrive(page, "location.hash.startsWith('#/neuron/8/346')")
         # What holds for any neuron goes along; a feature's number doesn't.
         assert query(page) == {"threshold": "0.7", "shade": "importance"}
         page.wait_for_function("() => document.querySelector('h1').textContent.endsWith('346')")
@@ -457,7 +459,7 @@ class TestPictures:
         line = details.locator(".similar-line")
         assert "0.75" in line.inner_text()
         line.get_by_role("link").click()
-        arrive(page, "location.hash === '#/neuron/1/77?feature=2'")
+        arrive(page, "location.hash === '#/neuron/20/77?feature=2'")
         visit(page, text_site, f"{ADDRESS}?threshold=1.9")
         assert page.get_by_text("known at the run’s own cut").count() > 0
 

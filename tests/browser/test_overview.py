@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from visiting import READY, arrive, visit
 
+import polyseme as ps
+from polyseme.data import digits
+from polyseme.explorer.addresses import layer_of, site_addresses
 from polyseme.explorer.root import STATIC
+from polyseme.store import SiteInfo
 
 
 def cells(page, row: int = 0) -> dict[str, str]:
@@ -37,6 +42,21 @@ def selected(page) -> int:
 
 def hash_of(page) -> str:
     return page.evaluate("location.hash")
+
+
+@pytest.fixture(scope="module")
+def sparse_run(classifier, tmp_path_factory):
+    """The classifier's hidden neurons, some of which never reach the least activation selected."""
+    return ps.analyse(
+        classifier,
+        digits().inputs(slice(0, 300)),
+        sites="layers.0",
+        select=ps.FirstActive(20, minimum=6.0),
+        image_shape=(28, 28),
+        panels=False,
+        out=tmp_path_factory.mktemp("runs") / "sparse",
+        progress=False,
+    )
 
 
 class TestOverview:
@@ -76,10 +96,10 @@ class TestOverview:
         page.go_back()
         page.go_back()
         arrive(page, "!location.hash.includes('sort')")
-        assert cells(page)["Neuron"] == "0/0"
+        assert cells(page)["Neuron"] == "8/0"
 
     def test_filters_select_as_pandas_does(self, page, text_site, text_run):
-        visit(page, text_site, "#/?layer=1&n_clusters=5..12&mean_distance=..0.8")
+        visit(page, text_site, "#/?layer=20&n_clusters=5..12&mean_distance=..0.8")
         neurons = text_run.neurons()
         truth = neurons[
             (neurons["site"] == text_run.sites[1])
@@ -95,6 +115,36 @@ class TestOverview:
         page.get_by_role("button", name="Clear").click()
         arrive(page, "!location.hash.includes('n_clusters')")
         assert selected(page) == len(neurons)
+
+    def test_the_selection_is_downloaded_as_pandas_reads_it(self, page, text_site, text_run):
+        visit(page, text_site, "#/?layer=20&n_clusters=5..12&sort=-mean_distance")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download CSV").click()
+        assert download.value.suggested_filename == "smollm2-neurons.csv"
+        found = pd.read_csv(download.value.path())
+        truth = text_run.neurons().query("site == 'model.layers.20.mlp' and 5 <= n_clusters <= 12")
+        truth = truth.set_index("neuron").loc[found["neuron"]].reset_index()
+        assert 0 < len(found) == selected(page)
+        assert found["mean_distance"].is_monotonic_decreasing
+        for name in ("site", "n_examples", "n_clusters"):
+            assert found[name].tolist() == truth[name].tolist()
+        for name in ("mean_distance", "token_density", "intra_cluster_distance"):
+            wanted = truth[name].to_numpy(np.float32)
+            np.testing.assert_array_equal(found[name].to_numpy(np.float32), wanted)
+
+    def test_a_neuron_without_examples_is_not_called_dead(self, page, serve, sparse_run):
+        visit(page, serve("live", sparse_run), "#/")
+        neurons = sparse_run.neurons()
+        dead = int((neurons["density"] == 0).sum())
+        unlisted = int(((neurons["density"] > 0) & (neurons["n_examples"] == 0)).sum())
+        assert unlisted > 0
+        stats = page.locator(".stats").inner_text().split("\n")
+        assert stats[stats.index("Dead") + 1].split()[0] == str(dead)
+        assert stats[stats.index("Without examples") + 1].split()[0] == str(unlisted)
+        # A part of the bar selects its neurons: the first is that of the dead, if there are any.
+        page.locator(".segment").nth(1 if dead else 0).click()
+        arrive(page, "location.hash.includes('n_examples=..0')")
+        assert selected(page) == unlisted
 
     def test_a_filter_is_added_and_refuses_words(self, page, image_site, image_run):
         visit(page, image_site, "#/")
@@ -189,18 +239,18 @@ class TestOverview:
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowDown")
         focused = "document.activeElement.textContent"
-        assert page.evaluate(focused) == "0/1"
+        assert page.evaluate(focused) == "8/1"
         page.keyboard.press("End")
-        assert page.evaluate(focused) == "1/1535"
+        assert page.evaluate(focused) == "20/1535"
         assert rows.count() < 60
         page.keyboard.press("ArrowUp")
         page.keyboard.press("Enter")
-        arrive(page, "location.hash === '#/neuron/1/1534'")
+        arrive(page, "location.hash === '#/neuron/20/1534'")
         page.go_back()
         # Back at the table, the keyboard goes on from the row that it left by.
-        page.wait_for_function(f"() => {focused} === '1/1534'")
+        page.wait_for_function(f"() => {focused} === '20/1534'")
         page.keyboard.press("ArrowUp")
-        assert page.evaluate(focused) == "1/1533"
+        assert page.evaluate(focused) == "20/1533"
         page.get_by_role("link", name="About").click()
         arrive(page, "location.hash === '#/about'")
         page.get_by_role("link", name="Overview", exact=True).click()
@@ -212,7 +262,9 @@ class TestOverview:
             page, text_site, "#/?layer=99&metric=<b>&sort=nothing&x=site&n_clusters=a..b&density=.."
         )
         assert selected(page) == 3072
-        assert cells(page)["Neuron"] == "0/0"
+        sentence = "There is no layer 99 in this run; it has 8 and 20."
+        assert sentence in page.locator(".selection .result").inner_text()
+        assert cells(page)["Neuron"] == "8/0"
 
 
 class TestFrame:
@@ -254,15 +306,16 @@ class TestFrame:
         page.get_by_role("button", name="I’m feeling lucky").click()
         arrive(page, "location.hash.startsWith('#/neuron/')")
         _, _, site, neuron = hash_of(page).split("/")
-        found = text_run.neuron(text_run.sites[int(site)], int(neuron))
+        found = text_run.neuron(f"model.layers.{site}.mlp", int(neuron))
         assert found.metrics.n_clusters > 1
 
     @pytest.mark.parametrize(
         ("typed", "address"),
         [
-            ("1/5", "#/neuron/1/5"),
-            ("model.layers.20.mlp/5", "#/neuron/1/5"),
-            (" model.layers.8.mlp 17 ", "#/neuron/0/17"),
+            ("20/5", "#/neuron/20/5"),
+            ("layer 20/5", "#/neuron/20/5"),
+            ("model.layers.20.mlp/5", "#/neuron/20/5"),
+            (" model.layers.8.mlp 17 ", "#/neuron/8/17"),
         ],
     )
     def test_a_neuron_is_found_by_what_it_is_called(self, page, text_site, typed, address):
@@ -279,7 +332,9 @@ class TestFrame:
         page.wait_for_function(
             "() => document.querySelector('h1').textContent.startsWith('Search')"
         )
-        assert "“12/<b>9” is no neuron of this run." in page.locator("main").inner_text()
+        assert (
+            "“12/<b>9” is no neuron and no layer of this run." in page.locator("main").inner_text()
+        )
 
     @pytest.mark.parametrize(
         ("address", "sentence"),
@@ -301,6 +356,25 @@ class TestFrame:
         assert "arXiv:2411.08166" in words
         assert "Small distances alone do not make a neuron monosemantic." in words
         assert "model.layers.20.mlp" in words
+
+    def test_a_stopped_server_is_said_to_be_one(self, browser, serve, image_run):
+        page = browser.new_page()
+        visit(page, serve("live", image_run), "#/")
+        page.context.set_offline(True)
+        for address in ("#/about", "#/neuron/0/11"):  # neither its module nor its data is here
+            page.evaluate(f"location.hash = '{address}'")
+            page.wait_for_selector(".notice.bad")
+            sentence = "The explorer’s server doesn’t answer: it has stopped. Start it again"
+            assert sentence in page.locator(".notice.bad").inner_text()
+        page.close()
+
+    def test_a_page_from_a_file_says_that_it_needs_a_server(self, browser, image_run, tmp_path):
+        page = browser.new_page()
+        page.goto((ps.export(image_run, tmp_path / "out", progress=False) / "index.html").as_uri())
+        notice = page.get_by_role("alert")
+        assert "run “python -m http.server --bind 127.0.0.1”" in notice.inner_text()
+        assert "notice" in notice.get_attribute("class")
+        page.close()
 
     @pytest.mark.parametrize("address", ["#/", "#/about", "#/search?q=the", "#/compare"])
     @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -328,8 +402,8 @@ class TestSearch:
         for row in features.itertuples():
             words = re.findall(r"(?<!\S)[a-z]{4,}(?!\S)", row.label)
             if len(set(words)) > 1:
-                site = text_run.sites.index(row.site)
-                return f"#/neuron/{site}/{row.neuron}?feature={row.feature}", words[0], words[1]
+                layer = row.site.split(".")[2]
+                return f"#/neuron/{layer}/{row.neuron}?feature={row.feature}", words[0], words[1]
         raise AssertionError("no label has two plain words")
 
     @pytest.fixture
@@ -397,6 +471,29 @@ class TestSearch:
         assert address in hits()
         assert {hit.split("/")[2] for hit in hits()} == {layer}
 
+    def test_the_beginning_of_a_word_finds_its_features(self, page, text_site, labelled, hits):
+        address, word, other = labelled
+        visit(page, text_site, f"#/search?q={word}%20{other[:-1]}")
+        assert address in hits()
+        assert f"for “{word}” and “{other[:-1]}" in page.locator(".card h2").inner_text()
+
+    def test_a_word_that_is_unknown_is_said_to_be_left_out(self, page, text_site, labelled, hits):
+        address, word, _ = labelled
+        visit(page, text_site, f"#/search?q={word}%20qqxqq")
+        assert "begins with “qqxqq”, so that is left out" in page.locator(".notice").inner_text()
+        assert address in hits()
+
+    @pytest.mark.parametrize("typed", ["layer 20", "20", "layers.20"])
+    def test_a_layer_is_found(self, page, text_site, typed):
+        visit(page, text_site, f"#/search?q={typed}")
+        link = page.get_by_role("link", name="20 · model.layers.20.mlp")
+        assert link.get_attribute("href") == "#/?layer=20"
+
+    def test_a_layer_that_is_missing_is_explained(self, page, text_site):
+        visit(page, text_site, "#/search?q=12/345")
+        sentence = "There is no layer 12 in this run; it has 8 and 20."
+        assert sentence in page.locator(".notice").first.inner_text()
+
     def test_words_are_suggested_by_their_beginnings(self, page, text_site, labelled):
         _, word, _ = labelled
         visit(page, text_site, f"#/search?q={word[:-1]}")
@@ -419,6 +516,77 @@ class TestSearch:
         visit(page, serve("live", text_run), address)
         page.wait_for_timeout(200)
         assert axe(page) == []
+
+
+NAMES = ["encoder.3.fc", "decoder.3.fc", "layers.4.experts.0", "h.5", "شبكة", "fc"]
+
+
+class TestLookup:
+    """What readers type, in a run whose sites share layers or carry none."""
+
+    @pytest.fixture
+    def ask(self, page, serve, image_run):
+        visit(page, serve("live", image_run), "#/about")
+        addresses = site_addresses([SiteInfo(n, name, "", 9, 9) for n, name in enumerate(NAMES)])
+        sites = [
+            {"number": n, "name": name, "layer": layer_of(name), "address": address, "n_neurons": 9}
+            for n, (name, address) in enumerate(zip(NAMES, addresses, strict=True))
+        ]
+        return lambda call: page.evaluate(
+            f"""async (sites) => {{
+                const lookup = await import("./static/lookup.js");
+                const run = {{ sites, index: 0 }};
+                return lookup.{call};
+            }}""",
+            sites,
+        )
+
+    def test_names_and_layers(self, ask):
+        for typed, site in (
+            ("5/8", 3),
+            ("05/8", 3),
+            ("decoder.3.fc:8", 1),
+            ("layers.4.experts.0 8", 2),
+            ("شبكة/8", 4),
+        ):
+            assert ask(f"findNeuron(run, '{typed}')") == {"site": site, "neuron": 8}, typed
+
+    def test_a_miss_is_explained(self, ask):
+        for typed, sentence in (
+            ("3/8", "Layer 3 has 2 sites in this run; give the name of one: encoder.3.fc, decod"),
+            ("4/8", "There is no layer 4 in this run; it has 3 and 5."),
+            ("0/8", "There is no layer 0 in this run; it has 3 and 5."),
+            ("5/9", "5 · h.5 has no neuron 9; its neurons are 0 to 8."),
+            ("none/8", "There is no site “none” in this run; it has encoder.3.fc, decoder.3.fc"),
+        ):
+            assert ask(f"findNeuron(run, '{typed}')")["problem"].startswith(sentence), typed
+
+    def test_words_are_no_neurons(self, ask):
+        for typed in ("8", "bank 8", "bank", "", "3/", "5/8/x"):
+            assert ask(f"findNeuron(run, '{typed}')") is None, typed
+
+    def test_a_name_from_right_to_left_leaves_the_rest_in_order(self, ask):
+        assert ask("neuronName(run, run.sites[4], 8)") == "\u2068شبكة\u2069/8"
+        assert ask("neuronName(run, run.sites[0], 8)") == "encoder.3.fc/8"
+
+    def test_ranges_of_layers(self, ask):
+        names = "[1, 10, 11, 12, 14, 15].map((layer) => ({ name: `h.${layer}`, layer }))"
+        sentence = ask(f"noSite({{ sites: {names} }}, '9')")
+        assert sentence == "There is no layer 9 in this run; it has 1, 10 to 12, 14 and 15."
+
+    def test_a_table_for_elsewhere_runs_no_formula(self, page, ask):
+        text = page.evaluate(
+            """async () => {
+                const { csv } = await import("./static/csv.js");
+                const values = Float32Array.of(0.1, 1 / 3, NaN, 2, 1e-30);
+                const rows = Array.from(values, (value) => ["x", value]);
+                return csv(["site", "a,b"], [["=1+1", 0.1], ['a "b"', 1 / 3], ...rows]);
+            }"""
+        )
+        assert text.split("\r\n") == [
+            *('site,"a,b"', "'=1+1,0.1", '"a ""b""",0.3333333333333333'),
+            *("x,0.1", "x,0.33333334", "x,", "x,2", "x,1e-30", ""),
+        ]
 
 
 class TestModules:

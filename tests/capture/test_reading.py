@@ -50,6 +50,10 @@ def test_equals_a_look_at_every_position(
     activations, positions = slow(values, mask)
     assert reading.activations.tolist() == activations
     assert reading.positions.tolist() == positions
+    active, n = reading.active(slice(1, 4))
+    counted = values[1:][mask[1:]].tolist()
+    assert n == len(counted)
+    assert active.tolist() == [sum(row[j] > 0 for row in counted) for j in range(5)]
     # A few at a time and all together are looked for in different ways.
     few = torch.tensor([0, 3, 3]), torch.tensor([4, 0, 1])
     for rows, neurons in (few, torch.ones(4, 5).nonzero(as_tuple=True)):

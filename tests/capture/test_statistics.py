@@ -26,10 +26,15 @@ def activations(seed: int, n: int) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def take_in(statistics: Statistics, values: np.ndarray) -> None:
+    statistics.update(torch.from_numpy(values))
+    statistics.update_positions(torch.from_numpy((values > 0).sum(axis=0)), 2 * len(values))
+
+
 def gather(values: np.ndarray, parts: list[slice]) -> Statistics:
     statistics = Statistics(values.shape[1])
     for part in parts:
-        statistics.update(torch.from_numpy(values[part]))
+        take_in(statistics, values[part])
     return statistics
 
 
@@ -41,6 +46,7 @@ def test_equals_the_oracle_for_any_batching(seed: int, n: int) -> None:
     for j in range(N_NEURONS):
         expected = oracles.statistics(values[:, j].tolist())
         assert found["density"][j] == expected["density"]
+        assert found["position_density"][j] == expected["density"] / 2
         assert found["max_activation"][j] == expected["max_activation"]
         assert found["mean_activation"][j] == pytest.approx(expected["mean_activation"], rel=1e-12)
         assert found["histogram"][j].tolist() == expected["histogram"]
@@ -57,12 +63,12 @@ def test_goes_on_from_any_state(seed: int) -> None:
     state = first.state()
     kept = {name: array.copy() for name, array in state.items()}
     for part in parts[stop:]:
-        first.update(torch.from_numpy(values[part]))
+        take_in(first, values[part])
     assert all(np.array_equal(state[name], array) for name, array in kept.items())
     second = Statistics(N_NEURONS)
     second.restore(state)
     for part in parts[stop:]:
-        second.update(torch.from_numpy(values[part]))
+        take_in(second, values[part])
     for name, array in first.result().items():
         assert array.tobytes() == second.result()[name].tobytes(), name
 
@@ -79,5 +85,6 @@ def test_bins_count_every_positive_activation_once() -> None:
 def test_nothing_seen_yet() -> None:
     result = Statistics(2).result()
     assert result["density"].tolist() == [0, 0]
+    assert np.isnan(result["position_density"]).all()
     assert result["histogram_upper"].tolist() == [0, 0]
     assert not result["histogram"].any()

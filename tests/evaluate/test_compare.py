@@ -46,10 +46,14 @@ def test_the_table_holds_the_gain_and_the_price(compared: tuple[Comparison, Path
         live = neurons[neurons["n_examples"] > 0]
         assert frame[name]["mean_distance"] == pytest.approx(live["mean_distance"].mean())
         assert frame[name]["mean_distance_n"] == live["mean_distance"].notna().sum()
-        assert frame[name]["dead_share"] == pytest.approx((neurons["n_examples"] == 0).mean())
+        dead = neurons["density"] == 0
+        unlisted = (neurons["density"] > 0) & (neurons["n_examples"] == 0)
+        assert frame[name]["dead_share"] == pytest.approx(dead.mean())
+        assert frame[name]["without_examples_share"] == pytest.approx(unlisted.mean())
     printed = {name: values for name, values in comparison.rows()}
     for name in (
-        "dead latents (no example)",
+        "dead latents (no input activates them)",
+        "active latents without examples",
         "mean distance",
         "L0",
         "FVU",

@@ -44,7 +44,10 @@ def test_every_measure_of_each_run(root):
         neurons = files.run.neurons()
         live = neurons[neurons["n_examples"] > 0]
         assert rows["neurons"]["values"][number] == len(neurons)
-        assert rows["dead_share"]["values"][number] == (len(neurons) - len(live)) / len(neurons)
+        dead = (neurons["density"] == 0).mean()
+        assert rows["dead_share"]["values"][number] == dead
+        unlisted = rows["without_examples_share"]["values"][number]
+        assert unlisted == pytest.approx(1 - len(live) / len(neurons) - dead)
         assert rows["l0"]["values"][number] == pytest.approx(neurons["density"].sum())
         for key in ("mean_distance", "inter_cluster_distance", "calibrated_distance"):
             values = [x for x in live[key] if not np.isnan(x)]
@@ -93,8 +96,9 @@ def test_best_matches(root, monkeypatch, block):
 
 
 def test_sites_of_other_names_are_matched_where_none_is_shared(root, rgb_run, grey_run):
-    arrays, _ = comparison.best_matches(rgb_run.folder, grey_run.folder)
+    arrays, metadata = comparison.best_matches(rgb_run.folder, grey_run.folder)
     assert (arrays["row"] == -1).all()  # no vectors are of one length
+    assert metadata["reason"].startswith("No neuron has a match, as only directions of the same")
     found, metadata = decoded(root.file("data/pairs.safetensors"))
     assert metadata == {"by": "weights"}
     assert len(found["row"]) == len(found["similarity"]) == len(root.runs[0].run.neurons())

@@ -9,10 +9,11 @@ import pytest
 
 from explorer.conftest import HOSTILE, decoded
 from polyseme.core import Clustering
+from polyseme.explorer.addresses import site_addresses
 from polyseme.explorer.opening import open_all, titles
 from polyseme.explorer.pictures import LARGEST_SIDE, Pictures
 from polyseme.explorer.runfiles import RunFiles
-from polyseme.store import RunWriter
+from polyseme.store import RunWriter, SiteInfo
 from polyseme.views import open_run
 
 
@@ -378,3 +379,21 @@ def test_similar_features_with_a_sample_of_each(with_similar):
             neuron._of_site("importances"),
         )
     assert row == len(features)
+
+
+@pytest.mark.parametrize(
+    ("names", "addresses"),
+    [
+        (["model.layers.1.mlp", "model.layers.10.mlp", "lm_head"], ["1", "10", "lm_head"]),
+        # Two sites carry 3, and one carries two numbers: any might be meant.
+        (
+            ["encoder.3.fc", "decoder.3.fc", "layers.4.experts.0", "layers.5"],
+            ["encoder.3.fc", "decoder.3.fc", "layers.4.experts.0", "5"],
+        ),
+        (["conv1", "layer2", "x.٣.y", "3"], ["conv1", "layer2", "x.٣.y", "3"]),
+        (["h.07.mlp"], ["7"]),
+    ],
+)
+def test_sites_go_by_the_layer_that_their_name_carries(names, addresses):
+    sites = [SiteInfo(n, name, "linear", 4, 4) for n, name in enumerate(names)]
+    assert site_addresses(sites) == addresses

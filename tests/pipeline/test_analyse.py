@@ -192,7 +192,7 @@ def test_dead_neurons_are_a_result(tmp_path):
     assert dead.recut(0.5).metrics.n_clusters == 0
     assert dead.assign(FLAT[:4]).tolist() == [-1] * 4
     assert dead.similar().empty
-    assert run.summary().loc[0, "dead"] == int((run.neurons()["n_examples"] == 0).sum()) >= 1
+    assert run.summary().loc[0, "dead"] == int((run.neurons()["density"] == 0).sum()) >= 1
 
 
 @pytest.mark.parametrize("data", [FLAT, (RGB[:, 0, :3, :4], np.arange(60) % 3)], ids=["f", "u"])
@@ -202,8 +202,12 @@ def test_a_selector_that_finds_nothing_at_all(tmp_path, data):
         model, data, tmp_path, sites="first", select=ps.FirstActive(5, 1e6), image_shape=(3, 4)
     )
     run = ps.open_run(run.path)
-    assert run.summary().loc[0, ["neurons", "dead"]].tolist() == [8, 8]
-    assert len(run.neuron(0).random_examples) == 16, "they are active, if not enough"
+    # They are active, if not enough: none is dead.
+    counts = run.summary().loc[0, ["neurons", "dead", "without_examples"]]
+    assert counts.tolist() == [8, 0, 8]
+    assert repr(run).endswith("8 neurons, 0 dead, 8 without examples)")
+    assert len(run.neuron(0).random_examples) == 16
+    assert run.neuron(0).metrics.n_examples == 0
     run.neuron(0).figure(tmp_path / "dead.png")
 
 

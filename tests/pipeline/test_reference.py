@@ -126,7 +126,10 @@ def modular(shared_data, pixels, tmp_path_factory):
 def test_all_neurons_of_the_sae(shared_data, request, kind, site):
     run = request.getfixturevalue(kind)
     summary = run.summary().iloc[0]
-    assert (summary["site"], summary["neurons"], summary["dead"]) == (site, 512, 122)
+    assert (summary["site"], summary["neurons"]) == (site, 512)
+    # What was published as dead is never active at 0.005, but some of it is active below.
+    assert summary["dead"] + summary["without_examples"] == 122
+    assert 0 < summary["dead"] == (run.neurons()["max_activation"] == 0).sum() < 122
     results = published.results(shared_data)["sae"]
     compared = 0
     for number in range(512):

@@ -102,15 +102,19 @@ def test_examples_are_the_strongest_places(analysed):
     ]
     for layer, site in enumerate(run.sites):
         name = site if isinstance(site, str) else site.name
-        best, where, inputs = [], [], []
+        best, where, inputs, active_tokens = [], [], [], []
         for ids, attention, counted in everything:
             h, a = hidden(model, layer, family, ids, attention)
             a = a.masked_fill(~torch.tensor(counted)[:, None], -torch.inf)
+            active_tokens.append((a[torch.tensor(counted)] > 0).double())
             values, positions = a.max(dim=0)
             best.append(values)
             where.append(positions)
             inputs.append(h)
         values, positions = torch.stack(best), torch.stack(where)
+        neurons = run.neurons().query("site == @name")
+        density = torch.cat(active_tokens).mean(dim=0)
+        assert neurons["token_density"].to_numpy() == pytest.approx(density.numpy())
         for neuron in (0, 7, 15):
             mine = run.neuron(name, neuron).examples
             active = (values[:, neuron] > 0).nonzero()[:, 0]

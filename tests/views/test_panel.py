@@ -284,7 +284,7 @@ def test_the_images_are_the_examples(grey_run):
         assert all(is_drawn(image) for image in feature.examples)
 
 
-@pytest.mark.parametrize(("number", "title"), [(3, "dead, no example"), (5, "1 feature in 1 exa")])
+@pytest.mark.parametrize(("number", "title"), [(3, "dead, no input"), (5, "1 feature in 1 exa")])
 def test_figure_of_a_dead_neuron_and_of_a_lone_example(grey_run, number, title):
     figure = grey_run.neuron("first", number).figure()
     assert title in words(figure)

@@ -49,8 +49,10 @@ def test_summary_is_what_pandas_says(grey_run):
         mine = table[table["site"] == site]
         live = [number for number in mine["n_examples"] if number > 0]
         assert row["neurons"] == len(mine)
-        assert row["dead"] == len(mine) - len(live)
-        assert row["dead_share"] == pytest.approx(1 - len(live) / len(mine))
+        dead = [number for number in mine["density"] if number == 0]
+        assert row["dead"] == len(dead)
+        assert row["dead_share"] == pytest.approx(len(dead) / len(mine))
+        assert row["without_examples"] == len(mine) - len(live) - len(dead)
         assert row["mean_examples"] == pytest.approx(sum(live) / len(live))
         clusters = [n for n in mine["n_clusters"] if n > 0]
         assert row["mean_clusters"] == pytest.approx(sum(clusters) / len(live))

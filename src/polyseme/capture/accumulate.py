@@ -163,6 +163,9 @@ class SiteCollector:
         vectors = self._vectors(rows, at, neurons, gather, index, start)
         windows = self._windows(rows, neurons, at, reading, values, taken)
         read = self.background.read(gather, background_rows, at_background)
+        if self.window is not None:  # the inputs are texts, and their positions tokens
+            here = reading.active(slice(start, start + len(values)))
+            self.statistics.update_positions(*here)
 
         self.statistics.update(values)
         self.examples.add(taken, values, index, at.cpu())

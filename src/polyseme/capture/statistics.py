@@ -13,7 +13,8 @@ N_BINS = 64
 # Inputs that are counted at a time: each step has a cost of its own, however few they are. The
 # sums are of the same inputs together for any batching, so they are equal to the last bit.
 _TOGETHER = 64
-_NAMES = ("waiting", "active", "sum", "maximum", "exponent", "histogram")
+_NAMES = ("waiting", "active", "active_positions", "sum", "maximum", "exponent", "histogram")
+_COUNTS = ("n_inputs", "n_positions")
 
 
 class Statistics:
@@ -31,8 +32,10 @@ class Statistics:
 
     def __init__(self, n_neurons: int, device: torch.device | str = "cpu") -> None:
         self._n_inputs = 0
+        self._n_positions = 0
         self._waiting = torch.zeros((_TOGETHER, n_neurons), device=device)
         self._active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
+        self._active_positions = torch.zeros_like(self._active)
         self._sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
         self._exponent = torch.full((n_neurons,), -(1 << 20), dtype=torch.int64, device=device)
@@ -41,7 +44,7 @@ class Statistics:
     @staticmethod
     def bytes_a_neuron() -> int:
         """Memory that the statistics of a neuron take."""
-        return 8 * N_BINS + 4 * _TOGETHER + 3 * 8 + 4
+        return 8 * N_BINS + 4 * _TOGETHER + 4 * 8 + 4
 
     def update(self, values: Tensor) -> None:
         """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""
@@ -54,6 +57,11 @@ class Statistics:
             start += len(part)
             if at + len(part) == _TOGETHER:
                 self._count(self._waiting)
+
+    def update_positions(self, active: Tensor, n_positions: int) -> None:
+        """Take in at how many of so many positions each neuron is active, shape (n_neurons,)."""
+        self._active_positions += active.to(self._active.device)
+        self._n_positions += n_positions
 
     def _count(self, values: Tensor) -> None:
         values = values.clamp(min=0)
@@ -86,7 +94,8 @@ class Statistics:
         Returns
         -------
         dict
-            ``density``: share of inputs that activate the neuron; ``max_activation``;
+            ``density``: share of inputs that activate the neuron; ``position_density``: of
+            positions, NaN where none were counted; ``max_activation``;
             ``mean_activation``: over all inputs, inactive ones as 0; ``histogram`` (n_neurons,
             64): counts of positive activations; ``histogram_upper``: its upper edge, 0 for a
             neuron that was never active.
@@ -96,15 +105,18 @@ class Statistics:
             whole = Statistics(len(self._sum), self._sum.device)
             whole.restore(self.state())
             whole._count(self._waiting[:left])
-            return whole._as_arrays(self._n_inputs)
-        return self._as_arrays(self._n_inputs)
+            return whole._as_arrays()
+        return self._as_arrays()
 
-    def _as_arrays(self, n_inputs: int) -> dict[str, np.ndarray[Any, Any]]:
-        n = max(n_inputs, 1)
+    def _as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        n = max(self._n_inputs, 1)
         alive = self._maximum > 0
         upper = torch.ldexp(torch.ones_like(self._sum), self._exponent.clamp(min=-1000))
         return {
             "density": (self._active.double() / n).cpu().numpy(),
+            "position_density": np.divide(
+                self._active_positions.cpu().numpy(), self._n_positions or np.nan
+            ),
             "max_activation": self._maximum.double().cpu().numpy(),
             "mean_activation": (self._sum / n).cpu().numpy(),
             "histogram": self._histogram.cpu().numpy(),
@@ -114,11 +126,12 @@ class Statistics:
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """Everything, to go on later from here."""
         arrays = {name: getattr(self, f"_{name}").cpu().numpy().copy() for name in _NAMES}
-        return {**arrays, "n_inputs": np.array([self._n_inputs])}
+        return arrays | {name: np.array([getattr(self, f"_{name}")]) for name in _COUNTS}
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Go on from a `state`."""
-        self._n_inputs = int(state["n_inputs"][0])
+        for name in _COUNTS:
+            setattr(self, f"_{name}", int(state[name][0]))
         for name in _NAMES:
             array = torch.from_numpy(np.array(state[name]))
             setattr(self, f"_{name}", array.to(self._active.device))

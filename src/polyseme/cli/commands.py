@@ -253,11 +253,16 @@ def _about(row: Any) -> str:
     """One line on a site of a run."""
     start = f"{row['site']}: {row['neurons']:,} neurons, "
     if row["dead"] == row["neurons"]:
-        return f"{start}all dead: no example activates them"
+        return f"{start}all dead: no input activates them"
+    start += f"{row['dead']:,} dead, "
+    if row["without_examples"]:
+        start += f"{row['without_examples']:,} without examples, "
+    if row["dead"] + row["without_examples"] == row["neurons"]:
+        return f"{start}none with any: no activation meets the selection"
     distance = "no two examples of a neuron to compare"
     if row["mean_distance_n"]:
         distance = f"mean distance {row['mean_distance']:.3f} (over {row['mean_distance_n']:,})"
-    return f"{start}{row['dead']:,} dead, {row['mean_clusters']:.1f} features a neuron, {distance}"
+    return f"{start}{row['mean_clusters']:.1f} features a neuron, {distance}"
 
 
 def _sites(options: argparse.Namespace) -> None:

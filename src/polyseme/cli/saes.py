@@ -206,6 +206,7 @@ def _train_sae(options: argparse.Namespace) -> None:
         record = sweep_package.report_on(options.out, sae, activations).as_dict()
     print(
         f"{options.out}: {record['n_latents']} latents, {record['dead_share']:.1%} dead, "
+        f"{record['without_examples_share']:.1%} without examples, "
         f"L0 {record['l0']:.1f}, FVU {record['fvu']:.4f}, mean distance "
         f"{record['mean_distance']:.3f} (over {record['mean_distance_n']})"
     )

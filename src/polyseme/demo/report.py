@@ -34,7 +34,8 @@ def report(demo: Demo, console: Console) -> None:
         padding=(0, 2, 0, 0),
     )
     table.add_row("neurons", f"{summary['neurons']}")
-    table.add_row("dead neurons (no example)", f"{summary['dead']} ({summary['dead_share']:.1%})")
+    table.add_row("dead (no digit activates them)", f"{summary['dead']}")
+    table.add_row("active, but without examples", f"{summary['without_examples']}")
     table.add_row("features a neuron, mean", f"{summary['mean_clusters']:.1f}")
     for name in (
         "max_distance",

@@ -37,7 +37,8 @@ _BATCH = 512
 # Row of the table, its name, and how it is written.
 _ROWS = (
     ("as published", None, ""),
-    ("dead_share", "dead latents (no example)", "{:.1%}"),
+    ("dead_share", "dead latents (no input activates them)", "{:.1%}"),
+    ("without_examples_share", "active latents without examples", "{:.1%}"),
     ("max_distance", "max distance", "{:.3f}"),
     ("mean_distance", "mean distance", "{:.3f}"),
     ("intra_cluster_distance", "intra-cluster distance", "{:.3f}"),

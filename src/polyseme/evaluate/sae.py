@@ -18,7 +18,7 @@ from polyseme.capture.hooks import first_inputs
 from polyseme.core import participation_ratio
 from polyseme.data.contexts import TokenBatch
 from polyseme.errors import InputError
-from polyseme.views import Run
+from polyseme.views import Run, is_dead, is_without_examples
 
 
 @dataclass(frozen=True)
@@ -294,11 +294,13 @@ class SAEReport:
     def as_dict(self) -> dict[str, float]:
         """One flat record: the metrics as means over the latents for which they are defined."""
         r, live = self.reconstruction, self.neurons[self.neurons["n_examples"] > 0]
+        dead, unlisted = is_dead(self.neurons), is_without_examples(self.neurons)
         record: dict[str, float] = {
             "n_latents": r.n_latents,
-            "dead": int((self.neurons["n_examples"] == 0).sum()),
-            "dead_share": float((self.neurons["n_examples"] == 0).mean()),
-            "never_active": r.n_dead,
+            "dead": int(dead.sum()),
+            "dead_share": float(dead.mean()),
+            "without_examples": int(unlisted.sum()),
+            "without_examples_share": float(unlisted.mean()),
         }
         for metric in (
             "max_distance",

@@ -25,6 +25,7 @@ MEASURES = (
     "mean_distance",
     "calibrated_distance",
     "dead_share",
+    "without_examples_share",
     "median_participation_ratio",
 )
 

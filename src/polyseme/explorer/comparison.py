@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 
 from polyseme.core.distances import unit_rows
 from polyseme.store import RunFolder, SiteInfo
-from polyseme.views import Run
+from polyseme.views import Run, is_dead, is_without_examples
 
 Array = NDArray[Any]
-Measure = Callable[[pd.DataFrame], tuple[float, int | None]]
+Measure = Callable[[Run], tuple[float, int | None]]
 
 # Of similarities held at a time.
 _BLOCK = 2**24
 
 
 def _mean_of(column: str) -> Measure:
-    def measure(neurons: pd.DataFrame) -> tuple[float, int | None]:
+    def measure(run: Run) -> tuple[float, int | None]:
+        neurons = run.folder.neurons
         if column not in neurons:
             return np.nan, 0
         values = neurons.loc[neurons["n_examples"] > 0, column].dropna()
@@ -30,19 +31,48 @@ def _mean_of(column: str) -> Measure:
     return measure
 
 
-def _dead_share(neurons: pd.DataFrame) -> tuple[float, int | None]:
-    return float((neurons["n_examples"] == 0).mean()), None
+def _share_of(which: Callable[[pd.DataFrame], pd.Series[bool]]) -> Measure:
+    return lambda run: (float(which(run.folder.neurons).mean()), None)
 
 
-def _median_ratio(neurons: pd.DataFrame) -> tuple[float, int | None]:
+def _l0(run: Run) -> tuple[float, int | None]:
+    neurons = run.folder.neurons
+    if "token_density" in neurons:
+        return float(neurons["token_density"].sum()), None
+    # The share of contexts in which a neuron is active anywhere says nothing of L0.
+    is_text = run.metadata["data"].get("kind") == "text"
+    return np.nan if is_text else float(neurons["density"].sum()), None
+
+
+def _median_ratio(run: Run) -> tuple[float, int | None]:
+    neurons = run.folder.neurons
     values = neurons.loc[neurons["n_examples"] > 0, "participation_ratio"].dropna()
     return float(values.median()), len(values)
 
 
 #: group, key, name, how it is written, and how it is measured
 _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
-    ("as published", "neurons", "neurons", "integer", lambda n: (float(len(n)), None)),
-    ("as published", "dead_share", "dead neurons (no example)", "percent", _dead_share),
+    (
+        "as published",
+        "neurons",
+        "neurons",
+        "integer",
+        lambda run: (float(len(run.folder.neurons)), None),
+    ),
+    (
+        "as published",
+        "dead_share",
+        "dead neurons (no input activates them)",
+        "percent",
+        _share_of(is_dead),
+    ),
+    (
+        "as published",
+        "without_examples_share",
+        "active neurons without examples",
+        "percent",
+        _share_of(is_without_examples),
+    ),
     *(
         ("as published", column, name, "distance", _mean_of(column))
         for column, name in (
@@ -54,13 +84,7 @@ _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
     ),
     ("as published", "mean_examples", "examples a neuron", "number", _mean_of("n_examples")),
     ("as published", "mean_clusters", "features a neuron", "number", _mean_of("n_clusters")),
-    (
-        "what it cost",
-        "l0",
-        "L0 (active neurons an input)",
-        "number",
-        lambda n: (float(n["density"].sum()), None),
-    ),
+    ("what it cost", "l0", "L0 (neurons active on an input, or a token)", "number", _l0),
     (
         "what to doubt",
         "median_participation_ratio",
@@ -101,14 +125,14 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``titles``; ``rows``, each with ``group``, ``key``, ``name``, ``format`` (``integer``,
+        ``titles``; ``unlike``, what the runs differ in that their figures depend on; ``rows``,
+        each with ``group``, ``key``, ``name``, ``format`` (``integer``,
         ``percent``, ``distance``, ``number`` or ``signed``), ``values``, one a run, None where it
         is not defined, and ``counts``: over how many neurons it is a mean, or None.
     """
-    tables = [run.folder.neurons for run in runs]
     rows = []
     for group, key, name, form, measure in _MEASURES:
-        measured = [measure(table) for table in tables]
+        measured = [measure(run) for run in runs]
         counts = [count for _, count in measured]
         rows.append(
             {
@@ -121,9 +145,6 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
             }
         )
     evaluations = [run.metadata.get("evaluation") for run in runs]
-    if any(run.metadata["data"].get("kind") == "text" for run in runs):
-        # Densities of texts are over contexts, and many neurons are active somewhere in each.
-        rows = [row for row in rows if row["key"] != "l0"]
     for group, key, name, form in _EVALUATED:
         values = [_finite(e.get(key)) if isinstance(e, dict) else None for e in evaluations]
         if any(value is not None for value in values):
@@ -131,7 +152,23 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
             rows.append({**row, "values": values, "counts": None})
     groups = [group for group, *_ in _MEASURES]
     rows.sort(key=lambda row: groups.index(str(row["group"])))  # stable
-    return {"titles": list(titles), "rows": rows}
+    return {"titles": list(titles), "unlike": _unlike(runs), "rows": rows}
+
+
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    """In what the runs differ, in words, of what their figures depend on."""
+
+    def made(run: Run) -> dict[str, Any]:
+        data, settings = run.metadata["data"], run.metadata["settings"]
+        return {
+            "the data": [data.get(key) for key in ("kind", "name", "n_inputs", "length")],
+            "the selection of examples": settings.get("select"),
+            "the linkage": settings.get("linkage"),
+            "the threshold": {site.extra.get("threshold") for site in run.folder.sites},
+        }
+
+    first, *others = map(made, runs)
+    return [words for words in first if any(other[words] != first[words] for other in others)]
 
 
 def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], dict[str, str]]:
@@ -147,11 +184,12 @@ def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], di
         ``row`` int64 (n_neurons,): row of the other run's table of neurons, -1 for none;
         ``similarity`` float32: cosine.
     metadata : dict of str to str
-        ``by``: ``decoder`` or ``weights``.
+        ``by``: ``decoder`` or ``weights``; ``reason``, where no neuron has a match.
     """
     by = "decoder" if all(_has_decoders(folder) for folder in (one, other)) else "weights"
     row = np.full(len(one.neurons), -1, dtype=np.int64)
     similarity = np.full(len(one.neurons), np.nan, dtype=np.float32)
+    lengths: list[set[int]] = [set(), set()]
     shared = {site.name for site in one.sites} & {site.name for site in other.sites}
     for site in one.sites:
         first = one.first_neuron(site.number)
@@ -160,6 +198,8 @@ def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], di
             if shared and match.name != site.name:
                 continue
             there = _directions(other, match, by)
+            lengths[0].add(here.shape[1])
+            lengths[1].add(there.shape[1])
             if there.shape[1] != here.shape[1]:
                 continue
             offset = other.first_neuron(match.number)
@@ -172,7 +212,15 @@ def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], di
                 better = ~(found <= similarity[rows])  # a NaN is not yet compared
                 row[rows[better]] = offset + nearest[better]
                 similarity[rows[better]] = found[better]
-    return {"row": row, "similarity": similarity}, {"by": by}
+    metadata = {"by": by}
+    if not (row >= 0).any():
+        ours, theirs = (" or ".join(map(str, sorted(found))) for found in lengths)
+        where = "in sites of the same name" if shared else "in the two runs"
+        metadata["reason"] = (
+            "No neuron has a match, as only directions of the same length can be compared: "
+            f"{where} they have {ours} numbers and {theirs}."
+        )
+    return {"row": row, "similarity": similarity}, metadata
 
 
 def _has_decoders(folder: RunFolder) -> bool:

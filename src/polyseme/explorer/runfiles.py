@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyseme.errors import RunError
+from polyseme.explorer.addresses import layer_of, site_addresses
 from polyseme.explorer.packs import Pack
 from polyseme.explorer.pictures import Pictures, convolution
 from polyseme.explorer.search import WordIndex
@@ -211,10 +212,16 @@ class RunFiles:
             "damage": self.folder.damage,
         }
 
+    @cached_property
+    def _addresses(self) -> list[str]:
+        return site_addresses(self.folder.sites)
+
     def _describe_site(self, site: SiteInfo) -> dict[str, Any]:
         return {
             "number": site.number,
             "name": site.name,
+            "layer": layer_of(site.name),
+            "address": self._addresses[site.number],
             "kind": site.kind,
             "activation": finite(site.extra.get("activation")),
             "gate": finite(site.extra.get("gate")),

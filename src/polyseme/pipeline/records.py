@@ -240,6 +240,8 @@ def site_tables(
             "background_distance": _background(one),
         }
     )
+    if one.windows is not None:
+        neurons["token_density"] = statistics["position_density"]
     of_first = labels == 0  # the largest feature
     size = np.bincount(chosen.neuron[of_first], minlength=site.n_neurons)
     neurons["largest_share"] = np.where(counts > 0, size / np.maximum(counts, 1), np.nan)

@@ -3,6 +3,15 @@
 from polyseme.views.neuron import Feature, Neuron
 from polyseme.views.panel import ImagePanel
 from polyseme.views.probe import Probe
-from polyseme.views.run import Run, open_run
+from polyseme.views.run import Run, is_dead, is_without_examples, open_run
 
-__all__ = ["Feature", "ImagePanel", "Neuron", "Probe", "Run", "open_run"]
+__all__ = [
+    "Feature",
+    "ImagePanel",
+    "Neuron",
+    "Probe",
+    "Run",
+    "is_dead",
+    "is_without_examples",
+    "open_run",
+]

@@ -80,7 +80,9 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
 def _title(panel: ImagePanel) -> str:
     m = panel.metrics
     if not m.n_examples:
-        return f"{panel.site} / {panel.neuron}: dead, no example activates it"
+        dead = panel.statistics["density"] == 0
+        why = "dead, no input activates it" if dead else "active, but without examples"
+        return f"{panel.site} / {panel.neuron}: {why}"
     features = "feature" if m.n_clusters == 1 else "features"
     return f"{panel.site} / {panel.neuron}: {m.n_clusters} {features} in {m.n_examples} examples"
 

@@ -24,6 +24,16 @@ METRICS = (
 )
 
 
+def is_dead(neurons: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows of `Run.neurons` are dead: no input activates them."""
+    return neurons["density"] == 0
+
+
+def is_without_examples(neurons: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows of `Run.neurons` are active, but have no example under the run's selection."""
+    return ~is_dead(neurons) & (neurons["n_examples"] == 0)
+
+
 def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> Run:
     """Open a run folder.
 
@@ -77,32 +87,35 @@ class Run:
         pandas.DataFrame
             ``site``, ``neuron``, ``n_examples``, ``n_clusters``; the metrics ``max_distance``,
             ``mean_distance``, ``intra_cluster_distance``, ``inter_cluster_distance`` (NaN
-            where undefined); ``density`` (share of inputs that activate it),
-            ``max_activation``, ``mean_activation``; ``participation_ratio`` of its weights;
+            where undefined); ``density`` (share of inputs that activate it; 0 for a dead
+            neuron) and, of texts, ``token_density`` (share of tokens); ``max_activation``,
+            ``mean_activation``; ``participation_ratio`` of its weights;
             ``background_distance``, the mean distance that the same weights give to random
             inputs, and ``calibrated_distance``, the mean distance less that.
         """
         return self.folder.neurons.copy()
 
     def summary(self) -> pd.DataFrame:
-        """One row a site: neurons, dead neurons, and each metric's mean with its count.
+        """One row a site: its neurons, and each metric's mean with its count.
 
         Returns
         -------
         pandas.DataFrame
-            ``site``, ``neurons``, ``dead`` (no example activates them), ``dead_share``;
-            ``mean_clusters`` and each metric averaged over the neurons for which it is
-            defined, and beside each ``<metric>_n``: how many these are.
+            ``site``, ``neurons``, ``dead`` (no input activates them), ``dead_share``;
+            ``without_examples`` (active, but none of their inputs was selected);
+            ``mean_clusters``, ``mean_examples`` and each metric averaged over the neurons for
+            which it is defined, and beside each ``<metric>_n``: how many these are.
         """
         rows = []
         for name, group in self.folder.neurons.groupby("site", sort=False):
-            dead = int((group["n_examples"] == 0).sum())
+            dead = is_dead(group)
             live = group[group["n_examples"] > 0]
             row: dict[str, Any] = {
                 "site": name,
                 "neurons": len(group),
-                "dead": dead,
-                "dead_share": dead / len(group),
+                "dead": int(dead.sum()),
+                "dead_share": float(dead.mean()),
+                "without_examples": int(is_without_examples(group).sum()),
                 "mean_clusters": live["n_clusters"].mean(),
                 "mean_examples": live["n_examples"].mean(),
             }
@@ -228,10 +241,11 @@ class Run:
 
     def __repr__(self) -> str:
         neurons = self.folder.neurons
-        dead = int((neurons["n_examples"] == 0).sum())
+        unlisted = int(is_without_examples(neurons).sum())
         return (
             f"Run({str(self.path)!r}: {len(self.sites)} site{'s' if len(self.sites) != 1 else ''}, "
-            f"{len(neurons):,} neurons, {dead:,} dead)"
+            f"{len(neurons):,} neurons, {is_dead(neurons).sum():,} dead"
+            f"{f', {unlisted:,} without examples' if unlisted else ''})"
         )
 
     def _repr_html_(self) -> str:

@@ -113,7 +113,10 @@ async function fillPage(page, runIndex) {
   module?.catch(() => {}); // awaited below, once it's known that the run can be read
   page.run = await run;
   if (!module) throw new data.DataError(`There's no page “${route.page}”.`);
-  const { render } = await module;
+  const { render } = await module.catch((error) => {
+    console.error(error);
+    throw new data.DataError(data.UNREACHABLE);
+  });
   const result = await render(page.element, {
     runs,
     run: page.run,

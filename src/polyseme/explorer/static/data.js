@@ -11,6 +11,11 @@ const cache = new Map();
 /** A request that didn't succeed, in a sentence for the reader. */
 export class DataError extends Error {}
 
+/** Said where nothing answers. */
+export const UNREACHABLE = document.querySelector('meta[name="polyseme-live"]')
+  ? "The explorer’s server doesn’t answer: it has stopped. Start it again with “polyseme explore”, and open the address that it prints."
+  : "The web host of these pages doesn’t answer. See that it is running and can be reached, and load the page anew.";
+
 async function load(path, decode) {
   const known = cache.get(path);
   if (known) {
@@ -35,7 +40,7 @@ async function request(path) {
   try {
     response = await fetch(path);
   } catch {
-    throw new DataError(`${path} couldn't be fetched. Is the server still running?`);
+    throw new DataError(UNREACHABLE);
   }
   if (response.ok) return response;
   let reason = "";
@@ -388,10 +393,10 @@ export async function comparison() {
   return (await runs()).length < 2 ? null : json("compare.json");
 }
 
-/** For each neuron of the first run its best match in the second (row -1: none). */
+/** For each neuron of the first run its best match in the second (row -1: none), or a `reason` why none has any. */
 export async function pairs() {
   const file = await tensors("pairs.safetensors");
-  return { row: file.array("row"), similarity: file.array("similarity"), by: file.metadata.by ?? "direction" };
+  return { row: file.array("row"), similarity: file.array("similarity"), by: file.metadata.by ?? "direction", reason: file.metadata.reason };
 }
 
 // ------------------------------------------------------------------------------ live functions
@@ -408,7 +413,7 @@ export async function live(name, body, signal) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new DataError("The server didn't answer. Is it still running?");
+    throw new DataError(UNREACHABLE);
   }
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new DataError(answer.error ?? `The server answered ${response.status}.`);

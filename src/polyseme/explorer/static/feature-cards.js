@@ -139,7 +139,7 @@ export function featureCards(view, lines) {
     const site = neuron.run.sites.find((s) => s.number === other.site);
     return h("li", { class: "line similar-line" },
       h("a", {
-        href: neuronAddress(neuron.run.index, other.site, other.neuron, { feature: other.feature }),
+        href: neuronAddress(neuron.run, other.site, other.neuron, { feature: other.feature }),
         title: `${siteName(neuron.run, site)}, neuron ${other.neuron}, feature ${other.feature}`,
       }, `${other.site}/${other.neuron}`, h("small", {}, ` #${other.feature}`)),
       h("span", { class: "line-value", title: "similarity" }, number(other.similarity, 2)),

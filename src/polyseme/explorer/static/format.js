@@ -31,6 +31,13 @@ export function percent(value) {
   return `${p.toFixed(fine ? 1 : 0)}%`.replace("-", "−");
 }
 
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+/** A name for the middle of a sentence, an attribute or a chart: one from right to left leaves the rest in its order. */
+export function isolated(name) {
+  return RIGHT_TO_LEFT.test(name) ? `\u2068${name}\u2069` : name;
+}
+
 /** 1 -> "1 neuron", 2 -> "2 neurons" */
 export function count(n, one, many = `${one}s`) {
   return `${whole(n)} ${n === 1 ? one : many}`;

@@ -3,7 +3,8 @@
 import * as data from "./data.js";
 import { h, replace, uniqueId } from "./dom.js";
 import { address, neuronAddress } from "./route.js";
-import { directNeuron } from "./lookup.js";
+import { example, findNeuron } from "./lookup.js";
+import { completions } from "./words.js";
 
 let shown = null; // what the header was built for
 
@@ -62,7 +63,7 @@ function search({ run }) {
   const field = h("input", {
     type: "search",
     name: "q",
-    placeholder: `${run?.sites?.length === 1 ? "345" : "12/345"}${run?.has?.search ? ", a word, a label" : " (a neuron)"}`,
+    placeholder: run ? `${example(run)}${run.has.search ? ", a word, a label" : " (a neuron)"}` : "",
     "aria-label": run?.has?.search ? "Search for a neuron, a word or a label" : "Search for a neuron",
     list: list.id,
     autocomplete: "off",
@@ -70,18 +71,16 @@ function search({ run }) {
     enterkeyhint: "search",
   });
   field.addEventListener("input", async () => {
-    const start = field.value.trim().toLowerCase();
     const { words } = run?.has?.search ? await data.vocabulary(run).catch(() => ({ words: [] })) : { words: [] };
-    const found = start ? words.filter((w) => w.startsWith(start)).slice(0, 10) : [];
-    replace(list, found.map((value) => h("option", { value })));
+    replace(list, completions(words, field.value, 10).map((value) => h("option", { value })));
   });
   const submit = (event) => {
     event.preventDefault();
     const q = field.value.trim();
     if (!q || !run) return;
-    const neuron = directNeuron(run, q);
-    location.hash = neuron
-      ? neuronAddress(run.index, neuron.site, neuron.neuron)
+    const neuron = findNeuron(run, q);
+    location.hash = neuron && !neuron.problem
+      ? neuronAddress(run, neuron.site, neuron.neuron)
       : address("search", [], { run: run.index, q });
     field.blur();
   };
@@ -129,7 +128,7 @@ async function lucky(run) {
   const among = several.length ? several : alive;
   if (!among.length) return;
   const { site, neuron } = data.neuronOf(run, among[Math.floor(Math.random() * among.length)]);
-  location.hash = neuronAddress(run.index, site.number, neuron);
+  location.hash = neuronAddress(run, site.number, neuron);
 }
 
 function themeButton() {

@@ -210,7 +210,7 @@ export function imageCards(view, pictures) {
       h("summary", {}, `Similar features (${neuron.similar[own].length})`),
       h("ul", { class: "tiles" }, neuron.similar[own].map((other) =>
         h("li", {}, h("a", {
-          class: "tile", href: neuronAddress(run.index, other.site, other.neuron, { feature: other.feature }),
+          class: "tile", href: neuronAddress(run, other.site, other.neuron, { feature: other.feature }),
           "aria-label": `Neuron ${other.site}/${other.neuron}, feature ${other.feature}, similarity ${number(other.similarity, 2)}`,
         }, other.thumb >= 0 && pixels(thumbs.of(other.thumb), thumbs.shape)),
         h("small", { "aria-hidden": "true" }, `${other.site}/${other.neuron} #${other.feature}`)))));

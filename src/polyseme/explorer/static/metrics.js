@@ -56,7 +56,13 @@ const METRICS = {
     reading: "How many inputs the neuron reads, in effect; near 1, small distances prove nothing.",
     kind: "number",
   },
-  density: { label: "Density", reading: "Share of all inputs that activate the neuron.", kind: "share", log: true },
+  token_density: { label: "Token density", reading: "Share of all tokens that activate the neuron.", kind: "share", log: true },
+  density: {
+    label: "Density",
+    reading: "Share of all inputs that activate the neuron; a text does so if any of its tokens does. 0 for a dead neuron.",
+    kind: "share",
+    log: true,
+  },
   max_activation: {
     label: "Max activation",
     reading: "The strongest activation over all inputs.",
@@ -69,7 +75,7 @@ const METRICS = {
     kind: "number",
     log: true,
   },
-  n_examples: { label: "Examples", reading: "Examples that stand for the neuron; 0 for a dead neuron.", kind: "integer" },
+  n_examples: { label: "Examples", reading: "Examples that stand for the neuron; 0 for one that is dead, or none of whose inputs was selected.", kind: "integer" },
 };
 
 /** How to show the column `name`; one that the explorer doesn't know goes by its own name. @returns {Metric} */

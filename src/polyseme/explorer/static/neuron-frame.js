@@ -87,7 +87,6 @@ function figures(neuron) {
   const element = h("dl", { class: "stats neuron-figures" });
   const averages = (neuron.run.settings?.linkage ?? "average") === "average" && hasTree(neuron);
   const m = neuron.metrics;
-  const inputs = neuron.run.kind === "text" ? "contexts" : "inputs";
   const active = activeInputs(neuron);
   return {
     element,
@@ -103,7 +102,7 @@ function figures(neuron) {
         ["intra_cluster_distance", number(at.within)],
         ["inter_cluster_distance", number(at.between)],
         ["calibrated_distance", number(m.calibrated_distance)],
-        ["density", percent(m.density), `of ${inputs}`],
+        [m.token_density === undefined ? "density" : "token_density", percent(m.token_density ?? m.density)],
         ["max_activation", number(m.max_activation)],
       ].map(([name, value, more]) => {
         const { label, reading } = metric(name);

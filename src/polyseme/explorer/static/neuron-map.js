@@ -41,7 +41,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
       tip: (row) => tipOf(row),
       onPick(row) {
         const { site, neuron } = data.neuronOf(run, row);
-        location.hash = neuronAddress(run.index, site.number, neuron);
+        location.hash = neuronAddress(run, site.number, neuron);
       },
     },
     signal,
@@ -90,7 +90,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
     show(query, keep) {
       const known = (parameter, fallbacks) => [query.get(parameter), ...fallbacks].find((name) => names.includes(name) || (parameter === "colour" && name === "layer" && run.sites.length > 1));
       const chosen = {
-        x: known("x", ["background_distance", "density", names[0]]),
+        x: known("x", ["background_distance", "token_density", "density", names[0]]),
         y: known("y", ["mean_distance", names[0]]),
         colour: known("colour", ["layer", "n_clusters", names[0]]),
       };

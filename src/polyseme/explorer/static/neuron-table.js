@@ -1,15 +1,18 @@
 // All neurons of a run in a table, by any column.
 
+import { csv, download } from "./csv.js";
 import * as data from "./data.js";
 import { h, replace } from "./dom.js";
-import { value, whole } from "./format.js";
+import { count, value } from "./format.js";
 import { Grid } from "./grid.js";
+import { neuronName } from "./lookup.js";
 import { metric } from "./metrics.js";
 import { neuronAddress } from "./route.js";
 
 export function neuronTable(element, { run, table, names, change }, signal) {
   const box = h("div");
-  replace(element, h("header", {}, h("h2", {}, "All neurons"), h("p", { class: "reading" }, "Sort by a column’s name.")), box);
+  const save = h("button", { type: "button", onclick: () => download(`${run.title.replace(/[^\p{L}\p{N}._-]+/gu, "-")}-neurons.csv`, "text/csv", asCsv()) }, "Download CSV");
+  replace(element, h("header", {}, h("h2", {}, "All neurons"), h("p", { class: "reading" }, "Sort by a column’s name."), save), box);
   const columns = [
     { name: "neuron", label: "Neuron", hint: "Layer and number", cell: link },
     ...names.map((name) => {
@@ -19,6 +22,7 @@ export function neuronTable(element, { run, table, names, change }, signal) {
     }),
   ];
   let sort = "neuron";
+  let rows = [];
   const grid = new Grid(
     box,
     {
@@ -38,9 +42,18 @@ export function neuronTable(element, { run, table, names, change }, signal) {
     const { site, neuron } = data.neuronOf(run, row);
     return h(
       "a",
-      { href: neuronAddress(run.index, site.number, neuron), title: site.name, onpointerenter: () => data.prefetch(run, row) },
-      run.sites.length > 1 ? `${site.number}/${neuron}` : whole(neuron),
+      { href: neuronAddress(run, site.number, neuron), title: site.name, onpointerenter: () => data.prefetch(run, row) },
+      neuronName(run, site, neuron),
     );
+  }
+
+  /** The rows that are shown, with the columns that `neurons.parquet` has. */
+  function asCsv() {
+    const values = names.map((name) => table.column(name));
+    return csv(["site", "neuron", ...names], rows.map((row) => {
+      const { site, neuron } = data.neuronOf(run, row);
+      return [site.name, neuron, ...values.map((column) => column[row])];
+    }));
   }
 
   return {
@@ -48,7 +61,9 @@ export function neuronTable(element, { run, table, names, change }, signal) {
       const asked = query.get("sort") ?? "neuron";
       const name = asked.replace(/^-/, "");
       sort = name === "neuron" || names.includes(name) ? asked : "neuron";
-      grid.show(sorted(table, sort, keep), sort);
+      rows = sorted(table, sort, keep);
+      grid.show(rows, sort);
+      save.title = `${count(rows.length, "neuron")}: those of the selection, in this order`;
     },
   };
 }

@@ -4,20 +4,15 @@ import * as data from "./data.js";
 import { count, number } from "./format.js";
 import { cutNeuron, hasFeatures, hasTree, namesOf } from "./cut.js";
 import { links } from "./link.js";
+import { neuronAt } from "./lookup.js";
 import { neuronAddress } from "./route.js";
 import { typing } from "./keys.js";
 
 /** The neuron that an address names. @throws {data.DataError} if there's none */
 export async function openNeuron({ run, params }) {
-  const [site, neuron] = params.map(Number);
-  const row = data.rowOf(run, site, neuron);
-  if (row >= 0) return data.neuron(run, row);
-  const found = run.sites.find((s) => s.number === site);
-  throw new data.DataError(
-    found
-      ? `${found.name} has no neuron ${params[1]}; its neurons are 0 to ${found.n_neurons - 1}.`
-      : `There's no site ${params[0]}; the sites of this run are ${run.sites.map((s) => s.number).join(", ")}.`,
-  );
+  const found = neuronAt(run, ...(params.length > 1 ? params : [undefined, ...params]));
+  if (found.problem) throw new data.DataError(found.problem);
+  return data.neuron(run, data.rowOf(run, found.site, found.neuron));
 }
 
 /** In which order features are shown; "strongest" is all examples, whatever their feature. */
@@ -156,14 +151,14 @@ export class NeuronView {
     const { run, site } = this.neuron;
     const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
     const kept = Object.fromEntries(["threshold", "order", "shade"].map((name) => [name, query.get(name)]));
-    return neuronAddress(run.index, site.number, neuron, kept);
+    return neuronAddress(run, site.number, neuron, kept);
   }
 
   /** Address of one of the features that are shown: its number, or "singles". */
   addressOfFeature(feature) {
     const { run, site, neuron } = this.neuron;
     const { own, threshold } = this.cut;
-    return neuronAddress(run.index, site.number, neuron, { threshold: own ? null : threshold, feature });
+    return neuronAddress(run, site.number, neuron, { threshold: own ? null : threshold, feature });
   }
 
   /** Number of the neuron before (-1) or after (1) in its site, or null at the end. */

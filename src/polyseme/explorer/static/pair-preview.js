@@ -3,7 +3,7 @@
 import * as data from "./data.js";
 import { swatch } from "./charts.js";
 import { h, replace } from "./dom.js";
-import { count, number, percent, value } from "./format.js";
+import { count, isolated, number, percent, value } from "./format.js";
 import { siteName } from "./lookup.js";
 import { badge, paletteOf } from "./palette.js";
 import { neuronAddress } from "./route.js";
@@ -47,7 +47,7 @@ export async function pairPreview(element, pair) {
 
 function brief(neuron, paint) {
   const { run, site } = neuron;
-  const { mean_distance: distance, density } = neuron.metrics;
+  const { mean_distance: distance, density, token_density: ofTokens } = neuron.metrics;
   return h(
     "article",
     { class: "brief" },
@@ -56,14 +56,14 @@ function brief(neuron, paint) {
       {},
       swatch(paint),
       " ",
-      h("a", { href: neuronAddress(run.index, site.number, neuron.neuron) }, `${run.title}: ${siteName(run, site)} / ${neuron.neuron}`),
+      h("a", { href: neuronAddress(run, site.number, neuron.neuron) }, `${isolated(run.title)}: ${siteName(run, site)} / ${neuron.neuron}`),
     ),
     h(
       "p",
       { class: "small quiet-text" },
       neuron.n
-        ? `${count(neuron.nFeatures, "feature")} of ${count(neuron.n, "example")} · mean distance ${value(distance, "distance")} · density ${percent(density)}`
-        : "Dead: no example activates it.",
+        ? `${count(neuron.nFeatures, "feature")} of ${count(neuron.n, "example")} · mean distance ${value(distance, "distance")} · ${ofTokens === undefined ? "density" : "token density"} ${percent(ofTokens ?? density)}`
+        : density > 0 ? "Without examples: none of the inputs that activate it was selected." : "Dead: no input activates it.",
     ),
     largest(neuron).map(({ feature, members }) => featureRow(neuron, feature, members)),
   );

@@ -29,7 +29,7 @@ export function address(page, params = [], query = {}) {
   return `#/${path}${text ? `?${text}` : ""}`;
 }
 
-/** Address of a neuron's page. `site` is the site's number, `run` the run's. */
+/** Address of a neuron's page. `run` is as in data.js, `site` the site's number. */
 export function neuronAddress(run, site, neuron, query = {}) {
-  return address("neuron", [site, neuron], { run, ...query });
+  return address("neuron", [run.sites[site].address, neuron], { run: run.index, ...query });
 }

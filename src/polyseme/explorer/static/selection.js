@@ -1,20 +1,20 @@
 // Which neurons the reader has selected, by layer and by metrics, as it stands in the address:
-// layer=3&density=0.01..0.1&n_clusters=2..
+// layer=12&density=0.01..0.1&n_clusters=2..
 
 import { h, replace, uniqueId } from "./dom.js";
 import { whole } from "./format.js";
 import { metric } from "./metrics.js";
-import { siteName } from "./lookup.js";
+import { noSite, siteName, siteOf } from "./lookup.js";
 
 /**
  * @typedef {{name: string, lo: number, hi: number}} Range  an open end is infinite
- * @typedef {{layer: number | null, ranges: Range[]}} Selection  `layer` is a site's number
+ * @typedef {{layer: number | null, ranges: Range[], problem: string | null}} Selection  `layer` is a site's number
  */
 
 /** @returns {Selection} what of `query` is meant for the columns `names`; anything else is passed over */
 export function readSelection(run, names, query) {
   const layer = query.get("layer");
-  const known = layer !== null && run.sites.some((s) => String(s.number) === layer);
+  const site = layer === null ? null : siteOf(run, layer);
   const ranges = [];
   for (const name of names) {
     const match = (query.get(name) ?? "").match(/^(.*)\.\.(.*)$/);
@@ -22,7 +22,7 @@ export function readSelection(run, names, query) {
     const [lo, hi] = [match[1] === "" ? -Infinity : Number(match[1]), match[2] === "" ? Infinity : Number(match[2])];
     if (!Number.isNaN(lo) && !Number.isNaN(hi)) ranges.push({ name, lo, hi });
   }
-  return { layer: known ? Number(layer) : null, ranges };
+  return { layer: site ? site.number : null, ranges, problem: layer === null || site ? null : noSite(run, layer) };
 }
 
 /** How a range stands in the address; "" where it is open at both ends. */
@@ -59,7 +59,7 @@ export function selectionControls(element, run, names, change) {
     "select",
     { onchange: () => change({ layer: layer.value }) },
     h("option", { value: "" }, "all"),
-    run.sites.map((site) => h("option", { value: site.number }, siteName(run, site))),
+    run.sites.map((site) => h("option", { value: site.address }, siteName(run, site))),
   );
   const add = h("select", { "aria-label": "Add a filter by a metric" });
   add.addEventListener("change", () => {
@@ -75,7 +75,7 @@ export function selectionControls(element, run, names, change) {
   let shown = { layer: null, ranges: [] };
 
   function draw() {
-    layer.value = shown.layer === null ? "" : String(shown.layer);
+    layer.value = shown.layer === null ? "" : run.sites[shown.layer].address;
     const used = new Set(shown.ranges.map(({ name }) => name));
     replace(
       add,
@@ -142,7 +142,7 @@ export function selectionControls(element, run, names, change) {
       );
       shown = { layer: selection.layer, ranges: [...selection.ranges, ...open] };
       draw();
-      replace(result, h("strong", {}, whole(n)), ` of ${whole(run.n_neurons)} neurons`);
+      replace(result, selection.problem && `${selection.problem} `, h("strong", {}, whole(n)), ` of ${whole(run.n_neurons)} neurons`);
     },
   };
 }

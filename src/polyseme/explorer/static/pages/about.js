@@ -95,7 +95,7 @@ function limits() {
       h("strong", {}, "Examples decide."),
       " Metrics over the strongest examples say nothing about weaker ones. State the selection when you state the metric; it stands with this run’s settings.",
     ),
-    h("p", {}, h("strong", {}, "Means are over different neurons."), " A layer with more dead neurons has its mean taken over fewer. Always give the counts."),
+    h("p", {}, h("strong", {}, "Means are over different neurons."), " A layer with more neurons without examples, dead or not, has its mean taken over fewer. Always give the counts."),
   );
 }
 
@@ -110,7 +110,7 @@ function settings(run) {
       h(
         "table",
         { class: "plain" },
-        h("thead", {}, h("tr", {}, ["Layer", "Name", "Neurons", "Kind", "Activation", "Inputs", "Threshold"].map((name, i) => h("th", { scope: "col", class: [0, 2, 5, 6].includes(i) ? "num" : null }, name)))),
+        h("thead", {}, h("tr", {}, ["Layer", "Site", "Neurons", "Kind", "Activation", "Inputs", "Threshold"].map((name, i) => h("th", { scope: "col", class: [0, 2, 5, 6].includes(i) ? "num" : null }, name)))),
         h(
           "tbody",
           {},
@@ -118,7 +118,7 @@ function settings(run) {
             h(
               "tr",
               {},
-              h("td", { class: "num" }, site.number),
+              h("td", { class: "num" }, site.layer ?? "–"),
               h("th", { scope: "row" }, h("bdi", {}, site.name)),
               h("td", { class: "num" }, whole(site.n_neurons)),
               h("td", {}, site.kind),

@@ -7,7 +7,7 @@ import { count, number, percent } from "../format.js";
 import { effectBar } from "../logits.js";
 import { Pictures } from "../image-cards.js";
 import { pixels } from "../images.js";
-import { siteName } from "../lookup.js";
+import { neuronName, siteName } from "../lookup.js";
 import { badge, colourClass, paletteOf } from "../palette.js";
 import { neuronAddress } from "../route.js";
 import { Sketch, sketchTools } from "../sketch.js";
@@ -194,13 +194,13 @@ class Classify {
     const site = run.sites.find((s) => s.number === row.site);
     const near = row.feature >= 0;
     const place = near ? paletteOf(row.feature, row.n_examples) : -1;
-    const href = neuronAddress(run.index, row.site, row.neuron, { feature: near && row.n_examples > 1 ? row.feature : null });
+    const href = neuronAddress(run, row.site, row.neuron, { feature: near && row.n_examples > 1 ? row.feature : null });
     const picture = h("span", { class: "contributor-picture" });
     if (near) this._average(row, picture);
     return h("li", { class: `contributor ${colourClass(place)}` },
       picture,
       h("div", { class: "contributor-said" },
-        h("a", { href, title: siteName(run, site) }, `${run.sites.length > 1 ? `${row.site}/` : ""}${row.neuron}`),
+        h("a", { href, title: siteName(run, site) }, neuronName(run, site, row.neuron)),
         near
           ? h("span", {}, "feature ", badge(row.feature, place), row.label !== "" ? [", mostly ", h("b", {}, h("bdi", {}, row.label))] : h("small", { class: "quiet-text" }, `, ${count(row.n_examples, "example")}`))
           : h("span", { class: "quiet-text" }, "none of its features is near")),

@@ -3,8 +3,9 @@
 import * as data from "../data.js";
 import { distribution, swatch } from "../charts.js";
 import { h, replace } from "../dom.js";
-import { count, number, value, whole } from "../format.js";
+import { count, isolated, number, value, whole } from "../format.js";
 import { Grid } from "../grid.js";
+import { neuronName } from "../lookup.js";
 import { metric, metricNames } from "../metrics.js";
 import { pairPreview } from "../pair-preview.js";
 import { address, neuronAddress } from "../route.js";
@@ -21,7 +22,7 @@ export async function render(main, ctx) {
   const chart = h("section", { class: "card" });
   const pairs = h("section", { class: "card" });
   main.append(
-    h("header", { class: "run-head" }, h("h1", {}, runs.map(({ title }) => title).join(" and ")), names(runs)),
+    h("header", { class: "run-head" }, h("h1", {}, runs.map(({ title }, i) => [i > 0 && " and ", h("bdi", {}, title)])), names(runs), unlike(comparison)),
     h("div", { class: "compare-top" }, figures(runs, comparison), h("div", {}, chart, meaning(runs, comparison))),
     pairs,
   );
@@ -36,9 +37,16 @@ function names(runs) {
     "ul",
     { class: "legend" },
     runs.map((run, i) =>
-      h("li", {}, swatch(PAINTS[i]), h("a", { href: address("overview", [], { run: run.index }) }, run.title), count(run.n_neurons, "neuron")),
+      h("li", {}, swatch(PAINTS[i]), h("a", { href: address("overview", [], { run: run.index }) }, h("bdi", {}, run.title)), count(run.n_neurons, "neuron")),
     ),
   );
+}
+
+/** What the runs differ in besides their neurons. */
+function unlike({ unlike: parts }) {
+  if (!parts.length) return null;
+  const words = [parts.slice(0, -1).join(", "), parts.at(-1)].filter(Boolean).join(" and ");
+  return h("p", { class: "notice" }, `These runs differ in ${words}, so their figures may differ for that reason alone.`);
 }
 
 // ----------------------------------------------------------------------------------- figures
@@ -48,11 +56,12 @@ const GROUPS = { "as published": "How polysemantic: the published measures" };
 /** How to read a figure that isn't a metric of the table of neurons. */
 const READINGS = {
   neurons: "All of them, dead ones too.",
-  dead_share: "They have no metrics: the means are over the others.",
+  dead_share: "They have no metrics: the means are over neurons with examples.",
+  without_examples_share: "None of the inputs that activate them was selected, so they have no metrics either.",
   mean_examples: "Fewer where a neuron has not enough inputs that activate it.",
   mean_clusters: metric("n_clusters").reading,
   median_participation_ratio: metric("participation_ratio").reading,
-  l0: "The sum of the densities: with more of them active, reconstruction is easier.",
+  l0: "The sum of the densities, of texts of the token densities: with more of them active, reconstruction is easier.",
   fvu: "Share of the variance that the reconstruction leaves out: 0 is perfect, 1 no better than the mean.",
   mse: "Mean squared error of the reconstruction.",
   spliced_accuracy: "With the reconstruction in the place of the activations.",
@@ -82,7 +91,7 @@ function figures(runs, { rows }) {
             "tr",
             {},
             h("th", { scope: "col" }, "Measure"),
-            runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", run.title)),
+            runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", h("bdi", {}, run.title))),
             both && h("th", { scope: "col", class: "num difference" }, "Difference"),
           ),
         ),
@@ -160,7 +169,7 @@ function distributions(element, runs, tables, ctx) {
   );
   const reading = h("p", { class: "reading" });
   const box = h("div");
-  const key = h("ul", { class: "legend" }, runs.map((run, i) => h("li", {}, swatch(PAINTS[i]), run.title)));
+  const key = h("ul", { class: "legend" }, runs.map((run, i) => h("li", {}, swatch(PAINTS[i]), h("bdi", {}, run.title))));
   replace(element, h("header", {}, h("h2", {}, "Distributions"), choice), reading, key, box);
   let controller = new AbortController();
   ctx.signal.addEventListener("abort", () => controller.abort());
@@ -210,7 +219,11 @@ async function pairList(element, runs, tables, ctx) {
   try {
     pairs = await data.pairs();
   } catch (error) {
-    replace(element, header, h("p", {}, error.message));
+    replace(element, header, h("p", { class: "notice bad" }, error.message));
+    return null;
+  }
+  if (pairs.reason) {
+    replace(element, header, h("p", { class: "notice" }, pairs.reason));
     return null;
   }
   const way = pairs.by === "decoder" ? "decoder direction" : "vector of weights";
@@ -219,8 +232,8 @@ async function pairList(element, runs, tables, ctx) {
   const distances = tables.map((table) => table.column("mean_distance"));
   const change = (row) => distances[1][pairs.row[row]] - distances[0][row];
   const columns = [
-    { name: "neuron", label: runs[0].title, cell: (row) => choose(row), of: (row) => row },
-    { name: "match", label: runs[1].title, cell: (row) => neuronName(runs[1], pairs.row[row]), of: (row) => pairs.row[row] },
+    { name: "neuron", label: isolated(runs[0].title), cell: (row) => choose(row), of: (row) => row },
+    { name: "match", label: isolated(runs[1].title), cell: (row) => rowName(runs[1], pairs.row[row]), of: (row) => pairs.row[row] },
     { name: "similarity", label: "Similarity", num: true, hint: `Cosine, by ${way}`, cell: (row) => number(pairs.similarity[row]), of: (row) => pairs.similarity[row] },
     { name: "features", label: "Features", num: true, cell: (row) => `${whole(features[0][row])} → ${whole(features[1][pairs.row[row]])}`, of: (row) => features[1][pairs.row[row]] - features[0][row] },
     { name: "distance", label: "Mean distance", num: true, cell: (row) => `${value(distances[0][row], "distance")} → ${value(distances[1][pairs.row[row]], "distance")}`, of: change },
@@ -231,7 +244,7 @@ async function pairList(element, runs, tables, ctx) {
   replace(
     element,
     header,
-    h("p", { class: "reading" }, `Each neuron of ${runs[0].title} beside the neuron of ${runs[1].title} whose ${way} is most like its own, by cosine: 1 is the same direction. Two neurons of the first may have the same match.`),
+    h("p", { class: "reading" }, `Each neuron of ${isolated(runs[0].title)} beside the neuron of ${isolated(runs[1].title)} whose ${way} is most like its own, by cosine: 1 is the same direction. Two neurons of the first may have the same match.`),
     h("div", { class: "pairs" }, list, preview),
   );
   let order = rows;
@@ -251,14 +264,14 @@ async function pairList(element, runs, tables, ctx) {
     return h(
       "a",
       {
-        href: neuronAddress(runs[0].index, ...place(runs[0], row)),
+        href: neuronAddress(runs[0], ...place(runs[0], row)),
         onclick: (event) => {
           if (event.ctrlKey || event.metaKey || event.shiftKey) return;
           event.preventDefault(); // the pair is shown beside the list; its neurons' pages are linked there
           ctx.navigate({ pair: row });
         },
       },
-      neuronName(runs[0], row),
+      rowName(runs[0], row),
     );
   }
 
@@ -292,9 +305,9 @@ function place(run, row) {
   return [site.number, neuron];
 }
 
-function neuronName(run, row) {
-  const [site, neuron] = place(run, row);
-  return run.sites.length > 1 ? `${site}/${neuron}` : String(neuron);
+function rowName(run, row) {
+  const { site, neuron } = data.neuronOf(run, row);
+  return neuronName(run, site, neuron);
 }
 
 function sorted(rows, of, down) {

@@ -24,7 +24,7 @@ export async function render(main, ctx) {
   const rows = h("section", { class: "card" });
 
   main.append(
-    h("header", { class: "run-head" }, h("h1", {}, run.title), factList(run)),
+    h("header", { class: "run-head" }, h("h1", {}, h("bdi", {}, run.title)), factList(run)),
     damageNotice(run) ?? "",
     stats(table),
     h(
@@ -68,43 +68,53 @@ function beside(run) {
 }
 
 function stats(table) {
-  const examples = table.column("n_examples");
-  const alive = [];
-  for (let i = 0; i < table.n; i++) if (examples[i] > 0) alive.push(i);
+  const [examples, density] = [table.column("n_examples"), table.column("density")];
+  const [alive, unlisted] = [[], []]; // with examples; active, but without
+  let dead = 0;
+  for (let i = 0; i < table.n; i++) {
+    if (examples[i] > 0) alive.push(i);
+    else if (density[i] === 0) dead += 1;
+    else unlisted.push(i);
+  }
   const median = (name) => {
     if (!table.has(name)) return null;
     const column = table.column(name);
-    const { label, kind } = metric(name);
-    return [`${label}, median`, value(quantile(alive.map((i) => column[i]), 0.5), kind)];
+    const { label, kind, reading } = metric(name);
+    return [`${label}, median`, value(quantile(alive.map((i) => column[i]), 0.5), kind), reading];
   };
-  const dead = table.n - alive.length;
+  const share = (n) => [whole(n), " ", h("small", {}, percent(n / Math.max(1, table.n)))];
   const tiles = [
     ["Neurons", whole(table.n)],
-    ["Dead", [whole(dead), " ", h("small", {}, percent(dead / Math.max(1, table.n)))]],
+    ["Dead", share(dead), "No input activates them."],
+    unlisted.length && ["Without examples", share(unlisted.length), "Active, but none of their inputs was selected."],
     median("n_clusters"),
     median("mean_distance"),
     median("calibrated_distance"),
-    median("density"),
+    median(table.has("token_density") ? "token_density" : "density"),
   ].filter(Boolean);
-  return h("dl", { class: "stats" }, tiles.map(([name, words]) => h("div", {}, h("dt", {}, name), h("dd", {}, words))));
+  return h("dl", { class: "stats" }, tiles.map(([name, words, says]) => h("div", { title: says }, h("dt", {}, name), h("dd", {}, words))));
 }
 
 /** How many neurons of each layer have how many features, in powers of two. */
 function layerChart(element, run, table, change, signal) {
-  const clusters = table.column("n_clusters");
+  const [clusters, density] = [table.column("n_clusters"), table.column("density")];
   const most = clusters.reduce((a, b) => Math.max(a, b), 0);
-  const kinds = [{ label: "dead", lo: 0, hi: 0, paint: "--feature-rest" }];
+  const least = density.reduce((a, b) => (b > 0 && b < a ? b : a), 1);
+  const kinds = [
+    { label: "dead", pick: { density: "..0" }, paint: "--feature-rest" },
+    { label: "without examples", pick: { n_examples: "..0", density: rangeText(least / 2, Infinity) }, paint: "--mark-soft" },
+  ];
   for (let lo = 1, step = 0; lo <= Math.max(1, most); lo *= 2, step++) {
     const last = step === 6; // there are seven steps of colour
     const hi = last ? Infinity : 2 * lo - 1;
-    kinds.push({ label: last ? `${lo} or more` : lo === hi ? "1 feature" : `${lo}–${hi}`, lo, hi, paint: `--scale-${step}` });
+    kinds.push({ label: last ? `${lo} or more` : lo === hi ? "1 feature" : `${lo}–${hi}`, pick: { n_clusters: rangeText(lo, hi) }, paint: `--scale-${step}` });
     if (last) break;
   }
   const counts = run.sites.map(({ first, n_neurons }) => {
     const row = kinds.map(() => 0);
     for (let i = first; i < first + n_neurons; i++) {
-      // Features 1, 2-3, 4-7, ... are kinds 1, 2, 3, ...; none is kind 0.
-      row[clusters[i] ? Math.min(kinds.length - 1, 32 - Math.clz32(clusters[i])) : 0] += 1;
+      // Features 1, 2-3, 4-7, ... are kinds 2, 3, 4, ...
+      row[clusters[i] ? Math.min(kinds.length - 1, 33 - Math.clz32(clusters[i])) : Number(density[i] > 0)] += 1;
     }
     return row;
   });
@@ -121,8 +131,8 @@ function layerChart(element, run, table, change, signal) {
       })),
       kinds: present.map((k) => kinds[k]),
       onPick(r, k) {
-        const { lo, hi } = kinds[present[k]];
-        change({ layer: run.sites.length > 1 ? run.sites[r].number : null, n_clusters: rangeText(lo, hi) });
+        const { pick } = kinds[present[k]];
+        change({ layer: run.sites.length > 1 ? run.sites[r].address : null, n_clusters: null, n_examples: null, density: null, ...pick });
       },
     },
     signal,

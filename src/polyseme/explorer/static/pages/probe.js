@@ -3,7 +3,7 @@
 import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
 import { count, number, percent } from "../format.js";
-import { siteName } from "../lookup.js";
+import { neuronName, siteName } from "../lookup.js";
 import { marker, paletteOf } from "../palette.js";
 import { neuronAddress } from "../route.js";
 import { direction, plain, shaded } from "../tokens.js";
@@ -175,11 +175,11 @@ class Probed {
       h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num activation" : null }, name)))),
       h("tbody", {}, rows.map((row) => {
         const site = run.sites.find((s) => s.number === row.site);
-        const href = neuronAddress(run.index, row.site, row.neuron, { feature: row.feature >= 0 && row.n_examples > 1 ? row.feature : null });
+        const href = neuronAddress(run, row.site, row.neuron, { feature: row.feature >= 0 && row.n_examples > 1 ? row.feature : null });
         const shade = (on) => this._shade(on ? row : null);
         return h("tr", { onpointerenter: () => shade(true), onpointerleave: () => shade(false), onfocusin: () => shade(true), onfocusout: () => shade(false) },
           withToken && h("td", {}, h("button", { type: "button", class: "link", onclick: () => this._go(row.token) }, h("bdi", {}, plain(this.answer.tokens[row.token])))),
-          h("th", { scope: "row" }, h("a", { href, title: `${siteName(run, site)}, neuron ${row.neuron}` }, `${run.sites.length > 1 ? `${row.site}/` : ""}${row.neuron}`)),
+          h("th", { scope: "row" }, h("a", { href, title: `${siteName(run, site)}, neuron ${row.neuron}` }, neuronName(run, site, row.neuron))),
           h("td", { class: "share-cell" }, shareBar(row.share ?? 0, most), row.share === null ? "–" : percent(row.share)),
           h("td", { class: "num activation" }, number(row.activation)),
           h("td", { class: "which" }, this._feature(row)));

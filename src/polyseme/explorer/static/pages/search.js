@@ -1,10 +1,11 @@
-// Neurons and features by what the reader types: a neuron's address, words, a part of a label.
+// Neurons and features by what the reader types: a neuron's address, a layer, words, a part of a label.
 
 import * as data from "../data.js";
 import { h } from "../dom.js";
-import { count, whole } from "../format.js";
-import { directNeuron, siteName } from "../lookup.js";
+import { count, isolated, whole } from "../format.js";
+import { example, findNeuron, neuronName, siteName, siteOf } from "../lookup.js";
 import { address, neuronAddress } from "../route.js";
+import { beginning, findFeatures, spelling } from "../words.js";
 
 const SUGGESTED = 24;
 
@@ -12,77 +13,77 @@ export async function render(main, ctx) {
   const { run, query } = ctx;
   const q = (query.get("q") ?? "").trim();
   main.append(
-    h("h1", {}, q ? `Search: ${q}` : "Search"),
+    h("h1", {}, q ? ["Search: ", h("bdi", {}, q)] : "Search"),
     h(
       "p",
       { class: "lead" },
       `Type a neuron by ${run.sites.length > 1 ? "its layer and number (" : "its number ("}`,
-      h("code", {}, run.sites.length > 1 ? `${run.sites.at(-1).number}/345` : "345"),
+      h("code", {}, example(run)),
       ")",
-      run.has.search ? ", a word that sets features off, or words of a feature’s label." : ". This run has no texts, so there are no words to search for.",
+      run.sites.length > 1 && ", a part of a layer’s name",
+      run.has.search ? ", or words that set features off or are in their labels; the beginning of a word will do." : ". This run has no texts, so there are no words to search for.",
     ),
   );
   if (!q) return;
-  const direct = directNeuron(run, q);
-  if (direct) main.append(neuronHit(run, direct));
-  if (!run.has.search) {
-    if (!direct) main.append(h("p", { class: "notice", role: "status" }, `“${q}” is no neuron of this run.`));
+  const neuron = findNeuron(run, q);
+  const layers = neuron ? [] : findSites(run, q);
+  if (neuron) main.append(neuron.problem ? notice(neuron.problem) : neuronHit(run, neuron));
+  if (layers.length) main.append(layerHits(run, layers));
+  const found = Boolean(neuron || layers.length);
+  if (!run.has.search || (found && /^layer\s+\d+$/i.test(q))) {
+    if (!found) main.append(notice(`“${isolated(q)}” is no neuron and no layer of this run.`));
     return;
   }
   const vocabulary = await data.vocabulary(run);
-  const { words, hits } = await find(run, vocabulary, q);
-  const like = similar(vocabulary.words, q, words);
-  if (hits.length) main.append(results(ctx, words, hits));
-  else if (words.length > 1) {
+  const { parts, unknown, hits } = await findFeatures(run, vocabulary, q);
+  const quoted = (words) => words.map((word) => `“${isolated(word)}”`).join(" and ");
+  if (hits.length) {
+    if (unknown.length) main.append(notice(`No word with features begins with ${quoted(unknown)}, so that is left out.`));
+    main.append(results(ctx, parts, hits));
+  } else if (parts.length > 1) {
     main.append(
-      h("p", { class: "notice", role: "status" }, "No feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
-        words.map((word, i) => [i ? ", " : "", h("a", { href: address("search", [], { run: run.index, q: word }) }, h("bdi", {}, word))]), "."),
+      notice("No feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
+        parts.map(({ typed }, i) => [i ? ", " : "", h("a", { href: address("search", [], { run: run.index, q: typed }) }, h("bdi", {}, typed))]), "."),
     );
-  } else if (!direct) {
-    main.append(h("p", { class: "notice", role: "status" }, `No feature has “${q}” among its tokens or in its label.`));
+  } else if (!found) {
+    main.append(notice(`No feature has ${quoted(unknown)} among its tokens or in its label.`));
   }
+  const used = new Set(parts.flatMap(({ words }) => words));
+  const like = beginning(vocabulary.words, spelling(q)).filter((word) => !used.has(word) || parts[0].words.length > 1).slice(0, SUGGESTED);
   if (like.length) main.append(suggestions(run, like));
-  ctx.announce(hits.length ? count(hits.length, "feature") : "Nothing found");
+  if (hits.length || !found) ctx.announce(hits.length ? count(hits.length, "feature") : "Nothing found");
+}
+
+function notice(...words) {
+  return h("p", { class: "notice", role: "status" }, words);
 }
 
 function neuronHit(run, { site, neuron }) {
-  const info = run.sites.find((s) => s.number === site);
-  return h("p", {}, "Neuron ", h("a", { href: neuronAddress(run.index, site, neuron) }, `${siteName(run, info)} / ${neuron}`));
+  return h("p", {}, "Neuron ", h("a", { href: neuronAddress(run, site, neuron) }, `${siteName(run, run.sites[site])} / ${neuron}`));
 }
 
-/** Features that have every word of the query (as many of them as the run knows), by number of examples. */
-async function find(run, vocabulary, q) {
-  const whole = spelling(q);
-  const known = vocabulary.words.includes(whole)
-    ? [whole]
-    : [...new Set(whole.split(/\s+/))].filter((word) => vocabulary.words.includes(word));
-  const lists = await Promise.all(
-    known.map((word) => data.wordFeatures(run, vocabulary.shards[vocabulary.words.indexOf(word)], word)),
+/** Sites by their layer or by a part of their name. */
+function findSites(run, q) {
+  const text = q.toLowerCase().replace(/^layer\s+(?=\d+$)/, "").replace(/\/$/, "");
+  const exact = siteOf(run, text);
+  if (exact || /^\d*$/.test(text)) return exact ? [exact] : [];
+  return run.sites.filter(({ name }) => name.toLowerCase().includes(text));
+}
+
+function layerHits(run, sites) {
+  return h(
+    "section",
+    { "aria-label": "Layers" },
+    h("h2", {}, "Layers"),
+    h("ul", { class: "words" }, sites.map((site) => h("li", {}, h("a", { class: "chip", href: address("overview", [], { run: run.index, layer: run.sites.length > 1 ? site.address : null }) }, siteName(run, site))))),
   );
-  if (!lists.length) return { words: [], hits: [] };
-  const key = ({ site, neuron, feature }) => `${site}/${neuron}/${feature}`;
-  // A list is cut off at its first hundred, so a feature beyond them counts by its label.
-  const sets = lists.map((list) => new Set(list.map(key)));
-  const has = (hit, i) => sets[i].has(key(hit)) || spelling(hit.label).split(" ").includes(known[i]);
-  const every = new Map(lists.flat().map((hit) => [key(hit), hit]));
-  return { words: known, hits: [...every.values()].filter((hit) => known.every((_, i) => has(hit, i))) };
 }
 
-/** As the list of words spells it: without the spaces around it, and its case folded. */
-function spelling(text) {
-  return text.trim().replace(/\s+/g, " ").toLowerCase().replaceAll("ß", "ss");
-}
-
-function similar(words, q, used) {
-  const start = spelling(q);
-  return words.filter((word) => word.startsWith(start) && !used.includes(word)).slice(0, SUGGESTED);
-}
-
-function results(ctx, words, hits) {
+function results(ctx, parts, hits) {
   const { run, query, navigate } = ctx;
   const layers = [...new Set(hits.map(({ site }) => site))].sort((a, b) => a - b);
-  const layer = query.get("layer");
-  const shown = layer === null ? hits : hits.filter(({ site }) => String(site) === layer);
+  const layer = query.has("layer") ? siteOf(run, query.get("layer")) : null;
+  const shown = layer ? hits.filter(({ site }) => site === layer.number) : hits;
   const choice =
     layers.length > 1 &&
     h(
@@ -94,7 +95,7 @@ function results(ctx, words, hits) {
         { onchange: (event) => navigate({ layer: event.target.value }) },
         h("option", { value: "" }, "all"),
         layers.map((number) =>
-          h("option", { value: number, selected: String(number) === layer }, siteName(run, run.sites.find((s) => s.number === number))),
+          h("option", { value: run.sites[number].address, selected: number === layer?.number }, siteName(run, run.sites[number])),
         ),
       ),
     );
@@ -104,10 +105,10 @@ function results(ctx, words, hits) {
     h(
       "header",
       {},
-      h("h2", {}, `${count(shown.length, "feature")} for ${words.map((word) => `“${word}”`).join(" and ")}`),
+      h("h2", {}, `${count(shown.length, "feature")} for ${parts.map(({ typed, words }) => `“${isolated(typed)}${words[0] === typed ? "" : "…"}”`).join(" and ")}`),
       choice,
     ),
-    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed."),
+    h("p", { class: "reading" }, "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed for a word."),
     h(
       "div",
       { class: "scroll-x" },
@@ -122,7 +123,7 @@ function results(ctx, words, hits) {
 }
 
 function line(run, { site, neuron, feature, examples, label }) {
-  const info = run.sites.find((s) => s.number === site);
+  const info = run.sites[site];
   return h(
     "tr",
     {},
@@ -131,10 +132,10 @@ function line(run, { site, neuron, feature, examples, label }) {
       { scope: "row" },
       h(
         "a",
-        { href: neuronAddress(run.index, site, neuron, { feature }), onpointerenter: () => data.prefetch(run, info.first + neuron) },
-        run.sites.length > 1 ? `${site}/${neuron}` : whole(neuron),
+        { href: neuronAddress(run, site, neuron, { feature }), onpointerenter: () => data.prefetch(run, info.first + neuron) },
+        neuronName(run, info, neuron),
       ),
-      h("span", { class: "layer quiet-text small" }, info.name),
+      info.address !== info.name && h("span", { class: "layer quiet-text small" }, h("bdi", {}, info.name)),
     ),
     h("td", { class: "num" }, feature),
     h("td", {}, h("bdi", { dir: "ltr" }, label)),

@@ -1,0 +1,56 @@
+// Words of a run of texts, and the features that a reader's words stand for.
+
+import * as data from "./data.js";
+
+const MOST_COMPLETIONS = 50; // words whose features are fetched for the beginning of a word
+
+/** As the list of words spells it: without the spaces around it, and its case folded. */
+export function spelling(text) {
+  return text.trim().replace(/\s+/g, " ").toLowerCase().replaceAll("ß", "ss").replaceAll("ς", "σ");
+}
+
+/** Words of the list that begin so, in its order. */
+export function beginning(words, start) {
+  return start ? words.filter((word) => word.startsWith(start)) : [];
+}
+
+/** The whole of what is typed, completed in its last word in up to `n` ways. */
+export function completions(words, typed, n) {
+  const text = spelling(typed);
+  const [, before, last] = text.match(/^(.* )?(.*)$/);
+  const whole = beginning(words, text);
+  const found = before ? beginning(words, last).map((word) => before + word) : [];
+  return [...new Set([...whole, ...found])].filter((word) => word !== text).slice(0, n);
+}
+
+/**
+ * @typedef {object} Part  of a query
+ * @property {string} typed
+ * @property {string[]} words  those of the list that it stands for: itself, or if it's none all that begin so
+ */
+
+/**
+ * Features that have every part of a query. A part that no word begins with is left out.
+ * @returns {Promise<{parts: Part[], unknown: string[], hits: object[]}>}
+ */
+export async function findFeatures(run, vocabulary, q) {
+  const known = new Set(vocabulary.words);
+  const text = spelling(q);
+  const typed = known.has(text) ? [text] : [...new Set(text.split(" "))];
+  const all = typed.map((word) => ({ typed: word, words: known.has(word) ? [word] : beginning(vocabulary.words, word).slice(0, MOST_COMPLETIONS) }));
+  const parts = all.filter(({ words }) => words.length);
+  const unknown = all.filter(({ words }) => !words.length).map((part) => part.typed);
+  const number = new Map(vocabulary.words.map((word, i) => [word, i]));
+  const lists = await Promise.all(
+    parts.map(async ({ words }) => (await Promise.all(words.map((word) => data.wordFeatures(run, vocabulary.shards[number.get(word)], word)))).flat()),
+  );
+  const key = ({ site, neuron, feature }) => `${site}/${neuron}/${feature}`;
+  // A list is cut off at its first hundred, so a feature beyond them counts by its label.
+  const sets = lists.map((list) => new Set(list.map(key)));
+  const labelled = ({ label }, { typed: word, words }) => spelling(label).split(" ").some((other) => (words[0] === word ? other === word : other.startsWith(word)));
+  const every = new Map(lists.flat().map((hit) => [key(hit), hit]));
+  const hits = [...every.values()].filter((hit) => parts.every((part, i) => sets[i].has(key(hit)) || labelled(hit, part)));
+  // One word's list is in its order; several are none.
+  if (parts.length > 1 || parts[0]?.words.length > 1) hits.sort((a, b) => b.examples - a.examples);
+  return { parts, unknown, hits };
+}
