@@ -218,7 +218,7 @@ class Contents:
     def _n_vectors(self, number: int) -> int:
         """Rows of a site's vectors."""
         try:
-            return self.site(number).headers["vectors"][1][0]
+            return int(self.site(number).headers["vectors"][1][0])
         except Problem:
             if not self._tolerant:
                 raise
