@@ -9,17 +9,15 @@ asks any other host for anything.
 from __future__ import annotations
 
 import functools
-import http.server
 import importlib.util
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from visiting import static_files
 
 import polyseme as ps
 from polyseme.data import Contexts, digits, read_text
@@ -120,25 +118,6 @@ def two_runs(classifier, tmp_path_factory):
 
 
 # ------------------------------------------------------------------------------- servers
-
-
-@contextmanager
-def static_files(folder: Path) -> Iterator[str]:
-    """The plainest web host there is, and its address."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="session")

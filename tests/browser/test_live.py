@@ -126,6 +126,31 @@ class TestProbe:
         assert "none of its features is near" in rows.nth(1).inner_text()
         assert rows.nth(3).locator(".share-cell").inner_text() == "–"
 
+    def test_bars_of_shares_over_100_per_cent(self, page, text_live):
+        """They keep their proportions, within their frames; where 100% is, is marked."""
+
+        def stronger(route):
+            answer = route.fetch().json()
+            for row in answer["active"]:
+                row["share"] = row["share"] and 2 * row["share"]
+            route.fulfill(json=answer)
+
+        page.route(re.compile(r"/api/probe$"), stronger)
+        visit(page, text_live, f"#/probe?q={TEXT}&token=3")
+        cells = page.locator(".share-cell")
+        cells.first.wait_for()
+        assert cells.all_inner_texts() == ["180%", "90%", "60%", "–"]
+        frames, bars = (
+            [bar.bounding_box()["width"] for bar in page.locator(f".share-cell {part}").all()]
+            for part in (".share", ".share > span")
+        )
+        shares = np.array(bars) / np.array(frames)
+        np.testing.assert_allclose(shares, [1, 0.5, 1 / 3, 0], atol=0.02)
+        assert cells.locator("i").count() == 1
+        mark = cells.first.locator("i").bounding_box()["x"]
+        start = cells.first.locator(".share").bounding_box()["x"]
+        assert (mark - start) / frames[0] == pytest.approx(1 / 1.8, abs=0.02)
+
     def test_click_through_and_back(self, page, text_live):
         visit(page, text_live, f"#/probe?q={TEXT}&token=3")
         page.locator(".probe-table a").first.click()

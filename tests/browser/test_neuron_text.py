@@ -128,7 +128,7 @@ class TestWhatItShows:
     def test_more_context_on_demand(self, page, text_site, neuron):
         visit(page, text_site, f"{ADDRESS}?threshold=2")
         example = int(neuron.examples["activation"].to_numpy().argmax())
-        page.locator(f".line[data-e='{example}'] button.kwic").click()
+        page.locator(f".line[data-e='{example}'] .kwic").click()
         context = page.locator(".context")
         context.wait_for()
         folder = neuron._tables.folder
@@ -140,7 +140,7 @@ class TestWhatItShows:
         page.keyboard.press("ArrowLeft")
         assert page.locator(".context .cursor").count() == 1
         assert "activation" in page.locator(".context-panel .visually-hidden").inner_text()
-        page.locator(f".line[data-e='{example}'] button.kwic").click()
+        page.locator(f".line[data-e='{example}'] .kwic").click()
         assert page.locator(".context").count() == 0
         assert "example" not in query(page)
 
@@ -400,7 +400,7 @@ class TestTokens:
     def test_right_to_left(self, page, text_site, rewritten):
         rewritten(vocabulary=lambda words: [" שלום"] * len(words))
         visit(page, text_site, f"{ADDRESS}?threshold=2")
-        line = page.locator("button.kwic").first
+        line = page.locator(".line .kwic").first
         assert line.get_attribute("dir") == "rtl"
         before, centre = (line.locator(part).bounding_box() for part in (".before", ".centre"))
         assert centre["x"] < before["x"]

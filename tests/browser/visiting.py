@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 READY = ".page:not(.pending) h1"
 # An address changes first, and what is on screen follows.
 _SHOWN = "() => document.querySelector('main').dataset.at === location.hash"
@@ -26,3 +33,22 @@ def query(page) -> dict[str, str]:
     return page.evaluate(
         "Object.fromEntries(new URLSearchParams(location.hash.split('?')[1] ?? ''))"
     )
+
+
+@contextmanager
+def static_files(folder: Path) -> Iterator[str]:
+    """The plainest web host there is, and its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()

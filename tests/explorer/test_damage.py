@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
+import numpy as np
 import pytest
 
 import polyseme as ps
@@ -28,6 +29,7 @@ def pack_of(files, site, described):
     ("name", "lost", "kept"),
     [
         ("sites/1.safetensors", set(), {"tree_heights", "activation", "window_tokens"}),
+        ("sites/0.safetensors", {"tree_heights"}, {"activation", "feature", "window_tokens"}),
         ("examples.parquet", {"activation", "window_tokens"}, {"tree_heights", "promoted_tokens"}),
         ("features.parquet", {"feature_sizes"}, {"activation", "window_tokens", "tree_heights"}),
         ("random.parquet", {"random_tokens"}, {"activation", "window_tokens", "tree_heights"}),
@@ -64,10 +66,18 @@ def test_a_damaged_site_costs_its_own_neurons_alone(text_run, copied):
     (files,) = open_all([folder])
     arrays, _ = pack_of(files, 0, described)
     assert arrays.keys() == before.keys()
+    before, _ = pack_of(whole, 1, described)
     arrays, metadata = pack_of(files, 1, described)
     assert "tree_heights" not in arrays
-    assert arrays["counts"].sum() > 0
+    for name in ("counts", "activation", "feature", "window_tokens", "random_tokens"):
+        np.testing.assert_array_equal(arrays[name], before[name])
     assert len(metadata["damage"]) == 1
+    # What would follow an example to its vector is refused.
+    salvaged = RunFolder.salvaged(folder)
+    with pytest.raises(RunError, match=f"sites/1.safetensors: .*{CUT}"):
+        salvaged.site(1)
+    with pytest.raises(RunError, match=f"sites/1.safetensors: .*{CUT}"):
+        RunFolder(folder)
 
 
 def test_a_byte_that_changed_is_found_when_it_is_read(text_run, copied):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import polyseme as ps
 from pipeline import small
 from polyseme.errors import InputError
+from polyseme.views.figure import draw_panel
 from views import runs
 from views.test_neuron_view import busy
 
@@ -305,6 +307,32 @@ def test_figure_of_a_convolution_in_colour(rgb_run):
         images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
         assert any(i.shape == (8, 8, 3) and np.array_equal(i, example) for i in images)
         assert colours(picture(figure)) > 500
+
+
+def test_names_of_classes_overprint_nothing(grey_run):
+    """By the boxes that matplotlib draws: they lie on no picture, and on no scale beside one."""
+    name = "whatever looks like a golden retriever $"
+    panel = busy(grey_run).panel(n_shown=1)
+    effects = panel.logit_effects
+    names = [f"{number} {name}" for number in range(len(effects))]
+    features = [
+        replace(feature, label_counts=dict.fromkeys(names, 1)) for feature in panel.features[:2]
+    ]
+    named = replace(panel, logit_effects=effects.assign(**{"class": names}), features=features)
+    figure = draw_panel(named)
+    figure.draw_without_rendering()
+    boxes = {axes: axes.get_tightbbox() for axes in figure.axes}
+    (logits,) = (axes for axes in figure.axes if axes.get_title().startswith("logit effects"))
+    labels = [(logits, text) for text in logits.get_yticklabels()]
+    labels += [
+        (axes, text) for axes in figure.axes for text in axes.texts if name[:9] in text.get_text()
+    ]
+    assert len(labels) == len(names) + len(features)
+    for own, text in labels:
+        assert name[:9] in text.get_text()
+        extent = text.get_window_extent()
+        for axes, box in boxes.items():
+            assert axes is own or box is None or not extent.overlaps(box), (text, axes)
 
 
 def test_figure_of_a_recut(grey_run):

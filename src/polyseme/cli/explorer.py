@@ -14,7 +14,7 @@ from typing import Any
 
 from polyseme.cli.arguments import load_model, module
 from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
-from polyseme.errors import InputError
+from polyseme.errors import InputError, RunError
 
 #: models that come as packages, `polyseme.capture.language.PACKAGED`, without loading torch
 PACKAGED = ("smollm2", "minilm")
@@ -82,13 +82,20 @@ def _verify(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from polyseme.explorer import export
 
-    out = export(options.runs, options.out, overwrite=options.overwrite, progress=not options.quiet)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        out = export(
+            options.runs, options.out, overwrite=options.overwrite, progress=not options.quiet
+        )
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     print(
         f"The pages are in {out}: {len(files):,} files, {size / 1e6:,.1f} MB. Put them on any web "
         f"host, or look at them here: python -m http.server --bind 127.0.0.1 --directory {out}"
     )
+    if caught:
+        # A script that puts them on the web must not take them for all there is.
+        raise RunError(" ".join(str(warning.message) for warning in caught))
 
 
 def _explore(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ def export(
     that there is no server behind it. Paths are relative, so they work in any folder of any
     web host, and from a plain ``python -m http.server``.
 
+    Of a run that is damaged in part the rest is written. A warning says what was left out, and so
+    do the pages.
+
     Parameters
     ----------
     runs : Run, str, Path, or sequence of these
@@ -47,8 +51,7 @@ def export(
     Raises
     ------
     RunError
-        There is something at `out`; or a run cannot be opened, or is damaged where an export needs
-        it.
+        There is something at `out`, or a run cannot be opened at all.
     """
     from polyseme.explorer.opening import open_all
     from polyseme.store.partial import Kind, Partial
@@ -65,15 +68,25 @@ def export(
         resumable=False,
     )
     with Partial(out, kind, {}, overwrite=overwrite) as partial:
-        _write(root, partial.result, progress)
+        lost = _write(root, partial.result, progress)
         partial.publish()
+    lost += [f"{run.run.path / problem}" for run in root.runs for problem in run.damage]
+    if lost:
+        warnings.warn(
+            f"The export in {out} is of a damaged run: {'; '.join(lost)}. What cannot be read "
+            "is left out, and the rest may be wrong. Copy the run again from where it came, or "
+            "analyse again, and then export it with overwrite=True (--overwrite).",
+            stacklevel=2,
+        )
     return Path(out)
 
 
-def _write(root: WebRoot, folder: Path, progress: bool) -> None:
+def _write(root: WebRoot, folder: Path, progress: bool) -> list[str]:
+    """Write every file; what cannot be made is left out, and the reasons are given."""
     from rich.console import Console
     from rich.progress import track
 
+    from polyseme.store.damage import DamagedRunError
     from polyseme.store.files import writing
 
     for run in root.runs:
@@ -82,10 +95,17 @@ def _write(root: WebRoot, folder: Path, progress: bool) -> None:
     shown = track(
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True
     )
+    lost: dict[str, None] = {}
     for path in shown:
-        file, content = folder / path, root.file(path)
+        try:
+            content = root.file(path)
+        except DamagedRunError as error:
+            lost[str(error.path / str(error.problem))] = None
+            continue
+        file = folder / path
         with writing(file, resumable=False):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
     with writing(folder / _MARK, resumable=False):
         (folder / _MARK).write_text("Written by polyseme export; --overwrite may replace it.\n")
+    return list(lost)

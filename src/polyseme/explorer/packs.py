@@ -53,21 +53,25 @@ class Pack:
         self._arrays: dict[str, Array] = {}
         self._tokens: dict[str, Array] = {}
         self._metadata: dict[str, Any] = {}
+        #: what of the run turned out to be damaged, in sentences
+        self.damage: list[str] = []
 
     def encode(self) -> bytes:
         """The pack as a file; what is damaged is left out and named in its metadata."""
-        damage: list[str] = []
         for section in self._sections():
             try:
                 section()
             except RunError as error:
-                damage.append(told(error))
+                # Without the folder's path, which is nobody else's business.
+                problem = told(error)
+                if problem not in self.damage:
+                    self.damage.append(problem)
         if isinstance(self._content, Texts):
             local, words = self._content.local(self._tokens)
             self._arrays |= local
             self._metadata["vocabulary"] = words
-        if damage:
-            self._metadata["damage"] = list(dict.fromkeys(damage))
+        if self.damage:
+            self._metadata["damage"] = self.damage
         return encode(self._arrays, self._metadata)
 
     def _sections(self) -> list[Callable[[], None]]:
@@ -79,7 +83,13 @@ class Pack:
             self._add_site,
         ]
         if isinstance(self._content, Texts):
-            return [*shared, self._add_windows, self._add_similar]
+            return [
+                *shared,
+                self._add_windows,
+                self._add_shades,
+                self._add_logits,
+                self._add_similar,
+            ]
         if isinstance(self._content, Pictures) and self._content.shape is not None:
             return [*shared, self._add_weights, self._add_pictures]
         return shared
@@ -146,20 +156,25 @@ class Pack:
 
     def _add_windows(self) -> None:
         assert isinstance(self._content, Texts)
-        for name in ("windows", "importances"):
-            values = self._part(name)
-            if values is not None and values.shape[1] == sum(self._content.window) + 1:
-                self._arrays["window_shares" if name == "windows" else name] = values
-        for side in ("promoted", "suppressed"):
-            tokens, logits = self._part(f"{side}_tokens"), self._part(f"{side}_logits")
-            if tokens is not None and logits is not None:
-                self._tokens[f"{side}_tokens"] = tokens
-                self._arrays[f"{side}_logits"] = logits
         for prefix, name in (("", "window_tokens"), ("random_", "random_tokens")):
             if f"{prefix}input" in self._arrays:
                 self._tokens[name] = self._content.windows(
                     self._arrays[f"{prefix}input"], self._arrays[f"{prefix}position"]
                 )
+
+    def _add_shades(self) -> None:
+        assert isinstance(self._content, Texts)
+        for name in ("windows", "importances"):
+            values = self._part(name)
+            if values is not None and values.shape[1] == sum(self._content.window) + 1:
+                self._arrays["window_shares" if name == "windows" else name] = values
+
+    def _add_logits(self) -> None:
+        for side in ("promoted", "suppressed"):
+            tokens, logits = self._part(f"{side}_tokens"), self._part(f"{side}_logits")
+            if tokens is not None and logits is not None:
+                self._tokens[f"{side}_tokens"] = tokens
+                self._arrays[f"{side}_logits"] = logits
 
     def _add_similar(self) -> None:
         """The nearest features anywhere in the model, each with a sample of its text."""

@@ -53,6 +53,7 @@ class RunFiles:
         self.folder = folder = run.folder
         self.title = title
         self._content: Texts | Pictures | None = None
+        self._met: dict[str, None] = {}  # damage that was found when a part was read
         self._altered: list[str] | None = None
         try:
             self.is_text = "tokens" in folder.inputs
@@ -60,6 +61,15 @@ class RunFiles:
             self.is_text = folder.metadata["data"].get("kind") == "text"
         else:
             self._content = Texts(folder) if self.is_text else Pictures(folder)
+
+    @property
+    def damage(self) -> list[str]:
+        """What is known of its damage so far, in sentences that begin with the file's name."""
+        found = list(dict.fromkeys([*self.folder.damage, *self._met]))
+        for name in self._altered or []:
+            if not any(problem.startswith(f"{name}:") for problem in found):
+                found.append(f"{name}: its SHA-256 is not the one that run.json records")
+        return found
 
     @cached_property
     def _words(self) -> WordIndex | None:
@@ -264,7 +274,10 @@ class RunFiles:
         site = self.folder.sites[int(np.searchsorted(self._first_packs, number, side="right")) - 1]
         start = (number - self._first_packs[site.number]) * self.pack
         stop = min(start + self.pack, site.n_neurons)
-        return Pack(self.folder, site, start, stop, self._content).encode()
+        pack = Pack(self.folder, site, start, stop, self._content)
+        body = pack.encode()
+        self._met.update(dict.fromkeys(pack.damage))
+        return body
 
     def _context_file(self, number: int) -> bytes:
         assert isinstance(self._content, Texts)

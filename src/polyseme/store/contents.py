@@ -199,7 +199,7 @@ class Contents:
             first = neuron_offsets(self.sites)
             # Of no other sites: their files may be damaged.
             n_vectors = [
-                self.site(site.number).headers["vectors"][1][0]
+                self._n_vectors(site.number)
                 if first[site.number] < stop and start < first[site.number + 1]
                 else 0
                 for site in self.sites
@@ -214,6 +214,15 @@ class Contents:
             counts = np.diff(offsets)
             invariants.check_random(self.sites, counts, frame, self._held, start, stop)
         return frame
+
+    def _n_vectors(self, number: int) -> int:
+        """Rows of a site's vectors."""
+        try:
+            return int(self.site(number).headers["vectors"][1][0])
+        except Problem:
+            if not self._tolerant:
+                raise
+            return np.iinfo(np.int64).max  # whoever follows a row there is refused then
 
     def offsets(self, unit: str) -> np.ndarray:
         """First row of each neuron in a table, or in what a site's arrays are rows of."""

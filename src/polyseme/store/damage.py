@@ -68,6 +68,7 @@ class DamagedRunError(RunError):
             f"{path / problem.file}: {problem.what}. The run is damaged, or was not written by "
             f"polyseme: copy it again from where it came, or {again}."
         )
+        self.path = path
         self.problem = problem
 
 

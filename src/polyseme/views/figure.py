@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from polyseme.errors import MissingDependencyError
 from polyseme.store.files import replace_bytes, writing
 from polyseme.views.panel import FeaturePanel, ImagePanel
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Array = NDArray[Any]
 
 # Blue is negative and red positive: told apart with every common colour blindness.
@@ -21,6 +25,9 @@ _SIGNED = "RdBu_r"
 _INK, _MUTED, _BAR = "#222222", "#666666", "#4c72b0"
 # Names are anybody's, and a dollar in one is no formula.
 _PLAIN: dict[str, Any] = {"parse_math": False}
+_WIDTH, _LEFT, _RIGHT = 14.5, 0.02, 0.985  # inches; where the drawing starts and ends, of that
+_CLASSES = 12
+_LABEL_POINTS = 130
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
@@ -55,7 +62,7 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     n_random = min(len(panel.random_examples), 14)
     heights = [2.5, 1.0 if n_random else 0.01, *[1.12] * len(features)]
     height = sum(heights) + 1.75
-    figure = Figure(figsize=(14.5, height), layout=None, facecolor="white")
+    figure = Figure(figsize=(_WIDTH, height), layout=None, facecolor="white")
     title = _title(panel)
     figure.text(0.02, 1 - 0.25 / height, title, fontsize=15, weight="bold", va="top", **_PLAIN)
     rest = panel.features[n_features:]
@@ -68,8 +75,8 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
         len(heights),
         1,
         height_ratios=heights,
-        left=0.02,
-        right=0.985,
+        left=_LEFT,
+        right=_RIGHT,
         top=1 - 1.1 / height,
         bottom=0.4 / height,
         hspace=0.38,
@@ -109,7 +116,15 @@ def _subtitle(panel: ImagePanel) -> str:
 
 
 def _draw_summary(figure: Any, place: Any, panel: ImagePanel) -> None:
-    axes = place.subgridspec(1, 6, width_ratios=[1, 1, 1, 1, 1.25, 1.25], wspace=0.3).subplots()
+    shown = _strongest_effects(panel)
+    names = [] if shown is None else [_fitting(str(name), 100, 7.5) for name in shown["class"]]
+    # In inches: what the scales beside the pictures take, and the names of the classes.
+    gaps = [0.5, 0.5, 0.35, 0.6 + max((_points(name, 7.5) for name in names), default=0) / 72, 0.5]
+    shares = np.array([1, 1, 1, 1, 1.25, 1.25])
+    widths = shares / shares.sum() * ((_RIGHT - _LEFT) * _WIDTH - sum(gaps))
+    columns = [*itertools.chain(*zip(widths, gaps, strict=False)), widths[-1]]
+    grid = place.subgridspec(1, len(columns), width_ratios=columns, wspace=0)
+    axes = [figure.add_subplot(grid[0, 2 * number]) for number in range(len(widths))]
     _signed(figure, axes[0], panel.input_weights, "input weights", "no pixels at this depth")
     from_what = (
         f"from an input of {panel.baseline:g}"
@@ -124,23 +139,31 @@ def _draw_summary(figure: Any, place: Any, panel: ImagePanel) -> None:
         axes[2].set_title("average example", fontsize=9.5)
     title = "importance map\nactivation map ⊙ average"
     _signed(figure, axes[3], panel.importance_map, title, "not computed")
-    _draw_logits(axes[4], panel)
+    _draw_logits(axes[4], panel, shown, names)
     _draw_histogram(axes[5], panel)
 
 
-def _draw_logits(axes: Any, panel: ImagePanel) -> None:
+def _strongest_effects(panel: ImagePanel) -> pd.DataFrame | None:
+    """The classes whose logits the neuron moves most; None where that is not known."""
     effects = panel.logit_effects
     if effects is None or effects["ablation"].isna().all():
-        _empty(axes, "logit effects", "no logits" if effects is None else "no examples")
+        return None
+    if len(effects) <= _CLASSES:
+        return effects
+    return effects.loc[effects["ablation"].abs().sort_values(ascending=False).index[:_CLASSES]]
+
+
+def _draw_logits(
+    axes: Any, panel: ImagePanel, shown: pd.DataFrame | None, names: list[str]
+) -> None:
+    if shown is None:
+        why = "no logits" if panel.logit_effects is None else "no examples"
+        _empty(axes, "logit effects", why)
         return
-    shown = effects
-    if len(effects) > 12:
-        order = effects["ablation"].abs().sort_values(ascending=False).index[:12]
-        shown = effects.loc[order]
     at = np.arange(len(shown))
     axes.barh(at, shown["ablation"], color=_BAR, height=0.7, label="by ablation")
     axes.plot(shown["gradient"], at, "|", color=_INK, ms=9, mew=1.6, label="first order")
-    axes.set_yticks(at, [str(name) for name in shown["class"]], fontsize=7.5, **_PLAIN)
+    axes.set_yticks(at, names, fontsize=7.5, **_PLAIN)
     axes.invert_yaxis()
     axes.axvline(0, color=_MUTED, lw=0.8)
     axes.tick_params(axis="x", labelsize=7.5)
@@ -182,7 +205,12 @@ def _draw_feature(
     axes = place.subgridspec(1, 13, width_ratios=[1.9, 1.1, 1.1, *[1] * 10], wspace=0.08).subplots()
     total = panel.metrics.n_examples
     shown = min(len(feature.examples), 10)
-    labels = ", ".join(f"{name}: {n}" for name, n in list(feature.label_counts.items())[:4])
+    counts = list(feature.label_counts.items())[:4]
+    labels = ", ".join(f"{name}: {n}" for name, n in counts)
+    if _points(labels, 8.5) > _LABEL_POINTS:  # beside them are the pictures
+        labels = "\n".join(
+            f"{_fitting(str(name), _LABEL_POINTS - 30, 8.5)}: {n}" for name, n in counts
+        )
     more = "" if shown == feature.n_examples else f", {shown} shown"
     axes[0].text(
         0,
@@ -216,6 +244,25 @@ def _product(panel: ImagePanel, feature: FeaturePanel) -> str:
         return "average ⊙ map"
     same = feature.feature.shape == feature.average.shape
     return "average ⊙ weights" if same else "patch ⊙ kernel"
+
+
+def _points(text: str, size: float) -> float:
+    """Width of a line of text at a font size."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    widths = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)
+    return float(widths[0])
+
+
+def _fitting(text: str, most: float, size: float) -> str:
+    """A line of text, cut short where it is wider than so many points."""
+    if _points(text, size) <= most:
+        return text
+    kept = len(text) - 1
+    while kept and _points(f"{text[:kept]}…", size) > most:
+        kept -= 1
+    return f"{text[:kept]}…"
 
 
 def _channels_last(image: Array) -> Array:

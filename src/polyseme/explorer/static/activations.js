@@ -36,11 +36,11 @@ export function activations(neuron, { link, signal }) {
   const pointer = svg("line", { class: "pointed-line", hidden: true });
   const picture = svg("svg", {
     class: "activations", role: "img",
-    "aria-label": `Activations of ${count(total, inputs)}, up to ${number(upper)}; the examples by feature below`,
+    "aria-label": `Activations of ${count(total, inputs)}, up to ${number(upper)}`,
   }, bars, axis, lanes, pointer);
   const box = h("div", { class: "chart" }, picture);
   const element = h("div", {}, box,
-    h("p", { class: "quiet-text small" }, `${count(total, inputs)} activate it; the scale of counts is logarithmic. Below: its examples, feature by feature.`),
+    h("p", { class: "quiet-text small" }, `${count(total, inputs)} activate it; the scale of counts is logarithmic.${neuron.examples.activation ? " Below: its examples, feature by feature." : ""}`),
     asTable(["From", "to", "count"], () =>
       Array.from(counts, (n, bin) => [number((bin * upper) / counts.length), number(((bin + 1) * upper) / counts.length), whole(n)])));
   let x = null;
@@ -65,11 +65,14 @@ export function activations(neuron, { link, signal }) {
       x.ticks(Math.max(2, Math.floor(width / 80))).map((value) =>
         svg("text", { x: x.at(value), y: MARGIN.top + BARS + 15, "text-anchor": "middle" }, tickText(value))));
     picture.setAttribute("width", width);
+    stretch(MARGIN.top + BARS + AXIS);
     if (state) paint();
   }
 
   function paint() {
     const { cut, chosen } = state;
+    const { activation } = neuron.examples;
+    if (!activation) return; // damaged
     const rows = [];
     const laned = Math.min(cut.shared, N_COLOURS);
     for (let feature = 0; feature < laned; feature++) rows.push({ name: String(feature), place: paletteOf(feature, 2), members: cut.features[feature] });
@@ -78,14 +81,17 @@ export function activations(neuron, { link, signal }) {
     const first = MARGIN.top + BARS + AXIS + 4;
     replace(lanes, rows.map(({ name, place, members }, row) => {
       const top = first + row * LANE;
-      const ticks = members.map((example) => `M${x.at(neuron.examples.activation[example]).toFixed(1)} ${top}v${LANE - 3}`).join("");
+      const ticks = members.map((example) => `M${x.at(activation[example]).toFixed(1)} ${top}v${LANE - 3}`).join("");
       const faded = chosen !== null && !isChosen(cut, members[0], chosen);
       return svg("g", { class: `${colourClass(place)}${faded ? " faded" : ""}` },
         svg("text", { x: MARGIN.left - 6, y: top + 8.5, "text-anchor": "end" }, name),
         svg("line", { class: "lane", x1: MARGIN.left, x2: x.at(upper), y1: top + (LANE - 3) / 2, y2: top + (LANE - 3) / 2 }),
         svg("path", { class: "ticks", d: ticks }));
     }));
-    const height = first + rows.length * LANE + 2;
+    stretch(first + rows.length * LANE + 2);
+  }
+
+  function stretch(height) {
     picture.setAttribute("height", height);
     picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     pointer.setAttribute("y1", MARGIN.top);
@@ -103,8 +109,9 @@ export function activations(neuron, { link, signal }) {
   });
   picture.addEventListener("pointerleave", hideTip);
   link.onPoint(signal, (example) => {
-    pointer.toggleAttribute("hidden", example === null || !x);
-    if (example === null || !x) return;
+    const known = example !== null && x !== null && neuron.examples.activation !== null;
+    pointer.toggleAttribute("hidden", !known);
+    if (!known) return;
     const at = x.at(neuron.examples.activation[example]);
     pointer.setAttribute("x1", at);
     pointer.setAttribute("x2", at);

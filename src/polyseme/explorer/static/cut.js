@@ -8,7 +8,7 @@ import { paletteOf } from "./palette.js";
  * @property {number} threshold
  * @property {boolean} own whether this is the run's own cut
  * @property {Int32Array} labels feature of each example
- * @property {number[][]} features examples of each feature, the most active first
+ * @property {number[][]} features examples of each feature, the most active first where that's known
  * @property {number} n how many features
  * @property {number} shared how many of them have two examples or more: features 0 to shared - 1
  * @property {(example: number) => number} place palette place of an example
@@ -23,9 +23,8 @@ export function cutNeuron(neuron, threshold) {
   const own = threshold === neuron.site.threshold;
   // A damaged run may have lost its trees; then there's the one cut that it made itself.
   const labels = hasTree(neuron) ? cut(neuron.tree, neuron.n, threshold) : Int32Array.from(neuron.examples.feature);
-  const { activation } = neuron.examples;
   const features = groups(labels);
-  for (const members of features) members.sort((a, b) => activation[b] - activation[a] || a - b);
+  for (const members of features) members.sort(strongestFirst(neuron));
   const shared = features.filter((members) => members.length > 1).length;
   return {
     threshold,
@@ -43,10 +42,38 @@ export function hasTree(neuron) {
   return neuron.n < 2 || Boolean(neuron.tree.nodes && neuron.tree.heights);
 }
 
-/** The threshold of an address, or the run's own where it has none that is usable. */
-export function thresholdOf(query, neuron) {
-  const value = Number(query.get("threshold"));
-  return value > 0 && value <= 2 && hasTree(neuron) ? value : neuron.site.threshold;
+/** Whether anything says which features a neuron has; of a damaged run it may be lost. */
+export function hasFeatures(neuron) {
+  return neuron.n > 0 && (hasTree(neuron) || neuron.examples.feature !== null);
+}
+
+/** Compares two examples, for a sort; they stay as they are where their activations are lost. */
+export function strongestFirst({ examples: { activation } }) {
+  return (a, b) => (activation ? activation[b] - activation[a] : 0) || a - b;
+}
+
+/** Examples that are a feature each, the strongest first. */
+export function singlesOf(neuron, cut) {
+  return cut.features.slice(cut.shared).flat().sort(strongestFirst(neuron));
+}
+
+/** Name of the card that holds a feature. */
+export function cardOf(cut, feature) {
+  return Number(feature) >= cut.shared ? "singles" : feature;
+}
+
+/**
+ * Names of what has a card each, as an address says them, in the order in which they're shown.
+ *
+ * @param {"size" | "maximum"} order  by maximum, single examples come where the strongest of them does
+ * @returns {string[]} features' numbers, and "singles"
+ */
+export function namesOf(neuron, cut, order) {
+  const named = cut.features.slice(0, cut.shared).map((members, feature) => ({ name: String(feature), best: members[0] }));
+  if (cut.n > cut.shared) named.push({ name: "singles", best: singlesOf(neuron, cut)[0] });
+  const stronger = strongestFirst(neuron);
+  if (order === "maximum") named.sort((a, b) => stronger(a.best, b.best));
+  return named.map(({ name }) => name);
 }
 
 /** Number of the run's own feature that has just these examples, or -1. */

@@ -94,6 +94,19 @@ export async function runs() {
   return (await json("runs.json")).runs;
 }
 
+/**
+ * Whether the files of a run are the ones that were written, once that is known.
+ * @returns {Promise<{state: "verified" | "altered", files: string[]}>}
+ */
+export async function verified(run) {
+  for (;;) {
+    // Not through the cache: what is being checked has another answer a second later.
+    const answer = await (await request(`data/${run.index}/verified.json`)).json();
+    if (answer.state !== "checking") return answer;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
 /** Index of run `index`: its run.json, and `index` itself. */
 export async function run(index) {
   return { ...(await json(`${index}/run.json`)), index };
@@ -138,7 +151,7 @@ export async function neurons(run) {
  * - `tree`: `nodes` (2(n-1)), `heights` (n-1)
  * - `layout`, `layoutInput`: 2n coordinates, or null
  * - `histogram`: {counts, upper}, or null
- * - `tokens` (texts): {width, before, vocabulary, window (n × width), shares, importances | null}
+ * - `tokens` (texts): {width, before, vocabulary, window (n × width) | null, shares | null, importances | null}
  * - `random`: {n, input, position, activation, tokens | thumb}
  * - `promoted`, `suppressed`: [{token, logit}], or null
  * - `similar`: a list for each feature of {site, neuron, feature, similarity, tokens}, or null
@@ -244,9 +257,11 @@ function starts(counts) {
 }
 
 function tokensOf(run, pack, examples) {
-  if (!pack.file.has("window_tokens")) return null;
+  // Of a damaged run those of the random examples alone may be left.
+  const any = ["window_tokens", "random_tokens"].find((name) => pack.file.has(name));
+  if (!any) return null;
   return {
-    width: pack.file.shape("window_tokens")[1],
+    width: pack.file.shape(any)[1],
     before: run.window[0],
     vocabulary: pack.vocabulary,
     window: examples("window_tokens"),

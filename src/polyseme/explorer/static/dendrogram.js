@@ -3,12 +3,13 @@
 
 import { count, number } from "./format.js";
 import { h, replace, svg, redraw, uniqueId } from "./dom.js";
-import { arrange } from "./recut.js";
+import { arrange, thresholdFor } from "./recut.js";
 import { N_COLOURS, colourClass, paletteOf } from "./palette.js";
 
 const HEIGHT = 208;
 const MARGIN = { left: 38, right: 10, top: 10, bottom: 30 };
 const STEP = 0.001;
+const COUNTS = [5, 10, 20];
 
 /**
  * @param {object} neuron as data.js has it, with two examples or more
@@ -46,11 +47,14 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
   const slider = h("input", { type: "range", id, min: STEP, max: top, step: STEP });
   const field = h("input", { type: "number", min: STEP, max: 2, step: "any", "aria-label": "Threshold, exactly" });
   const readout = h("output", { class: "readout", for: id });
+  const fewer = COUNTS.filter((k) => k < neuron.n).map((k) =>
+    h("button", { type: "button", "aria-label": `About ${k} features`, onclick: () => onThreshold(thresholdFor(neuron.tree, neuron.n, k), true) }, k));
   const reset = h("button", { type: "button", class: "link" }, `Back to the run’s own cut, ${own}`);
   const element = h("div", { class: "cutter" },
     picture,
     h("div", { class: "cutter-controls" },
       h("label", { for: id }, "Threshold"), slider, field),
+    fewer.length > 0 && h("p", { class: "cutter-counts", role: "group", "aria-label": "How many features" }, "About ", fewer, " features"),
     h("p", { class: "cutter-said" }, readout, " ", reset),
   );
 

@@ -3,10 +3,11 @@
 
 import { count, number } from "./format.js";
 import { h } from "./dom.js";
-import { Gradual } from "./gradual.js";
+import { Gradual, partly } from "./gradual.js";
 import { neuronAddress } from "./route.js";
 import { siteName } from "./lookup.js";
-import { ownFeature } from "./cut.js";
+import { markOf, permalink, SINGLES, singlesSummary } from "./cards.js";
+import { cardOf, namesOf, ownFeature, singlesOf, strongestFirst } from "./cut.js";
 import { isChosen } from "./feature-map.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 import { distinctive } from "./recut.js";
@@ -14,20 +15,20 @@ import { hasImpliedSpaces, tokenChip } from "./tokens.js";
 import { textSample } from "./windows.js";
 
 const SHOWN = 6;
-const SINGLES_SHOWN = 24;
+const LISTED = 24; // of single examples, and of all by strength
 const LABEL_TOKENS = 5;
 const SAMPLE_BEFORE = 8; // tokens before the activating one in a sample of a similar feature
 
 /**
- * @param {object} neuron as data.js has it
+ * @param {import("./neuron-view.js").NeuronView} view
  * @param {object} lines see windows.js
- * @param {AbortSignal} signal
  * @returns {{element: HTMLElement, show: (cut: object, chosen: string | null) => void}}
  */
-export function featureCards(neuron, lines, signal) {
+export function featureCards(view, lines) {
+  const { neuron, signal } = view;
   const element = h("div", { class: "feature-cards" });
-  const whole = new Set(); // first examples of features whose examples are all shown
-  let unfolded = false; // the single examples: false, "some" or "all"
+  const whole = new Set(); // first examples of features whose examples are all shown, "singles", "strongest"
+  let unfolded = false; // the single examples
   const cards = new Gradual(element, signal);
   let state = null;
   lines.listen(element);
@@ -36,13 +37,10 @@ export function featureCards(neuron, lines, signal) {
   function show(cut, chosen) {
     state = { cut, chosen };
     const names = tokensOf(cut);
-    const makers = [];
-    for (let feature = 0; feature < cut.shared; feature++) {
-      if (chosen === null || chosen === String(feature)) makers.push(() => card(feature, names[feature]));
-    }
-    if (cut.n > cut.shared && (chosen === null || chosen === "singles" || Number(chosen) >= cut.shared)) {
-      makers.push(singles);
-    }
+    const wanted = namesOf(neuron, cut, view.order).filter((name) => chosen === null || name === cardOf(cut, chosen));
+    const makers = view.order === "strongest" && chosen === null
+      ? [strongest]
+      : wanted.map((name, i) => () => (name === "singles" ? singles(i === 0) : card(Number(name), names[name])));
     element.classList.toggle("one", makers.length === 1);
     cards.fill(makers);
   }
@@ -65,7 +63,8 @@ export function featureCards(neuron, lines, signal) {
         h("h3", {}, h("span", { class: "visually-hidden" }, "Feature "), badge(feature, place)),
         h("span", { class: "feature-size" }, `${members.length} of ${count(neuron.n, "example")}`),
         h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: percentOf(members.length) } })),
-        h("span", { class: "quiet-text small" }, `mean activation ${number(mean)}`)),
+        h("span", { class: "quiet-text small" }, `activation ${number(activations[0])} at most, ${number(mean)} on average`),
+        permalink(view, feature)),
       h("p", { class: "chips", "aria-label": "Distinctive tokens" },
         tokens.map((token) => tokenChip(neuron.tokens.vocabulary[token]))),
       h("ol", { class: "lines" }, shown.map((example) => lines.line(example))),
@@ -91,29 +90,30 @@ export function featureCards(neuron, lines, signal) {
     element.querySelector(`[data-feature="${feature}"] > button`)?.focus({ preventScroll: true });
   }
 
-  function singles() {
-    const { cut, chosen } = state;
-    const examples = cut.features.slice(cut.shared).map(([example]) => example);
-    examples.sort((a, b) => neuron.examples.activation[b] - neuron.examples.activation[a]);
-    const list = h("ol", { class: "lines" });
-    let shown = 0;
-    const more = h("button", { type: "button", class: "link", onclick: () => fill() });
-    const fill = () => {
-      const next = examples.slice(shown, shown === 0 && unfolded !== "all" ? SINGLES_SHOWN : examples.length);
-      list.append(...next.map((example) => lines.line(example)));
-      shown += next.length;
-      more.hidden = shown >= examples.length;
-      more.textContent = `Show all ${examples.length}`;
-    };
-    const details = h("details", { open: Boolean(unfolded) || chosen !== null },
-      h("summary", {}, h("h3", {}, count(examples.length, "single example"))),
-      h("p", { class: "quiet-text small" }, "Each is nearer than the threshold to no other, and so a feature of its own."),
+  /** All examples, whatever their feature. */
+  function strongest() {
+    const list = h("ol", { class: "lines by-strength" });
+    const examples = Array.from({ length: neuron.n }, (_, i) => i).sort(strongestFirst(neuron));
+    const { more, show } = partly(list, examples, (example) => lines.line(example, markOf(state.cut, example)));
+    show(whole.has("strongest") ? neuron.n : LISTED);
+    return h("section", { class: "card feature f-rest" },
+      h("header", {}, h("h3", {}, count(neuron.n, "example")), h("span", { class: "quiet-text small" }, "the strongest first, each with its feature")),
       list, more);
+  }
+
+  function singles(isFirst) {
+    const { cut } = state;
+    const examples = singlesOf(neuron, cut);
+    const list = h("ol", { class: "lines" });
+    const { more, show } = partly(list, examples, (example) => lines.line(example));
     // Lines that nobody sees are not made.
+    const fill = () => show(whole.has("singles") ? examples.length : LISTED);
+    const details = h("details", { open: unfolded || isFirst },
+      singlesSummary(neuron, cut), h("p", { class: "quiet-text small" }, SINGLES, " ", permalink(view, "singles")), list, more);
     if (details.open) fill();
     details.addEventListener("toggle", () => {
-      unfolded = details.open && (unfolded || "some");
-      if (details.open && shown === 0) fill();
+      unfolded = details.open;
+      if (unfolded) fill();
     });
     return h("section", { class: "card feature f-rest" }, details);
   }
@@ -151,9 +151,9 @@ export function featureCards(neuron, lines, signal) {
     const { cut, chosen } = state;
     const members = cut.features[cut.labels[example]];
     cards.finish();
-    if (lines.line(example).isConnected) return;
-    if (members.length > 1) whole.add(members[0]);
-    else unfolded = "all";
+    if (lines.element(example).isConnected) return;
+    for (const name of ["strongest", members.length > 1 ? members[0] : "singles"]) whole.add(name);
+    unfolded ||= members.length === 1;
     show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
     cards.finish();
   }

@@ -53,7 +53,7 @@ function runSwitch({ runs, run }) {
   const select = h(
     "select",
     { "aria-label": "Run", class: "run-switch", onchange: () => (location.hash = address("overview", [], { run: select.value })) },
-    runs.map((other, i) => h("option", { value: i, selected: i === run.index }, other.title)),
+    runs.map((other, i) => h("option", { value: i, selected: i === run.index, dir: "auto" }, other.title)),
   );
   return select;
 }
@@ -160,10 +160,40 @@ function themeButton() {
   return button;
 }
 
+/** Of each run that was shown, whether its files are the ones that were written: asked once. */
+const checks = new Map();
+
+/** Builds the footer, unless it's of this run already. */
 export function footer(element, { run }) {
+  const key = `${run?.index}`;
+  if (element.dataset.run === key) return;
+  element.dataset.run = key;
+  const state = h("span", { role: "status" });
   replace(
     element,
-    h("p", {}, h("span", { class: "wordmark" }, "polyseme"), run ? ` ${run.polyseme_version}` : ""),
+    h("p", {}, h("span", { class: "wordmark" }, "polyseme"), run ? ` ${run.polyseme_version} ` : "", state),
     h("p", {}, h("a", { href: address("about", [], { run: run?.index }) }, "What the metrics mean, and what they do not")),
   );
+  replace(document.getElementById("altered"));
+  if (run) showCheck(run, state);
+}
+
+/** Says in the footer what is known of the run's files, and above the page if it's bad. */
+async function showCheck(run, state) {
+  if (!checks.has(run.index)) checks.set(run.index, data.verified(run));
+  state.textContent = "· checking the run’s files…";
+  try {
+    const { files } = await checks.get(run.index);
+    if (!state.isConnected) return; // another run is shown by now
+    state.textContent = files.length ? "· altered" : "· verified: the run’s files are as they were written";
+    if (files.length) {
+      replace(document.getElementById("altered"), h("div", { class: "notice bad" },
+        h("strong", {}, files.length === 1 ? "A file of this run is not as it was written: " : "Files of this run are not as they were written: "),
+        files.map((file, i) => [i > 0 && ", ", h("bdi", {}, file)]),
+        ". What is shown may be wrong. Copy the run again from where it came, or analyse again."));
+    }
+  } catch (error) {
+    checks.delete(run.index);
+    state.textContent = `· not verified: ${error.message}`;
+  }
 }

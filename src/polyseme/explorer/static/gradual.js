@@ -1,6 +1,8 @@
 // Long lists that are made anew many times a second: what is seen first is there at once, the
 // rest within the next pictures.
 
+import { h } from "./dom.js";
+
 const FIRST = 6;
 const BATCH = 8;
 
@@ -46,4 +48,23 @@ export class Gradual {
   finish() {
     if (this.pending.length) this._more(this.pending.length);
   }
+}
+
+/**
+ * A list of which the rest is made when it's asked for.
+ *
+ * @param {HTMLElement} list
+ * @param {number[]} items
+ * @param {(item: number) => Node} make
+ * @returns {{more: HTMLElement, show: (n: number) => void}} a button for the rest, and the first n
+ */
+export function partly(list, items, make) {
+  let shown = 0;
+  const more = h("button", { type: "button", class: "link", onclick: () => show(items.length) }, `Show all ${items.length}`);
+  function show(n) {
+    list.append(...items.slice(shown, n).map(make));
+    shown = Math.max(shown, n);
+    more.hidden = shown >= items.length;
+  }
+  return { more, show };
 }

@@ -1,17 +1,19 @@
 // The features of a neuron that reads images: average, feature and examples of each, following
 // the cut; single examples are folded into one card at the end.
 
-import { h } from "./dom.js";
-import { Gradual } from "./gradual.js";
+import { h, replace } from "./dom.js";
+import { markOf, permalink, SINGLES, singlesSummary } from "./cards.js";
+import { Gradual, partly } from "./gradual.js";
 import { count, number, percent, whole } from "./format.js";
 import { largest, channelSums, legend, meanOf, pixels, product, signed, toInput } from "./images.js";
 import { isChosen } from "./feature-map.js";
 import { address, neuronAddress } from "./route.js";
-import { ownFeature } from "./cut.js";
+import { cardOf, namesOf, ownFeature, singlesOf, strongestFirst } from "./cut.js";
 import { Places } from "./places.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 
 const SHOWN = 12;
+const LISTED = 96; // of all examples, by strength
 const CLASSES_SHOWN = 5;
 
 /** What a neuron's pictures are made of. */
@@ -94,12 +96,10 @@ export function imageCards(view, pictures) {
 
   function show(cut, chosen) {
     state = { cut, chosen };
-    const makers = [];
-    for (let feature = 0; feature < cut.shared; feature++) {
-      if (chosen === null || chosen === String(feature)) makers.push(() => card(feature));
-    }
-    if (cut.n > cut.shared && (chosen === null || chosen === "singles" || Number(chosen) >= cut.shared)) makers.push(singles);
-    cards.fill(makers);
+    const wanted = namesOf(neuron, cut, view.order).filter((name) => chosen === null || name === cardOf(cut, chosen));
+    cards.fill(view.order === "strongest" && chosen === null
+      ? [strongest]
+      : wanted.map((name, i) => () => (name === "singles" ? singles(i === 0) : card(Number(name)))));
   }
 
   function card(feature) {
@@ -113,10 +113,11 @@ export function imageCards(view, pictures) {
         h("h3", {}, h("span", { class: "visually-hidden" }, "Feature "), badge(feature, place)),
         h("span", { class: "feature-size" }, `${members.length} of ${count(neuron.n, "example")}`),
         h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: `${((100 * members.length) / neuron.n).toFixed(2)}%` } })),
-        classChips(members)),
+        h("span", { class: "quiet-text small" }, `activation ${number(examples.activation[members[0]], 2)} at most`),
+        classChips(members), permalink(view, feature)),
       h("div", { class: "feature-body" },
         summary(members, feature),
-        h("ol", { class: "tiles" }, (all ? members : members.slice(0, SHOWN)).map(tile))),
+        h("ol", { class: "tiles" }, (all ? members : members.slice(0, SHOWN)).map((example) => tile(example)))),
       rest > 0 && chosen === null && h("button", {
         type: "button", class: "link", "aria-expanded": String(all),
         onclick: () => {
@@ -157,7 +158,8 @@ export function imageCards(view, pictures) {
       more > 0 && h("span", { class: "quiet-text small" }, `and ${more} more`));
   }
 
-  function tile(example) {
+  /** An example's picture; with a mark where its feature isn't told above it. */
+  function tile(example, mark = null) {
     let item = items.get(example);
     if (!item) {
       const value = number(examples.activation[example], 2);
@@ -167,21 +169,31 @@ export function imageCards(view, pictures) {
         "aria-label": `Example ${example}${name === null ? "" : `, class ${name}`}, activation ${value}`,
         onclick: () => link.choose(open === example ? null : example),
       }, pictures.ofExample(example));
-      item = h("li", { dataset: { e: example } }, button, h("small", { "aria-hidden": "true" }, value));
+      item = h("li", { dataset: { e: example } }, button, h("small", { "aria-hidden": "true" }, value), h("span", { class: "tile-mark" }));
       items.set(example, item);
     }
+    replace(item.lastChild, mark);
     return item;
   }
 
-  function singles() {
-    const { cut, chosen } = state;
-    const members = cut.features.slice(cut.shared).map(([example]) => example);
-    members.sort((a, b) => examples.activation[b] - examples.activation[a]);
+  /** All examples, whatever their feature. */
+  function strongest() {
+    const list = h("ol", { class: "tiles by-strength" });
+    const all = Array.from({ length: neuron.n }, (_, i) => i).sort(strongestFirst(neuron));
+    const { more, show } = partly(list, all, (example) => tile(example, markOf(state.cut, example)));
+    show(unabridged.has("strongest") ? neuron.n : LISTED);
+    return h("section", { class: "card feature f-rest" },
+      h("header", {}, h("h3", {}, count(neuron.n, "example")), h("span", { class: "quiet-text small" }, "the strongest first, each with its feature")),
+      list, more);
+  }
+
+  function singles(isFirst) {
+    const { cut } = state;
+    const members = singlesOf(neuron, cut);
     const list = h("ol", { class: "tiles" });
-    const details = h("details", { open: unfolded || chosen !== null },
-      h("summary", {}, h("h3", {}, count(members.length, "single example"))),
-      h("p", { class: "quiet-text small" }, "Each is nearer than the threshold to no other, and so a feature of its own."), list);
-    const fill = () => list.childElementCount || list.append(...members.map(tile));
+    const details = h("details", { open: unfolded || isFirst },
+      singlesSummary(neuron, cut), h("p", { class: "quiet-text small" }, SINGLES, " ", permalink(view, "singles")), list);
+    const fill = () => list.childElementCount || list.append(...members.map((example) => tile(example)));
     if (details.open) fill();
     details.addEventListener("toggle", () => {
       unfolded = details.open;
@@ -231,12 +243,12 @@ export function imageCards(view, pictures) {
 
   function reveal(example) {
     const { cut, chosen } = state;
-    const item = tile(example);
+    const item = items.get(example) ?? tile(example);
     cards.finish();
     if (!item.isConnected) {
       const members = cut.features[cut.labels[example]];
-      if (members.length > 1) unabridged.add(members[0]);
-      else unfolded = true;
+      unabridged.add("strongest").add(members[0]);
+      unfolded ||= members.length === 1;
       show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
       cards.finish();
     }

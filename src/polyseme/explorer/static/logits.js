@@ -43,7 +43,7 @@ export function classLogits(neuron, names) {
     h("thead", {}, h("tr", {}, ["Class", "", "By ablation", "First order"].map((name, i) => h(i === 1 ? "td" : "th", { scope: i === 1 ? null : "col", class: i > 1 ? "num" : null }, name)))),
     h("tbody", {}, order.map((c) =>
       h("tr", {},
-        h("th", { scope: "row" }, names[c]),
+        h("th", { scope: "row" }, h("bdi", {}, names[c])),
         h("td", { class: "effect-cell" }, effectBar(ablation[c], most, gradient[c])),
         h("td", { class: "num" }, number(ablation[c], 3)),
         h("td", { class: "num" }, number(gradient[c], 3))))));

@@ -7,15 +7,16 @@ import { count, number, percent, whole } from "./format.js";
 import { siteName } from "./lookup.js";
 import { metric, metricNames } from "./metrics.js";
 import { activations } from "./activations.js";
-import { hasTree } from "./cut.js";
+import { hasFeatures, hasTree, namesOf } from "./cut.js";
 import { dendrogram } from "./dendrogram.js";
+import { downloadButton } from "./download.js";
 import { exampleMap } from "./feature-map.js";
-import { neighbourKeys } from "./neuron-view.js";
+import { neighbourKeys, ORDERS } from "./neuron-view.js";
 import { badge, paletteOf } from "./palette.js";
 import { distances } from "./recut.js";
 
-/** The head of a page: which neuron, its neighbours, and its figures at the present cut. */
-export function head(view, { lead = null } = {}) {
+/** The head of a page: which neuron, its neighbours, and what of it can't be shown. */
+function head(view) {
   const { neuron } = view;
   const { run, site } = neuron;
   const links = [["Previous", -1], ["Next", 1]].map(([name, step]) => {
@@ -32,16 +33,49 @@ export function head(view, { lead = null } = {}) {
   // The address also changes where only what the page shows does.
   for (const { step, element } of links) if (step) element.addEventListener("pointerdown", follow);
   neighbourKeys(view);
+  const wrong = h("div", { role: "status" });
+  view.add({ element: wrong, show: () => replace(wrong, view.wrong.map((sentence) => h("p", { class: "notice" }, sentence))) });
   return h("header", { class: "neuron-head" },
     h("div", { class: "neuron-title" },
-      h("h1", {}, h("span", { class: "neuron-site" }, siteName(run, site)), h("span", { class: "slash" }, " / "), String(neuron.neuron)),
+      h("h1", {}, h("bdi", { class: "neuron-site" }, siteName(run, site)), h("span", { class: "slash" }, " / "), String(neuron.neuron)),
+      downloadButton(view),
       h("nav", { class: "neighbours", "aria-label": "Neighbouring neurons" }, links.map((link) => link.element ?? link))),
-    neuron.damage?.map((sentence) => h("p", { class: "notice bad" }, sentence)),
-    lead);
+    neuron.damage.map((sentence) => h("p", { class: "notice bad" }, sentence)),
+    wrong);
+}
+
+/**
+ * Fills a page: the head, the features beside the tree and the pictures, the rest. What of a
+ * damaged run can't be read is left out, and the head says so.
+ *
+ * @param {HTMLElement} main
+ * @param {import("./neuron-view.js").NeuronView} view
+ * @param {object} parts
+ * @param {() => Node[]} parts.features
+ * @param {(example: number) => Node[]} parts.tell what to show of an example that's pointed at
+ * @param {Node} parts.rest
+ */
+export function fillNeuron(main, view, { features, tell, rest }) {
+  const { neuron } = view;
+  main.append(head(view));
+  if (!neuron.n) main.append(deadNotice(neuron));
+  else if (!hasFeatures(neuron)) main.append(h("div", { class: "neuron-features" }, features()));
+  else main.append(view.add(figures(neuron)), h("div", { class: "neuron-layout" }, side(view, { tell }), h("div", { class: "neuron-features" }, features())));
+  main.append(rest);
+}
+
+/** Said instead of what is damaged. */
+export function lost(sentence) {
+  return h("p", { class: "notice bad" }, sentence);
+}
+
+/** What features are shown, and how. */
+export function featuresBar(view, ...more) {
+  return h("div", { class: "features-bar" }, h("h2", {}, "Features"), view.add(featureChoice(view)), view.add(orderChoice(view)), more);
 }
 
 /** Said instead of everything else of a neuron without examples. */
-export function deadNotice(neuron) {
+function deadNotice(neuron) {
   return h("p", { class: "notice" },
     neuron.metrics.density > 0
       ? "None of the inputs that activate this neuron met the run's selection, so it has no examples and no features."
@@ -49,7 +83,7 @@ export function deadNotice(neuron) {
 }
 
 /** Figures that follow the cut. @returns {import("./neuron-view.js").Part & {element: HTMLElement}} */
-export function figures(neuron) {
+function figures(neuron) {
   const element = h("dl", { class: "stats neuron-figures" });
   const averages = (neuron.run.settings?.linkage ?? "average") === "average" && hasTree(neuron);
   const m = neuron.metrics;
@@ -104,7 +138,7 @@ export function card(title, ...children) {
 }
 
 /** Which feature is shown: all of them side by side, or one. */
-export function featureChoice(view) {
+function featureChoice(view) {
   const element = h("nav", { class: "feature-choice", "aria-label": "Features" });
   const go = (feature) => view.ctx.navigate({ feature });
   return {
@@ -119,19 +153,30 @@ export function featureChoice(view) {
             element.querySelector(`[data-tab="${feature ?? "all"}"]`)?.focus();
           },
         }, content);
-      const items = [item(null, "All")];
-      for (let feature = 0; feature < cut.shared; feature++) {
-        const size = cut.features[feature].length;
-        items.push(item(String(feature), badge(feature, paletteOf(feature, size)), h("small", {}, ` ${size}`)));
-      }
-      if (cut.n > cut.shared) items.push(item("singles", `${count(cut.n - cut.shared, "single")}`));
-      replace(element, items);
+      const tab = (name) => {
+        if (name === "singles") return item(name, count(cut.n - cut.shared, "single"));
+        const size = cut.features[name].length;
+        return item(name, badge(name, paletteOf(Number(name), size)), h("small", {}, ` ${size}`));
+      };
+      replace(element, item(null, "All"), namesOf(view.neuron, cut, view.order).map(tab));
     },
   };
 }
 
+const ORDER_NAMES = { size: "Largest feature first", maximum: "Feature of the strongest example first", strongest: "Strongest example first, of any feature" };
+
+/** In which order features are shown, or examples whatever their feature. */
+function orderChoice(view) {
+  const select = h("select", { onchange: () => view.ctx.navigate({ order: select.value === ORDERS[0] ? null : select.value }) },
+    ORDERS.map((order) => h("option", { value: order }, ORDER_NAMES[order])));
+  return {
+    element: h("label", { class: "field" }, "Order", select),
+    show: () => (select.value = view.order),
+  };
+}
+
 /** The tree, the pictures and the activations, in a column that stays in sight. */
-export function side(view, { tell }) {
+function side(view, { tell }) {
   const { neuron, link, signal } = view;
   const parts = [];
   if (neuron.n > 1 && hasTree(neuron)) {
@@ -153,7 +198,7 @@ export function side(view, { tell }) {
       h("div", { class: "maps" }, maps),
       h("p", { class: "quiet-text small" }, "The two leading directions of the cosine geometry, with the neuron's weights (left) and without. A point is an example, its shape and colour the feature.")));
   }
-  if (neuron.histogram && neuron.n) {
+  if (neuron.histogram) {
     rest.push(card("Activations", view.add(activations(neuron, { link, signal }))));
   }
   parts.push(h("div", { class: "side-pictures" }, rest));

@@ -2,7 +2,7 @@
 
 import * as data from "./data.js";
 import { count, number } from "./format.js";
-import { cutNeuron, thresholdOf } from "./cut.js";
+import { cutNeuron, hasFeatures, hasTree, namesOf } from "./cut.js";
 import { links } from "./link.js";
 import { neuronAt } from "./lookup.js";
 import { neuronAddress } from "./route.js";
@@ -13,6 +13,44 @@ export async function openNeuron({ run, params }) {
   const found = neuronAt(run, ...(params.length > 1 ? params : [undefined, ...params]));
   if (found.problem) throw new data.DataError(found.problem);
   return data.neuron(run, data.rowOf(run, found.site, found.neuron));
+}
+
+/** In which order features are shown; "strongest" is all examples, whatever their feature. */
+export const ORDERS = ["size", "maximum", "strongest"];
+
+/** What tokens are shaded by. */
+export const SHADES = ["activation", "importance"];
+
+/**
+ * What an address asks of a neuron, and in sentences what of that there isn't.
+ *
+ * @param {URLSearchParams} query
+ * @param {object} neuron as data.js has it
+ */
+function read(query, neuron) {
+  const wrong = [];
+  const own = neuron.site.threshold;
+  const given = (name, fits, expected, otherwise) => {
+    const text = query.get(name);
+    if (text === null) return otherwise;
+    if (fits(text)) return text;
+    wrong.push(`The address has ${name}=${text}, but ${expected}.`);
+    return otherwise;
+  };
+  const asked = given("threshold", (text) => Number(text) > 0 && Number(text) <= 2, `a threshold is above 0 and at most 2; features are shown as the run cut them, at ${own}`, null);
+  const threshold = asked !== null && hasTree(neuron) ? Number(asked) : own;
+  const cut = cutNeuron(neuron, threshold);
+  const isBelow = (n) => (text) => /^\d+$/.test(text) && Number(text) < n;
+  const numbers = (n) => (n > 1 ? `0 to ${n - 1}` : "0 alone");
+  return {
+    wrong,
+    cut,
+    order: given("order", (text) => ORDERS.includes(text), `an order is one of ${ORDERS.join(", ")}`, ORDERS[0]),
+    chosen: given("feature", (text) => isBelow(cut.n)(text) || (text === "singles" && cut.n > cut.shared),
+      `the features at this threshold are ${numbers(cut.n)}; all are shown`, null),
+    shade: given("shade", (text) => SHADES.includes(text), `tokens are shaded by one of ${SHADES.join(", ")}`, SHADES[0]),
+    example: given("example", isBelow(neuron.n), `the neuron's examples are ${numbers(neuron.n)}; none is opened`, null),
+  };
 }
 
 /**
@@ -32,16 +70,20 @@ export class NeuronView {
     this.link = links((example) => this.open(example));
     /** @type {Part[]} */
     this.parts = [];
-    /** Called with each query, before the parts are shown. */
+    /** Called when the address has changed, before the parts are shown. */
     this.onQuery = [];
     /** Called when another example is opened, or none. */
     this.onOpen = [];
     this.example = null;
     this.chosen = null;
+    this.order = ORDERS[0];
+    this.shade = SHADES[0];
     this.cut = null;
+    /** Sentences about what the address asks for in vain. */
+    this.wrong = [];
     this._threshold = null;
     this._frame = 0;
-    if (neuron.n) this._keys();
+    if (hasFeatures(neuron)) this._keys();
   }
 
   add(part) {
@@ -51,15 +93,12 @@ export class NeuronView {
 
   /** Shows what an address says. */
   update(query) {
-    const { neuron } = this;
-    for (const listener of this.onQuery) listener(query);
-    if (!neuron.n) return;
-    const threshold = thresholdOf(query, neuron);
-    if (this.cut?.threshold !== threshold) this.cut = cutNeuron(neuron, threshold);
-    this.chosen = query.get("feature");
+    const { example, ...shown } = hasFeatures(this.neuron) ? read(query, this.neuron) : {};
+    Object.assign(this, shown);
+    for (const listener of this.onQuery) listener();
+    if (!this.cut) return;
     this._show();
-    const example = query.has("example") ? Number(query.get("example")) : null;
-    this._open(example !== null && example >= 0 && example < neuron.n ? example : null);
+    this._open(example === null ? null : Number(example));
   }
 
   _show() {
@@ -90,6 +129,7 @@ export class NeuronView {
     this.cut = cutNeuron(this.neuron, this._threshold);
     // Feature 3 of one cut is another in the next.
     this.chosen = null;
+    this.wrong = [];
     this._show();
     performance.measure("recut", { start: began });
   }
@@ -110,8 +150,15 @@ export class NeuronView {
   addressOf(neuron) {
     const { run, site } = this.neuron;
     const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
-    const kept = Object.fromEntries(["threshold", "shade"].map((name) => [name, query.get(name)]));
+    const kept = Object.fromEntries(["threshold", "order", "shade"].map((name) => [name, query.get(name)]));
     return neuronAddress(run, site.number, neuron, kept);
+  }
+
+  /** Address of one of the features that are shown: its number, or "singles". */
+  addressOfFeature(feature) {
+    const { run, site, neuron } = this.neuron;
+    const { own, threshold } = this.cut;
+    return neuronAddress(run, site.number, neuron, { threshold: own ? null : threshold, feature });
   }
 
   /** Number of the neuron before (-1) or after (1) in its site, or null at the end. */
@@ -132,9 +179,7 @@ export class NeuronView {
   }
 
   _nextFeature(step) {
-    const { cut } = this;
-    const names = Array.from({ length: cut.shared }, (_, feature) => String(feature));
-    if (cut.n > cut.shared) names.push("singles");
+    const names = namesOf(this.neuron, this.cut, this.order);
     const at = names.indexOf(this.chosen);
     const next = at < 0 ? (step > 0 ? 0 : names.length - 1) : at + step;
     const feature = names[next] ?? null;

@@ -71,6 +71,7 @@ function brief(neuron, paint) {
 
 /** The largest features at the run's own cut, each with its strongest examples first. */
 function largest({ n, examples }) {
+  if (!examples.feature) return []; // damaged
   const groups = new Map();
   for (let e = 0; e < n; e++) {
     const feature = examples.feature[e];

@@ -41,6 +41,31 @@ export function cut(tree, n, threshold) {
 }
 
 /**
+ * A threshold that cuts a tree into about so many clusters: just so many where no distances tie,
+ * and in as few digits as tell it from others.
+ *
+ * @param {Tree} tree
+ * @param {number} n how many examples it has
+ * @param {number} k from 2 to n - 1
+ * @returns {number}
+ */
+export function thresholdFor(tree, n, k) {
+  const { heights } = tree;
+  const merges = n - k;
+  const height = heights[merges];
+  // Of merges at the same distance all are made or none.
+  const before = heights.findIndex((other) => other === height);
+  const after = heights.findLastIndex((other) => other === height) + 1;
+  const fewer = height > 0 && merges - before <= after - merges;
+  const [low, high] = fewer ? [heights[before - 1] ?? 0, height] : [height, heights[after] ?? 2];
+  for (let scale = 10; scale < 1e8; scale *= 10) {
+    const rounded = Math.floor(high * scale) / scale;
+    if (rounded > low && rounded <= high) return rounded;
+  }
+  return high;
+}
+
+/**
  * The examples of each cluster, in their own order.
  *
  * @param {Int32Array} labels

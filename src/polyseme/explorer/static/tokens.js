@@ -14,18 +14,18 @@ const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/g;
 const LETTER = /\p{L}/gu;
 
 /**
- * A token's text in pieces: what is shown, and for a mark what it stands for.
+ * A token's text in pieces: what is shown, and for a mark what it stands for, in words and itself.
  *
  * @param {string} text
  * @param {boolean} [alone] no other text around it, so that spaces at its ends would be missed
- * @returns {{shown: string, mark?: string}[]}
+ * @returns {{shown: string, mark?: string, raw?: string}[]}
  */
 export function pieces(text, alone = false) {
-  if (text === "") return [{ shown: "∅", mark: "an empty token" }];
+  if (text === "") return [{ shown: "∅", mark: "an empty token", raw: "" }];
   if (BYTE.test(text)) {
     return text
       .match(/<0x[0-9A-F]{2}>/g)
-      .map((byte) => ({ shown: byte.slice(3, 5), mark: `byte 0x${byte.slice(3, 5)}, part of a character` }));
+      .map((byte) => ({ shown: byte.slice(3, 5), mark: `byte 0x${byte.slice(3, 5)}, part of a character`, raw: byte }));
   }
   const found = [];
   const blank = (alone || text.length > 1) && text.trim() === "";
@@ -35,7 +35,7 @@ export function pieces(text, alone = false) {
     const missed = blank || spaceWouldBeMissed(characters, index, alone);
     const joins = index > 0 && index < characters.length - 1;
     const mark = markOf(character, missed, joins);
-    if (mark) found.push(mark);
+    if (mark) found.push({ ...mark, raw: character });
     else if (plain && !plain.mark) plain.shown += character;
     else found.push({ shown: character });
   });
@@ -68,7 +68,7 @@ export function plain(text) {
 
 /** Nodes of a token's text, marks as elements of their own. */
 export function tokenNodes(text, alone = false) {
-  return pieces(text, alone).map(({ shown, mark }) => (mark ? h("span", { class: "mark", title: mark }, shown) : shown));
+  return pieces(text, alone).map(({ shown, mark, raw }) => (mark ? h("span", { class: "mark", title: mark, dataset: { raw } }, shown) : shown));
 }
 
 /** A token by itself, in a frame: distinctive tokens, logit effects. */

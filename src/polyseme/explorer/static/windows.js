@@ -39,13 +39,17 @@ export function exampleLines(neuron, { link, signal }) {
     const way = direction(spans.tokens.join(""));
     const before = h("span", { class: "before" });
     const after = h("span", { class: "after" });
-    const value = h("span", { class: "line-value" }, number(examples.activation[example]));
+    const mark = h("span", { class: "line-mark" });
+    const choose = () => link.choose(open === example ? null : example);
+    const value = number(examples.activation[example]);
     const button = h("button", {
-      type: "button", class: "kwic", dir: way, "aria-expanded": "false",
-      onclick: () => link.choose(open === example ? null : example),
-    }, before, after);
-    const element = h("li", { class: "line", dataset: { e: example } }, value, button);
-    const line = { element, button, before, after, words: spans, first, way, shaded: null };
+      type: "button", class: "line-value", "aria-expanded": "false", title: "The whole context",
+      "aria-label": `Activation ${value}: the whole context`, onclick: choose,
+    }, value);
+    // The text may be selected, so it's no button; a click on it does the same.
+    const text = h("span", { class: "kwic", dir: way, onclick: () => getSelection().isCollapsed && choose() }, before, after);
+    const element = h("li", { class: "line", dataset: { e: example } }, mark, button, text);
+    const line = { element, mark, button, before, after, words: spans, first, shaded: null };
     lines.set(example, line);
     return line;
   }
@@ -139,7 +143,7 @@ export function exampleLines(neuron, { link, signal }) {
     });
     text.addEventListener("pointerleave", hideTip);
     const said = h("p", { class: "visually-hidden", "aria-live": "polite" });
-    replace(panel, text, said, h("p", { class: "context-said" },
+    replace(panel, text, said, h("p", { class: "context-said" }, copyButton(all), " ",
       `Input ${whole(place)}, token ${whole(centre)}: activation ${number(examples.activation[example])}. `,
       `Shaded are the ${tokens.before} tokens before it and the ${tokens.width - 1 - tokens.before} after.`));
   }
@@ -165,12 +169,15 @@ export function exampleLines(neuron, { link, signal }) {
   signal.addEventListener("abort", hideTip);
 
   return {
-    /** The line of an example, as it's to look now. */
-    line(example) {
+    /** The line of an example, as it's to look now; with a mark where its feature isn't told above it. */
+    line(example, mark = null) {
       const line = lines.get(example) ?? make(example);
       paint(example, line);
+      replace(line.mark, mark);
       return line.element;
     },
+    /** The same where it is already. */
+    element: (example) => (lines.get(example) ?? make(example)).element,
     /** What tokens are shaded by from now on; lines that are asked for follow. */
     setShade(next) {
       if (shade === next) return;
@@ -206,8 +213,34 @@ export function exampleLines(neuron, { link, signal }) {
         if (line) link.point(Number(line.dataset.e));
       });
       element.addEventListener("focusout", () => link.point(null));
+      element.addEventListener("copy", (event) => {
+        event.preventDefault();
+        event.clipboardData.setData("text/plain", selectedText());
+      });
     },
   };
+}
+
+/** What is selected of example texts, a line each: the text itself, without marks or values. */
+function selectedText() {
+  const found = getSelection().getRangeAt(0).cloneContents();
+  for (const mark of found.querySelectorAll("[data-raw]")) mark.replaceWith(mark.dataset.raw);
+  const texts = found.querySelectorAll(".kwic, .context, .chip-token");
+  return texts.length ? Array.from(texts, (text) => text.textContent).join("\n") : found.textContent;
+}
+
+/** Copies a text, where the page may: on this machine, or over https. */
+function copyButton(words) {
+  if (!navigator.clipboard) return null;
+  const button = h("button", { type: "button", class: "link", onclick: async () => {
+    try {
+      await navigator.clipboard.writeText(words.join(""));
+      button.textContent = "Copied";
+    } catch (error) {
+      button.textContent = `Not copied: ${error.message}`;
+    }
+  } }, "Copy the text");
+  return button;
 }
 
 /** A short stretch of text that can't be opened: random examples, samples of similar features. */

@@ -144,6 +144,7 @@ function keys() {
     [["/"], "Search"],
     [["←", "→"], "The neuron before and after, on a neuron’s page"],
     [["↑", "↓"], "From row to row, in a table of neurons; so do Page Up, Page Down, Home and End"],
+    [["j", "k"], "The feature after and before, on a neuron’s page; Escape closes its open example"],
     [["+", "−", "0"], "Zoom and show all, in the map of neurons; the arrow keys move it"],
   ];
   return section(

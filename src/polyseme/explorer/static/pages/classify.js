@@ -68,7 +68,7 @@ class Classify {
     h("button", { type: "button", onclick: () => this._offer(tiles) }, "Others"));
     this.field = field;
     this._offer(tiles);
-    return h("div", { class: "classify-choices" }, form, tiles, h("p", { class: "quiet-text small" }, `Some of the examples of ${run.title}.`));
+    return h("div", { class: "classify-choices" }, form, tiles, h("p", { class: "quiet-text small" }, "Some of the examples of ", h("bdi", {}, run.title), "."));
   }
 
   async _offer(tiles) {
@@ -78,6 +78,7 @@ class Classify {
       // A neuron may be dead, so several are tried.
       for (let attempt = 0; attempt < 12 && inputs.size < CHOICES; attempt++) {
         const one = await data.neuron(run, Math.floor(Math.random() * run.n_neurons));
+        if (!one.examples.thumb) continue; // damaged
         const all = Array.from({ length: one.n }, (_, i) => i).sort(() => Math.random() - 0.5);
         for (const example of all.slice(0, CHOICES / 4)) inputs.set(one.examples.inputNumber[example], one.thumbs.of(one.examples.thumb[example]));
       }
@@ -213,11 +214,12 @@ class Classify {
     const { run } = this.ctx;
     try {
       const one = await data.neuron(run, data.rowOf(run, row.site, row.neuron));
+      if (!one.examples.thumb) return; // a damaged pack has no picture
       const members = Array.from(one.examples.feature.keys()).filter((i) => one.examples.feature[i] === row.feature);
       const { average, averageShape } = new Pictures(one).average(members);
       place.append(pixels(average, averageShape, `Average of feature ${row.feature}`));
     } catch (error) {
-      if (!(error instanceof data.DataError)) throw error; // a damaged pack has no picture
+      if (!(error instanceof data.DataError)) throw error; // nor has one that can't be fetched
     }
   }
 
@@ -226,7 +228,7 @@ class Classify {
     if (!totals.length) return;
     this.neurons.firstChild.append(h("p", { class: "quiet-text small" }, totals.map((total) => {
       const site = this.ctx.run.sites.find((s) => s.number === total.site);
-      return `${siteName(this.ctx.run, site)}: ${count(total.active, "active neuron")} add ${number(total.contributions[c])} in all. `;
+      return [h("bdi", {}, siteName(this.ctx.run, site)), `: ${count(total.active, "active neuron")} add ${number(total.contributions[c])} in all. `];
     })));
   }
 }

@@ -6,8 +6,8 @@ import { number } from "../format.js";
 import { featureCards } from "../feature-cards.js";
 import { importancesOf } from "../importances.js";
 import { tokenLogits } from "../logits.js";
-import { card, deadNotice, featureChoice, figures, head, metricsTable, side } from "../neuron-frame.js";
-import { NeuronView, openNeuron } from "../neuron-view.js";
+import { card, featuresBar, fillNeuron, lost, metricsTable } from "../neuron-frame.js";
+import { NeuronView, openNeuron, SHADES } from "../neuron-view.js";
 import { hasImpliedSpaces, plain } from "../tokens.js";
 import { exampleLines, textSample } from "../windows.js";
 
@@ -15,38 +15,29 @@ export async function render(main, ctx) {
   const neuron = await openNeuron(ctx);
   const view = new NeuronView(neuron, ctx);
   main.classList.add("neuron-page");
-  if (!neuron.n || !neuron.tokens?.window) {
-    main.append(head(view), neuron.n ? h("p", { class: "notice bad" }, "The texts of this neuron's examples can't be read.") : deadNotice(neuron), rest(neuron));
-  } else {
-    fill(main, view);
-  }
+  const readable = Boolean(neuron.tokens?.window && neuron.examples.activation);
+  fillNeuron(main, view, {
+    features: () => (readable ? textFeatures(view) : [lost("The texts of this neuron's examples can't be read.")]),
+    tell: (example) => (readable ? snippet(neuron, example) : [`Example ${example}`]),
+    rest: rest(view),
+  });
   view.update(ctx.query);
   return { update: (query) => view.update(query) };
 }
 
-function fill(main, view) {
-  const { neuron } = view;
-  const lines = exampleLines(neuron, view);
+/** The features and how they're shown, with their examples. */
+function textFeatures(view) {
+  const lines = exampleLines(view.neuron, view);
   const shading = shadeChoice(view, lines);
-  const tell = (example) => snippet(neuron, example);
-  const cards = featureCards(neuron, lines, view.signal);
-  main.append(
-    head(view),
-    view.add(figures(neuron)),
-    h("div", { class: "neuron-layout" },
-      side(view, { tell }),
-      h("div", { class: "neuron-features" },
-        h("div", { class: "features-bar" }, h("h2", {}, "Features"), view.add(featureChoice(view)), shading.element),
-        shading.notice,
-        view.add(cards))),
-    rest(neuron));
+  const cards = featureCards(view, lines);
   view.onOpen.push((example) => {
     lines.open(example);
     if (example === null) return;
     cards.reveal(example);
     // A new page is first shown from its top.
-    setTimeout(() => lines.line(example).scrollIntoView({ block: "nearest" }));
+    setTimeout(() => lines.element(example).scrollIntoView({ block: "nearest" }));
   });
+  return [featuresBar(view, shading.element), shading.notice, view.add(cards)];
 }
 
 /** Token shades by activation or by importance. */
@@ -55,16 +46,16 @@ function shadeChoice(view, lines) {
   const importances = importancesOf(neuron, ctx);
   const name = uniqueId("shade");
   const notice = h("div", {});
-  const radios = ["activation", "importance"].map((value) =>
+  const radios = SHADES.map((value) =>
     h("label", {}, h("input", {
       type: "radio", name, value,
-      onchange: () => ctx.navigate({ shade: value === "activation" ? null : value }),
+      onchange: () => ctx.navigate({ shade: value === SHADES[0] ? null : value }),
     }), value === "activation" ? "Activation" : "Importance"));
   const element = h("div", { class: "shading" },
     h("fieldset", { class: "choice" }, h("legend", { class: "visually-hidden" }, "Shade tokens by"), radios),
     h("span", { class: "shade-key", "aria-hidden": "true" }));
-  view.onQuery.push((query) => {
-    const shade = query.get("shade") === "importance" ? "importance" : "activation";
+  view.onQuery.push(() => {
+    const { shade } = view;
     for (const label of radios) label.firstChild.checked = label.firstChild.value === shade;
     lines.setShade(shade);
     element.classList.toggle("by-importance", shade === "importance");
@@ -83,13 +74,14 @@ function snippet(neuron, example) {
   ];
 }
 
-function rest(neuron) {
+function rest(view) {
+  const { neuron } = view;
   const logits = tokenLogits(neuron);
   const { random, tokens } = neuron;
   const implied = tokens && hasImpliedSpaces(tokens.vocabulary);
   return h("div", { class: "neuron-rest" },
     logits && card("Effect on the next token",
-      h("p", { class: "quiet-text small" }, "The neuron's output direction through the unembedding: logits that one unit of activation adds, for a last residual stream of norm √d."), logits),
+      h("p", { class: "quiet-text small" }, "What one unit of activation adds to each token's logit, straight through the unembedding, less the mean over all tokens: only differences between logits change what is predicted. For a last residual stream of norm √d."), logits),
     random?.n > 0 && random.tokens && card("Random activating examples",
       h("p", { class: "quiet-text small" }, "Drawn from all contexts that activate it, weakly or strongly."),
       h("ol", { class: "lines" }, Array.from({ length: random.n }, (_, i) =>

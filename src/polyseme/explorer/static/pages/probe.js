@@ -157,7 +157,7 @@ class Probed {
       ? this.answer.active.toSorted((a, b) => (b.share ?? 0) - (a.share ?? 0)).slice(0, STRONGEST)
       : this.at[valid];
     const title = valid === null ? "Strongest anywhere in the text" : ["Neurons at ", h("bdi", { class: "chip-token" }, plain(this.answer.tokens[valid]))];
-    const beyond = rows.some((row) => row.share > 1) && h("p", { class: "quiet-text small" }, "Over 100%: more than any text of the run made of it.");
+    const beyond = rows.some((row) => row.share > 1) && h("p", { class: "quiet-text small" }, "Over 100%: more than any text of the run made of it. The mark on its bar is at 100%.");
     replace(this.panel, h("header", {}, h("h2", {}, title)), beyond, rows.length ? this._table(rows, valid === null) : h("p", {}, this._none(valid)));
   }
 
@@ -169,6 +169,7 @@ class Probed {
 
   _table(rows, withToken) {
     const { run } = this.ctx;
+    const most = Math.max(1, ...rows.map((row) => row.share ?? 0)); // which has the whole length of a bar
     const head = [withToken && "Token", "Neuron", "Share of its maximum", "Activation", "Feature"].filter(Boolean);
     return h("div", { class: "scroll-x" }, h("table", { class: "plain probe-table" },
       h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num activation" : null }, name)))),
@@ -179,7 +180,7 @@ class Probed {
         return h("tr", { onpointerenter: () => shade(true), onpointerleave: () => shade(false), onfocusin: () => shade(true), onfocusout: () => shade(false) },
           withToken && h("td", {}, h("button", { type: "button", class: "link", onclick: () => this._go(row.token) }, h("bdi", {}, plain(this.answer.tokens[row.token])))),
           h("th", { scope: "row" }, h("a", { href, title: `${siteName(run, site)}, neuron ${row.neuron}` }, neuronName(run, site, row.neuron))),
-          h("td", { class: "share-cell" }, h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: `${Math.min(100, 100 * (row.share ?? 0)).toFixed(1)}%` } })), row.share === null ? "–" : percent(row.share)),
+          h("td", { class: "share-cell" }, shareBar(row.share ?? 0, most), row.share === null ? "–" : percent(row.share)),
           h("td", { class: "num activation" }, number(row.activation)),
           h("td", { class: "which" }, this._feature(row)));
       }))));
@@ -203,4 +204,10 @@ class Probed {
       if (level > 0) cell.classList.add(`s${level}`);
     });
   }
+}
+
+/** A bar for a share that may be over 100%, which is marked then. */
+function shareBar(share, most) {
+  const long = (value) => `${((100 * value) / most).toFixed(1)}%`;
+  return h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: long(share) } }), share > 1 && h("i", { style: { left: long(1) } }));
 }
