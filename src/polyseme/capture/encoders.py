@@ -43,12 +43,11 @@ class SAESite(HiddenSite):
     def __init__(self, name: str, module: nn.Module) -> None:
         encoder = sae_encoder(module)
         self._encoder = LinearSite(name, encoder) if encoder is not None else None
-        d_in, n_neurons = (
-            module.W_enc.shape  # type: ignore[union-attr]
-            if self._encoder is None
-            else (self._encoder.d_in, self._encoder.n_neurons)
-        )
-        super().__init__(name, module, int(n_neurons), int(d_in))
+        if self._encoder is None:
+            d_in, n_neurons = _parameter(module).shape
+        else:
+            d_in, n_neurons = self._encoder.d_in, self._encoder.n_neurons
+        super().__init__(name, module, n_neurons, d_in)
         #: Whether the input vectors are what the module itself is called with.
         self._reads_whole = True
         #: What is taken off them before they reach the encoder.
@@ -83,9 +82,7 @@ class SAESite(HiddenSite):
     def weights(self) -> Tensor:
         if self._encoder:
             return self._encoder.weights()
-        weight = self.module.W_enc
-        assert isinstance(weight, Tensor)
-        return weight.detach().T
+        return _parameter(self.module).detach().T
 
     def encode(self, inputs: Tensor) -> Tensor:
         encode: Any = self.module.encode
@@ -95,7 +92,7 @@ class SAESite(HiddenSite):
     def vectors(self, inputs: Tensor) -> Tensor:
         """What the weights multiply, of what `input_module` is called with."""
         if self._encoder is None and not self._reads_whole:
-            return watched_encode(self.encode, self.module.W_enc, inputs)[1]
+            return watched_encode(self.encode, _parameter(self.module), inputs)[1]
         return inputs if self._offset is None else inputs + self._offset
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
@@ -103,7 +100,7 @@ class SAESite(HiddenSite):
 
     def prove(self, runs: Sequence[Seen]) -> None:
         if self._encoder is None:
-            weight = self.module.W_enc
+            weight = _parameter(self.module)
             self._reads_whole = prove_encode(self.name, self.encode, weight, runs)
             return
         self._encoder.prove(
@@ -136,6 +133,13 @@ def _is_shifted(run: Seen) -> bool:
     far = (less - less[0]).abs().amax(dim=0)
     size = run.inputs.abs().max() + run.encoded.abs().max()
     return bool((far <= tolerance(run.inputs) * size).all())
+
+
+def _parameter(module: nn.Module) -> Tensor:
+    """An SAE's encoder weight, where it is a parameter, (d_in, d_sae)."""
+    weight = module.W_enc
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def sae_encoder(module: nn.Module) -> nn.Module | None:
@@ -290,10 +294,10 @@ def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
         The first made of the second, with a graph.
     """
     for at in _spread(activations.detach().reshape(-1).nonzero()[:, 0]).tolist():
-        (slope,) = torch.autograd.grad(
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
             activations.reshape(-1)[at], latents, retain_graph=True, allow_unused=True
         )
-        if slope is None:
+        if (slope := slopes[0]) is None:
             return False
         others = slope.reshape(-1).clone()
         others[at] = 0
@@ -311,10 +315,10 @@ def _slope_error(latents: Tensor, vectors: Tensor, weights: Tensor, unknown: flo
     flat = latents.reshape(-1, latents.shape[-1])
     worst = 0.0
     for row, latent in _spread(flat.detach().nonzero()).tolist():
-        (slope,) = torch.autograd.grad(
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
             flat[row, latent], vectors, retain_graph=True, allow_unused=True
         )
-        if slope is None:
+        if (slope := slopes[0]) is None:
             return unknown
         own = slope.reshape(-1, slope.shape[-1])[row].float()
         cosine = torch.cosine_similarity(own, weights[latent].float(), dim=0)

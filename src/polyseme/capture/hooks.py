@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
-    """Run what `torch.compile` has compiled as it was written, so that hooks see all of it."""
+def _uncompiled(model: nn.Module) -> Any:
+    """Run what `torch.compile` has compiled as it was written, so that hooks see all of it; a context."""
     for module in model.modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             return torch.compiler.set_stance("force_eager")

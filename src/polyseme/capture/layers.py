@@ -35,8 +35,6 @@ class Site(ABC):
 
     kind: str
     n_groups = 1
-    #: Whether it is read between its input and its decoder, see `HiddenSite`.
-    is_hidden = False
 
     def __init__(self, name: str, module: nn.Module, n_neurons: int, d_in: int) -> None:
         self.name = name
@@ -56,6 +54,11 @@ class Site(ABC):
     def output_module(self) -> nn.Module:
         """Module whose output the nonlinearity acts on."""
         return self.module
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is read between its input and its decoder, see `HiddenSite`."""
+        return False
 
     @property
     def called_once(self) -> list[nn.Module]:
@@ -237,7 +240,7 @@ def _noise_like(inputs: Tensor) -> Tensor:
 
 def _some(n: int, most: int) -> Tensor:
     """Up to ``most`` numbers below n, evenly spread."""
-    return torch.linspace(0, n - 1, min(n, most)).round().long().unique()
+    return torch.linspace(0, n - 1, min(n, most)).round().long()
 
 
 class LinearSite(_WeightedSite):
@@ -373,7 +376,9 @@ class HiddenSite(Site):
     ``decoder``: nothing has to be found out about what the model does in between.
     """
 
-    is_hidden = True
+    @property
+    def is_hidden(self) -> bool:
+        return True
 
     @property
     def input_module(self) -> nn.Module:

@@ -185,8 +185,8 @@ def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:
             )
         if may_be_sae(parent) and sae_encoder(parent) is modules[name]:
             return [SAESite(name, parent)]
-        if (site := layer_site(name, modules[name])) is not None:
-            return [site]
+        if (layer := layer_site(name, modules[name])) is not None:
+            return [layer]
         inside = [site.name for site in known if site.name.startswith(f"{name}.")]
         remedy = f"Layers inside it are: {', '.join(inside[:8])}." if inside else _choices(known)
         raise SiteError(
