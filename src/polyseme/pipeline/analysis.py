@@ -197,8 +197,7 @@ def analyse(
     check_linkage(linkage)
     baseline = check_baseline(baseline)
     image_shape = check_image_shape(image_shape)
-    names = None if class_names is None else [str(name) for name in class_names]
-    source = as_source(data, labels)
+    source = as_source(data, labels, class_names)
     found = find_sites(model, sites)
     settings: dict[str, Any] = {
         "select": describe_selector(select),
@@ -219,7 +218,7 @@ def analyse(
         "data": {
             **source.identity(),
             "image_shape": _json_number(image_shape),
-            "class_names": names,
+            "class_names": _json_number(source.class_names),
         },
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
@@ -227,7 +226,6 @@ def analyse(
             return open_run(out, probe=probe)
         work = _Analysis(model, source, found, writer, settings, progress)
         work.image_shape = image_shape
-        work.class_names = names
         work.baseline = baseline
         return work.run(select, about)
 
@@ -236,7 +234,6 @@ class _Analysis:
     """The stages of one analysis, each of which a resume may find done."""
 
     image_shape: tuple[int, ...] | None = None
-    class_names: list[str] | None = None
     baseline: float | Array = 0.0
     #: Of one input; known from the first batch on.
     shape: tuple[int, ...] | None = None
@@ -293,7 +290,6 @@ class _Analysis:
                 **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
             )
             images = self.source.images
-            names = self.class_names or (list(images.class_names or []) if images else [])
             path = self.writer.finish(
                 {
                     "sites": infos,
@@ -308,7 +304,7 @@ class _Analysis:
                         "std": _json_number(images.std) if images else 1.0,
                         "low": collector.low,
                         "high": collector.high,
-                        "class_names": names,
+                        "class_names": list(self.source.class_names or ()),
                     },
                 }
             )
@@ -340,8 +336,6 @@ class _Analysis:
             lambda n: bars.update(task, completed=n),
             CHECKPOINT_SECONDS,
         )
-        if not collector.n_inputs:
-            raise InputError(f"The data {self.source.name} is empty; at least one input is needed.")
         if self.shape is None:
             # It was interrupted after the last batch.
             self._look_again(first)
