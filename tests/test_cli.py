@@ -337,7 +337,7 @@ def test_no_selector_is_ever_evaluated(place, capsys, text):
     status, _, err = said(capsys, *analyse("--select", text))
     assert status == 1
     assert err.startswith("polyseme: --select is ")
-    assert "is no selector; TopK(100) or FirstActive(100, minimum=0.005) is the form" in err
+    assert "is not a selector; TopK(100) or FirstActive(100, minimum=0.005) is the form" in err
     assert not Path("evaluated").exists()
     assert not Path("run").exists()
 
@@ -397,8 +397,14 @@ def test_selectors_that_are_right(place, capsys, text, expected):
         (["analyze"], "invalid choice: 'analyze'"),
         (["analyse", "m.py:net"], "required: --out"),
         (analyse("--threshold", "wide"), "argument --threshold: invalid float value: 'wide'"),
-        (analyse("--mean", "grey"), "argument --mean: 'grey' is no number; give one, or one a ch"),
-        (analyse("--image-shape", "big"), "argument --image-shape: 'big' is no shape; give heig"),
+        (
+            analyse("--mean", "grey"),
+            "argument --mean: 'grey' is not a number; give one, or one a ch",
+        ),
+        (
+            analyse("--image-shape", "big"),
+            "argument --image-shape: 'big' is not a shape; give heig",
+        ),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )

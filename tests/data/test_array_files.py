@@ -76,14 +76,10 @@ def test_version_2_of_the_format(tmp_path: Path) -> None:
 def test_other_integers_and_booleans(tmp_path: Path, suffix: str) -> None:
     save: Any = np.save if suffix == "npy" else np.savez
     path = tmp_path / f"x.{suffix}"
-    save(path, PIXELS.astype(np.int64))
-    assert read_images(path).pixels.dtype == np.uint8
-    np.testing.assert_array_equal(read_images(path).pixels, PIXELS)
     save(path, PIXELS > 99)
     np.testing.assert_array_equal(read_images(path).pixels, np.where(PIXELS > 99, 255, 0))
-    save(path, PIXELS.astype(np.int16) - 1)
-    message = r"int16 and reach from -1 to \d+; integer pixels must lie in 0 to 255. Scale them"
-    with pytest.raises(InputError, match=message):
+    save(path, PIXELS.astype(np.int64))
+    with pytest.raises(InputError, match=r"x\.np[yz].*: the values have dtype int64.* np\.uint8"):
         read_images(path)
 
 

@@ -76,9 +76,9 @@ def test_random_examples_follow_the_seed(grey_run, tmp_path):
 
 
 def test_labels_that_have_no_name_are_numbers(tmp_path):
-    labels = np.where(np.arange(70) % 2, -1, 4)
+    labels = np.where(np.arange(70) % 2, 1, 4)
     run = ps.analyse(
-        runs.model(), runs.pixels(), labels=labels, class_names=["only one"], sites="first",
+        runs.model(), runs.pixels(), labels=labels, sites="first",
         out=tmp_path / "run", panels=False, progress=False,
     )  # fmt: skip
     frame = run.neuron(0).examples

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from polyseme import __version__
 from polyseme.cli.arguments import (
@@ -65,7 +65,7 @@ def _overwrites(options: argparse.Namespace) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="polyseme",
         description="Split any neuron into its meanings: feature clusters and polysemanticity "
         "metrics from neuron embeddings.",
@@ -83,6 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_explore(commands)
     add_export(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage before it. Its commands do too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
 
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> Any:
