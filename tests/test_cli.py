@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,14 @@ def needs(path):
 
 def gives_text():
     return "model"
+
+
+def asks_for_too_much():
+    return {}["weights"]
+
+
+def leaves():
+    raise SystemExit("not today")
 """
 
 
@@ -61,10 +70,12 @@ def place(tmp_path, monkeypatch):
     """A folder to work in, with a model and data."""
     monkeypatch.chdir(tmp_path)
     # Models from files are remembered by their names, which these tests share.
-    for name in ("models", "many", "slow"):
+    for name in ("models", "many", "slow", "notes", "needs"):
         monkeypatch.setitem(sys.modules, name, None)
         del sys.modules[name]
     Path("models.py").write_text(MODEL)
+    Path("notes.py").write_text("to do: nothing much\n")
+    Path("needs.py").write_text("import json\nimport no_such_module\n")
     rng = np.random.default_rng(0)
     np.savez(
         "flat.npz", images=rng.normal(size=(40, 12)).astype(np.float32), labels=np.arange(40) % 3
@@ -244,7 +255,7 @@ def test_a_mistake_is_not_in_the_way_of_its_correction(place, capsys):
 REFUSED = {
     "no file": (
         ["sites", "modles.py:net"],
-        r"There is no file 'modles\.py' to load the model from\. Python files there: models\.py\.",
+        r"There is no file 'modles\.py' to load the model from\. Python files there: models\.py",
     ),
     "no module": (["sites", "no_such.nets:net"], r"There is no module 'no_such' to load the model"),
     "no submodule": (["sites", "json.nets:net"], r"There is no module 'json\.nets' to load"),
@@ -255,6 +266,20 @@ REFUSED = {
     "no name": (["sites", "models.py:"], r"MODULE:NAME or FILE\.py:NAME is expected"),
     "a number": (["sites", "models.py:number"], r"gives a int; a torch\.nn\.Module is expected"),
     "a function that gives text": (["sites", "models.py:gives_text"], r"gives a str; a torch"),
+    "a function that fails": (
+        ["sites", "models.py:asks_for_too_much"],
+        r"models\.py:asks_for_too_much cannot be loaded: its code raises KeyError in .*models\.py, "
+        r"line \d+: 'weights'\.",
+    ),
+    "a function that leaves": (["sites", "models.py:leaves"], r"SystemExit in .*: not today\."),
+    "a file that is no Python": (
+        ["sites", "notes.py:net"],
+        r"raises SyntaxError: .*notes\.py, line 1",
+    ),
+    "a file that needs another": (
+        ["sites", "needs.py:net"],
+        r"needs\.py:net cannot .* ModuleNotFoundError in .*needs\.py, line 2: No module named",
+    ),
     "a function of something": (
         ["sites", "models.py:needs"],
         r"gives a function; a torch\.nn\.Module is expected, or a function without arguments",
@@ -412,7 +437,10 @@ def test_usage(capsys, arguments, match):
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     assert left.value.code == 2
-    assert match in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert match in err
+    assert err.count("\n") == 1, "no usage before it"
+    assert re.search(r"^polyseme( \w+)?: .* See: polyseme( \w+)? --help\n$", err)
 
 
 @pytest.mark.parametrize(

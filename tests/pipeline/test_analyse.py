@@ -294,10 +294,13 @@ def test_the_model_is_left_as_it_was(tmp_path, trouble):
         yield FLAT[60:]
 
     expected = {
-        "nan": (InputError, "Input 37 of the data holds NaN or infinite values"),
+        "nan": (
+            InputError,
+            r"Input 37 of the data holds nan at \[3\]; finite numbers .* are expected",
+        ),
         "interrupt": (KeyboardInterrupt, None),
         "error": (OSError, "disk is gone"),
-        "labels": (InputError, "3 inputs and labels of shape"),
+        "labels": (InputError, r"labels have shape \(1,\) for 3 inputs"),
     }
     if trouble is None:
         run_of(model, batches(), tmp_path, sites="*")
@@ -409,7 +412,7 @@ def test_empty_data(tmp_path):
     model = small.make(small.MLP)
     with pytest.raises(InputError, match="The data generator is empty; at least one"):
         run_of(model, (x for x in ()), tmp_path, sites="first")
-    with pytest.raises(InputError, match="holds nothing; at least one image"):
+    with pytest.raises(InputError, match="holds nothing; at least one input"):
         run_of(model, FLAT[:0], tmp_path, sites="first")
     with pytest.raises(InputError, match="data set list is empty"):
         run_of(model, [], tmp_path, sites="first")
@@ -428,6 +431,31 @@ def test_a_site_that_the_model_does_not_use(tmp_path):
     model.spare = nn.Linear(12, 3)
     with pytest.raises(SiteError, match=r"runs site 'spare' 0 times .* name a layer that"):
         run_of(model, FLAT, tmp_path, sites="spare")
+
+
+def test_labels_that_do_not_number_the_logits(tmp_path):
+    model = small.make(small.MLP)
+    with torch.no_grad():
+        n = model(torch.as_tensor(FLAT[:1])).shape[1]
+    from_one = 1 + np.arange(90) % n
+    with pytest.raises(InputError, match=rf"from 1 to {n}, .* {n} logits, .* give labels - 1"):
+        run_of(model, FLAT, tmp_path, sites="first", labels=from_one)
+    run_of(model, FLAT, tmp_path, sites="first", labels=from_one, panels=False)
+    run_of(model, FLAT, tmp_path, sites="first", labels=from_one - 1, overwrite=True)
+
+
+def test_class_names_for_every_label(tmp_path):
+    model, labels = small.make(small.MLP), np.arange(90) % 3
+    for data, given in ((FLAT, {"labels": labels}), (zip([FLAT], [labels], strict=True), {})):
+        with pytest.raises(InputError, match="highest label is 2 and there are 2 class_names"):
+            run_of(model, data, tmp_path, sites="first", class_names=["a", "b"], **given)
+
+
+def test_a_stream_that_is_shuffled(tmp_path):
+    model = small.make(small.MLP)
+    loader = torch.utils.data.DataLoader(FLAT, batch_size=16, shuffle=True)
+    with pytest.raises(InputError, match=r"DataLoader gives other inputs each .* shuffle=False"):
+        run_of(model, loader, tmp_path, sites="first")
 
 
 def test_an_output_that_exists(tmp_path):

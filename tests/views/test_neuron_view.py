@@ -117,6 +117,37 @@ def test_features(grey_run):
         assert f"{feature.n_examples} examples" in repr(feature)
 
 
+def test_features_are_printed_one_a_line(grey_run):
+    features = busy(grey_run).recut(0.01).features
+    lines = repr(features).splitlines()
+    assert len(features) > 20
+    assert len(lines) == 21
+    assert lines[0] == f"[{features[0]!r},"
+    assert lines[19] == f" {features[19]!r},"
+    assert lines[20] == f" … {len(features) - 20} more]"
+    few = type(features)(features[:2])
+    assert repr(few) == f"[{few[0]!r},\n {few[1]!r}]"
+    assert repr(type(features)()) == "[]"
+
+
+def test_inputs_by_rows_and_by_numbers(grey_run):
+    neuron = busy(grey_run)
+    pixels, frame = runs.pixels(), neuron.examples
+    for given in ([1, 0], np.array([1, 0]), frame.iloc[[1, 0]], frame["example"].iloc[[1, 0]]):
+        found = neuron.inputs(given)
+        np.testing.assert_array_equal(found, pixels[frame["input"].to_numpy()[[1, 0]]])
+    assert neuron.inputs([]).shape == (0, *pixels.shape[1:])
+    np.testing.assert_array_equal(neuron.inputs(range(len(frame))), neuron.inputs())
+    for bad in ([len(frame)], [-1]):
+        with pytest.raises(InputError, match=rf"numbers from 0 to {len(frame) - 1} are expected"):
+            neuron.inputs(bad)
+    for bad in (0, [0.5], frame["input"], neuron.similar()):
+        with pytest.raises(InputError, match=r"or their numbers, such as \[0, 1\], are expected"):
+            neuron.inputs(bad)
+    with pytest.raises(InputError, match=r"does not hold input 999: it keeps the \d+ that are"):
+        neuron.inputs(frame.assign(input=999))
+
+
 @pytest.mark.parametrize("threshold", [0.05, 0.2, 0.35, 0.6, 0.9, 2.0])
 def test_recut_is_a_new_clustering_at_that_threshold(grey_run, threshold):
     moved = 0

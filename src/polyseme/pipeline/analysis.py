@@ -358,6 +358,7 @@ class _Analysis:
         for stored, labels in self.source.batches(size, start):
             if self.shape is None:
                 self._check_shape(stored.shape[1:])
+                self._check_classes(stored[:2])
             if stored.shape[1:] != self.shape:
                 raise InputError(
                     f"The data's batches hold inputs of shapes {self.shape} and "
@@ -384,6 +385,20 @@ class _Analysis:
                     f"{shape}; a number or an array of that shape is expected."
                 ) from error
         self.shape = shape
+
+    def _check_classes(self, stored: Array) -> None:
+        """Refuse labels from 1 to n for n logits, which are numbered from 0."""
+        labels = self.source.images.labels if self.source.images else None
+        if labels is None or not self.settings["panels"]:
+            return
+        with evaluating(self.model), torch.no_grad():
+            n = count_classes(Feed(self.model)(self.source.to_input(stored)))
+        if n is not None and (int(labels.min()), int(labels.max())) == (1, n):
+            raise InputError(
+                f"The labels reach from 1 to {n}, and the model gives {n} logits, which are "
+                "numbered from 0: give labels - 1. If the model's output is not the classes', "
+                "leave the labels out, or give panels=False."
+            )
 
     def maps(
         self,
