@@ -188,7 +188,10 @@ def test_a_memory_map_stays_one(tmp_path: Path) -> None:
     [
         ({"pixels": np.zeros((0, 4, 5), np.uint8)}, r"shape \(0, 4, 5\), which holds nothing"),
         ({"pixels": np.zeros((3, 0), np.uint8)}, r"at least one input is needed"),
-        ({"pixels": np.uint8(3)}, r"shape \(\); they must have an axis of inputs"),
+        (
+            {"pixels": np.uint8(3)},
+            r"the values are a single uint8; an array with an axis of inputs",
+        ),
         ({"pixels": np.zeros(5, np.uint8)}, r"A single input x is given as x\[np.newaxis\]"),
         ({"pixels": np.array([["a"]])}, r"dtype <U1; they must be numbers, uint8"),
         ({"pixels": np.array([[None]])}, r"dtype object; .* np\.stack\(list\(arrays\)\)"),

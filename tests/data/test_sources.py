@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from polyseme.data import Images
 from polyseme.data.sources import as_source
@@ -32,6 +32,14 @@ class Items(Dataset):
         if i >= len(self):
             raise IndexError(i)
         return self.inputs[i] if self.labels is None else (self.inputs[i], self.labels[i])
+
+
+class Singles(IterableDataset):
+    def __iter__(self):
+        return iter(FLOATS)
+
+    def __len__(self):
+        return N
 
 
 def sevens(inputs, labels=None):
@@ -173,10 +181,13 @@ def test_a_stream_that_ends_too_early():
         (None, r"data is a NoneType; expected is an array"),
         ({"images": FLOATS}, r"data is a dict; give one of what it holds \(data\['images'\]\): an"),
         ({}, r"data is a dict; .*it is empty"),
-        (torch.utils.data.IterableDataset(), r"is an IterableDataset, .*DataLoader\(data, batch_s"),
+        (Singles(), r"is an IterableDataset, .*DataLoader\(data, batch_s"),
         (scipy.sparse.eye(5, format="csr"), r"without a length .* give data\.toarray\(\)"),
-        (torch.eye(3).to_sparse(), r"a Tensor does not make one array .*to_dense\(\)"),
-        (torch.eye(3, device="meta"), r"a Tensor does not make one array"),
+        (
+            torch.eye(3).to_sparse(),
+            r"layout torch.sparse_coo .* does not make an array; .*to_dense",
+        ),
+        (torch.eye(3, device="meta"), r"on meta does not make an array; a dense one"),
         (
             torch.zeros(3, 2, dtype=torch.int64),
             r"array: the values have dtype int64, .*x\.long\(\)",
@@ -200,7 +211,7 @@ def test_what_is_no_data(data, match):
     ("data", "match"),
     [
         (["a", "b"], r"gives a str: the values have dtype <U1; they must be numbers"),
-        ([1.0, 2.0], r"items are single numbers; .*A single input x is given as \[x\]"),
+        ([1.0, 2.0], r"gives a float, a single number, .*A single input x is given as \[x\]"),
         (
             [{"image": 1, "label": 2}],
             r"a dict with the keys 'image', 'label' for each item; .* "

@@ -127,13 +127,15 @@ def load_model(spec: str) -> nn.Module:
     from torch import nn
 
     where, colon, name = spec.rpartition(":")
-    if not colon or not where or not name:
+    is_file = where.endswith(".py")
+    named = is_file or all(part.isidentifier() for part in where.split("."))
+    if not colon or not named or not name:
         raise InputError(
             f"The model is given as {spec!r}; MODULE:NAME or FILE.py:NAME is expected, such as "
             "mypackage.models:load."
         )
     try:
-        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
+        module = _import_file(Path(where)) if is_file else _import_module(where)
         found: Any = module
         for part in name.split("."):
             if not hasattr(found, part):

@@ -88,6 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage before it. Its commands do too."""
 
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        found, unknown = super().parse_known_args(*arguments, **named)
+        if unknown:
+            # Here, where it is known of which command: argparse would tell of the whole program.
+            self.error(f"unknown arguments: {shlex.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
 

@@ -35,19 +35,24 @@ def as_array(value: Any, name: str) -> NDArray[Any]:
     InputError
         If it does not make one array, or hides some of its values.
     """
+    # Duck-typed, so that reading images needs no torch.
     try:
-        if hasattr(value, "detach"):
-            value = value.detach().cpu()
-            if str(value.dtype) == "torch.bfloat16":
-                value = value.float()
-            value = value.numpy()
-        array: NDArray[Any] = value if isinstance(value, np.ndarray) else np.asarray(value)
-    # RuntimeError and TypeError are what torch raises for a tensor that is sparse or on "meta".
+        if not hasattr(value, "detach"):
+            array = value if isinstance(value, np.ndarray) else np.asarray(value)
+        else:
+            if str(value.dtype).startswith(("torch.bfloat16", "torch.float8")):
+                value = value.float()  # which holds each of these, and which NumPy has
+            array = np.asarray(value.numpy(force=True))
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if hasattr(value, "detach"):
+            raise InputError(
+                f"A tensor of layout {value.layout} and dtype {value.dtype} on {value.device} does "
+                "not make an array; a dense one of real numbers in memory is expected. Convert it "
+                "first, for example with to_dense(), dequantize() or to_padded_tensor(0)."
+            ) from error
         raise InputError(
-            f"{name}: a {type(value).__name__} does not make one array ({reason}); a dense array "
-            f"of numbers is expected. Bring all inputs to one size first."
+            f"{name}: a {type(value).__name__} does not make one array ({error}); an array of "
+            f"numbers is expected. Bring all inputs to one size first."
         ) from error
     if isinstance(array, np.ma.MaskedArray):
         raise InputError(
@@ -77,9 +82,14 @@ def as_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
     Raises
     ------
     InputError
-        If the dtype is another one.
+        If it is a single number, or the dtype is another one.
     """
     kind = array.dtype.kind
+    if not array.ndim:
+        raise InputError(
+            f"{name}: the values are a single {array.dtype}; an array with an axis of inputs and "
+            f"then the axes of one input, (n, ...), is expected."
+        )
     if array.dtype == np.uint8 or kind == "f":
         return array
     if kind == "b":

@@ -217,7 +217,13 @@ def _is_indexed(value: Any) -> bool:
 
 def _inputs(value: Any) -> NDArray[Any]:
     name = f"The data gives a {type(value).__name__}"
-    pixels = as_pixels(as_array(value, name), name)
+    array = as_array(value, name)
+    if not array.ndim:
+        raise InputError(
+            f"{name}, a single number, where an input or a batch of them is expected, with one "
+            "axis at least. A single input x is given as [x]."
+        )
+    pixels = as_pixels(array, name)
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)
     return pixels.astype(np.float32, copy=False)
@@ -263,11 +269,6 @@ def _stack(items: list[Any]) -> Batch:
         raise InputError(
             f"The data set's inputs have different shapes, {shapes[0]} and {shapes[1]}; one "
             "shape is expected: resize or crop them in the data set."
-        )
-    if shapes == [()]:
-        raise InputError(
-            "The data set's items are single numbers; each must be an input with at least one "
-            "axis. A single input x is given as [x]."
         )
     labelled = sum(label is not None for _, label in parts)
     if not labelled:

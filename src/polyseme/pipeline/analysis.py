@@ -397,7 +397,7 @@ class _Analysis:
             raise InputError(
                 f"The labels reach from 1 to {n}, and the model gives {n} logits, which are "
                 "numbered from 0: give labels - 1. If the model's output is not the classes', "
-                "leave the labels out, or give panels=False."
+                "leave the labels out, or give panels=False (--no-panels)."
             )
 
     def maps(
