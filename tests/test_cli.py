@@ -424,7 +424,7 @@ def test_selectors_that_are_right(place, capsys, text, expected):
         (analyse("--threshold", "wide"), "argument --threshold: invalid float value: 'wide'"),
         (
             analyse("--mean", "grey"),
-            "argument --mean: 'grey' is not a number; give one, or one a ch",
+            "argument --mean: 'grey' is not a number; give one, or several",
         ),
         (
             analyse("--image-shape", "big"),

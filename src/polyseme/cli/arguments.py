@@ -35,7 +35,7 @@ def numbers(text: str) -> float | tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number; give one, or one a channel: 0.5,0.5,0.5"
+            f"{text!r} is not a number; give one, or several with commas: 0.5,0.4,0.3"
         ) from None
     return values[0] if len(values) == 1 else values
 

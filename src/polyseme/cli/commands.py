@@ -56,6 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        # Such as a full disk, a folder that may not be written, a name that is too long.
+        what = "A file" if error.filename is None else str(error.filename)
+        print(
+            f"polyseme: {what} could not be read or written: {error.strerror or error}.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

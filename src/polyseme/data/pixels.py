@@ -85,16 +85,20 @@ def as_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
         If it is a single number, or the dtype is another one.
     """
     kind = array.dtype.kind
+    if kind not in "fiub":
+        raise InputError(
+            f"{name}: the values have dtype {array.dtype}; they must be numbers, uint8 (pixels of "
+            f"0 to 255) or floating point (the model's input as it is). Convert them first; "
+            f"several arrays of one shape become one with np.stack(list(arrays))."
+        )
     if not array.ndim:
         raise InputError(
             f"{name}: the values are a single {array.dtype}; an array with an axis of inputs and "
             f"then the axes of one input, (n, ...), is expected."
         )
-    if array.dtype == np.uint8 or kind == "f":
-        return array
     if kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
-    if kind in "iu":
+    if kind in "iu" and array.dtype != np.uint8:
         raise InputError(
             f"{name}: the values have dtype {array.dtype}, which does not tell how the model takes "
             f"them. Convert pixels of 0 to 255 with .astype(np.uint8): the model gets them divided "
@@ -102,11 +106,7 @@ def as_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
             f"Tokens of a language model are given as Contexts(texts, tokenizer); wrap another "
             f"model that takes tokens in a module that calls x.long() on floats."
         )
-    raise InputError(
-        f"{name}: the values have dtype {array.dtype}; they must be numbers, uint8 (pixels of 0 to "
-        f"255) or floating point (the model's input as it is). Convert them first; several arrays "
-        f"of one shape become one with np.stack(list(arrays))."
-    )
+    return array
 
 
 def as_labels(labels: Any, n: int, name: str) -> NDArray[np.int64]:

@@ -218,7 +218,7 @@ def _is_indexed(value: Any) -> bool:
 def _inputs(value: Any) -> NDArray[Any]:
     name = f"The data gives a {type(value).__name__}"
     array = as_array(value, name)
-    if not array.ndim:
+    if not array.ndim and array.dtype.kind in "fiub":
         raise InputError(
             f"{name}, a single number, where an input or a batch of them is expected, with one "
             "axis at least. A single input x is given as [x]."
