@@ -430,6 +430,7 @@ def test_selectors_that_are_right(place, capsys, text, expected):
             analyse("--image-shape", "big"),
             "argument --image-shape: 'big' is not a shape; give heig",
         ),
+        (["sites", "m.py:net", "--all", "x y"], "polyseme sites: unknown arguments: --all 'x y'."),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )
@@ -441,6 +442,15 @@ def test_usage(capsys, arguments, match):
     assert match in err
     assert err.count("\n") == 1, "no usage before it"
     assert re.search(r"^polyseme( \w+)?: .* See: polyseme( \w+)? --help\n$", err)
+
+
+def test_a_file_that_cannot_be_written(place, capsys):
+    assert said(capsys, *analyse("--no-panels"))[0] == 0
+    Path("folder").mkdir()
+    for name in ("folder", "no/such/table.csv", "a" * 300 + ".csv"):
+        status, _, err = said(capsys, "benchmark", "run", "--csv", name)
+        assert status == 1
+        assert re.fullmatch(r"polyseme: .* could not be read or written: .*\n", err)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_what_is_no_data(data, match):
         ([(FLOATS[0], "cat")], r"labels have dtype <U3; .* np\.unique"),
         ([(FLOATS[0], np.eye(3, dtype=int)[0])], r"labels have shape \(1, 3\) .* one-hot"),
         ([(FLOATS[0], 1), FLOATS[1]], r"a label for some inputs and none for others"),
-        ([FLOATS[1], (FLOATS[0], 1)], r"a label for some inputs and none for others"),
+        ([FLOATS[1], *[(FLOATS[0], 1)] * 2], r"a label for some inputs and none for others"),
         (iter([(FLOATS, LABELS), FLOATS]), r"a label for some inputs and none for others"),
         (iter([(FLOATS, LABELS[:5])]), r"labels have shape \(5,\) for 23 inputs"),
         (iter([(FLOATS, FLOATS[:, 0, 0])]), r"labels have dtype float32; .* whole numbers"),

@@ -81,6 +81,8 @@ def test_every_number_equals_its_definition_pair_by_pair(run: ps.Run) -> None:
 def test_what_cannot_be_judged(run: ps.Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"n_neurons is 0; a whole number of at least 1"):
         agreement(run, n_neurons=0)
+    with pytest.raises(InputError, match=r"seed is -1; a whole number of at least 0"):
+        agreement(run, seed=-1)
     with pytest.raises(InputError, match="thresholds is empty"):
         agreement(run, thresholds=[])
     x, _ = data(40)
