@@ -344,11 +344,7 @@ class _Analysis:
 
     def _look_again(self, stored: Array | None) -> None:
         """Learn from a few inputs what a checkpoint does not hold: activations and shape."""
-        if stored is None:
-            raise InputError(
-                f"The data {self.source.name} gives nothing any more; the same data from its "
-                "beginning is expected to go on with an analysis."
-            )
+        assert stored is not None  # what is empty has no identity
         self._check_shape(stored.shape[1:])
         inputs = self.source.to_input(stored[:2])
         with evaluating(self.model):
