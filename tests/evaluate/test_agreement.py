@@ -102,7 +102,7 @@ def test_the_command_prints_the_means_and_writes_the_table(
     file = tmp_path / "table.csv"
     assert cli.main(["benchmark", str(run.path), "--neurons", "2", "--csv", str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "Means over 1 sites, 2 neurons" in printed
+    assert "Means over 1 site, 2 neurons" in printed
     frame = agreement(run, n_neurons=2)
     assert len(file.read_text().splitlines()) == len(frame) + 1
     for row in frame.itertuples():

@@ -54,10 +54,12 @@ class Source:
         class_names: Iterable[str] | None = None,
     ) -> None:
         self.name = name
-        if images is not None and class_names is not None:
-            images = replace(images, class_names=class_names)
+        self.class_names = as_names(class_names)
+        if images is not None and self.class_names is not None:
+            images = replace(images, class_names=self.class_names)
+        elif images is not None:
+            self.class_names = images.class_names
         self.images = images
-        self.class_names = images.class_names if images is not None else as_names(class_names)
         self._items = items
         known = images if images is not None else items
         self.length = len(known) if images is not None or _is_indexed(items) else None
@@ -128,8 +130,9 @@ class Source:
         if first.shape != again.shape or first.tobytes() != again.tobytes():
             raise InputError(
                 f"The {self.name} gives other inputs each time that it is read, so the numbers of "
-                "examples would say nothing, and an interrupted analysis could not be resumed. "
-                "Give it a fixed order and no random augmentation: a DataLoader shuffle=False."
+                "its examples would mean nothing, and an interrupted analysis could not be "
+                "resumed. Give it a fixed order, such as DataLoader(..., shuffle=False), and no "
+                "random augmentation."
             )
         return {
             "name": self.name,
