@@ -349,7 +349,7 @@ def test_what_the_snapshot_sees():
         ({"baseline": np.zeros(5)}, r"baseline has shape \(5,\), but an input has shape \(12,\)"),
         ({"baseline": float("nan")}, r"baseline is nan; a finite number"),
         ({"baseline": "black"}, r"baseline is 'black'; a finite number"),
-        ({"labels": [0, 1]}, r"labels have shape \(2,\) for 90 images"),
+        ({"labels": [0, 1]}, r"labels have shape \(2,\) for 90 inputs"),
         ({"overwrite": True, "resume": True}, r"overwrite=True .* and resume=True .* exclude"),
     ],
 )
@@ -476,7 +476,7 @@ def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path):
     model = small.make(small.MLP)
     run = run_of(model, FLAT, tmp_path, sites="first")
     before = small.contents(run.path)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match="holds nan at"):
         run_of(model, np.full((3, 12), np.nan, np.float32), tmp_path, sites="last", overwrite=True)
     assert small.contents(run.path) == before
     assert ps.open_run(run.path).sites == ["first"]

@@ -160,7 +160,7 @@ def test_an_iterator_that_was_used_up_is_refused(tmp_path):
     data = batches()
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", (next(data) if i < 3 else interrupt() for i in range(9)))
-    with pytest.raises(RunError, match=r"another analysis, so .*: data\.first was \S+ and is now"):
+    with pytest.raises(RunError, match=r"is not this one: data\.first was \S+ and is now"):
         go(tmp_path / "run", data, resume=True)
     short = (batch for batch, _ in zip(batches(), range(2), strict=False))
     with pytest.raises(InputError, match=r"ended \d+ inputs before the place .* make the iterator"):
