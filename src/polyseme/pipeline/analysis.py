@@ -385,15 +385,14 @@ class _Analysis:
     def _check_classes(self, stored: Array) -> None:
         """Refuse labels from 1 to n for n logits, which are numbered from 0."""
         labels = self.source.images.labels if self.source.images else None
-        if labels is None or not self.settings["panels"]:
+        if labels is None:
             return
         with evaluating(self.model), torch.no_grad():
             n = count_classes(Feed(self.model)(self.source.to_input(stored)))
         if n is not None and (int(labels.min()), int(labels.max())) == (1, n):
             raise InputError(
                 f"The labels reach from 1 to {n}, and the model gives {n} logits, which are "
-                "numbered from 0: give labels - 1. If the model's output is not the classes', "
-                "leave the labels out, or give panels=False (--no-panels)."
+                "numbered from 0: give labels - 1, or none if the logits are not the classes'."
             )
 
     def maps(
