@@ -114,7 +114,7 @@ def test_features(grey_run):
         assert (row.n_examples, row.medoid) == (feature.n_examples, feature.medoid)
         assert row.mean_activation == pytest.approx(feature.mean_activation)
         assert row.max_activation == pytest.approx(activations.max())
-        assert f"{feature.n_examples} examples" in repr(feature)
+        assert f": {feature.n_examples} example{'s' * (feature.n_examples > 1)}" in repr(feature)
 
 
 def test_features_are_printed_one_a_line(grey_run):
@@ -139,7 +139,7 @@ def test_inputs_by_rows_and_by_numbers(grey_run):
     assert neuron.inputs([]).shape == (0, *pixels.shape[1:])
     np.testing.assert_array_equal(neuron.inputs(range(len(frame))), neuron.inputs())
     for bad in ([len(frame)], [-1]):
-        with pytest.raises(InputError, match=rf"numbers from 0 to {len(frame) - 1} are expected"):
+        with pytest.raises(InputError, match=rf"the neuron has {len(frame)}, numbered from 0"):
             neuron.inputs(bad)
     for bad in (0, [0.5], frame["input"], neuron.similar()):
         with pytest.raises(InputError, match=r"or their numbers, such as \[0, 1\], are expected"):

@@ -75,8 +75,9 @@ class Feature:
         return {k: int(v) for k, v in self.examples["label"].value_counts().items()}
 
     def __repr__(self) -> str:
-        labels = ", ".join(f"{name}: {n}" for name, n in list(self.label_counts().items())[:4])
-        return f"Feature({self.number}: {self.n_examples} examples{'; ' * bool(labels)}{labels})"
+        labels = ", ".join(f"{k}: {n}" for k, n in list(self.label_counts().items())[:4])
+        many = f"{self.n_examples} example{'s' * (self.n_examples > 1)}"
+        return f"Feature({self.number}: {many}{'; ' * bool(labels)}{labels})"
 
 
 class Features(list[Feature]):
@@ -154,14 +155,12 @@ class Neuron:
 
     def _input_rows(self, inputs: pd.Series) -> NDArray[np.int64]:
         index, wanted = np.asarray(self._folder.inputs["index"]), inputs.to_numpy(np.int64)
-        found = np.searchsorted(index, wanted)
-        held = index[np.minimum(found, len(index) - 1)] == wanted if len(index) else wanted < wanted
-        if not held.all():
+        if not (held := np.isin(wanted, index)).all():
             raise InputError(
                 f"The run does not hold input {wanted[np.argmin(held)]}: it keeps the {len(index)} "
                 "that are examples of some neuron. Give rows of the neuron's examples."
             )
-        return np.asarray(found, dtype=np.int64)
+        return np.asarray(np.searchsorted(index, wanted), dtype=np.int64)
 
     def _chosen(self, examples: Any) -> pd.DataFrame:
         """Rows of `examples` from such rows, or from their numbers; None stands for all."""
@@ -178,7 +177,7 @@ class Neuron:
             )
         n = self.metrics.n_examples
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < n:
-            raise InputError(f"examples is {examples!r}; numbers from 0 to {n - 1} are expected.")
+            raise InputError(f"examples is {examples!r}; the neuron has {n}, numbered from 0.")
         return self.examples.iloc[numbers.astype(int)]
 
     def texts(
