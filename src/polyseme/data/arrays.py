@@ -212,10 +212,12 @@ def read_npz(
         pixels = load(chosen)
         chosen_labels = _choose(path, labels_key, _names(_LABEL_KEYS, split), arrays, "labels_key")
         labels = None if chosen_labels in (None, chosen) else load(str(chosen_labels))
-        if labels is not None and labels.shape[:1] != pixels.shape[:1]:
+        # Whole, not only as far as the limit goes.
+        of_labels, of_images = arrays[str(chosen_labels or chosen)], arrays[chosen]
+        if of_labels.shape[:1] != of_images.shape[:1]:
             raise InputError(
-                f"{path}: the labels {chosen_labels!r} are {arrays[str(chosen_labels)]} and the "
-                f"images {chosen!r} are {arrays[chosen]}; there must be one label an image. Name "
-                f"the arrays that belong together with images_key and labels_key."
+                f"{path}: the labels {chosen_labels!r} are {of_labels} and the images {chosen!r} "
+                f"are {of_images}; there must be one label an image. Name the arrays that belong "
+                f"together with images_key and labels_key."
             )
     return Images(as_pixels(pixels, f"{path}, {chosen!r}"), labels, name=name)
