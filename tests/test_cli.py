@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def needs(path):
 
 def gives_text():
     return "model"
+
+
+def asks_for_too_much():
+    return {}["weights"]
+
+
+def leaves():
+    raise SystemExit("not today")
 """
 
 
@@ -62,10 +71,12 @@ def place(tmp_path, monkeypatch):
     """A folder to work in, with a model and data."""
     monkeypatch.chdir(tmp_path)
     # Models from files are remembered by their names, which these tests share.
-    for name in ("models", "many", "slow"):
+    for name in ("models", "many", "slow", "notes", "needs"):
         monkeypatch.setitem(sys.modules, name, None)
         del sys.modules[name]
     Path("models.py").write_text(MODEL)
+    Path("notes.py").write_text("to do: nothing much\n")
+    Path("needs.py").write_text("import json\nimport no_such_module\n")
     rng = np.random.default_rng(0)
     np.savez(
         "flat.npz", images=rng.normal(size=(40, 12)).astype(np.float32), labels=np.arange(40) % 3
@@ -247,7 +258,7 @@ def test_a_mistake_is_not_in_the_way_of_its_correction(place, capsys):
 REFUSED = {
     "no file": (
         ["sites", "modles.py:net"],
-        r"There is no file 'modles\.py' to load the model from\. Python files there: models\.py\.",
+        r"There is no file 'modles\.py' to load the model from\. Python files there: models\.py",
     ),
     "no module": (["sites", "no_such.nets:net"], r"There is no module 'no_such' to load the model"),
     "no submodule": (["sites", "json.nets:net"], r"There is no module 'json\.nets' to load"),
@@ -258,6 +269,20 @@ REFUSED = {
     "no name": (["sites", "models.py:"], r"MODULE:NAME or FILE\.py:NAME is expected"),
     "a number": (["sites", "models.py:number"], r"gives a int; a torch\.nn\.Module is expected"),
     "a function that gives text": (["sites", "models.py:gives_text"], r"gives a str; a torch"),
+    "a function that fails": (
+        ["sites", "models.py:asks_for_too_much"],
+        r"models\.py:asks_for_too_much cannot be loaded: its code raises KeyError in .*models\.py, "
+        r"line \d+: 'weights'\.",
+    ),
+    "a function that leaves": (["sites", "models.py:leaves"], r"SystemExit in .*: not today\."),
+    "a file that is no Python": (
+        ["sites", "notes.py:net"],
+        r"raises SyntaxError: .*notes\.py, line 1",
+    ),
+    "a file that needs another": (
+        ["sites", "needs.py:net"],
+        r"needs\.py:net cannot .* ModuleNotFoundError in .*needs\.py, line 2: No module named",
+    ),
     "a function of something": (
         ["sites", "models.py:needs"],
         r"gives a function; a torch\.nn\.Module is expected, or a function without arguments",
@@ -340,7 +365,7 @@ def test_no_selector_is_ever_evaluated(place, capsys, text):
     status, _, err = said(capsys, *analyse("--select", text))
     assert status == 1
     assert err.startswith("polyseme: --select is ")
-    assert "is no selector; TopK(100) or FirstActive(100, minimum=0.005) is the form" in err
+    assert "is not a selector; TopK(100) or FirstActive(100, minimum=0.005) is the form" in err
     assert not Path("evaluated").exists()
     assert not Path("run").exists()
 
@@ -400,8 +425,15 @@ def test_selectors_that_are_right(place, capsys, text, expected):
         (["analyze"], "invalid choice: 'analyze'"),
         (["analyse", "m.py:net"], "required: --out"),
         (analyse("--threshold", "wide"), "argument --threshold: invalid float value: 'wide'"),
-        (analyse("--mean", "grey"), "argument --mean: 'grey' is no number; give one, or one a ch"),
-        (analyse("--image-shape", "big"), "argument --image-shape: 'big' is no shape; give heig"),
+        (
+            analyse("--mean", "grey"),
+            "argument --mean: 'grey' is not a number; give one, or several",
+        ),
+        (
+            analyse("--image-shape", "big"),
+            "argument --image-shape: 'big' is not a shape; give heig",
+        ),
+        (["sites", "m.py:net", "--all", "x y"], "polyseme sites: unknown arguments: --all 'x y'."),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )
@@ -409,7 +441,19 @@ def test_usage(capsys, arguments, match):
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
     assert left.value.code == 2
-    assert match in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert match in err
+    assert err.count("\n") == 1, "no usage before it"
+    assert re.search(r"^polyseme( \w+)?: .* See: polyseme( \w+)? --help\n$", err)
+
+
+def test_a_file_that_cannot_be_written(place, capsys):
+    assert said(capsys, *analyse("--no-panels"))[0] == 0
+    Path("folder").mkdir()
+    for name in ("folder", "no/such/table.csv", "a" * 300 + ".csv"):
+        status, _, err = said(capsys, "benchmark", "run", "--csv", name)
+        assert status == 1
+        assert re.fullmatch(r"polyseme: .* could not be read or written: .*\n", err)
 
 
 @pytest.mark.parametrize(

@@ -147,5 +147,5 @@ def test_options_of_the_other_kind_of_data(source, option, other, capsys):
 def test_counts():
     assert [count(t) for t in ("7", "50k", "1M", "1.5M", "2B")] == [7, 50_000, 10**6, 1.5e6, 2e9]
     for text in ("0", "-3", "k", "1.5", "3 m", "", "1e6", "nan"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no number of tokens"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a number of tokens"):
             count(text)

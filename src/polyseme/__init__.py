@@ -20,6 +20,7 @@ _NAMES = {
     "Images": "data",
     "Neuron": "views",
     "Polysemanticity": "core",
+    "PolysemeError": "errors",
     "Probe": "views",
     "Run": "views",
     "Stratified": "capture",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         polysemanticity,
     )
     from polyseme.data import Images, read_images
+    from polyseme.errors import PolysemeError
     from polyseme.explorer import explore, export
     from polyseme.opening import open_run
     from polyseme.pipeline import analyse

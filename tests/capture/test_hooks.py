@@ -264,8 +264,8 @@ def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
     assert next(passing) == 7
     with pytest.raises(
         InputError,
-        match=r"^Input 10 of the data holds NaN or infinite values; finite numbers are expected: "
-        "leave that input out or mend it",
+        match=rf"^Input 10 of the data holds {bad} at \[1\]; finite numbers of float32 are "
+        "expected: leave that input out or mend it",
     ):
         next(passing)
 

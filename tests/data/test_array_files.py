@@ -76,14 +76,10 @@ def test_version_2_of_the_format(tmp_path: Path) -> None:
 def test_other_integers_and_booleans(tmp_path: Path, suffix: str) -> None:
     save: Any = np.save if suffix == "npy" else np.savez
     path = tmp_path / f"x.{suffix}"
-    save(path, PIXELS.astype(np.int64))
-    assert read_images(path).pixels.dtype == np.uint8
-    np.testing.assert_array_equal(read_images(path).pixels, PIXELS)
     save(path, PIXELS > 99)
     np.testing.assert_array_equal(read_images(path).pixels, np.where(PIXELS > 99, 255, 0))
-    save(path, PIXELS.astype(np.int16) - 1)
-    message = r"int16 and reach from -1 to \d+; integer pixels must lie in 0 to 255. Scale them"
-    with pytest.raises(InputError, match=message):
+    save(path, PIXELS.astype(np.int64))
+    with pytest.raises(InputError, match=r"x\.np[yz].*: the values have dtype int64.*\(np\.uint8"):
         read_images(path)
 
 
@@ -151,7 +147,7 @@ def test_labels_of_another_length_or_kind(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             read_images(path, limit=limit)
     np.savez(path, images=PIXELS, labels=LABELS.astype(float))
-    with pytest.raises(InputError, match=r"x.npz: the labels have dtype float64; they must be int"):
+    with pytest.raises(InputError, match=r"x.npz: the labels have dtype float64; they must be who"):
         read_images(path)
 
 
@@ -178,14 +174,14 @@ def test_what_is_not_numeric(tmp_path: Path, suffix: str, array: NDArray[Any]) -
     save: Any = np.save if suffix == "npy" else np.savez
     path = tmp_path / f"x.{suffix}"
     save(path, array)
-    with pytest.raises(InputError, match=r"the pixels have dtype .*; they must be uint8"):
+    with pytest.raises(InputError, match=r"the values have dtype .*; they must be numbers, uint8"):
         read_images(path)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 4), (5,)])
 def test_npy_without_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match=r"x.npy: the pixels (have shape|are a single uint8)"):
+    with pytest.raises(InputError, match=r"x.npy: the values (have shape|are a single uint8)"):
         read_images(tmp_path / "x.npy")
 
 

@@ -128,6 +128,16 @@ def test_kinds_must_agree(tmp_path: Path) -> None:
         read_images(tmp_path)
 
 
+def test_images_are_turned_as_exif_says(tmp_path: Path) -> None:
+    upright = np.zeros((16, 8), np.uint8)
+    upright[:, 4:] = 255
+    for orientation, stored in ((1, upright), (6, np.rot90(upright)), (3, np.rot90(upright, 2))):
+        exif = pil.Exif()
+        exif[0x0112] = orientation
+        pil.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.jpg", exif=exif)
+        np.testing.assert_allclose(read_images(tmp_path).pixels[0], upright, atol=3)
+
+
 def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.png", GREY[0].astype(np.uint16) * 257)
     with pytest.raises(InputError, match=r"a.png: .* more than 8 bits a channel; .* in a .npy"):

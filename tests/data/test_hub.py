@@ -155,11 +155,12 @@ def test_a_data_set_without_images_or_labels(hub: Hub) -> None:
         read_images("owner/digits")
 
 
-def test_unlabelled_rows_are_minus_1(hub: Hub) -> None:
+def test_a_split_whose_labels_are_kept_secret_has_none(hub: Hub) -> None:
     hub(digits(digit=(ClassLabel(["zero"]), [-1] * 5)))
-    images = read_images("owner/digits")
-    assert images.labels is not None
-    assert images.labels.tolist() == [-1] * 5
+    assert read_images("owner/digits").labels is None
+    hub(digits(digit=(ClassLabel(["zero"]), [0, 0, -1, 0, 0])))
+    with pytest.raises(InputError, match=r"labels reach from -1 to 0; classes are numbered from 0"):
+        read_images("owner/digits")
 
 
 def test_rows_that_cannot_be_read(hub: Hub) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from polyseme.core.arrays import to_numpy
 from polyseme.data import Images
@@ -31,6 +33,14 @@ class Items(Dataset):
         if i >= len(self):
             raise IndexError(i)
         return self.inputs[i] if self.labels is None else (self.inputs[i], self.labels[i])
+
+
+class Singles(IterableDataset):
+    def __iter__(self):
+        return iter(FLOATS)
+
+    def __len__(self):
+        return N
 
 
 def sevens(inputs, labels=None):
@@ -95,6 +105,15 @@ def sources(tmp_path):
         "generator": (as_source(sevens(FLOATS)), FLOATS, False),
         "labelled generator": (as_source(sevens(PIXELS, LABELS)), unit, True),
         "generator of tensors": (as_source(sevens(tensor, labels)), FLOATS, True),
+        "booleans": (as_source(FLOATS > 0), FLOATS > 0, False),
+        "list of booleans": (as_source(list(FLOATS > 0)), FLOATS > 0, False),
+        "table": (as_source(pd.DataFrame(FLOATS[:, 0])), FLOATS[:, 0], False),
+        "table and column": (
+            as_source((pd.DataFrame(FLOATS[:, 0]), pd.Series(LABELS))),
+            FLOATS[:, 0],
+            True,
+        ),
+        "lists of two numbers": (as_source(FLOATS[:, 0, :2].tolist()), FLOATS[:, 0, :2], False),
         "half precision": (
             as_source(tensor.bfloat16()),
             tensor.bfloat16().float().numpy(),
@@ -109,7 +128,8 @@ NAMES = [
     *("path", "path as text", "data set", "labelled data set", "uint8 data set"),
     *("TensorDataset", "labelled TensorDataset", "list of inputs", "list of pairs", "loader"),
     *("loader of TensorDataset", "labelled loader", "generator", "labelled generator"),
-    *("generator of tensors", "half precision"),
+    *("generator of tensors", "booleans", "list of booleans", "table", "table and column"),
+    *("lists of two numbers", "half precision"),
 ]
 
 
@@ -158,17 +178,29 @@ def test_a_stream_that_ends_too_early():
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (3, r"data is a int; expected is an array or tensor \(n, \.\.\.\)"),
+        (3, r"data is a int; expected is an array, tensor or table \(n, \.\.\.\)"),
         (None, r"data is a NoneType; expected is an array"),
-        ({"images": FLOATS}, r"data is a dict; expected is an array"),
+        ({"images": FLOATS}, r"data is a dict; give one of .* \(data\['images'\]\): an array,"),
+        ({}, r"data is a dict; .*it is empty"),
+        (Singles(), r"is an IterableDataset, .*DataLoader\(data, batch_s"),
+        (scipy.sparse.eye(5, format="csr"), r"without a length .* give data\.toarray\(\)"),
+        (
+            torch.eye(3).to_sparse(),
+            r"layout torch.sparse_coo .* does not make an array; .*to_dense",
+        ),
+        (torch.eye(3, device="meta"), r"on meta does not make an array; a dense one"),
+        (
+            torch.zeros(3, 2, dtype=torch.int64),
+            r"array: the values have dtype int64, .*x\.long\(\)",
+        ),
         (b"bytes", r"data is a bytes; expected is"),
         ({1, 2}, r"data is a set; expected is"),
         ([], r"data set list is empty; at least one input"),
-        (FLOATS[:0], r"holds nothing; at least one image"),
-        (np.arange(5), r"the pixels have dtype int"),
+        (FLOATS[:0], r"holds nothing; at least one input"),
+        (np.arange(5), r"the values have dtype int"),
         ("no/such/place.npz", r"'no/such/place\.npz' does not exist"),
-        ((FLOATS, LABELS[:4]), r"labels have shape \(4,\) for 23 images"),
-        ((FLOATS, LABELS + 0.5), r"labels have dtype float64; they must be integers"),
+        ((FLOATS, LABELS[:4]), r"labels have shape \(4,\) for 23 inputs"),
+        ((FLOATS, LABELS + 0.5), r"labels have dtype float64; .* 0\.5 is not a class"),
     ],
 )
 def test_what_is_no_data(data, match):
@@ -179,21 +211,31 @@ def test_what_is_no_data(data, match):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (["a", "b"], r"holds <U1 values \(str\); inputs must be arrays or tensors of numbers"),
-        ([{"image": 1}], r"holds object values \(dict\); inputs must be"),
+        (["a", "b"], r"gives a str: the values have dtype <U1; they must be numbers"),
+        ([1.0, 2.0], r"gives a float, a single number, .*A single input x is given as \[x\]"),
+        (
+            [{"image": 1, "label": 2}],
+            r"a dict with the keys 'image', 'label' for each item; .* "
+            r"\[\(item\['image'\], item\['label'\]\) for item in data\]",
+        ),
+        (iter([{"x": FLOATS}]), r"'x' for each batch; .* \(batch\['x'\] for batch in data\)"),
         (
             [FLOATS[0], FLOATS[1, :2], FLOATS[2]],
             r"different shapes, \(2, 5\) and \(4, 5\); one shape",
         ),
-        ([(FLOATS[0], 1, 2)], r"a tuple that does not make one array"),
-        ([(FLOATS[0], 0.5)], r"labels of dtype float64; a whole number, the class"),
-        ([(FLOATS[0], "cat")], r"labels of dtype <U3; a whole number, the class"),
-        ([(FLOATS[0], FLOATS[0])], r"labels of dtype float32; a whole number"),
-        ([(FLOATS[0], np.eye(3, dtype=int)[0])], r"labels have shape \(3,\) each; one whole"),
-        ([(FLOATS[0], 1), FLOATS[1]], r"labels of dtype object; a whole number"),
-        (iter([(FLOATS, LABELS[:5])]), r"23 inputs and labels of shape \(5,\); one label"),
-        (iter([(FLOATS, FLOATS)]), r"labels of dtype float32; a whole number"),
-        (iter(["text"]), r"holds <U4 values \(str\); inputs must be"),
+        ([(FLOATS[0], 1, 2)], r"3 things for each item; .* \[item\[:2\] for item in data\]"),
+        (iter([[FLOATS, LABELS, LABELS]]), r"\(\(batch\[0\], batch\[1\]\) for batch in data\)"),
+        ([(FLOATS[0], 0.5)], r"labels have dtype float64; .* 0\.5 is not a class"),
+        ([(FLOATS[0], "cat")], r"labels have dtype <U3; .* np\.unique"),
+        ([(FLOATS[0], np.eye(3, dtype=int)[0])], r"labels have shape \(1, 3\) .* one-hot"),
+        ([(FLOATS[0], 1), FLOATS[1]], r"a label for some inputs and none for others"),
+        ([FLOATS[1], *[(FLOATS[0], 1)] * 2], r"a label for some inputs and none for others"),
+        (iter([(FLOATS, LABELS), FLOATS]), r"a label for some inputs and none for others"),
+        (iter([(FLOATS, LABELS[:5])]), r"labels have shape \(5,\) for 23 inputs"),
+        (iter([(FLOATS, FLOATS[:, 0, 0])]), r"labels have dtype float32; .* whole numbers"),
+        (iter([FLOATS[0, 0]]), r"array of shape \(5,\); batches .* in a list: list\(data\)"),
+        (iter(["text"]), r"gives a str: the values have dtype <U4"),
+        ([np.zeros(3, int)], r"gives a ndarray: the values have dtype int64"),
     ],
 )
 def test_items_that_are_no_inputs(data, match):
@@ -201,11 +243,22 @@ def test_items_that_are_no_inputs(data, match):
         read(as_source(data))
 
 
-def test_a_table_is_sent_to_its_array():
-    import pandas as pd
+def test_a_stream_has_a_fixed_order():
+    steady = DataLoader(Items(FLOATS), batch_size=7)
+    assert as_source(steady).identity()["name"] == "DataLoader"
+    assert as_source(sevens(FLOATS)).identity() == as_source(sevens(FLOATS)).identity()
+    augmented = Items(FLOATS)
+    augmented.__class__ = type("Augmented", (Items,), {"__getitem__": lambda *_: torch.rand(3)})
+    for data in (DataLoader(Items(FLOATS), batch_size=7, shuffle=True), augmented):
+        with pytest.raises(InputError, match=r"gives other inputs each time .* shuffle=False"):
+            as_source(data).identity()
 
-    with pytest.raises(InputError, match=r"DataFrame has no item 0; .*to_numpy\(\)"):
-        read(as_source(pd.DataFrame({"a": [1.0], "b": [2.0]})))
+
+def test_class_names_of_a_stream():
+    source = as_source(Items(FLOATS, LABELS), class_names=["a", "b"])
+    with pytest.raises(InputError, match=r"highest label is 2 and there are 2 class_names"):
+        read(source)
+    read(as_source(Items(FLOATS, LABELS), class_names=["a", "b", "c"]))
 
 
 def test_labels_given_twice_or_to_what_brings_its_own():

@@ -81,6 +81,8 @@ def test_every_number_equals_its_definition_pair_by_pair(run: ps.Run) -> None:
 def test_what_cannot_be_judged(run: ps.Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"n_neurons is 0; a whole number of at least 1"):
         agreement(run, n_neurons=0)
+    with pytest.raises(InputError, match=r"seed is -1; a whole number of at least 0"):
+        agreement(run, seed=-1)
     with pytest.raises(InputError, match="thresholds is empty"):
         agreement(run, thresholds=[])
     x, _ = data(40)
@@ -100,7 +102,7 @@ def test_the_command_prints_the_means_and_writes_the_table(
     file = tmp_path / "table.csv"
     assert cli.main(["benchmark", str(run.path), "--neurons", "2", "--csv", str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "Means over 1 sites, 2 neurons" in printed
+    assert "Means over 1 site, 2 neurons" in printed
     frame = agreement(run, n_neurons=2)
     assert len(file.read_text().splitlines()) == len(frame) + 1
     for row in frame.itertuples():

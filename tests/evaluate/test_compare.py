@@ -12,7 +12,7 @@ import torch
 import polyseme as ps
 from polyseme.errors import InputError
 from polyseme.evaluate.compare import Comparison, at_l0, compare, latents_table
-from polyseme.evaluate.sae import evaluate_reconstruction
+from polyseme.evaluate.sae import evaluate_reconstruction, evaluate_splice
 from polyseme.evaluate.sweep import (
     points,
 )
@@ -146,3 +146,18 @@ def test_every_combination_and_plain_saes_once() -> None:
     assert len(found) == len(set(found)) == 2 * 2 * 3
     assert sum(point.form == "none" for point in found) == 4
     assert [point.seed for point in found] == [0] * 6 + [1] * 6
+
+
+def test_data_that_is_read_once(tmp_path: Path) -> None:
+    x, y = data(20)
+    with pytest.raises(
+        InputError, match=r"data is a generator, .* gives its inputs once; .* array"
+    ):
+        compare({"one": SAE()}, Classifier(), "hidden", (b for b in [(x, y)]), out=tmp_path)
+
+
+def test_labels_that_the_model_has_no_logits_for(tmp_path: Path) -> None:
+    x, y = data(20)
+    given = [(x.numpy(), y.numpy() + 20)]
+    with pytest.raises(InputError, match=r"highest label is 2\d, and the model gives \d+ logits"):
+        evaluate_splice(Classifier(), "hidden", SAE(), given)

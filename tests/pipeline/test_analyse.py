@@ -298,10 +298,13 @@ def test_the_model_is_left_as_it_was(tmp_path, trouble):
         yield FLAT[60:]
 
     expected = {
-        "nan": (InputError, "Input 37 of the data holds NaN or infinite values"),
+        "nan": (
+            InputError,
+            r"Input 37 of the data holds nan at \[3\]; finite numbers .* are expected",
+        ),
         "interrupt": (KeyboardInterrupt, None),
         "error": (OSError, "disk is gone"),
-        "labels": (InputError, "3 inputs and labels of shape"),
+        "labels": (InputError, r"labels have shape \(1,\) for 3 inputs"),
     }
     if trouble is None:
         run_of(model, batches(), tmp_path, sites="*")
@@ -350,7 +353,7 @@ def test_what_the_snapshot_sees():
         ({"baseline": np.zeros(5)}, r"baseline has shape \(5,\), but an input has shape \(12,\)"),
         ({"baseline": float("nan")}, r"baseline is nan; a finite number"),
         ({"baseline": "black"}, r"baseline is 'black'; a finite number"),
-        ({"labels": [0, 1]}, r"labels have shape \(2,\) for 90 images"),
+        ({"labels": [0, 1]}, r"labels have shape \(2,\) for 90 inputs"),
         ({"overwrite": True, "resume": True}, r"overwrite=True .* and resume=True .* exclude"),
     ],
 )
@@ -413,7 +416,7 @@ def test_empty_data(tmp_path):
     model = small.make(small.MLP)
     with pytest.raises(InputError, match="The data generator gives nothing: it is empty, or"):
         run_of(model, (x for x in ()), tmp_path, sites="first")
-    with pytest.raises(InputError, match="holds nothing; at least one image"):
+    with pytest.raises(InputError, match="holds nothing; at least one input"):
         run_of(model, FLAT[:0], tmp_path, sites="first")
     with pytest.raises(InputError, match="data set list is empty"):
         run_of(model, [], tmp_path, sites="first")
@@ -434,6 +437,30 @@ def test_a_site_that_the_model_does_not_use(tmp_path):
         run_of(model, FLAT, tmp_path, sites="spare")
 
 
+def test_labels_that_do_not_number_the_logits(tmp_path):
+    model = small.make(small.MLP)
+    with torch.no_grad():
+        n = model(torch.as_tensor(FLAT[:1])).shape[1]
+    from_one = 1 + np.arange(90) % n
+    with pytest.raises(InputError, match=rf"from 1 to {n}, .* {n} logits, .* give labels - 1"):
+        run_of(model, FLAT, tmp_path, sites="first", labels=from_one)
+    run_of(model, FLAT, tmp_path, sites="first", labels=from_one - 1, panels=False)
+
+
+def test_class_names_for_every_label(tmp_path):
+    model, labels = small.make(small.MLP), np.arange(90) % 3
+    for data, given in ((FLAT, {"labels": labels}), (zip([FLAT], [labels], strict=True), {})):
+        with pytest.raises(InputError, match="highest label is 2 and there are 2 class_names"):
+            run_of(model, data, tmp_path, sites="first", class_names=["a", "b"], **given)
+
+
+def test_a_stream_that_is_shuffled(tmp_path):
+    model = small.make(small.MLP)
+    loader = torch.utils.data.DataLoader(FLAT, batch_size=16, shuffle=True)
+    with pytest.raises(InputError, match=r"DataLoader gives other inputs each .* shuffle=False"):
+        run_of(model, loader, tmp_path, sites="first")
+
+
 def test_an_output_that_exists(tmp_path):
     model = small.make(small.MLP)
     run = run_of(model, FLAT, tmp_path, sites="first", labels=np.arange(90) % 3)
@@ -452,7 +479,7 @@ def test_an_overwrite_that_fails_keeps_the_old_run(tmp_path):
     model = small.make(small.MLP)
     run = run_of(model, FLAT, tmp_path, sites="first")
     before = small.contents(run.path)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(InputError, match="holds nan at"):
         run_of(model, np.full((3, 12), np.nan, np.float32), tmp_path, sites="last", overwrite=True)
     assert small.contents(run.path) == before
     assert ps.open_run(run.path).sites == ["first"]

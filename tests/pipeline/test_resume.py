@@ -221,7 +221,7 @@ def test_nan_after_a_resume_is_numbered_from_the_beginning(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", batches(2))
-    with pytest.raises(InputError, match="Input 65 of the data holds NaN or infinite"):
+    with pytest.raises(InputError, match=r"Input 65 of the data holds inf at \[0\]"):
         go(tmp_path / "run", bad(), resume=True)
     go(tmp_path / "run", batches(), resume=True)
 
@@ -230,11 +230,11 @@ def test_an_iterator_that_was_used_up_is_refused(tmp_path):
     data = batches()
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", (next(data) if i < 3 else interrupt() for i in range(9)))
-    with pytest.raises(RunError, match=r"data\.first was .* the same settings, model and data"):
+    with pytest.raises(RunError, match=r"is not this one: data\.first was \S+ and is now"):
         go(tmp_path / "run", data, resume=True)
-    first = next(batches())
-    with pytest.raises(InputError, match=r"ended 40 inputs before the place .* make the iterator"):
-        go(tmp_path / "run", (batch for batch in [first]), resume=True)
+    short = (batch for batch, _ in zip(batches(), range(2), strict=False))
+    with pytest.raises(InputError, match=r"ended \d+ inputs before the place .* make the iterator"):
+        go(tmp_path / "run", short, resume=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -76,9 +76,9 @@ def test_random_examples_follow_the_seed(grey_run, tmp_path):
 
 
 def test_labels_that_have_no_name_are_numbers(tmp_path):
-    labels = np.where(np.arange(70) % 2, -1, 4)
+    labels = np.where(np.arange(70) % 2, 1, 4)
     run = ps.analyse(
-        runs.model(), runs.pixels(), labels=labels, class_names=["only one"], sites="first",
+        runs.model(), runs.pixels(), labels=labels, sites="first",
         out=tmp_path / "run", panels=False, progress=False,
     )  # fmt: skip
     frame = run.neuron(0).examples
@@ -114,7 +114,38 @@ def test_features(grey_run):
         assert (row.n_examples, row.medoid) == (feature.n_examples, feature.medoid)
         assert row.mean_activation == pytest.approx(feature.mean_activation)
         assert row.max_activation == pytest.approx(activations.max())
-        assert f"{feature.n_examples} examples" in repr(feature)
+        assert f": {feature.n_examples} example{'s' * (feature.n_examples > 1)}" in repr(feature)
+
+
+def test_features_are_printed_one_a_line(grey_run):
+    features = busy(grey_run).recut(0.01).features
+    lines = repr(features).splitlines()
+    assert len(features) > 20
+    assert len(lines) == 21
+    assert lines[0] == f"[{features[0]!r},"
+    assert lines[19] == f" {features[19]!r},"
+    assert lines[20] == f" … {len(features) - 20} more]"
+    few = type(features)(features[:2])
+    assert repr(few) == f"[{few[0]!r},\n {few[1]!r}]"
+    assert repr(type(features)()) == "[]"
+
+
+def test_inputs_by_rows_and_by_numbers(grey_run):
+    neuron = busy(grey_run)
+    pixels, frame = runs.pixels(), neuron.examples
+    for given in ([1, 0], np.array([1, 0]), frame.iloc[[1, 0]], frame["example"].iloc[[1, 0]]):
+        found = neuron.inputs(given)
+        np.testing.assert_array_equal(found, pixels[frame["input"].to_numpy()[[1, 0]]])
+    assert neuron.inputs([]).shape == (0, *pixels.shape[1:])
+    np.testing.assert_array_equal(neuron.inputs(range(len(frame))), neuron.inputs())
+    for bad in ([len(frame)], [-1]):
+        with pytest.raises(InputError, match=rf"the neuron has {len(frame)}, numbered from 0"):
+            neuron.inputs(bad)
+    for bad in (0, [0.5], frame["input"], neuron.similar()):
+        with pytest.raises(InputError, match=r"or their numbers, such as \[0, 1\], are expected"):
+            neuron.inputs(bad)
+    with pytest.raises(InputError, match=r"does not hold input 999: it keeps the \d+ that are"):
+        neuron.inputs(frame.assign(input=999))
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.2, 0.35, 0.6, 0.9, 2.0])

@@ -12,7 +12,7 @@ from polyseme.capture.collect import Batch, Collector
 from polyseme.capture.hooks import Feed, edit_site, evaluating, read_sites
 from polyseme.capture.layers import Site
 from polyseme.capture.mlp import MLPSite
-from polyseme.capture.proof import prove_sites
+from polyseme.capture.proof import prove_sites, sites_that_run
 from polyseme.capture.reading import Reading
 from polyseme.capture.saes import HookedSAE, attach_sae
 from polyseme.capture.select import (
@@ -57,4 +57,5 @@ __all__ = [
     "logit_effects",
     "prove_sites",
     "read_sites",
+    "sites_that_run",
 ]

@@ -238,10 +238,11 @@ class Collector:
             return
         low, high = values.amin().item(), values.amax().item()
         if not (np.isfinite(low) and np.isfinite(high)):
-            bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero()[0, 0].item()
+            row, *place = torch.isfinite(values).logical_not().nonzero()[0].tolist()
             raise InputError(
-                f"Input {self.n_inputs + int(bad)} of the data holds NaN or infinite values; "
-                "finite numbers are expected: leave that input out or mend it."
+                f"Input {self.n_inputs + row} of the data holds {values[row][tuple(place)].item()} "
+                f"at {place}; finite numbers of float32 are expected: leave that input out or mend "
+                "it."
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
 

@@ -41,7 +41,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled(model: nn.Module) -> Any:
-    """Run what `torch.compile` has compiled as it was written, so that hooks see all of it; a context."""
+    """Context in which what `torch.compile` has compiled runs as written, so that hooks see it."""
     for module in model.modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             return torch.compiler.set_stance("force_eager")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -73,10 +74,8 @@ def _has_chain(site: Site) -> bool:
 
 
 @torch.no_grad()
-def sites_that_run(
-    model: nn.Module, sites: Sequence[Site], inputs: Any
-) -> tuple[list[Site], list[Site]]:
-    """Sites without those that a glob has named and the model does not run; and these.
+def sites_that_run(model: nn.Module, sites: Sequence[Site], inputs: Any) -> list[Site]:
+    """Sites without those that a glob has named and the model does not run; a warning names these.
 
     Raises
     ------
@@ -84,7 +83,7 @@ def sites_that_run(
         If none is left.
     """
     if not any(site.by_glob for site in sites):
-        return list(sites), []
+        return list(sites)
     run = _Run(model, sites, Feed(model), _rows(_at_least(inputs, 2), slice(0, 2)))
     idle = [s for s in sites if s.by_glob and not any(run.calls[s.name].values())]
     if len(idle) == len(sites):
@@ -92,7 +91,13 @@ def sites_that_run(
             f"The model runs none of the sites that are named ({', '.join(s.name for s in idle)}) "
             "on these inputs; name layers that it uses."
         )
-    return [site for site in sites if site not in idle], idle
+    if idle:
+        warnings.warn(
+            f"The model does not run these layers, so they are left out: "
+            f"{', '.join(site.name for site in idle)}.",
+            stacklevel=4,
+        )
+    return [site for site in sites if site not in idle]
 
 
 def _at_least(inputs: Any, n: int) -> Any:

@@ -12,7 +12,7 @@ from polyseme.capture.encoders import SAESite, layer_site, may_be_sae, sae_encod
 from polyseme.capture.layers import ConvSite, HiddenSite, LinearSite, Site, base_layer
 from polyseme.capture.mlp import MLPSite
 from polyseme.capture.reading import Reading
-from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised
+from polyseme.capture.transformer import find_mlp_sites, is_transformer, refuse_quantised, unread
 from polyseme.errors import SiteError, one_of
 
 __all__ = [
@@ -171,7 +171,7 @@ def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:
     if any(sign in name for sign in "*?["):
         matches = [site for site in known if fnmatch.fnmatchcase(site.name, name)]
         if not matches:
-            raise SiteError(f"No site matches {name!r}. {_choices(known)}")
+            raise SiteError(f"No site matches {name!r}. {_choices(known)}{_unread(model)}")
         for site in matches:
             site.by_glob = True
         return matches
@@ -193,4 +193,8 @@ def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:
             f"{name!r} is a {type(modules[name]).__name__}, which has no neurons of its own. "
             f"{remedy}"
         )
-    raise SiteError(one_of("site", name, by_name))
+    raise SiteError(one_of("site", name, by_name) + _unread(model))
+
+
+def _unread(model: nn.Module) -> str:
+    return unread(model) if is_transformer(model) else ""

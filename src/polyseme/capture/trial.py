@@ -21,7 +21,8 @@ N_TOKENS = _INPUTS * _POSITIONS
 TURNED = [2, 0, 1]
 
 
-def _tokens(model: nn.Module) -> dict[str, Tensor]:
+def random_tokens(model: nn.Module) -> dict[str, Tensor]:
+    """A few random token ids that a language model takes, always the same."""
     look: Any = getattr(model, "get_input_embeddings", None)
     try:
         embedding = look() if look is not None else None
@@ -43,7 +44,7 @@ def run_on_tokens(model: nn.Module, order: Sequence[int] = range(_INPUTS)) -> An
 
     ``order`` is that of the inputs, such as `TURNED`.
     """
-    tokens = {name: values[list(order)] for name, values in _tokens(model).items()}
+    tokens = {name: values[list(order)] for name, values in random_tokens(model).items()}
     try:
         return Feed(model, head=False)(tokens)
     except (InputError, AttributeError, KeyError, AssertionError) as error:

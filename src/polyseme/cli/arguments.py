@@ -8,12 +8,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from polyseme.errors import InputError, MissingDependencyError, one_of
+from polyseme.errors import InputError, MissingDependencyError, PolysemeError, one_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +35,7 @@ def numbers(text: str) -> float | tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number; give one, or one a channel: 0.5,0.5,0.5"
+            f"{text!r} is not a number; give one, or several with commas: 0.5,0.4,0.3"
         ) from None
     return values[0] if len(values) == 1 else values
 
@@ -43,7 +45,7 @@ def image_shape(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape; give height,width or channels,height,width: 28,28"
+            f"{text!r} is not a shape; give height,width or channels,height,width: 28,28"
         ) from None
 
 
@@ -110,7 +112,7 @@ def selector(text: str) -> Selector:
         if len(named) < len(call.keywords):
             raise TypeError("a name twice")
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(f"--select is {text!r}, which is no selector; {expected}") from error
+        raise InputError(f"--select is {text!r}, which is not a selector; {expected}") from error
     if name not in _SELECTORS:
         raise InputError(one_of("selector", name, _SELECTORS))
     try:
@@ -125,26 +127,50 @@ def load_model(spec: str) -> nn.Module:
     from torch import nn
 
     where, colon, name = spec.rpartition(":")
-    if not colon or not where or not name:
+    is_file = where.endswith(".py")
+    named = is_file or all(part.isidentifier() for part in where.split("."))
+    if not colon or not named or not name:
         raise InputError(
             f"The model is given as {spec!r}; MODULE:NAME or FILE.py:NAME is expected, such as "
             "mypackage.models:load."
         )
-    module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where)
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = [entry for entry in vars(module) if not entry.startswith("_")]
-            raise InputError(f"{where} has no {name!r}. {one_of('name', name, public)}")
-        found = getattr(found, part)
-    if not isinstance(found, nn.Module) and callable(found) and _takes_nothing(found):
-        found = found()
+    try:
+        module = _import_file(Path(where)) if is_file else _import_module(where)
+        found: Any = module
+        for part in name.split("."):
+            if not hasattr(found, part):
+                public = [entry for entry in vars(module) if not entry.startswith("_")]
+                raise InputError(f"{where} has no {name!r}. {one_of('name', name, public)}")
+            found = getattr(found, part)
+        if not isinstance(found, nn.Module) and callable(found) and _takes_nothing(found):
+            found = found()
+    except PolysemeError:
+        raise
+    # Every exception: this is the user's own code. Some scripts leave with sys.exit.
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split()) or "it says no more"
+        raise InputError(
+            f"{spec} cannot be loaded: its code raises {type(error).__name__}{_place(error)}: "
+            f"{reason}."
+        ) from error
     if not isinstance(found, nn.Module):
         raise InputError(
             f"{spec} gives a {type(found).__name__}; a torch.nn.Module is expected, or a function "
             "without arguments that returns one."
         )
     return found
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's code where an error arose, as far as it is known."""
+    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    own = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", own, *installed))
+    ]
+    return f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:

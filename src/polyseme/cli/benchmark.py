@@ -39,9 +39,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.csv:
         frame.to_csv(options.csv, index=False)
     n = int(frame.groupby("site")["neurons"].first().sum())
+    sites = frame["site"].nunique()
     means = frame.drop(columns=["site", "neurons"]).groupby(["space", "threshold"], sort=False)
     table = Table(
-        title=f"Means over {frame['site'].nunique()} sites, {n:,} neurons",
+        title=f"Means over {sites} site{'s' * (sites > 1)}, {n:,} neurons",
         caption="of: neuron embeddings, or pre-neuron embeddings; cut: cosine distance; "
         "≥ 2: features of two examples or more; largest: its share of the examples; same, "
         "others: pairs of equal and of different tokens or classes that are in one feature; "

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from polyseme import __version__
 from polyseme.cli.arguments import (
@@ -70,6 +70,14 @@ def _run(options: argparse.Namespace) -> int:
         return 143 if isinstance(error, Terminated) else 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        # Such as a full disk, a folder that may not be written, a name that is too long.
+        what = "A file" if error.filename is None else str(error.filename)
+        print(
+            f"polyseme: {what} could not be read or written: {error.strerror or error}.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -102,7 +110,7 @@ def _overwrites(options: argparse.Namespace) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="polyseme",
         description="Split any neuron into its meanings: feature clusters and polysemanticity "
         "metrics from neuron embeddings.",
@@ -121,6 +129,20 @@ def build_parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_verify(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage before it. Its commands do too."""
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        found, unknown = super().parse_known_args(*arguments, **named)
+        if unknown:
+            # Here, where it is known of which command: argparse would tell of the whole program.
+            self.error(f"unknown arguments: {shlex.join(unknown)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
 
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> Any:
@@ -170,6 +192,13 @@ def _add_analyse(commands: Any) -> None:
         metavar="NAME",
         help="a layer, or a glob such as 'features.*'; may be repeated (list: polyseme sites); "
         "with --text, all MLPs by default",
+    )
+    analyse.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave this layer out, or all that a glob matches; may be repeated",
     )
     analyse.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     analyse.add_argument(
@@ -246,6 +275,7 @@ def _analyse(options: argparse.Namespace) -> None:
     shared: dict[str, Any] = {
         "out": options.out,
         "select": selector(options.select),
+        "exclude": options.exclude,
         "threshold": options.threshold,
         "linkage": options.linkage,
         "seed": options.seed,

@@ -275,6 +275,8 @@ def _sweep(options: argparse.Namespace) -> None:
     def several(value: Any) -> tuple[float, ...]:
         return value if isinstance(value, tuple) else (value,)
 
+    if options.seeds < 1:
+        raise InputError(f"--seeds is {options.seeds}; at least 1 is expected.")
     model, images, activations = _prepare(options)
     forms = [form.strip() for form in options.forms.split(",")]
     todo = sweeping.points(several(options.ne), several(options.l1), range(options.seeds), forms)

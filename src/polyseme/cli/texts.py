@@ -29,7 +29,7 @@ def count(text: str) -> int:
     value = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if not found or value < 1 or value != int(value):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of tokens; give one such as 50000, 50k or 1M"
+            f"{text!r} is not a number of tokens; give one such as 50000, 50k or 1M"
         )
     return int(value)
 

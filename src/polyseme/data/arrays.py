@@ -58,16 +58,13 @@ def _read_header(stream: BinaryIO, path: Path, what: str) -> _Header:
     return _Header(shape, fortran, dtype, stream.tell())
 
 
-def _check_numeric(header: _Header, path: Path, what: str) -> None:
+def _check_plain(header: _Header, path: Path, what: str) -> None:
     if header.dtype.hasobject:
         raise InputError(
             f"{path}: {what} holds Python objects, which are stored as a pickle; polyseme does "
             f"not unpickle, since that can run any code. Save it again as a plain numeric array, "
             f"for example with array.astype(np.uint8)."
         )
-    # as_pixels has the sentence for text, complex and structured arrays.
-    if header.dtype.kind not in "biuf":
-        as_pixels(np.empty(0, header.dtype), f"{path}, {what}")
 
 
 def read_npy(path: Path, name: str, limit: int | None) -> Images:
@@ -95,7 +92,7 @@ def read_npy(path: Path, name: str, limit: int | None) -> Images:
     with file_errors(path, "a .npy file"):
         with path.open("rb") as stream:
             header = _read_header(stream, path, "the array")
-        _check_numeric(header, path, "the array")
+        _check_plain(header, path, "the array")
         held = path.stat().st_size - header.offset
         if held != header.nbytes:
             raise InputError(
@@ -111,7 +108,7 @@ def read_npy(path: Path, name: str, limit: int | None) -> Images:
             pixels = np.empty(header.shape, header.dtype)
     if limit is not None and pixels.ndim:
         pixels = pixels[:limit]
-    return Images(as_pixels(pixels, str(path)), name=name)
+    return Images(pixels, name=name)
 
 
 def _choose(
@@ -171,7 +168,7 @@ def read_npz(
     Returns
     -------
     Images
-        In the layout of the file. Labels (n, 1) become (n,).
+        In the layout of the file.
 
     Raises
     ------
@@ -190,7 +187,7 @@ def read_npz(
 
         def load(key: str) -> NDArray[Any]:
             header, what = arrays[key], f"the array {key!r}"
-            _check_numeric(header, path, what)
+            _check_plain(header, path, what)
             with archive.open(members[key]) as stream:
                 stream.read(header.offset)
                 data = read_promised(cast(BinaryIO, stream), header.nbytes, path, what)
@@ -215,12 +212,12 @@ def read_npz(
         pixels = load(chosen)
         chosen_labels = _choose(path, labels_key, _names(_LABEL_KEYS, split), arrays, "labels_key")
         labels = None if chosen_labels in (None, chosen) else load(str(chosen_labels))
-        if chosen_labels is not None and labels is not None:
-            if arrays[chosen_labels].shape[:1] != arrays[chosen].shape[:1]:
-                raise InputError(
-                    f"{path}: the labels {chosen_labels!r} are {arrays[chosen_labels]} and the "
-                    f"images {chosen!r} are {arrays[chosen]}; there must be one label an image. "
-                    f"Name the arrays that belong together with images_key and labels_key."
-                )
-            labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        # Whole, not only as far as the limit goes.
+        of_labels, of_images = arrays[str(chosen_labels or chosen)], arrays[chosen]
+        if of_labels.shape[:1] != of_images.shape[:1]:
+            raise InputError(
+                f"{path}: the labels {chosen_labels!r} are {of_labels} and the images {chosen!r} "
+                f"are {of_images}; there must be one label an image. Name the arrays that belong "
+                f"together with images_key and labels_key."
+            )
     return Images(as_pixels(pixels, f"{path}, {chosen!r}"), labels, name=name)

@@ -25,8 +25,12 @@ _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Pixels of one decoded image: greyscale (H, W), anything else RGB (3, H, W).
 
-    Transparency is dropped, not blended, and of an animation the first frame is taken.
+    It is turned as its EXIF orientation says. Transparency is dropped, not blended, and of an
+    animation the first frame is taken.
     """
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode in _DEEP:
         raise InputError(

@@ -178,6 +178,9 @@ def read_hub(
     pixels = stack_images(decoded(), len(rows))
     labels = None if label is None else np.array(list(rows[label]))
     class_names = getattr(features[label], "names", None) if label is not None else None
+    if labels is not None and labels.dtype.kind == "i" and (labels == -1).all():
+        # The hub's way to keep the classes of a test split to itself.
+        labels = None
     return Images(
         pixels,
         labels,

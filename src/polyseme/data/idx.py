@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from polyseme.data.files import file_errors, read_promised
 from polyseme.data.images import Images
-from polyseme.data.pixels import as_pixels
 from polyseme.errors import InputError, one_of
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -174,7 +173,7 @@ def read_idx_images(path: Path, labels_path: Path | None, name: str, limit: int 
                 f"{path.name}; there must be one an image. Put files beside each other that "
                 f"belong together."
             )
-    return Images(as_pixels(pixels, str(path)), labels, name=name)
+    return Images(pixels, labels, name=name)
 
 
 def read_idx_folder(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyseme.data.pixels import as_array, blocks
+from polyseme.data.pixels import as_array, as_labels, as_names, as_pixels, blocks, check_names
 from polyseme.errors import InputError
 
 _DIGEST_BYTES = 1 << 30
@@ -47,10 +47,11 @@ class Images:
     Parameters
     ----------
     pixels : ndarray, (n, ...)
-        uint8; or floating point, which is the model's input already. A memory map is not
-        loaded. Whether the values are finite is not checked here, as that would read them all.
+        uint8; or floating point, which is the model's input already; or booleans, kept as 0 and
+        255. A memory map is not loaded. Whether the values are finite is not checked here, as
+        that would read them all.
     labels : ndarray of integers, (n,), optional
-        The class of each image; -1 where it is not known. Kept as int64.
+        The class of each image, numbered from 0. Kept as int64.
     mean, std : float or tuple of float, default 0 and 1
         A model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels. A tuple has one
         number a channel, along the first axis of an image (C, H, W). Floating-point pixels
@@ -78,38 +79,24 @@ class Images:
         object.__setattr__(self, "mean", _scaling(self.mean, "mean", self.name))
         object.__setattr__(self, "std", _scaling(self.std, "std", self.name))
         self._check_scaling()
-        if self.class_names is not None:
-            object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        object.__setattr__(self, "class_names", as_names(self.class_names))
         if self.labels is not None:
-            object.__setattr__(self, "labels", self._checked_labels())
+            labels = as_labels(self.labels, len(self), self.name)
+            check_names(self.class_names, labels, self.name)
+            object.__setattr__(self, "labels", labels)
 
     def _checked_pixels(self) -> NDArray[Any]:
-        try:
-            pixels = as_array(self.pixels)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.name}: the pixels are a {type(self.pixels).__name__} that does not make "
-                f"an array ({error}); they must be one array (n, ...). Bring all images to one "
-                f"size first."
-            ) from error
-        if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
-            raise InputError(
-                f"{self.name}: the pixels have dtype {pixels.dtype}; they must be uint8 (0 to "
-                f"255) or floating point (already the model's input). Convert them first, for "
-                f"example with pixels.astype(np.uint8)."
-            )
+        pixels = as_pixels(as_array(self.pixels, self.name), self.name)
         if pixels.ndim < 2:
             raise InputError(
-                f"{self.name}: the pixels have shape {pixels.shape}; they must have an axis of "
-                f"images and then the axes of an image, (n, ...). For a single image, give "
-                f"pixels[np.newaxis]."
+                f"{self.name}: the values have shape {pixels.shape}; they must have an axis of "
+                f"inputs and then the axes of one input, (n, ...). A single input x is given as "
+                f"x[np.newaxis]."
             )
         if pixels.size == 0:
             raise InputError(
-                f"{self.name}: the pixels have shape {pixels.shape}, which holds nothing; at "
-                f"least one image with one pixel is needed. Check where they were read from."
+                f"{self.name}: the values have shape {pixels.shape}, which holds nothing; at "
+                f"least one input is needed. Check where they were read from."
             )
         return pixels
 
@@ -129,34 +116,6 @@ class Images:
                     f"{self.shape}; a tuple needs one number a channel, along the first axis of "
                     f"an image (C, H, W). Give one number, or move the channels to the front."
                 )
-
-    def _checked_labels(self) -> NDArray[np.int64]:
-        labels = as_array(self.labels)
-        if labels.dtype.kind not in "iu":
-            raise InputError(
-                f"{self.name}: the labels have dtype {labels.dtype}; they must be integers, one "
-                f"an image. Convert them with labels.astype(int), or number the classes and give "
-                f"their names as class_names."
-            )
-        if labels.shape != (len(self),):
-            raise InputError(
-                f"{self.name}: the labels have shape {labels.shape} for {len(self):,} images; "
-                f"they must have shape ({len(self)},), one an image. Check that labels and images "
-                f"belong together."
-            )
-        highest = int(labels.max())
-        if highest > np.iinfo(np.int64).max:
-            raise InputError(
-                f"{self.name}: the highest label is {highest}, which int64 cannot hold. Number "
-                f"the classes from 0."
-            )
-        if self.class_names is not None and highest >= len(self.class_names):
-            raise InputError(
-                f"{self.name}: the highest label is {highest} and there are "
-                f"{len(self.class_names)} class_names; label k is named by class_names[k]. Name "
-                f"every class, or leave class_names out."
-            )
-        return labels.astype(np.int64, copy=False)
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -32,9 +32,11 @@ def read_images(
 ) -> Images:
     """Read images, and their labels where there are any.
 
-    uint8 pixels stay as they are; booleans become 0 and 255; other integers from 0 to 255
-    become uint8; floating point stays, as the model's input. The layout is kept as stored, and
-    a .npy file is mapped into memory. Nothing is ever unpickled.
+    uint8 pixels stay as they are; booleans become 0 and 255; floating point stays, as the
+    model's input; other integers are refused. The layout is kept as stored, and a .npy file is
+    mapped into memory. Nothing is ever unpickled. Image files become 8-bit greyscale or RGB,
+    turned as their EXIF orientation says; transparency is dropped, and of an animation the first
+    frame is taken.
 
     Parameters
     ----------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -12,16 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.data.images import Images
-from polyseme.data.pixels import as_array
+from polyseme.data.pixels import as_array, as_labels, as_names, as_pixels, check_names
 from polyseme.data.readers import read_images
 from polyseme.errors import InputError
 
 Batch = tuple[NDArray[Any], NDArray[Any] | None]
 
 _ACCEPTED = (
-    "an array or tensor (n, ...), a pair (inputs, labels), a path, polyseme.data.Images, a "
+    "an array, tensor or table (n, ...), a pair (inputs, labels), a path, polyseme.data.Images, a "
     "data set with a length, or an iterable of batches"
 )
+_MIXED = (
+    "The data gives a label for some inputs and none for others; give pairs (input, label) for "
+    "all of them, or inputs alone."
+)
+# Inputs that are looked at twice, to see whether the order is fixed.
+_LOOK = 16
 
 
 class Source:
@@ -33,12 +40,25 @@ class Source:
         What a run's metadata calls the data.
     images : Images or None
         The images where they lie in one array; None for data sets and iterables.
+    class_names : tuple of str or None
+        The name of each label, if they have names.
     length : int or None
         Number of inputs, if it is known.
     """
 
-    def __init__(self, name: str, images: Images | None, items: Any = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        images: Images | None,
+        items: Any = None,
+        class_names: Iterable[str] | None = None,
+    ) -> None:
         self.name = name
+        self.class_names = as_names(class_names)
+        if images is not None and self.class_names is not None:
+            images = replace(images, class_names=self.class_names)
+        elif images is not None:
+            self.class_names = images.class_names
         self.images = images
         self._items = items
         known = images if images is not None else items
@@ -51,34 +71,36 @@ class Source:
                 rows = slice(at, at + size)
                 labels = self.images.labels
                 yield np.asarray(self.images.pixels[rows]), None if labels is None else labels[rows]
-        elif _is_indexed(self._items):
-            for at in range(start, self.length or 0, size):
-                yield _stack([self._item(i) for i in range(at, min(at + size, self.length or 0))])
-        else:
-            yield from _skip(self._items, start)
+            return
+        found = _skip(self._items, start)
+        if self.length is not None:
+            rows_of = range(self.length)
+            found = (
+                _stack([self._items[row] for row in rows_of[at : at + size]])
+                for at in rows_of[start::size]
+            )
+        for inputs, labels in found:
+            if labels is not None:
+                check_names(self.class_names, labels, self.name)
+            yield inputs, labels
+
+    @property
+    def is_read_once(self) -> bool:
+        """Whether it is an iterator, which gives each input but once."""
+        return self.images is None and isinstance(self._items, Iterator)
 
     def peek(self, size: int) -> NDArray[Any] | None:
         """Stored inputs of the first batch, which an iterator still gives; None if it is empty."""
-        if self.images is not None or _is_indexed(self._items):
+        if not self.is_read_once:
             return next((stored for stored, _ in self.batches(size)), None)
-        items, taken = iter(self._items), []
+        taken = []
         found = None
-        for item in items:
+        for item in self._items:
             taken.append(item)
             if (found := next((stored for stored, _ in _skip([item], 0)), None)) is not None:
                 break
-        self._items = chain(taken, items)
+        self._items = chain(taken, self._items)
         return found
-
-    def _item(self, number: int) -> Any:
-        try:
-            return self._items[number]
-        except KeyError as error:
-            raise InputError(
-                f"The {self.name} has no item {number}; items numbered from 0 are expected, each "
-                "an input or a pair (input, label). A table can be given as an array, by its "
-                "to_numpy()."
-            ) from error
 
     def to_input(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Model inputs of float32 from stored ones."""
@@ -87,7 +109,13 @@ class Source:
         return stored.astype(np.float32, copy=False)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data, as far as it can be known without reading it."""
+        """What tells this data from other data, as far as a look at its beginning can tell.
+
+        Raises
+        ------
+        InputError
+            If a second look finds other inputs.
+        """
         if self.images is not None:
             labels = self.images.labels
             return {
@@ -96,21 +124,34 @@ class Source:
                 "sha256": self.images.digest(),
                 "labels_sha256": None if labels is None else sha256(labels.tobytes()).hexdigest(),
             }
+        first, again = self.peek(_LOOK), self.peek(_LOOK)
+        if first is None or again is None:
+            raise InputError(f"The data {self.name} is empty; at least one input is needed.")
+        if first.shape != again.shape or first.tobytes() != again.tobytes():
+            raise InputError(
+                f"The {self.name} gives other inputs each time that it is read, so the numbers of "
+                "its examples would mean nothing, and an interrupted analysis could not be "
+                "resumed. Give it a fixed order, such as DataLoader(..., shuffle=False), and no "
+                "random augmentation."
+            )
         return {"name": self.name, "n": self.length}
 
 
-def as_source(data: Any, labels: Any = None) -> Source:
+def as_source(data: Any, labels: Any = None, class_names: Iterable[str] | None = None) -> Source:
     """Stream of inputs from whatever holds them.
 
     Parameters
     ----------
-    data : array, tensor, pair, str, Path, Images, data set or iterable
-        An array or tensor (n, ...): uint8 is scaled to [0, 1], floating point is used as it
-        is. A pair (inputs, labels). A path as in `read_images`. A data set with a length and
-        numbered items, each an input or a pair (input, label), such as torch's. An iterable of
-        batches, each inputs (B, ...) or a pair with labels, such as torch's DataLoader.
+    data : array, tensor, table, pair, str, Path, Images, data set or iterable
+        An array, tensor or table (n, ...): uint8 is scaled to [0, 1], booleans are 0 and 1,
+        floating point is used as it is. A pair (inputs, labels). A path as in `read_images`. A
+        data set with a length and numbered items, each an input or a pair (input, label), such
+        as torch's. An iterable of batches, each inputs (B, ...) or a pair with labels, such as
+        torch's DataLoader.
     labels : array of int, shape (n,), optional
         Class of each input, for arrays.
+    class_names : iterable of str, optional
+        Name of each class.
 
     Raises
     ------
@@ -120,36 +161,52 @@ def as_source(data: Any, labels: Any = None) -> Source:
     if isinstance(data, str | Path):
         data = read_images(data)
     if isinstance(data, Images):
-        if labels is not None:
-            data = Images(
-                data.pixels, as_array(labels), data.mean, data.std, data.name, data.class_names
-            )
-        return Source(data.name, data)
+        images = data if labels is None else replace(data, labels=labels)
+        return Source(data.name, images, class_names=class_names)
     if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[0]):
         if labels is not None:
             raise InputError("labels were given beside a pair (inputs, labels); give them once.")
         data, labels = data
     if _is_array(data):
-        return Source("array", Images(as_array(data), None if labels is None else as_array(labels)))
+        return Source("array", Images(data, labels, name="array"), class_names=class_names)
+    name = type(data).__name__
     if labels is not None:
         raise InputError(
-            f"labels were given beside a {type(data).__name__}; with anything but an array they "
-            "come from the data itself, as pairs (input, label)."
+            f"labels were given beside a {name}; with anything but an array they come from the "
+            "data itself, as pairs (input, label)."
         )
-    name = type(data).__name__
-    if isinstance(data, dict | set | bytes):
+    if isinstance(data, Mapping):
+        keys = ", ".join(f"data[{key!r}]" for key in list(data)[:4])
+        raise InputError(
+            f"data is a {name}; give one of what it holds ({keys or 'it is empty'}): {_ACCEPTED}."
+        )
+    if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
+        raise InputError(
+            f"data ({name}) is an IterableDataset, which does not tell inputs from batches. If it "
+            "gives single inputs, give torch.utils.data.DataLoader(data, batch_size=256); if it "
+            "gives batches, DataLoader(data, batch_size=None)."
+        )
+    if isinstance(data, set | bytes):
         raise InputError(f"data is a {name}; expected is {_ACCEPTED}.")
     if _is_indexed(data):
-        if not len(data):
+        try:
+            length = len(data)
+        except TypeError as error:
+            raise InputError(
+                f"data is a {name} without a length ({error}); expected is {_ACCEPTED}. Of a "
+                "sparse array give data.toarray()."
+            ) from error
+        if not length:
             raise InputError(f"The data set {name} is empty; at least one input is expected.")
-        return Source(name, None, data)
+        return Source(name, None, data, class_names)
     if isinstance(data, Iterable):
-        return Source(name, None, data)
+        return Source(name, None, data, class_names)
     raise InputError(f"data is a {name}; expected is {_ACCEPTED}.")
 
 
 def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or hasattr(value, "detach")
+    # A tensor, or a table of pandas or polars.
+    return isinstance(value, np.ndarray) or hasattr(value, "detach") or hasattr(value, "to_numpy")
 
 
 def _is_indexed(value: Any) -> bool:
@@ -158,54 +215,53 @@ def _is_indexed(value: Any) -> bool:
 
 
 def _inputs(value: Any) -> NDArray[Any]:
-    try:
-        array = as_array(value)
-    except InputError:
-        raise
-    except ValueError as error:
+    name = f"The data gives a {type(value).__name__}"
+    array = as_array(value, name)
+    if not array.ndim and array.dtype.kind in "fiub":
         raise InputError(
-            f"The data holds a {type(value).__name__} that does not make one array ({error}); an "
-            "input, or a pair (input, label), is expected."
-        ) from error
-    if array.dtype.kind not in "fiub":
-        raise InputError(
-            f"The data holds {array.dtype} values ({type(value).__name__}); inputs must be arrays "
-            "or tensors of numbers: give the data set a transform that makes them so."
+            f"{name}, a single number, where an input or a batch of them is expected, with one "
+            "axis at least. A single input x is given as [x]."
         )
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / np.float32(255)
-    return array.astype(np.float32, copy=False)
+    pixels = as_pixels(array, name)
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / np.float32(255)
+    return pixels.astype(np.float32, copy=False)
 
 
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple | list) and len(item) == 2
-
-
-def _parts(item: Any) -> tuple[Any, Any]:
+def _parts(item: Any, of: str) -> tuple[Any, Any]:
     """The input and the label, if there is one, of an item or of a batch."""
-    if _is_pair(item):
-        return item[0], item[1]
-    if isinstance(item, tuple | list) and len(item) == 1 and _is_array(item[0]):
+    if isinstance(item, Mapping):
+        keys = [repr(key) for key in item]
+        first = f"{of}[{keys[0] if keys else '...'}]"
+        pair = f"({first}, {of}[{keys[1]}])" if len(keys) > 1 else first
+        all_of = f"({pair} for batch in data)" if of == "batch" else f"[{pair} for item in data]"
+        raise InputError(
+            f"The data gives a {type(item).__name__} with the keys {', '.join(keys) or '(none)'} "
+            f"for each {of}; an array of inputs, or a pair (input, label), is expected: give them "
+            f"such as {all_of}."
+        )
+    if not isinstance(item, tuple | list) or not item or np.isscalar(item[0]):
+        return item, None
+    if len(item) == 1 and _is_array(item[0]):
         # What torch's TensorDataset and DataLoader make of inputs alone.
         return item[0], None
+    if len(item) == 2:
+        return item[0], item[1]
+    if isinstance(item, tuple) or _is_array(item[0]):
+        raise InputError(
+            f"The data gives {len(item)} things for each {of}; an array of inputs, or a pair "
+            f"(input, label), is expected: give them such as "
+            + (
+                "((batch[0], batch[1]) for batch in data)."
+                if of == "batch"
+                else "[item[:2] for item in data]."
+            )
+        )
     return item, None
 
 
-def _labels(value: Any) -> NDArray[np.int64]:
-    try:
-        labels = as_array(value)
-    except ValueError:
-        labels = np.empty(0, dtype=object)
-    if labels.dtype.kind not in "iub":
-        raise InputError(
-            f"The data gives labels of dtype {labels.dtype}; a whole number, the class, is "
-            "expected for each input: give pairs (input, number), or the inputs alone."
-        )
-    return labels.astype(np.int64)
-
-
 def _stack(items: list[Any]) -> Batch:
-    parts = [_parts(item) for item in items]
+    parts = [_parts(item, "item") for item in items]
     inputs = [_inputs(item) for item, _ in parts]
     shapes = sorted({array.shape for array in inputs})
     if len(shapes) > 1:
@@ -213,27 +269,29 @@ def _stack(items: list[Any]) -> Batch:
             f"The data set's inputs have different shapes, {shapes[0]} and {shapes[1]}; one "
             "shape is expected: resize or crop them in the data set."
         )
-    if parts[0][1] is None:
+    labelled = sum(label is not None for _, label in parts)
+    if not labelled:
         return np.stack(inputs), None
-    labels = _labels([as_array(label) for _, label in parts])
-    if labels.shape != (len(inputs),):
-        raise InputError(
-            f"The data set's labels have shape {labels.shape[1:]} each; one whole number for each "
-            "input is expected: give pairs (input, number), or the inputs alone."
-        )
-    return np.stack(inputs), labels
+    if labelled < len(parts):
+        raise InputError(_MIXED)
+    labels = [as_array(label, "The data's label") for _, label in parts]
+    return np.stack(inputs), as_labels(labels, len(inputs), "The data")
 
 
 def _skip(batches: Iterable[Any], start: int) -> Iterator[Batch]:
+    labelled = None
     for batch in batches:
-        first, second = _parts(batch)
+        first, second = _parts(batch, "batch")
         inputs = _inputs(first)
-        labels = None if second is None else _labels(second)
-        if labels is not None and labels.shape != inputs.shape[:1]:
+        if inputs.ndim < 2:
             raise InputError(
-                f"A batch has {len(inputs)} inputs and labels of shape {labels.shape}; one label "
-                "for each input is expected."
+                f"The data gives an array of shape {inputs.shape}; batches of inputs, (B, ...), "
+                "are expected. If it gives single inputs, give them in a list: list(data)."
             )
+        labels = None if second is None else as_labels(second, len(inputs), "A batch of the data")
+        if labelled not in (None, labels is not None):
+            raise InputError(_MIXED)
+        labelled = labels is not None
         if start >= len(inputs):
             start -= len(inputs)
             continue

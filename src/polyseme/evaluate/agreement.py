@@ -72,6 +72,8 @@ def agreement(
     """
     if isinstance(n_neurons, bool) or not isinstance(n_neurons, int) or n_neurons < 1:
         raise InputError(f"n_neurons is {n_neurons!r}; a whole number of at least 1 is expected.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed is {seed!r}; a whole number of at least 0 is expected.")
     cuts = list(thresholds)
     if not cuts:
         raise InputError("thresholds is empty; cosine distances in (0, 2] are expected.")

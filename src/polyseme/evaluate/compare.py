@@ -398,6 +398,11 @@ def compare(
     if not saes:
         raise InputError("There is no SAE to compare; give at least one, by name.")
     source = as_source(data)
+    if source.is_read_once:
+        raise InputError(
+            f"data is a {source.name}, which gives its inputs once; comparing SAEs reads them "
+            "several times: give an array, a data set or a DataLoader."
+        )
     activations = torch.cat(list(site_activations(model, find_site(model, site), _inputs(source))))
     sample = next(iter(_inputs(source)))
     reports = []

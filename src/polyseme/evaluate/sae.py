@@ -206,6 +206,12 @@ def evaluate_splice(
         target = target.flatten()
         for number, output in enumerate(logits):
             values = getattr(output, "logits", output).flatten(0, -2)
+            if int(target.max()) >= values.shape[1]:
+                raise InputError(
+                    f"The highest label is {int(target.max())}, and the model gives "
+                    f"{values.shape[1]} logits; classes numbered from 0, one for each logit, are "
+                    "expected: number the labels as the model does."
+                )
             right[number] += float((values.argmax(dim=1) == target).sum())
             loss[number] += float(nn.functional.cross_entropy(values, target, reduction="sum"))
         n += int((target != _IGNORED).sum())

@@ -27,6 +27,7 @@ from polyseme.capture import (
     find_sites,
     logit_effects,
     prove_sites,
+    sites_that_run,
 )
 from polyseme.capture.attribution import cells_of
 from polyseme.capture.collect import needs_head
@@ -68,6 +69,7 @@ def analyse(
     data: Any,
     *,
     sites: str | Site | Iterable[str | Site],
+    exclude: str | Iterable[str] = (),
     out: str | Path,
     select: Selector | None = None,
     threshold: float | None = None,
@@ -106,7 +108,10 @@ def analyse(
         scaling give `polyseme.data.Images` with a mean and a standard deviation.
     sites : str, Site, or a list of them
         Names of modules, or globs over them: ``"layers.0"``, ``"features.*"``. An SAE is a
-        site by its own name or by its encoder's.
+        site by its own name or by its encoder's. Of layers that a glob matches, those that the
+        model does not run are left out, with a warning.
+    exclude : str or list of str
+        Names, or globs over them, of sites to leave out.
     out : str or Path
         Folder of the run.
     select : Selector, optional
@@ -184,6 +189,7 @@ def analyse(
             model,
             data,
             sites=sites,
+            exclude=exclude,
             out=out,
             select=select,
             threshold=threshold,
@@ -211,10 +217,9 @@ def analyse(
     check_linkage(linkage)
     baseline = check_baseline(0.0 if baseline is None else baseline)
     image_shape = check_image_shape(image_shape)
-    names = None if class_names is None else [str(name) for name in class_names]
-    source = as_source(data, labels)
+    source = as_source(data, labels, class_names)
     check_whole(model, "images")
-    found = find_sites(model, sites)
+    found = find_sites(model, sites, exclude=exclude)
     settings: dict[str, Any] = {
         "select": describe_selector(select),
         "threshold": threshold,
@@ -233,6 +238,7 @@ def analyse(
             "At least one input is needed; make an iterator anew."
         )
     few, about = first[:FEW], describe_model(model)
+    found = sites_that_run(model, found, source.to_input(few))
     feed = Feed(model, head=panels or needs_head(model, found))
     fingerprint = {
         "sites": [site.name for site in found],
@@ -242,7 +248,7 @@ def analyse(
             **source.identity(),
             "first": digest([few]),
             "image_shape": _json_number(image_shape),
-            "class_names": names,
+            "class_names": _json_number(source.class_names),
         },
     }
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
@@ -250,7 +256,6 @@ def analyse(
             return open_run(out, probe=probe)
         work = _Analysis(model, source, few, found, writer, settings, progress)
         work.image_shape = image_shape
-        work.class_names = names
         work.baseline = baseline
         return work.run(select, about)
 
@@ -259,7 +264,6 @@ class _Analysis:
     """The stages of one analysis, each of which a resume may find done."""
 
     image_shape: tuple[int, ...] | None = None
-    class_names: list[str] | None = None
     baseline: float | Array = 0.0
     #: Of one input; known from the first batch on.
     shape: tuple[int, ...] | None = None
@@ -318,7 +322,6 @@ class _Analysis:
                 **{name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
             )
             images = self.source.images
-            names = self.class_names or (list(images.class_names or []) if images else [])
             path = self.writer.finish(
                 {
                     "sites": infos,
@@ -333,7 +336,7 @@ class _Analysis:
                         "std": _json_number(images.std) if images else 1.0,
                         "low": collector.low,
                         "high": collector.high,
-                        "class_names": names,
+                        "class_names": list(self.source.class_names or ()),
                     },
                 }
             )
@@ -381,6 +384,7 @@ class _Analysis:
         for stored, labels in self.source.batches(size, start):
             if self.shape is None:
                 self._check_shape(stored.shape[1:])
+                self._check_classes(stored[:2])
             if stored.shape[1:] != self.shape:
                 raise InputError(
                     f"The data's batches hold inputs of shapes {self.shape} and "
@@ -407,6 +411,19 @@ class _Analysis:
                     f"{shape}; a number or an array of that shape is expected."
                 ) from error
         self.shape = shape
+
+    def _check_classes(self, stored: Array) -> None:
+        """Refuse labels from 1 to n for n logits, which are numbered from 0."""
+        labels = self.source.images.labels if self.source.images else None
+        if labels is None:
+            return
+        with evaluating(self.model), torch.no_grad():
+            n = count_classes(Feed(self.model)(self.source.to_input(stored)))
+        if n is not None and (int(labels.min()), int(labels.max())) == (1, n):
+            raise InputError(
+                f"The labels reach from 1 to {n}, and the model gives {n} logits, which are "
+                "numbered from 0: give labels - 1, or none if the logits are not the classes'."
+            )
 
     def maps(
         self,

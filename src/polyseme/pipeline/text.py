@@ -17,11 +17,21 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import nn
 
-from polyseme.capture import Collected, Feed, MLPSite, Selector, Site, TopK, find_sites
+from polyseme.capture import (
+    Collected,
+    Feed,
+    MLPSite,
+    Selector,
+    Site,
+    TopK,
+    find_sites,
+    sites_that_run,
+)
 from polyseme.capture.collect import needs_head
 from polyseme.capture.language import loaded_name
 from polyseme.capture.saes import HookedSAE
-from polyseme.capture.transformer import check_whole
+from polyseme.capture.transformer import check_whole, is_transformer
+from polyseme.capture.trial import random_tokens
 from polyseme.capture.unembed import LogitLens, output_directions, unembedding
 from polyseme.core.arrays import check_linkage, check_threshold
 from polyseme.core.parallel import in_threads
@@ -65,6 +75,7 @@ def analyse_text(
     contexts: Contexts,
     *,
     sites: str | Site | Iterable[str | Site],
+    exclude: str | Iterable[str] = (),
     out: str | Path,
     select: Selector | None = None,
     threshold: float | None = None,
@@ -108,7 +119,7 @@ def analyse_text(
         costs about as much as reading ``window[0] + 1`` times the contexts that examples are
         in, so it is left out unless asked for, and can be had later, neuron by neuron, by
         `polyseme.pipeline.importances.neuron_importances`.
-    random_examples, seed, overwrite, resume, progress
+    exclude, random_examples, seed, overwrite, resume, progress
         As for `analyse`.
     batch_size : int, optional
         Contexts in one forward pass, by default 4,096 tokens; as for `analyse`.
@@ -146,7 +157,9 @@ def analyse_text(
     pieces(contexts.tokenizer, [0])
     stages = Stages()
     with stages("preparation"):
-        found = find_sites(model, sites)
+        found = find_sites(model, sites, exclude=exclude)
+        if is_transformer(model):
+            found = sites_that_run(model, found, random_tokens(model))
         about, text = describe_model(model), contexts.identity()
         by_hand = _made_by_hand(found)
     feed = Feed(model, head=needs_head(model, found))

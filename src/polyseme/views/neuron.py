@@ -33,7 +33,7 @@ from polyseme.views.texts import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
 
-_IN_NOTEBOOK = 10
+_IN_NOTEBOOK, _PRINTED = 10, 20
 _STATISTICS = ("density", "max_activation", "mean_activation", "participation_ratio")
 
 
@@ -75,8 +75,19 @@ class Feature:
         return {k: int(v) for k, v in self.examples["label"].value_counts().items()}
 
     def __repr__(self) -> str:
-        labels = ", ".join(f"{name}: {n}" for name, n in list(self.label_counts().items())[:4])
-        return f"Feature({self.number}: {self.n_examples} examples{'; ' * bool(labels)}{labels})"
+        labels = ", ".join(f"{k}: {n}" for k, n in list(self.label_counts().items())[:4])
+        many = f"{self.n_examples} example{'s' * (self.n_examples > 1)}"
+        return f"Feature({self.number}: {many}{'; ' * bool(labels)}{labels})"
+
+
+class Features(list[Feature]):
+    """A neuron's features, the largest first. It prints one a line."""
+
+    def __repr__(self) -> str:
+        lines = [repr(feature) for feature in self[:_PRINTED]]
+        if len(self) > _PRINTED:
+            lines.append(f"… {len(self) - _PRINTED} more")
+        return "[" + ",\n ".join(lines) + "]"
 
 
 class Neuron:
@@ -143,12 +154,35 @@ class Neuron:
         return frame
 
     def _input_rows(self, inputs: pd.Series) -> NDArray[np.int64]:
-        found = np.searchsorted(self._folder.inputs["index"], inputs.to_numpy(np.int64))
-        return np.asarray(found, dtype=np.int64)
+        index, wanted = np.asarray(self._folder.inputs["index"]), inputs.to_numpy(np.int64)
+        if not (held := np.isin(wanted, index)).all():
+            raise InputError(
+                f"The run does not hold input {wanted[np.argmin(held)]}: it keeps the {len(index)} "
+                "that are examples of some neuron. Give rows of the neuron's examples."
+            )
+        return np.asarray(np.searchsorted(index, wanted), dtype=np.int64)
+
+    def _chosen(self, examples: Any) -> pd.DataFrame:
+        """Rows of `examples` from such rows, or from their numbers; None stands for all."""
+        if examples is None:
+            return self.examples
+        if isinstance(examples, pd.DataFrame) and "input" in examples:
+            return examples
+        numbers = np.asarray(examples)
+        other = getattr(examples, "name", "example") != "example" or numbers.ndim != 1
+        if other or (numbers.size and numbers.dtype.kind not in "iu"):
+            raise InputError(
+                f"examples is a {type(examples).__name__}; rows of the neuron's examples, such as "
+                "neuron.examples[:5], or their numbers, such as [0, 1], are expected."
+            )
+        n = self.metrics.n_examples
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < n:
+            raise InputError(f"examples is {examples!r}; the neuron has {n}, numbered from 0.")
+        return self.examples.iloc[numbers.astype(int)]
 
     def texts(
         self,
-        frame: pd.DataFrame | None = None,
+        examples: Any = None,
         *,
         before: int | None = None,
         after: int | None = None,
@@ -157,8 +191,8 @@ class Neuron:
 
         Parameters
         ----------
-        frame : pandas.DataFrame, optional
-            Rows of `examples`; by default all of them.
+        examples : pandas.DataFrame or array of int, optional
+            Rows of `examples`, or their numbers; by default all of them.
         before, after : int, optional
             Tokens to both sides; by default those of the run's window. More of a context can
             be seen, but its activations are known in that window alone.
@@ -168,24 +202,25 @@ class Neuron:
         InputError
             The run is one of images.
         """
-        chosen = self.examples if frame is None else frame
+        chosen = self._chosen(examples)
         return windows_of(self._folder, self.info, self.number, chosen, before, after)
 
     def tokens(self) -> dict[str, pd.DataFrame]:
         """Tokens whose logits it promotes and suppresses most: ``token`` and ``logit``."""
         return top_tokens(self._folder, self.info, self.number)
 
-    def inputs(self, frame: pd.DataFrame | None = None) -> NDArray[Any]:
+    def inputs(self, examples: Any = None) -> NDArray[Any]:
         """The inputs of examples, as stored: shape (n, *shape of one input).
 
         Parameters
         ----------
-        frame : pandas.DataFrame, optional
-            Rows of `examples` or of `random_examples`; by default all examples.
+        examples : pandas.DataFrame or array of int, optional
+            Rows of `examples` or of `random_examples`, or numbers of examples; by default all
+            examples.
         """
-        chosen = self.examples if frame is None else frame
         self._refuse_texts()
-        return self._folder.inputs.take("pixels", self._input_rows(chosen["input"]))
+        rows = self._input_rows(self._chosen(examples)["input"])
+        return self._folder.inputs.take("pixels", rows)
 
     def _refuse_texts(self) -> None:
         if "pixels" not in self._folder.inputs:
@@ -242,13 +277,13 @@ class Neuron:
         return feature_centres(self.embeddings, self.clustering.labels)
 
     @cached_property
-    def features(self) -> list[Feature]:
+    def features(self) -> Features:
         """Its features at the current threshold, the largest first."""
         labels = self.clustering.labels
         if not len(labels):
-            return []
+            return Features()
         centres, central = self.centres, medoids(self.embeddings, labels)
-        return [
+        return Features(
             Feature(
                 number=k,
                 examples=self.examples[labels == k].reset_index(drop=True),
@@ -256,7 +291,7 @@ class Neuron:
                 centre=centres[k],
             )
             for k in range(len(centres))
-        ]
+        )
 
     @cached_property
     def metrics(self) -> Polysemanticity:

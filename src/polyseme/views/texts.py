@@ -34,6 +34,9 @@ class TextWindow:
     centre: int
     importances: NDArray[np.float32] | None = None
 
+    def __repr__(self) -> str:
+        return f"TextWindow({str(self)!r})"
+
     def __str__(self) -> str:
         before, after = self.tokens[: self.centre], self.tokens[self.centre + 1 :]
         return f"{''.join(before)}»{self.tokens[self.centre]}«{''.join(after)}".replace("\n", "⏎")
