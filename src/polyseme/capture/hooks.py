@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture.activation import Watch
 from polyseme.capture.layers import HiddenSite, Site
 from polyseme.capture.reading import Counted, Reading, strongest
+from polyseme.capture.watch import Watch
 from polyseme.errors import InputError, SiteError
 
 # What a model may raise on inputs that it does not take.

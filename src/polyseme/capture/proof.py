@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from polyseme.capture.activation import Watch, learn, tensors_in, tolerance
+from polyseme.capture.activation import tensors_in, tolerance
 from polyseme.capture.encoders import SAESite, rests_on_own
 from polyseme.capture.hooks import Feed, by_input, evaluating, first_tensor, in_this_thread
 from polyseme.capture.layers import HiddenSite, Site, difference, percent
 from polyseme.capture.seen import Seen
+from polyseme.capture.watch import Watch, learn
 from polyseme.errors import SiteError
 
 # Inputs of the two runs: of different number, so that no axis is taken for the batch that is not,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyseme.capture.activation import Track
+from polyseme.capture.watch import Track
 
 
 @dataclass
