@@ -103,9 +103,8 @@ def analyse(
     model : torch.nn.Module
         On any device; inputs follow it there.
     data : array, tensor, pair, path, Images, Contexts, data set or iterable
-        See `polyseme.data.sources.as_source`; `Contexts` of tokens go to `analyse_text`.
-        uint8 images are scaled to [0, 1]; for another
-        scaling give `polyseme.data.Images` with a mean and a standard deviation.
+        See `polyseme.data.sources.as_source`; `Contexts` of tokens go to `analyse_text`. uint8
+        images are scaled to [0, 1]; for another scaling give `polyseme.data.Images`.
     sites : str, Site, or a list of them
         Names of modules, or globs over them: ``"layers.0"``, ``"features.*"``. An SAE is a
         site by its own name or by its encoder's. Of layers that a glob matches, those that the
@@ -143,12 +142,12 @@ def analyse(
     seed : int
         Of these.
     batch_size : int
-        Inputs in one forward pass; 256 by default, of contexts 4,096 tokens. What is found does not
-        depend on it, but for the last digits of the model's own sums: an analysis may be gone
-        on with by another one, but it is the same to the last byte only by the same one. If
-        the device runs out of memory in the pass, batches are halved.
+        Inputs in one forward pass; 256 by default, of contexts 4,096 tokens. You may resume with
+        a different batch size; only the same size reproduces the run byte for byte. If the device
+        runs out of memory in the pass, batches are halved.
     overwrite, resume : bool
-        Replace a run that exists; or go on with an analysis that was interrupted.
+        Replace a run that exists; or resume an analysis that was interrupted, whose pass over the
+        data was saved.
     progress : bool
         Whether to show progress on the terminal.
 
@@ -166,14 +165,9 @@ def analyse(
         For a site that the model does not have.
     RunError
         If the folder is in the way, or belongs to another analysis.
-
-    Notes
-    -----
-    On an interrupt the pass over the data is saved, and ``resume=True`` goes on from there.
     """
-    kind = "texts" if isinstance(data, Contexts) else "images"
     given = check_kind(
-        kind,
+        "texts" if isinstance(data, Contexts) else "images",
         labels=labels,
         class_names=class_names,
         image_shape=image_shape,
@@ -279,9 +273,7 @@ class _Analysis:
         progress: bool,
     ) -> None:
         self.model, self.source, self.sites, self.writer = model, source, sites, writer
-        self.few = few
-        self.settings = settings
-        self.show = progress
+        self.few, self.settings, self.show = few, settings, progress
 
     def run(self, select: Selector, about: dict[str, Any]) -> Run:
         with progress_bars(self.show) as bars, SimilarFeatures(self.writer) as similar:
@@ -376,8 +368,8 @@ class _Analysis:
     def _look_again(self) -> None:
         """Learn from a few inputs what a checkpoint does not hold: activations and shape."""
         self._check_shape(self.few.shape[1:])
-        inputs = self.source.to_input(self.few[:2])
         with evaluating(self.model):
+            inputs = self.source.to_input(self.few)
             prove_sites(self.model, self.sites, Feed(self.model), inputs)
 
     def _batches(self, size: int, start: int) -> Iterator[Batch]:
@@ -505,9 +497,7 @@ class _Analysis:
                     "width) or (channels, height, width) with that product."
                 )
             return given
-        if len(shape) in (2, 3):
-            return shape
-        return None
+        return shape if len(shape) in (2, 3) else None
 
 
 def _json_number(value: Any) -> Any:

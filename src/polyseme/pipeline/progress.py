@@ -108,3 +108,11 @@ def read_and_save(
         if collector.is_whole:
             save()
         raise
+
+
+def duration(seconds: float) -> str:
+    """About how long something takes, for people."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 120 else f"{round(seconds / 3600)} h"

@@ -51,10 +51,10 @@ from polyseme.pipeline.importances import estimated_seconds, mask_token, site_im
 from polyseme.pipeline.passes import TextPasses
 from polyseme.pipeline.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.pipeline.probing import probe
-from polyseme.pipeline.progress import Stages, progress_bars
+from polyseme.pipeline.progress import Stages, duration, progress_bars
 from polyseme.pipeline.records import cluster_site, gate_of, site_arrays, site_tables
 from polyseme.pipeline.similar import SimilarFeatures, room_for_similar
-from polyseme.pipeline.words import Wording, token_index
+from polyseme.pipeline.words import Wording, readings, token_index
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
 
@@ -350,7 +350,7 @@ class _TextAnalysis:
         used = np.unique(
             np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
         )
-        words = _words(self.contexts.tokenizer, used.tolist())
+        words = readings(self.contexts.tokenizer, used.tolist())
         arrays = {
             "index": kept["index"],
             "tokens": tokens,
@@ -454,7 +454,7 @@ class _TextAnalysis:
                 )
                 bars.console.print(
                     "Token importances are left out; importances='exact' (--importances exact) "
-                    f"finds them, in about {_duration(seconds)}."
+                    f"finds them, in about {duration(seconds)}."
                 )
             return [{} for _ in self.sites]
         task = bars.add_task("Token importances", total=len(inputs["index"]))
@@ -495,21 +495,3 @@ class _TextAnalysis:
             "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
             "suppressed_logits": np.asarray(top.suppressed, np.float32),
         }
-
-
-def _words(tokenizer: Any, ids: list[int]) -> list[str]:
-    """As `pieces`; the models' vocabularies are often padded with numbers that no token has."""
-    try:
-        return pieces(tokenizer, ids)
-    except InputError:
-        if len(ids) == 1:
-            return [f"<{ids[0]}>"]
-        half = len(ids) // 2
-        return _words(tokenizer, ids[:half]) + _words(tokenizer, ids[half:])
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{max(1, round(seconds))} s"
-    return f"{minutes} min" if minutes < 120 else f"{round(seconds / 3600)} h"

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from polyseme.core.labels import count_tokens, no_tokens, rank_tokens, token_rarity
 from polyseme.core.parallel import in_threads
+from polyseme.data.tokens import pieces
+from polyseme.errors import InputError
 
 Array = NDArray[Any]
 
@@ -172,3 +174,14 @@ def token_index(parts: list[Array], n_tokens: int) -> dict[str, Array]:
         "token_features": feature[order],
         "token_features_ends": np.bincount(token, minlength=n_tokens).cumsum().astype(np.int64),
     }
+
+
+def readings(tokenizer: Any, ids: list[int]) -> list[str]:
+    """As `pieces`; the models' vocabularies are often padded with numbers that no token has."""
+    try:
+        return pieces(tokenizer, ids)
+    except InputError:
+        if len(ids) == 1:
+            return [f"<{ids[0]}>"]
+        half = len(ids) // 2
+        return readings(tokenizer, ids[:half]) + readings(tokenizer, ids[half:])
