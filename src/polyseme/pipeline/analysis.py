@@ -137,24 +137,20 @@ def analyse(
         The input from which activation maps start, in the model's units; 0 by default.
     window, importances, memory_budget : optional
         Of texts, see `analyse_text`.
-    random_examples : int
-        Random activating examples kept for each neuron.
-    seed : int
-        Of these.
+    random_examples, seed : int
+        Random activating examples kept for each neuron, and the seed that they are drawn with.
     batch_size : int
         Inputs in one forward pass; 256 by default, of contexts 4,096 tokens. You may resume with
         a different batch size; only the same size reproduces the run byte for byte. If the device
         runs out of memory in the pass, batches are halved.
     overwrite, resume : bool
-        Replace a run that exists; or resume an analysis that was interrupted, whose pass over the
-        data was saved.
+        Replace a run that exists; or resume an analysis that was interrupted.
     progress : bool
         Whether to show progress on the terminal.
 
     Returns
     -------
     Run
-        As `open_run` gives it.
 
     Raises
     ------
