@@ -143,6 +143,7 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "a product of two": lambda y: torch.tanh(torch.relu(y)) * torch.relu(y + 1),
     "squared ReLU": lambda y: torch.relu(y) ** 2,
     "a residual behind": lambda y: torch.tanh(torch.relu(y)) + torch.relu(y),
+    "a bias of its own": lambda y: torch.relu(y + torch.arange(6.0)),
     "shifted ReLU": lambda y: torch.relu(y + 0.5),
     "ReLU of the opposite": lambda y: torch.relu(-y),
     "sine": torch.sin,
@@ -198,6 +199,11 @@ ENDED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         "the layer's output, before sigmoid and mul",
     ),
     "dropout that is always on": (lambda y: F.dropout(F.relu(y), 0.5), "relu, before dropout"),
+    "a vector taken off": (lambda y: F.relu(y) - torch.arange(6.0), "relu, before sub"),
+    "a vector taken off the output": (
+        lambda y: y - torch.arange(6.0),
+        "the layer's output, before sub",
+    ),
     "less its mean, in place": (
         lambda y: F.relu(y.sub_(y.mean(1, keepdim=True))),
         "the layer's output, before mean and sub",

@@ -319,7 +319,7 @@ class Turning(nn.Module):
 def test_a_function_that_changes_with_the_data_is_noticed_later() -> None:
     model = Turning().eval()
     x = torch.randn(40, 6)
-    x[16] = 200
+    x[32] = 200
     collector = Collector(model, find_sites(model, "fc"), TopK(5))
     parts = [x[at : at + 4].numpy() for at in range(0, 40, 4)]
     with pytest.raises(

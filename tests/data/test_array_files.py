@@ -295,7 +295,7 @@ def test_a_single_number_is_no_images(tmp_path: Path, value: object) -> None:
     np.save(tmp_path / "x.npy", value)
     for name in ("x.npz", "x.npy"):
         for limit in (None, 1):
-            with pytest.raises(InputError, match=r"the pixels are a single \w+; an array with an"):
+            with pytest.raises(InputError, match=r"the values are a single \w+; an array with an"):
                 read_images(tmp_path / name, limit=limit)
 
 

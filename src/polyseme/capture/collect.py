@@ -31,8 +31,8 @@ from polyseme.errors import InputError
 Array = NDArray[Any]
 State = dict[str, Array]
 
-# Batches whose first inputs the sites prove themselves on; each further 256th as well.
-_CHECKED = (0, 4, 16, 64, 256)
+# Batches whose first inputs the sites prove themselves on; each further 512th as well.
+_CHECKED = (0, 8, 32, 128, 512)
 
 
 @dataclass(frozen=True)

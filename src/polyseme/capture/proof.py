@@ -176,7 +176,7 @@ class _Run:
         def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             with self._watch.paused():
                 noted.args, noted.kwargs = _copied(args), _copied(kwargs)
-                noted.output = _copied(output)
+                noted.output = _copied(output) if _has_chain(site) else None
                 given = first_tensor((*args, *kwargs.values()))
                 noted.taken_off = self._taken_off(site, given)
             if torch.is_tensor(output) and output.is_floating_point() and _has_chain(site):

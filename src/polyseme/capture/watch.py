@@ -170,6 +170,15 @@ class Track:
                 return False
         return True
 
+    def is_shift(self, calls: Sequence[Call], start: int, value: int) -> bool:
+        """Whether a value is an earlier one plus a constant that differs between neurons."""
+        shifts = [replay(calls, value, z) - replay(calls, start, z) for z, _ in self._changed]
+        first = shifts[0].float()
+        scale = tolerance(self.output) * float(first.abs().max())
+        return bool((first - first.reshape(-1)[0]).abs().max() > scale) and all(
+            bool((shift.float() - first).abs().max() <= scale) for shift in shifts
+        )
+
 
 def _changed(output: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     """Versions of the output with half of its numbers changed; and which of them are the same."""
@@ -208,16 +217,20 @@ def learn(tracks: Sequence[Track], n_neurons: int) -> Activation:
             break
         calls.append(both)
     end = drive = 0
+    is_affine = True
     for value in sorted(value for call in calls for value in call.makes):
         if not _is_all(one, calls, value) or not _is_all(other, calls, value):
             continue
         if not all(track.repeats(calls, value) for track in tracks):
             continue
-        if drive == end and one.is_affine(calls, value):
-            drive = value
-        end = value
+        is_affine = is_affine and one.is_affine(calls, value)
+        drive = value if is_affine else drive
+        # What is taken off each neuron's activation belongs to what comes next, as an SAE's bias.
+        end = end if one.is_shift(calls, end, value) else value
+    drive = min(drive, end)
     last = max(needed(calls, end), default=-1)
-    return Activation(tuple(calls[: last + 1]), end, drive, _before(one, end, drive))
+    before = _before(one, end, nonlinear=not is_affine and end > drive)
+    return Activation(tuple(calls[: last + 1]), end, drive, before)
 
 
 def _is_all(track: Track, calls: Sequence[Call], value: int) -> bool:
@@ -239,7 +252,7 @@ def _users(track: Track, values: set[int]) -> list[int]:
     return alive or users
 
 
-def _before(track: Track, end: int, drive: int) -> str:
+def _before(track: Track, end: int, *, nonlinear: bool) -> str:
     """Names of what the activations go into, if f may not be all there is of it."""
     values = {end}
     while moves := {n for n in _users(track, values) if track.calls[n].name in PLUMBING}:
@@ -248,7 +261,7 @@ def _before(track: Track, end: int, drive: int) -> str:
         values |= {value for n in moves for value in track.calls[n].makes}
     users = [n for n in _users(track, values) if track.calls[n].name not in PLUMBING]
     mixes = [n in track.opaque or track.calls[n].name in _MIXING for n in users]
-    if end != drive and all(mixes):
+    if nonlinear and all(mixes):
         # A nonlinearity was found, and a layer comes next.
         return ""
     return " and ".join(dict.fromkeys(track.calls[n].name for n in users))
