@@ -206,3 +206,18 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     given = {"tokens": [0, 1], "clusters": [0, 1], "n_clusters": 2, "vocabulary": 4, **change}
     with pytest.raises(InputError, match=message):
         distinctive_tokens(given.pop("tokens"), given.pop("clusters"), **given)
+
+
+def test_the_order_of_additions_decides_no_tie() -> None:
+    # The same weights in other examples: 0.6, and 0.6000000000000001 of the later token.
+    found = distinctive_tokens(
+        [3, 3, 3, 5, 5, 5],
+        [0] * 6,
+        n_clusters=1,
+        vocabulary=6,
+        k=2,
+        weights=[0.3, 0.2, 0.1, 0.1, 0.2, 0.3],
+        examples=[0, 1, 2, 0, 1, 2],
+    )
+    assert found.scores[0, 0] == pytest.approx(found.scores[0, 1])
+    assert found.tokens.tolist() == [[3, 5]]
