@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyseme.core import labels
 from polyseme.core.labels import (
     count_tokens,
     distinctive_tokens,
@@ -209,15 +210,9 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
 
 
 def test_the_order_of_additions_decides_no_tie() -> None:
-    # The same weights in other examples: 0.6, and 0.6000000000000001 of the later token.
-    found = distinctive_tokens(
-        [3, 3, 3, 5, 5, 5],
-        [0] * 6,
-        n_clusters=1,
-        vocabulary=6,
-        k=2,
-        weights=[0.3, 0.2, 0.1, 0.1, 0.2, 0.3],
-        examples=[0, 1, 2, 0, 1, 2],
-    )
-    assert found.scores[0, 0] == pytest.approx(found.scores[0, 1])
+    amounts = np.array([0.3 + 0.2 + 0.1, 0.1 + 0.2 + 0.3])
+    assert amounts[0] < amounts[1]
+    counts = labels.TokenCounts(np.zeros(2, int), np.array([3, 5]), amounts, np.ones(2, bool))
+    found = labels.no_tokens(1, 2)
+    labels.rank_tokens(counts, np.ones(6), found)
     assert found.tokens.tolist() == [[3, 5]]
