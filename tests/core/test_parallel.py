@@ -100,18 +100,3 @@ def test_a_limit_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(OSError, match="no such library"):
             in_threads(print, range(3))
     test_libraries_have_one_thread_in_each_and_get_theirs_back()
-
-
-def test_torch_that_is_loaded_meanwhile_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with monkeypatch.context() as patch:
-            patch.delitem(parallel.sys.modules, "torch")
-            with parallel._limits:
-                patch.setitem(parallel.sys.modules, "torch", torch)
-                in_threads(print, range(3))
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
