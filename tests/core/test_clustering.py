@@ -129,6 +129,18 @@ def test_a_merge_at_the_threshold_itself_is_not_made() -> None:
     assert found.cut(np.nextafter(1, 2)).labels.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("linkage", LINKAGES)
+def test_pairs_that_merge_at_the_threshold_itself_are_across_clusters(linkage: str) -> None:
+    vectors = np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    found = cluster_many(vectors[None], threshold=1.0, linkage=linkage)
+    assert found.trees[0, :, 2].tolist() == [0, 1]
+    assert found.n_clusters.tolist() == [2]
+    assert found.intra_cluster_distance.tolist() == [0]
+    assert found.inter_cluster_distance.tolist() == [1]
+    expected = polysemanticity(vectors, found.labels[0]).as_dict()
+    assert found.metrics(0).as_dict() == pytest.approx(expected)
+
+
 def test_no_example_and_one() -> None:
     none = cluster(np.empty((0, 3)))
     assert none.labels.shape == (0,)

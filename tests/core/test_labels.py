@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyseme.core import labels
 from polyseme.core.labels import (
     count_tokens,
     distinctive_tokens,
@@ -206,3 +207,12 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     given = {"tokens": [0, 1], "clusters": [0, 1], "n_clusters": 2, "vocabulary": 4, **change}
     with pytest.raises(InputError, match=message):
         distinctive_tokens(given.pop("tokens"), given.pop("clusters"), **given)
+
+
+def test_the_order_of_additions_decides_no_tie() -> None:
+    amounts = np.array([0.3 + 0.2 + 0.1, 0.1 + 0.2 + 0.3])
+    assert amounts[0] < amounts[1]
+    counts = labels.TokenCounts(np.zeros(2, int), np.array([3, 5]), amounts, np.ones(2, bool))
+    found = labels.no_tokens(1, 2)
+    labels.rank_tokens(counts, np.ones(6), found)
+    assert found.tokens.tolist() == [[3, 5]]

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyseme.core import (
+    GATES,
     Polysemanticity,
     background_distance,
     cosine_distances,
+    gated_background_distance,
+    gated_gradient,
     participation_ratio,
     polysemanticity,
 )
@@ -178,3 +181,17 @@ def test_background_that_does_not_fit() -> None:
         background_distance(np.ones((1, 3)), np.ones((2, 3)))
     with pytest.raises(InputError, match="at least two rows of 4 values are expected"):
         background_distance(np.ones((5, 3)), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("activation", GATES)
+def test_background_distance_of_gated_neurons_equals_the_oracle(activation: str) -> None:
+    rng = np.random.default_rng(0)
+    h, (gate, up) = rng.standard_normal((7, 4)), rng.standard_normal((2, 3, 4))
+    b_gate, b_up = rng.standard_normal((2, 3)) + 1
+    found = gated_background_distance(h, gate, up, b_gate, b_up, activation=activation)
+    for neuron, value in enumerate(found):
+        gradients = gated_gradient(
+            h, gate[neuron], up[neuron], b_gate[neuron], b_up[neuron], activation=activation
+        )
+        expected = oracles.metrics(h * gradients, [0] * 7)["mean_distance"]
+        assert value == pytest.approx(expected, abs=1e-12)

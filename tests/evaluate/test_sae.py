@@ -152,14 +152,17 @@ def test_an_sae_of_another_width_or_shape_is_refused() -> None:
 
 
 def test_label_purity_and_its_null(tmp_path: Path) -> None:
-    # Neuron 0 fires for class 0 alone, neuron 1 for all alike, neuron 2 never.
+    # Neuron 0 fires for class 0 alone, neuron 1 for all alike, neuron 2 never, neuron 3 once,
+    # of which nothing can be said, and neuron 4 for two inputs of class 0.
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 300)
-    x = np.stack([np.where(y == 0, 1.0, -1.0), np.ones(300), -np.ones(300)], 1)
+    x = np.stack([np.where(y == 0, 1.0, -1.0), np.ones(300), *-np.ones((3, 300))], 1)
+    x[7, 3] = 1
+    x[np.flatnonzero(y == 0)[:2], 4] = 1
     x = (x + 0.01 * rng.random(x.shape)).astype(np.float32)
-    model = torch.nn.Linear(3, 3)
+    model = torch.nn.Linear(5, 5)
     with torch.no_grad():
-        model.weight.copy_(torch.eye(3))
+        model.weight.copy_(torch.eye(5))
         model.bias.zero_()
     run = ps.analyse(
         torch.nn.Sequential(model),
@@ -172,6 +175,6 @@ def test_label_purity_and_its_null(tmp_path: Path) -> None:
     )
     found = label_purity(run, "0")
     first = y[:60]
-    assert found.n == 2
-    assert found.purity == pytest.approx((1 + max(first.mean(), 1 - first.mean())) / 2)
+    assert found.n == 3
+    assert found.purity == pytest.approx((1 + max(first.mean(), 1 - first.mean()) + 1) / 3)
     assert 0.5 < found.null < found.purity

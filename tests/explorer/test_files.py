@@ -13,6 +13,7 @@ from polyseme.explorer.addresses import site_addresses
 from polyseme.explorer.opening import open_all, titles
 from polyseme.explorer.pictures import LARGEST_SIDE, Pictures
 from polyseme.explorer.runfiles import RunFiles
+from polyseme.explorer.texts import Texts
 from polyseme.store import RunWriter, SiteInfo
 from polyseme.views import open_run
 
@@ -295,6 +296,36 @@ def test_packs_are_of_a_size(text_run, monkeypatch):
     monkeypatch.setattr("polyseme.explorer.runfiles._MOST_PACKS", 7)
     small = RunFiles(text_run, "texts")
     assert json.loads(small.file("run.json"))["n_packs"] <= 7
+
+
+def test_a_pack_is_as_large_as_fits(text_run, monkeypatch):
+    folder = text_run.folder
+    example = 40 + 5 * (sum(Texts(folder).window) + 1)
+    neuron = 2_000 + example * len(folder.examples) / len(folder.neurons)
+    monkeypatch.setattr("polyseme.explorer.runfiles._PACK_BYTES", 8 * neuron + 1e-6)
+    assert RunFiles(text_run, "texts").pack == 8
+    monkeypatch.setattr("polyseme.explorer.runfiles._PACK_BYTES", 8 * neuron - 1e-6)
+    assert RunFiles(text_run, "texts").pack == 4
+    monkeypatch.setattr("polyseme.explorer.runfiles._PACK_BYTES", 1e12)
+    assert RunFiles(text_run, "texts").pack == 1024
+    packs = sum(-(-site.n_neurons // 2) for site in folder.sites)
+    monkeypatch.setattr("polyseme.explorer.runfiles._PACK_BYTES", 1)
+    for most, size in ((packs, 2), (packs - 1, 4)):
+        monkeypatch.setattr("polyseme.explorer.runfiles._MOST_PACKS", most)
+        assert RunFiles(text_run, "texts").pack == size
+
+
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_contexts_are_in_so_many_files_at_most(text_run, monkeypatch, most):
+    monkeypatch.setattr("polyseme.explorer.runfiles._CONTEXT_TOKENS", 1)
+    monkeypatch.setattr("polyseme.explorer.runfiles._MOST_CONTEXT_FILES", most)
+    files, n = RunFiles(text_run, "texts"), len(text_run.folder.inputs["index"])
+    assert n == 7
+    paths = [path for path in files.paths() if path.startswith("contexts/")]
+    sizes = [len(decoded(files.file(path))[0]["lengths"]) for path in paths]
+    assert len(paths) <= most
+    assert sum(sizes) == n
+    assert set(sizes[:-1]) <= {-(-n // most)}
 
 
 def test_the_largest_feature_has_a_share(run, files):

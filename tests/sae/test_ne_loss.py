@@ -163,6 +163,14 @@ def test_the_background_may_be_given() -> None:
     assert_equal(given, reference.loss(h, W, a, m, "calibrated", background), 1.0)
 
 
+@pytest.mark.parametrize("n", [63, 64, 65, 100])
+def test_the_background_is_of_32_inputs_at_most(n: int) -> None:
+    h, W, m = (torch.randn(rows, 6) + 0.5 for rows in (n, 5, 5))
+    a = torch.randn(n, 5).relu()
+    given = ne_loss(h, W, a, m, form="calibrated")
+    assert_equal(given, reference.loss(h, W, a, m, "calibrated"), 1.0)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_only_what_a_form_differentiates_gets_a_gradient(form: str) -> None:
     h, W, m = (torch.randn(n, 4, requires_grad=True) for n in (9, 5, 5))

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.interrupts import Terminated
@@ -195,6 +196,22 @@ def test_a_seed_gives_the_same_sae_and_leaves_torch_alone() -> None:
 def test_weight_decay_shrinks_weights() -> None:
     decayed = train(weight_decay=5.0, steps=100)
     assert decayed.W_dec.norm() < 0.9 * train(steps=100).W_dec.norm()
+
+
+@pytest.mark.parametrize(("options", "end"), [({}, 0.001), ({"lr_end": 0.004}, 0.004)])
+def test_the_learning_rate_ends_at_a_tenth_unless_told_otherwise(
+    options: dict[str, float], end: float
+) -> None:
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda adam, *_: rates.append(adam.param_groups[0]["lr"])
+    )
+    try:
+        train(steps=4, lr=0.01, trainer_options={"lr_scheduler_name": "cosineannealing", **options})
+    finally:
+        hook.remove()
+    expected = [end + (0.01 - end) * (1 + np.cos(np.pi * step / 4)) / 2 for step in range(4)]
+    assert rates == pytest.approx(expected)
 
 
 def test_epochs_and_their_default() -> None:

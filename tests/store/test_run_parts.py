@@ -259,6 +259,18 @@ def test_a_position_beyond_its_context_is_refused(tmp_path):
         RunFolder(folder).rows("examples", 0, 1)
 
 
+def test_the_end_of_a_context_is_no_position_of_it(tmp_path):
+    folder = write(tmp_path / "run", of_texts())
+    run = RunFolder(folder)
+    row = int(np.searchsorted(run.inputs["index"], run.examples["input"][2]))
+    length = int(run.inputs["lengths"][row])
+    edit_table(folder, "examples", put("position", 2, length - 1))
+    assert RunFolder(folder).rows("examples", 0, 1)["position"][2] == length - 1
+    edit_table(folder, "examples", put("position", 2, length))
+    with pytest.raises(RunError, match="'position' in row 2 is beyond the end of its context"):
+        RunFolder(folder).rows("examples", 0, 1)
+
+
 def test_similar_features_that_lead_nowhere_are_refused(tmp_path):
     made = contents()
     n = len(made.tables["features"].query("site == 'layers.0'"))

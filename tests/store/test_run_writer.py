@@ -580,6 +580,17 @@ def test_resume_removes_the_leftovers_of_the_finished_run_only(tmp_path):
     assert os.listdir(tmp_path) == ["run"]
 
 
+def test_what_an_interrupted_write_left_is_not_part_of_the_run(tmp_path):
+    out = tmp_path / "run"
+    with start(out) as writer:
+        made = contents()
+        fill(writer, made)
+        for name in ("examples.parquet.new", "sites/2.safetensors"):
+            (tmp_path / "run.partial" / "result" / name).touch()
+        writer.finish(made.metadata)
+    assert sorted(snapshot(out)) == sorted(snapshot(write(tmp_path / "other")))
+
+
 def test_resume_names_the_settings_that_differ(tmp_path):
     interrupted(tmp_path / "run")
     other = {"settings": {"threshold": 0.05, "select": "top-k"}, "model": "m", "seed": 3}

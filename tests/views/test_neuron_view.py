@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -210,6 +213,19 @@ def test_assign(grey_run, threshold):
     assert neuron.assign(7 * new).tolist() == found.tolist(), "only directions count"
     assert neuron.assign(np.zeros((2, 20))).tolist() == [-1, -1]
     assert neuron.assign(np.empty((0, 20))).tolist() == []
+
+
+@pytest.mark.parametrize("n_names", [2, 3])
+def test_labels_without_a_name_are_numbers(grey_run, tmp_path, n_names):
+    copy = shutil.copytree(grey_run.path, tmp_path / "run")
+    content = json.loads((copy / "run.json").read_text())
+    content["data"]["class_names"] = runs.CLASSES[:n_names]
+    (copy / "run.json").write_text(json.dumps(content) + "\n")
+    found = busy(ps.open_run(copy)).examples
+    labels = runs.LABELS[found["input"]]
+    assert 2 in labels
+    named = [runs.CLASSES[label] for label in labels]
+    assert found["label"].tolist() == (named if n_names == 3 else labels.tolist())
 
 
 def test_assign_gives_tight_members_back(grey_run):
