@@ -350,6 +350,7 @@ def test_a_crowd_shares_each_file(text_run, monkeypatch):
                 most = max(most, threading.active_count() - before - len(threads))
                 thread.join(0.01)
     assert wrong == []
+    del built["verified.json"]  # which changes, and is never kept
     assert set(built.values()) == {1}
     assert len(makers) == 1
     assert most <= 2  # the maker of files, and a helper of its own

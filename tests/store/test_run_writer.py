@@ -679,7 +679,7 @@ def test_another_format_is_refused_and_another_version_told(tmp_path, monkeypatc
     out, made = tmp_path / "run", contents()
     interrupted(out)
     monkeypatch.setattr("polyseme.store.writer.RUN", replace(RUN, format="polyseme-run 9"))
-    told = r'format was "polyseme-run 3" and is now "polyseme-run 9"'
+    told = r'format was "polyseme-run 1" and is now "polyseme-run 9"'
     with pytest.raises(RunError, match=told):
         start(out, resume=True)
     monkeypatch.undo()
