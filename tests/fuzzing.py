@@ -400,6 +400,7 @@ def make_saes(folder: Path) -> None:
     arrays = sae_arrays()
     save_file(arrays, folder / "a.safetensors")
     torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, folder / "b.pt")
+    np.savez(folder / "c.npz", **arrays)
 
 
 def make_sae_folders(folder: Path) -> None:
@@ -426,7 +427,9 @@ def read_saes(folder: Path) -> None:
     refused = None
     for path in sorted(folder.iterdir()):
         try:
-            sae = load_sae(path)
+            # A state dict on its own does not tell its formula.
+            alone = {"activation": "relu", "apply_b_dec_to_input": True}
+            sae = load_sae(path, **({} if path.is_dir() else alone))
             next(iter(sae.parameters()))
         except PolysemeError as error:
             refused = error

@@ -449,7 +449,7 @@ def test_a_damaged_record(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ("[]", "lacks its version, details or history"),
         (json.dumps(good | {"history": []}), "lacks its version, details or history"),
-        (json.dumps(good | {"format_version": 2}), "is of version 2, this polyseme reads version"),
+        (json.dumps(good | {"format_version": 9}), "is of version 9, this polyseme reads version"),
     ):
         record.write_text(content)
         with pytest.raises(InputError, match=told):
