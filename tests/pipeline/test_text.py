@@ -340,7 +340,7 @@ def test_a_layer_knows_its_nonlinearity_after_the_pass_is_resumed(tokenizer, tmp
         patch.setattr(text, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ps.analyse(model, contexts, **arguments)
-    layer.activation = Activation()  # as in a new process
+    layer.activation, layer.proved = Activation(), False  # as in a new process
     run = ps.analyse(model, contexts, resume=True, **arguments)
     assert run.metadata["sites"][0]["activation"] == "relu"
 

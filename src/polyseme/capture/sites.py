@@ -61,9 +61,13 @@ def list_sites(model: nn.Module) -> list[Site]:
 
 
 def _in_order(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
-    """Sites in the order of the model's modules."""
+    """Sites in the order of the model's modules; SAEs that only look on come last."""
     order = {id(module): number for number, module in enumerate(model.modules())}
-    return sorted(sites, key=lambda site: order.get(id(site.output_module), len(order)))
+
+    def place(site: Site) -> int:
+        return order.get(id(site.output_module), 0) if id(site.module) in order else len(order)
+
+    return sorted(sites, key=place)
 
 
 def _mlps(model: nn.Module) -> list[MLPSite]:
