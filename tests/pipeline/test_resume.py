@@ -300,7 +300,8 @@ def test_a_real_interrupt(tmp_path, whole):
     model = small.make(small.WithSAE)
     model.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     run = go(tmp_path / "run", batches(), model, resume=True)
-    assert rows[:4] == [4, 2, 20, 10], "the batch that it came in was taken in"
+    read = [n for n in rows if n > 4]  # without the fingerprint and the proof
+    assert read[:2] == [20, 10], "the batch that it came in was taken in"
     assert small.contents(run.path) == whole
 
 
