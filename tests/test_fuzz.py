@@ -44,7 +44,6 @@ def test_what_goes_wrong_is_told(tmp_path):
         subprocess.Popen(
             [sys.executable, str(script)],
             env={**os.environ, "DOES": str(does)},
-            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
