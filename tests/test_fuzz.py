@@ -34,7 +34,7 @@ def test_what_goes_wrong_is_told(tmp_path):
         "    if n == 1: subprocess.run(['true'])\n"
         "    if n == 2: exec('1')\n"
         "    if n == 3: open('/tmp/polyseme-fuzzing-outside', 'w')\n"
-        "    if n == 4: bytearray(700 * 2**20)\n"
+        "    if n == 4: b'x' * (700 * 2**20)\n"
         "    if n == 5: os.abort()\n"
         "fuzzing.TARGETS['idx'] = fuzzing.Target(fuzzing.make_idx, read, 1)\n"
         "fuzzing.work('idx', 0, 1)\n"
