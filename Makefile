@@ -82,7 +82,7 @@ $(BIN)/mypy
 endef
 
 define pytest
-$(BIN)/python -m pytest --durations=10
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --durations=10
 endef
 
 # An environment that works is updated, never wiped. torch comes first and by its exact

@@ -1,8 +1,9 @@
-"""What every test gets: the same seeds, two threads of torch, and the shared data."""
+"""What every test gets: the same seeds, a fixed number of threads, and the shared data."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,25 @@ hypothesis.settings.register_profile("polyseme", derandomize=True, deadline=None
 hypothesis.settings.load_profile("polyseme")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Tests of one file run in one process, and so do all of the pages, which share runs."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "browser" if file.startswith("tests/browser/") else file
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     if HAS_TORCH:
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -404,9 +405,14 @@ def make_saes(folder: Path) -> None:
 
 
 def make_sae_folders(folder: Path) -> None:
-    (folder / "saelens").mkdir()
-    save_file(sae_arrays(), folder / "saelens" / "sae_weights.safetensors")
-    configuration = {
+    import torch
+
+    arrays = sae_arrays()
+    renamed = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
+    turned = {
+        renamed.get(name, name): np.ascontiguousarray(array.T) for name, array in arrays.items()
+    }
+    saelens = {
         "architecture": "standard",
         "d_in": 4,
         "d_sae": 6,
@@ -417,7 +423,36 @@ def make_sae_folders(folder: Path) -> None:
         "reshape_activations": "none",
         "metadata": {"hook_name": "x"},
     }
-    (folder / "saelens" / "cfg.json").write_text(json.dumps(configuration))
+    dictionary = {"dict_class": "AutoEncoderTopK", "activation_dim": 4, "dict_size": 6, "k": 2}
+    gemma = {
+        "hf_hook_point_in": "a",
+        "hf_hook_point_out": "a",
+        "type": "sae",
+        "architecture": "jump_relu",
+    }
+    configurations: dict[str, tuple[str, dict[str, Any]]] = {
+        "saelens": ("cfg.json", saelens),
+        "sparsify": ("cfg.json", {"k": 2, "d_in": 4, "expansion_factor": 1, "num_latents": 6}),
+        "dictionary_learning": ("config.json", {"trainer": dictionary}),
+        "gemma": ("config.json", gemma),
+        "gemma_npz": ("", {}),
+    }
+    for name, (file, content) in configurations.items():
+        (folder / name).mkdir()
+        if file:
+            (folder / name / file).write_text(json.dumps(content))
+    save_file(arrays, folder / "saelens" / "sae_weights.safetensors")
+    save_file(turned | {"W_dec": arrays["W_dec"]}, folder / "sparsify" / "sae.safetensors")
+    decoder = {"decoder.weight": np.ascontiguousarray(arrays["W_dec"].T)}
+    kept = {name: array for name, array in turned.items() if name != "W_dec"} | decoder
+    torch.save(
+        {name: torch.from_numpy(array) for name, array in kept.items()},
+        folder / "dictionary_learning" / "ae.pt",
+    )
+    gemma_scope = arrays | {"threshold": np.zeros(6, np.float32)}
+    small = {name.lower(): array for name, array in gemma_scope.items()}
+    save_file(small, folder / "gemma" / "params.safetensors")
+    np.savez(folder / "gemma_npz" / "params.npz", **gemma_scope)
 
 
 def read_saes(folder: Path) -> None:
@@ -447,9 +482,9 @@ TARGETS = {
     "idx": Target(make_idx, read_images_of, 20_000),
     "arrays": Target(make_arrays, read_each_array, 20_000),
     "pictures": Target(make_pictures, read_images_of, 10_000),
-    "texts": Target(make_texts, read_texts, 20_000),
+    "texts": Target(make_texts, read_texts, 19_000),
     "saes": Target(make_saes, read_saes, 4_000),
-    "sae folders": Target(make_sae_folders, read_saes, 1_000),
+    "sae folders": Target(make_sae_folders, read_saes, 2_000),
 }
 
 
@@ -525,6 +560,12 @@ def work(name: str, start: int, stop: int) -> None:
             read_all(name, target, folder, files, range(start, stop))
 
 
+def peak_memory() -> int:
+    """Most memory that this process has used, kB; unlike ``ru_maxrss``, none of its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+
+
 def read_all(
     name: str, target: Target, folder: Path, files: dict[str, bytes], numbers: range
 ) -> None:
@@ -537,7 +578,7 @@ def read_all(
         changed, raw = input_of(target, number, files, dice)
         (folder / changed).write_bytes(raw)
         target.also(folder, changed, dice)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak_memory()
         signal.alarm(SECONDS)
         try:
             target.read(folder)
@@ -551,7 +592,7 @@ def read_all(
             trace = traceback.format_exc(limit=-8)
             print(json.dumps({"failed": f"{number} ({changed}): {trace}"}), flush=True)
         signal.alarm(0)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) // 1024
+        grown = (peak_memory() - peak) // 1024
         if grown > MEGABYTES:
             print(json.dumps({"failed": f"{number} ({changed}): took {grown} MB"}), flush=True)
         for file in {changed, "run.json"} & files.keys():

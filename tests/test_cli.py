@@ -311,6 +311,10 @@ REFUSED = {
         analyse("--device", "abacus"),
         r"cannot be moved to device 'abacus': .*--device cpu",
     ),
+    "no numbers": (
+        analyse("--device", "meta"),
+        r"device 'meta', which holds no numbers\. Give cpu",
+    ),
     "not a run": (analyse("--overwrite", out="."), r"output '\.' has no name"),
     "in the way": (analyse(out="flat.npz"), r"flat\.npz exists already"),
     "no run to replace": (

@@ -181,32 +181,55 @@ def browser():
         browser.close()
 
 
+class Watched:
+    """Contexts of the browser, and what their pages complain of."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+        self.contexts: list[Any] = []
+        self.complaints: list[str] = []
+
+    def open(self, **options: Any) -> Any:
+        context = self.browser.new_context(
+            **{"viewport": {"width": 1280, "height": 900}, **options}
+        )
+        self.contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+        page.on("console", self.hear)
+        page.on("request", lambda request: self.complaints.extend(off_host(request.url)))
+        return page
+
+    def hear(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.type}: {message.text} at {message.location}")
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+        self.contexts = []
+
+    def check(self) -> None:
+        complaints, self.complaints = self.complaints, []
+        assert complaints == []
+
+
 @pytest.fixture
 def open_page(browser):
     """``open_page(**options)``: a page of a context of its own, watched."""
-    contexts, complaints = [], []
+    watched = Watched(browser)
+    yield watched.open
+    watched.close()
+    watched.check()
 
-    def open_page(**options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
-        page.on(
-            "console",
-            lambda message: (
-                complaints.append(f"{message.type}: {message.text} at {message.location}")
-                if message.type in ("error", "warning")
-                else None
-            ),
-        )
-        page.on("request", lambda request: complaints.extend(off_host(request.url)))
-        return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+@pytest.fixture(scope="session")
+def shared(browser):
+    """One page for all tests that want no context of their own, as opening one takes long."""
+    watched = Watched(browser)
+    yield watched
+    watched.close()
 
 
 def off_host(url: str) -> list[str]:
@@ -218,9 +241,20 @@ def off_host(url: str) -> list[str]:
 
 
 @pytest.fixture
-def page(open_page):
-    """A watched page of 1280 × 900."""
-    return open_page()
+def page(shared):
+    """A watched page of 1280 × 900, that remembers nothing of the test before."""
+    page = shared.contexts[0].pages[0] if shared.contexts else shared.open()
+    yield page
+    try:
+        if page.url.startswith("http"):
+            page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        page.unroute_all()
+        page.context.set_offline(False)
+        page.emulate_media(media="null", color_scheme="null")
+        page.goto("about:blank")
+    except playwright.Error:
+        shared.close()  # the next test gets a new one
+    shared.check()
 
 
 @pytest.fixture

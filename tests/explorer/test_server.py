@@ -223,11 +223,18 @@ def test_other_names_are_not(ask, host):
 def test_a_given_host_is_answered_by_its_name(text_run, monkeypatch):
     monkeypatch.setattr(server.socket, "gethostname", lambda: "Workstation")
     with pytest.warns(UserWarning, match="whoever reaches this machine over the network can read"):
-        explorer = ps.explore(text_run, host="", open_browser=False)
+        explorer = ps.explore(text_run, host="0.0.0.0", open_browser=False)
     with explorer:
         for name in ("localhost:1", "192.168.1.7:1", "workstation:1", "[fe80::1]"):
             assert explorer.accepts_host(name)
         assert not explorer.accepts_host("evil.example")
+
+
+def test_an_empty_host_is_refused(text_run):
+    with pytest.raises(
+        InputError, match=r"host is empty; an address of this machine is expected, such as 127"
+    ):
+        ps.explore(text_run, host="", open_browser=False)
 
 
 def test_this_machine_alone_is_no_reason_to_warn(text_run):
@@ -297,6 +304,18 @@ def test_a_failure_is_told_at_the_terminal_alone(post, capsys):
     status, answer = post("probe", {"run": 0, "text": "fail"})
     assert (status, error(answer)) == (500, "The server has an error; its terminal tells more.")
     assert "a secret of the traceback" in capsys.readouterr().err
+
+
+def test_an_error_while_a_file_is_made_is_not_a_missing_file(ask, explorer, monkeypatch, capsys):
+    def fail():
+        raise KeyError("a table's column")
+
+    monkeypatch.setattr(explorer.root.runs[0], "describe", fail)
+    explorer._cache.pop("data/0/run.json", None)
+    status, _, answer = ask("/data/0/run.json")
+    assert (status, b"its terminal tells more" in answer) == (500, True)
+    assert "a table's column" in capsys.readouterr().err
+    assert ask("/data/0/packs/999.safetensors")[0] == 404
 
 
 @pytest.mark.parametrize("name", ["classify", "", "__class__", "../probe", "probe/"])

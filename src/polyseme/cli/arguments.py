@@ -87,6 +87,11 @@ def module(name: str, what: str) -> ModuleType:
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:
+    if device.partition(":")[0] == "meta":
+        raise InputError(
+            f"The model cannot be moved to device {device!r}, which holds no numbers. Give cpu, "
+            "cuda or mps."
+        )
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -49,7 +49,7 @@ class Connections:
     Raises
     ------
     InputError
-        The port is taken, or the host is not this machine's.
+        The port is taken, or the host is empty or not this machine's.
     """
 
     def __init__(self, host: str, port: int, service: Service) -> None:
@@ -170,6 +170,11 @@ class Connections:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not host:  # a socket would take it for every address
+        raise InputError(
+            "host is empty; an address of this machine is expected, such as 127.0.0.1, which no "
+            "other machine reaches."
+        )
     if not 0 <= port < 65536:
         raise InputError(f"port is {port}; 0 to 65535 is expected, 0 for any that is free.")
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyseme.explorer.strict_json import compact_json
+from polyseme.explorer.told import NoSuchFileError
 
 if TYPE_CHECKING:
     from polyseme.explorer.runfiles import RunFiles
@@ -77,7 +78,7 @@ class WebRoot:
 
         Raises
         ------
-        KeyError
+        NoSuchFileError
             There is no such file.
         RunError
             What it is made from is damaged.
@@ -87,7 +88,7 @@ class WebRoot:
         if path in self._front:
             return self._front[path]
         if not path.startswith("data/"):  # told without a run, which may yet have to be opened
-            raise KeyError(path)
+            raise NoSuchFileError(path)
         if path == "data/runs.json":
             return compact_json({"runs": [run.summary() for run in self.runs]}).encode()
         if len(self.runs) > 1 and path in ("data/compare.json", "data/pairs.safetensors"):
@@ -96,7 +97,7 @@ class WebRoot:
             prefix = f"data/{number}/"
             if path.startswith(prefix):
                 return run.file(path.removeprefix(prefix))
-        raise KeyError(path)
+        raise NoSuchFileError(path)
 
     @staticmethod
     def changes(path: str) -> bool:

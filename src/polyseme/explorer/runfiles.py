@@ -21,7 +21,7 @@ from polyseme.explorer.search import WordIndex
 from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
 from polyseme.explorer.texts import Texts
-from polyseme.explorer.told import told
+from polyseme.explorer.told import NoSuchFileError, told
 from polyseme.store import SiteInfo, altered_files
 from polyseme.views import Run
 
@@ -160,7 +160,7 @@ class RunFiles:
 
         Raises
         ------
-        KeyError
+        NoSuchFileError
             There is no such file.
         RunError
             What it is made from is damaged.
@@ -183,7 +183,7 @@ class RunFiles:
                     return self._context_file(number)
                 case {"shard": number} if self._words and number < self._words.n_shards:
                     return compact_json(self._words.shard(number)).encode()
-        raise KeyError(path)
+        raise NoSuchFileError(path)
 
     def summary(self) -> dict[str, Any]:
         """What the list of runs tells of it."""

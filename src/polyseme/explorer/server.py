@@ -22,7 +22,7 @@ from polyseme.explorer.connections import Connections
 from polyseme.explorer.requests import Answer, Refused, Request, arguments, question
 from polyseme.explorer.root import WebRoot
 from polyseme.explorer.strict_json import compact_json, finite
-from polyseme.explorer.told import told
+from polyseme.explorer.told import NoSuchFileError, told
 from polyseme.explorer.worker import Worker
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Explorer:
         path = "index.html" if request.path == "/" else request.path.removeprefix("/")
         try:
             tag, body = await self._file(path)
-        except KeyError:
+        except NoSuchFileError:
             raise Refused(404, "There is no such file.") from None
         if tag in request.headers.get("if-none-match", ""):
             return Answer(304, tag=tag)
@@ -299,4 +299,4 @@ def _is_loopback(host: str) -> bool:
 
 def _is_everywhere(host: str) -> bool:
     address = _address(host)
-    return host == "" or (address is not None and address.is_unspecified)
+    return address is not None and address.is_unspecified

@@ -48,8 +48,7 @@ export async function render(main, ctx) {
   } else if (!found) {
     main.append(notice(`No feature has ${quoted(unknown)} among its tokens or in its label.`));
   }
-  const used = new Set(parts.flatMap(({ words }) => words));
-  const like = beginning(vocabulary.words, spelling(q)).filter((word) => !used.has(word) || parts[0].words.length > 1).slice(0, SUGGESTED);
+  const like = beginning(vocabulary.words, spelling(q)).filter((word) => word !== spelling(q)).slice(0, SUGGESTED);
   if (like.length) main.append(suggestions(run, like));
   if (hits.length || !found) ctx.announce(hits.length ? count(hits.length, "feature") : "Nothing found");
 }
