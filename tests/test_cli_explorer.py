@@ -78,7 +78,7 @@ def test_the_address_is_told(run, explored, capsys):
 
 
 def test_a_host_for_others_is_warned_of(run, explored, capsys):
-    assert cli.main(["explore", str(run.path), "--no-browser", "--host", ""]) == 0
+    assert cli.main(["explore", str(run.path), "--no-browser", "--host", "0.0.0.0"]) == 0
     said = capsys.readouterr()
     assert said.err.startswith("polyseme: The explorer listens on every address of this machine: ")
 
