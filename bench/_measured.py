@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from polyseme.capture import Batch
-from polyseme.capture.language import load_language_model
 from polyseme.data import Contexts, TokenBatch, read_text
+from polyseme.sites.language import load_language_model
 
 LENGTH = 128
 

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from _measured import forget_peak, in_a_process_of_its_own, model_and_batches, peak
-from polyseme.capture import Batch, Collector, TopK, find_mlp_sites
+from polyseme.capture import Batch, Collector, TopK
+from polyseme.sites import find_mlp_sites
 
 SIDES = ("lens", "lens-filtered", "polyseme")
 K = 100

@@ -31,7 +31,8 @@ from pathlib import Path
 import torch
 
 from _measured import LENGTH, model_and_batches
-from polyseme.capture import Batch, Collector, Feed, TopK, find_mlp_sites
+from polyseme.capture import Batch, Collector, TopK
+from polyseme.sites import Feed, find_mlp_sites
 
 
 def main() -> None:

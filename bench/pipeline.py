@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import polyseme as ps
-from polyseme.capture.language import load_language_model
 from polyseme.cli.texts import count
 from polyseme.data import Contexts, read_text
+from polyseme.sites.language import load_language_model
 
 
 def peak_bytes() -> int:

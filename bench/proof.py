@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from _measured import model_and_batches
-from polyseme.capture import Feed, find_mlp_sites, find_sites, prove_sites
+from polyseme.sites import Feed, find_mlp_sites, find_sites, prove_sites
 
 
 class Block(nn.Module):

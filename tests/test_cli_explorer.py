@@ -121,7 +121,7 @@ def test_saes_are_refused_where_nothing_reads_them(run, tmp_path, capsys):
 
 
 def test_the_packaged_models_are_these():
-    language = pytest.importorskip("polyseme.capture.language")
+    language = pytest.importorskip("polyseme.sites.language")
     assert set(PACKAGED) == set(language.PACKAGED)
 
 

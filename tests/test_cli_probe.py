@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import polyseme as ps
-from pipeline.tiny_texts import TEXTS, make_model, make_tokenizer
+from analysis.tiny_texts import TEXTS, make_model, make_tokenizer
 from polyseme import cli
 
 transformers = pytest.importorskip("transformers")

@@ -96,7 +96,9 @@ def without(*modules):
 
 def test_without_torch_only_what_needs_it_is_missing():
     needs = [
-        name for name in polyseme.__all__ if polyseme._NAMES.get(name) in ("capture", "pipeline")
+        name
+        for name in polyseme.__all__
+        if polyseme._NAMES.get(name) in ("analysis", "capture", "sites")
     ]
     assert without("torch")[: len(needs)] == [
         f"polyseme.{name} needs torch, which is not installed. "

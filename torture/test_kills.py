@@ -27,7 +27,7 @@ from polyseme.evaluate.sweep import points, read_sweep, sweep
 from polyseme.explorer.export import export
 
 OUT = "out"
-PRELOADED = ["polyseme.pipeline.analysis", "polyseme.evaluate.sweep", "sae_lens", "pandas"]
+PRELOADED = ["polyseme.analysis.analyse", "polyseme.evaluate.sweep", "sae_lens", "pandas"]
 INPUTS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
 LABELS = np.arange(60) % 3
 
@@ -48,7 +48,7 @@ def analyse_other(folder: Path) -> None:
 
 
 def analyse_interrupted(folder: Path) -> None:
-    from polyseme.pipeline import analysis
+    from polyseme.analysis import analysis
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyseme.capture import MLPSite, find_mlp_sites
 from polyseme.errors import SiteError
+from polyseme.sites import MLPSite, find_mlp_sites
 
 transformers = pytest.importorskip("transformers")
 modeling_auto = pytest.importorskip("transformers.models.auto.modeling_auto")

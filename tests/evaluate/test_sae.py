@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import polyseme as ps
-from polyseme.capture.attach import WithSAE, site_activations
-from polyseme.capture.sites import find_sites
 from polyseme.errors import InputError, SiteError
 from polyseme.evaluate.sae import evaluate_reconstruction, evaluate_splice, label_purity
+from polyseme.sites.attach import WithSAE, site_activations
+from polyseme.sites.find import find_sites
 
 from .models import SAE, Classifier, data
 

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyseme.capture import find_sites, list_sites
-from polyseme.capture.sites import SAESite
 from polyseme.errors import InputError, MissingDependencyError
 from polyseme.sae import PlainSAE, check_width, load_sae, sae_shape, sae_tensors
 from polyseme.sae.load import import_sae_lens
+from polyseme.sites import find_sites, list_sites
+from polyseme.sites.find import SAESite
 
 D_IN, D_SAE = 4, 7
 PUBLISHED: dict[str, Any] = {"activation": "relu", "apply_b_dec_to_input": True}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import polyseme as ps
-from pipeline import small
+from analysis import small
 
 CLASSES = ["cat", "dog", "$\\bad{$"]
 LABELS = np.arange(70) % 3

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 import polyseme as ps
-from pipeline import small
+from analysis import small
 from polyseme.errors import InputError
 from views import runs
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import polyseme as ps
-from pipeline import small
+from analysis import small
 from polyseme.errors import InputError
 from polyseme.views.figure import draw_panel
 from views import runs

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import polyseme as ps
-from pipeline import small
+from analysis import small
 from polyseme.errors import InputError, RunError
 from polyseme.views.notebook import png
 from views import runs

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyseme.capture.background import Background
-from polyseme.capture.hooks import Gather
-from polyseme.capture.layers import Site
 from polyseme.capture.pool import Pool
-from polyseme.capture.reading import Reading
 from polyseme.capture.select import RandomActive, Selector
 from polyseme.capture.statistics import Statistics
 from polyseme.capture.stream import Picked, Selection, Stream
 from polyseme.errors import InputError
+from polyseme.sites.hooks import Gather
+from polyseme.sites.layers import Site
+from polyseme.sites.reading import Reading
 
 Array = NDArray[Any]
 

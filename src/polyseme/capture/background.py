@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyseme.capture.hooks import Gather
-from polyseme.capture.layers import Site
-from polyseme.capture.reading import Reading
+from polyseme.sites.hooks import Gather
+from polyseme.sites.layers import Site
+from polyseme.sites.reading import Reading
 
 Array = NDArray[Any]
 

@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.capture.accumulate import Collected, SiteCollector
-from polyseme.capture.hooks import (
+from polyseme.capture.pool import Pool
+from polyseme.capture.select import RandomActive, Selector, priorities
+from polyseme.capture.stream import Selection
+from polyseme.errors import InputError
+from polyseme.sites.hooks import (
     Feed,
     Gather,
     evaluating,
     read_sites,
     some_inputs,
 )
-from polyseme.capture.layers import Site
-from polyseme.capture.pool import Pool
-from polyseme.capture.proof import prove_sites
-from polyseme.capture.reading import Reading
-from polyseme.capture.select import RandomActive, Selector, priorities
-from polyseme.capture.stream import Selection
-from polyseme.errors import InputError
+from polyseme.sites.layers import Site
+from polyseme.sites.proof import prove_sites
+from polyseme.sites.reading import Reading
 
 Array = NDArray[Any]
 State = dict[str, Array]

@@ -271,7 +271,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _analyse(options: argparse.Namespace) -> None:
-    pipeline = module("polyseme.pipeline", "Analysing a model")
+    analysis = module("polyseme.analysis", "Analysing a model")
     shared: dict[str, Any] = {
         "out": options.out,
         "select": selector(options.select),
@@ -285,7 +285,7 @@ def _analyse(options: argparse.Namespace) -> None:
     }
     check_source(options)
     if options.text is not None:
-        run = analyse_language_model(options, pipeline, shared)
+        run = analyse_language_model(options, analysis, shared)
     else:
         if options.sae or options.hook:
             raise InputError(
@@ -298,7 +298,7 @@ def _analyse(options: argparse.Namespace) -> None:
             )
         images = read_data(options)
         model = load_model(options.model)
-        run = pipeline.analyse(
+        run = analysis.analyse(
             to_device(model, options.device) if options.device else model,
             images,
             sites=options.sites,
@@ -332,9 +332,9 @@ def _about(row: Any) -> str:
 
 
 def _sites(options: argparse.Namespace) -> None:
-    capture = module("polyseme.capture", "Listing a model's sites")
+    list_sites = module("polyseme.sites", "Listing a model's sites").list_sites
     model = load_any_model(options)
-    found = capture.list_sites(model)
+    found = list_sites(model)
     if not found:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
@@ -345,5 +345,5 @@ def _sites(options: argparse.Namespace) -> None:
     site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))
     for row in rows:
         print(f"{row[0]:<{site}}  {row[1]:<{kind}}  {row[2]:>{neurons}}  {row[3]:>{reads}}")
-    if note := module("polyseme.capture.transformer", "Listing a model's sites").unread(model):
+    if note := module("polyseme.sites.transformer", "Listing a model's sites").unread(model):
         print(note.strip())

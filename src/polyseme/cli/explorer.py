@@ -16,7 +16,7 @@ from polyseme.cli.arguments import load_model, module
 from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
 from polyseme.errors import InputError, RunError
 
-#: models that come as packages, `polyseme.capture.language.PACKAGED`, without loading torch
+#: models that come as packages, `polyseme.sites.language.PACKAGED`, without loading torch
 PACKAGED = ("smollm2", "minilm")
 _LONGEST_RUN_JSON = 64 * 2**20
 
@@ -187,7 +187,7 @@ class _Loaded:
 
 
 def _live(name: str, what: str) -> Any:
-    return module(f"polyseme.pipeline.{name}", what)
+    return module(f"polyseme.analysis.{name}", what)
 
 
 def _classify(model: str) -> Callable[..., Any]:

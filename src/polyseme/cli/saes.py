@@ -146,7 +146,7 @@ def add_sweep(commands: Any) -> None:
 
 def _prepare(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Model, images and all activations of the site."""
-    attach = module("polyseme.capture.attach", "Reading a model's activations")
+    attach = module("polyseme.sites.attach", "Reading a model's activations")
     import torch
 
     images = read_data(options)
@@ -280,8 +280,8 @@ def _sweep(options: argparse.Namespace) -> None:
     model, images, activations = _prepare(options)
     forms = [form.strip() for form in options.forms.split(",")]
     todo = sweeping.points(several(options.ne), several(options.l1), range(options.seeds), forms)
-    describe = module("polyseme.pipeline.describe", "A sweep")
-    feed = module("polyseme.capture", "A sweep").Feed(model)
+    describe = module("polyseme.analysis.describe", "A sweep")
+    feed = module("polyseme.sites", "A sweep").Feed(model)
     settings = {
         **_settings(options),
         "d_sae": options.d_sae,

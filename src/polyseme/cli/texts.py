@@ -78,7 +78,7 @@ def add_remote_code(command: Any) -> None:
 
 def load_named_model(options: argparse.Namespace) -> tuple[Any, Any]:
     """The language model that ``--model`` or MODEL names, and its tokenizer."""
-    language = module("polyseme.capture.language", "Loading a language model")
+    language = module("polyseme.sites.language", "Loading a language model")
     return tuple(
         language.load_language_model(
             options.model,
@@ -139,17 +139,17 @@ def read_contexts(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def analyse_language_model(
-    options: argparse.Namespace, pipeline: ModuleType, shared: dict[str, Any]
+    options: argparse.Namespace, analysis: ModuleType, shared: dict[str, Any]
 ) -> Any:
     """The run of ``polyseme analyse MODEL --text ...``."""
     model, contexts = read_contexts(options)
     sites = [*(options.sites or []), *_attached(model, options)]
     if not sites:
-        transformer = module("polyseme.capture.transformer", "Finding MLPs")
+        transformer = module("polyseme.sites.transformer", "Finding MLPs")
         sites = transformer.find_mlp_sites(model)
         if not options.quiet and (note := transformer.unread(model).strip()):
             print(note, file=sys.stderr)
-    return pipeline.analyse(
+    return analysis.analyse(
         model,
         contexts,
         sites=sites,
@@ -198,12 +198,12 @@ def _attached(model: Any, options: argparse.Namespace) -> list[Any]:
         raise InputError("--hook says where an SAE belongs; give the SAE too, by --sae.")
     if not options.sae:
         return []
-    capture = module("polyseme.capture", "Attaching an SAE")
+    attach = module("polyseme.sites", "Attaching an SAE").attach_sae
     load = module("polyseme.sae", "Loading an SAE").load_sae
     hooks = options.hook * len(options.sae) if len(options.hook) == 1 else options.hook
     sites: list[Any] = []
     for path, hook in zip(options.sae, hooks or [None] * len(options.sae), strict=True):
-        site = capture.attach_sae(model, load(path), hook)
+        site = attach(model, load(path), hook)
         if any(site.name == other.name for other in sites):
             # Several of one place: by their folders too.
             site.name = f"{site.name}.{Path(path).name}"
@@ -221,12 +221,12 @@ def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
             f"{out} exists already. Replace it by --overwrite, go on with an unfinished training "
             "by --resume, or choose another output."
         )
-    pipeline = module("polyseme.pipeline", "Reading a model's activations")
+    analysis = module("polyseme.analysis", "Reading a model's activations")
     model, contexts = read_contexts(options)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, where there is room; and without a name, so that nothing can be left.
     with tempfile.TemporaryFile(dir=out.parent) as file:
-        yield pipeline.token_vectors(
+        yield analysis.token_vectors(
             model, contexts, options.site, file=file, progress=not options.quiet
         )
 

@@ -12,8 +12,8 @@ from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from polyseme.analysis import analyse
 from polyseme.capture import FirstActive
-from polyseme.capture.attach import find_site, site_activations
 from polyseme.data import Images
 from polyseme.demo.classifier import (
     Classifier,
@@ -24,9 +24,9 @@ from polyseme.demo.classifier import (
 )
 from polyseme.errors import InputError
 from polyseme.evaluate.compare import Comparison, compare
-from polyseme.pipeline import analyse
 from polyseme.sae import train_sae
 from polyseme.sae.load import import_sae_lens
+from polyseme.sites.attach import find_site, site_activations
 from polyseme.store.files import whole, writing
 from polyseme.views import Run
 

@@ -15,8 +15,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from polyseme.capture import Batch, Collector, FirstActive, Selector, Site, find_sites
-from polyseme.capture.attach import AttachedSAE, WithSAE, find_site, site_activations
+from polyseme.analysis import analyse
+from polyseme.analysis.records import cluster_site, site_tables
+from polyseme.capture import Batch, Collector, FirstActive, Selector
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError, MissingDependencyError
 from polyseme.evaluate.sae import (
@@ -25,8 +26,8 @@ from polyseme.evaluate.sae import (
     evaluate_splice,
     label_purity,
 )
-from polyseme.pipeline import analyse
-from polyseme.pipeline.records import cluster_site, site_tables
+from polyseme.sites import Site, find_sites
+from polyseme.sites.attach import AttachedSAE, WithSAE, find_site, site_activations
 from polyseme.store import add_metadata
 from polyseme.views.figure import save_figure
 

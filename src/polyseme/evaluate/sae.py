@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.capture import Feed, Site, evaluating, prove_sites
-from polyseme.capture.attach import find_site, replacing
 from polyseme.core import participation_ratio
 from polyseme.data.contexts import TokenBatch
 from polyseme.errors import InputError
+from polyseme.sites import Feed, Site, evaluating, prove_sites
+from polyseme.sites.attach import find_site, replacing
 from polyseme.views import Run, is_dead, is_without_examples
 
 

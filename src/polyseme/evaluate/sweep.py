@@ -15,9 +15,9 @@ import pandas as pd
 from scipy import stats
 from torch import Tensor
 
+from polyseme.analysis.describe import digest
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
-from polyseme.pipeline.describe import digest
 from polyseme.store.files import ASIDE, Lock, plain_json, read_json, replace_bytes, writing
 from polyseme.store.fingerprint import differences
 from polyseme.store.format import encode_json

@@ -1,0 +1,226 @@
+"""What an analysis was asked to do and of which model, as JSON holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.capture import Selector
+from polyseme.core.arrays import to_numpy
+from polyseme.errors import InputError
+from polyseme.sites import evaluating
+
+# Options that one kind of data alone has, each with what may be given for the other kind too:
+# None, or the value that asks for nothing.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "images": {
+        **dict.fromkeys(["labels", "class_names", "image_shape", "panel_examples", "baseline"]),
+        "panels": False,
+    },
+    "texts": {"window": None, "importances": "none", "memory_budget": None},
+}
+
+
+def check_kind(kind: str, **given: Any) -> dict[str, Any]:
+    """Refuse options that the kind of data, "images" or "texts", has no use for.
+
+    Returns those of its own that are given, that is, not None.
+    """
+    (other,) = _OPTIONS.keys() - {kind}
+    for name, nothing in _OPTIONS[other].items():
+        value = given[name]
+        if value is not None and not (isinstance(value, str | bool) and value == nothing):
+            shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
+            raise InputError(
+                f"{name} is {shown}, but the data is {kind}, and {name} is an option for {other} "
+                f"alone; leave it out. Options for {kind} alone are: {', '.join(_OPTIONS[kind])}."
+            )
+    return {name: given[name] for name in _OPTIONS[kind] if given[name] is not None}
+
+
+# Of the outputs, so many values are compared; and so many characters of a module are shown.
+_VALUES, _LONGEST = 256, 300
+_NOT_OF_THE_MODEL = frozenset({"transformers_version", "device", "metadata"})
+
+
+def check_options(model: Any, select: Any, **counts: Any) -> None:
+    """Refuse a model or a selector that is none, and counts below 1."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}; a torch.nn.Module is expected: if it is a "
+            "function that makes one, call it."
+        )
+    if not isinstance(select, Selector):
+        raise InputError(
+            f"select is {select!r}; a selector is expected: TopK(k), AboveFraction(fraction, "
+            "max_examples), FirstActive(n, minimum) or Stratified(k, bins)."
+        )
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
+
+
+def check_baseline(baseline: Any) -> float | NDArray[Any]:
+    """A number or an array that activation maps may start from."""
+    try:
+        values = to_numpy(baseline).astype(np.float32)
+    except (TypeError, ValueError):
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
+            "input, is expected."
+        )
+    return values if values.ndim else float(baseline)
+
+
+def check_image_shape(shape: Any) -> tuple[int, ...] | None:
+    """How to show an input, as whole numbers."""
+    if shape is None:
+        return None
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError as error:
+        raise InputError(
+            f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
+        ) from error
+
+
+def describe_selector(select: Selector) -> dict[str, Any]:
+    """A selector by name and settings."""
+    fields: dict[str, Any] = dataclasses.asdict(select) if dataclasses.is_dataclass(select) else {}
+    return {"name": type(select).__name__, **{k: plain(v) for k, v in fields.items()}}
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def digest(arrays: Iterable[Any]) -> str:
+    """SHA-256 of arrays."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """A model by its class, its size and its weights."""
+    sha = hashlib.sha256()
+    count = 0
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        count += tensor.numel()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().contiguous().reshape(-1)
+        sha.update(flat.view(torch.uint8).cpu().numpy().data if flat.numel() else b"")
+    return {"class": type(model).__name__, "n_parameters": count, "sha256": sha.hexdigest()}
+
+
+def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[str, Any]:
+    """What tells whether a model computes what another one of the same weights does.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    run : callable (inputs) -> Tensor, or tensors in mappings and sequences
+    inputs : anything
+        A few that are always the same.
+
+    Returns
+    -------
+    dict
+        ``modules``, each module's type and what it says of itself, by name; ``config``, if it
+        has one; and of the outputs their shapes, their precision and some values, which find
+        what no name tells of.
+    """
+    config: Any = getattr(model, "config", None) or getattr(model, "cfg", None)
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        outputs = list(_tensors(run(inputs)))
+    precisions = [
+        torch.finfo(t.dtype).eps for t in (*outputs, *model.parameters()) if t.is_floating_point()
+    ]
+    flat = [tensor.detach().double().cpu().flatten() for tensor in outputs]
+    values = torch.cat([torch.empty(0).double(), *flat]).nan_to_num(0.0, 0.0, 0.0)
+    some = np.linspace(0, max(len(values) - 1, 0), min(len(values), _VALUES)).astype(np.int64)
+    return {
+        "config": _config(config.to_dict()) if hasattr(config, "to_dict") else None,
+        "modules": {name or "(model)": _module(module) for name, module in model.named_modules()},
+        "output_shapes": [list(tensor.shape) for tensor in outputs],
+        "precision": max(precisions, default=0.0),
+        "outputs": [float(f"{value:.8g}") for value in values[some]],
+    }
+
+
+def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:
+    """Inputs of a language model: a few tokens from all over its vocabulary."""
+    n = len(model.get_input_embeddings().weight)
+    # Less those at either end, which are special more often than not.
+    ids = np.linspace(n // 8, n // 2, 2 * min(8, length)).astype(np.int64).reshape(2, -1)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def few_vectors(d_in: int) -> Tensor:
+    """Inputs of an SAE: a few vectors without a pattern, (4, d_in)."""
+    return torch.sin(torch.linspace(-4, 4, 4 * d_in) ** 3).reshape(4, d_in)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output.to_dense() if output.layout != torch.strided else output
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
+
+
+def _module(module: nn.Module) -> str:
+    """A module's type, what it prints of itself, and the functions that it was given."""
+    given = [
+        f"{name}={_name(value)}"
+        for name, value in sorted(vars(module).items())
+        if inspect.isroutine(value) and (name == "forward" or not name.startswith("_"))
+    ]
+    told = _without_addresses(", ".join(filter(None, [module.extra_repr(), *given])))
+    if len(told) > _LONGEST:
+        told = f"{told[:_LONGEST]}… sha256 {hashlib.sha256(told.encode()).hexdigest()}"
+    return f"{_name(type(module))}({told})"
+
+
+def _name(thing: Any) -> str:
+    name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    return f"{getattr(thing, '__module__', None) or 'builtins'}.{name}"
+
+
+def _config(value: Any) -> Any:
+    """A configuration as JSON, without what says where a model is and not what it is."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): _config(part)
+            for key, part in value.items()
+            if str(key) not in _NOT_OF_THE_MODEL and not str(key).startswith("_")
+        }
+    if isinstance(value, list | tuple):
+        return [_config(part) for part in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and np.isfinite(value):
+        return value
+    return _without_addresses(str(value))
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

@@ -1,0 +1,322 @@
+"""What an analysis of texts will take: passes, memory, disk and time, before it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from polyseme.analysis.records import BLOCK_BYTES
+from polyseme.capture import RandomActive, Selector, Stream
+from polyseme.capture.accumulate import N_BACKGROUND
+from polyseme.capture.statistics import Statistics
+from polyseme.core.similar import MOST_EXACT
+from polyseme.data.contexts import Contexts
+from polyseme.errors import InputError
+from polyseme.sites import Feed, Site, evaluating
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
+# What the reading costs beside the model's own work, from the first context on: less over long
+# texts, see bench/capture.py.
+_OVERHEAD = 1.25
+# Tokens of the trial: more would take long with a large model, and say nothing new.
+_TRIED = 1024
+# Bytes that sites which are worked on side by side may take more, where no budget is given.
+_BESIDE = 10**9
+# Features of three examples or more, for each example: 0.08 of SmolLM2's at the default threshold.
+_FEATURES = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an analysis of texts will take; estimates, but for the passes.
+
+    Attributes
+    ----------
+    passes : tuple of tuple of int
+        The numbers of the sites that each pass over the text reads.
+    sites, neurons : int
+    tokens, contexts : int, optional
+        Fewer if the text ends; None where it is not known before the text is read.
+    memory : int
+        Bytes above the loaded model, at most.
+    run_bytes, spare_bytes : int
+        On disk: of the finished run, and what is needed besides until it is finished.
+    side_by_side : int
+        How many sites are clustered at a time, after the passes.
+    seconds : float, optional
+        Of all passes, from a trial; None without one, or where the contexts are not known.
+    """
+
+    passes: tuple[tuple[int, ...], ...]
+    sites: int
+    neurons: int
+    tokens: int | None
+    contexts: int | None
+    memory: int
+    run_bytes: int
+    spare_bytes: int
+    side_by_side: int
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        n = len(self.passes)
+        text = "text of unknown length"
+        if self.contexts is not None:
+            text = f"{self.tokens:,} tokens in {self.contexts:,} contexts"
+        took = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        return (
+            f"Plan: {self.sites} site{'s' * (self.sites > 1)}, {self.neurons:,} neurons; {text}; "
+            f"{n} pass{'es' * (n > 1)} over it{took}; up to {show_bytes(self.memory)} of memory "
+            f"above the model; disk: {show_bytes(self.run_bytes)} for the run, "
+            f"{show_bytes(self.spare_bytes)} more until it is finished."
+        )
+
+
+def memory_bytes(given: int | str | None) -> int | None:
+    """A memory budget in bytes: a number of them, or such as "4GB" or "512 MiB".
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    if given is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(given).upper())
+    if isinstance(given, bool) or not found or found[2] not in _UNITS or float(found[1]) <= 0:
+        raise InputError(
+            f"memory_budget is {given!r}; a number of bytes, or one with a unit, is expected: "
+            "'4GB' or '512MB'."
+        )
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def show_bytes(n: int) -> str:
+    """Bytes as they are read best, such as "1.4 GB"."""
+    for unit, size in (("GB", 1000**3), ("MB", 1000**2), ("kB", 1000)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} B"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{max(1, rest)} s"
+
+
+def make_plan(
+    sites: Sequence[Site],
+    contexts: Contexts,
+    select: Selector,
+    *,
+    window: tuple[int, int],
+    random_examples: int,
+    batch_size: int,
+    memory_budget: int | None = None,
+    seconds_a_context: float | None = None,
+) -> Plan:
+    """How the sites are shared out among passes, and what that takes.
+
+    Rows that examples point at are in files, so memory does not grow with the text beyond the
+    buffers that each neuron fills. If those of all sites do not fit in the budget together,
+    the text is read several times, for as many sites at a time as fit.
+
+    Parameters
+    ----------
+    sites, contexts, select, window, random_examples, batch_size
+        As for `analyse_text`.
+    memory_budget : int, optional
+        Bytes above the loaded model.
+    seconds_a_context : float, optional
+        From a `trial`.
+
+    Raises
+    ------
+    InputError
+        If the budget cannot be met with one site at a time.
+    """
+    tokens = contexts.max_tokens
+    special = contexts.settings()["special_ids"]
+    room = contexts.length - sum(special[end] is not None for end in ("begin", "end"))
+    n_contexts = None if tokens is None else -(-tokens // room)
+    sizes = [
+        _Size.of(site, select, window, random_examples, n_contexts, contexts.length)
+        for site in sites
+    ]
+    working = _working_bytes(sites, contexts.length, batch_size)
+    tables = sum(size.tables for size in sizes)
+    in_the_end = tables + _searching(
+        sum(size.features for size in sizes), max(site.d_in for site in sites)
+    )
+    passes: list[list[int]] = []
+    for number, size in enumerate(sizes):
+        alone = max(in_the_end, _needed([size], tables, working))
+        if memory_budget is not None and alone > memory_budget:
+            raise InputError(
+                f"memory_budget is {show_bytes(memory_budget)}; site {sites[number].name!r} alone, "
+                f"and what is held of all sites, needs {show_bytes(alone)} above the model: give "
+                "at least that, fewer sites, or a selector of fewer examples."
+            )
+        together = [*(sizes[n] for n in passes[-1]), size] if passes else [size]
+        fits = memory_budget is None or _needed(together, tables, working) <= memory_budget
+        if passes and fits:
+            passes[-1].append(number)
+        else:
+            passes.append([number])
+    if len(passes) > 1 and not contexts.texts.reiterable:
+        everything = _needed(sizes, tables, working)
+        raise InputError(
+            f"memory_budget is {show_bytes(memory_budget or 0)}, which takes {len(passes)} passes "
+            f"over texts that can be read but once: give {show_bytes(everything)}, or texts that "
+            "can be read again, such as a list or a file."
+        )
+    memory = max(_needed([sizes[n] for n in numbers], tables, working) for numbers in passes)
+    # Much of what is done with a site after the passes is done in one thread, so that several
+    # sites take less time together.
+    limit = memory + _BESIDE if memory_budget is None else memory_budget
+
+    def later(side_by_side: int) -> int:
+        return max(_later([sizes[n] for n in numbers], tables, side_by_side) for numbers in passes)
+
+    side_by_side = min(os.cpu_count() or 1, len(sizes))
+    while side_by_side > 1 and later(side_by_side) > limit:
+        side_by_side -= 1
+    return Plan(
+        passes=tuple(tuple(numbers) for numbers in passes),
+        sites=len(sites),
+        neurons=sum(site.n_neurons for site in sites),
+        tokens=tokens,
+        contexts=n_contexts,
+        memory=max(memory, later(side_by_side), in_the_end),
+        run_bytes=sum(size.run for size in sizes),
+        spare_bytes=sum(size.spare for size in sizes),
+        side_by_side=side_by_side,
+        seconds=None
+        if seconds_a_context is None or n_contexts is None
+        else n_contexts * seconds_a_context * len(passes) * _OVERHEAD,
+    )
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Bytes that one site takes."""
+
+    buffers: int  # in memory during its pass
+    sorting: int  # for a moment, while its buffers are sorted out
+    later: int  # in memory while it is clustered and written
+    tables: int  # of its rows in the run's tables, held until all are written
+    features: int  # how many, not how large: those that are compared with one another
+    run: int  # on disk, in the run
+    spare: int  # on disk, beside it
+
+    @classmethod
+    def of(
+        cls,
+        site: Site,
+        select: Selector,
+        window: tuple[int, int],
+        random_examples: int,
+        contexts: int | None,
+        length: int,
+    ) -> _Size:
+        n, d = site.n_neurons, site.d_in
+        draw = RandomActive(random_examples)
+
+        def most(a_neuron: int) -> int:
+            return n * (a_neuron if contexts is None else min(a_neuron, contexts))
+
+        def vectors(examples: int) -> int:
+            return examples if contexts is None else min(examples, contexts * length)
+
+        held = most(Stream.width(select))
+        chosen = most(select.capacity)
+        # Pools hold up to twice what is live, and their keys have room to grow.
+        keys = int(8 * 1.25 * 2 * (held + vectors(held)))
+        buffers = (
+            n * Stream.bytes_a_neuron(select)
+            + n * Stream.bytes_a_neuron(draw)
+            + n * Statistics.bytes_a_neuron()
+            + 4 * N_BACKGROUND * site.n_groups * d
+        )
+        windows = 2 * (sum(window) + 1)
+        run = 2 * d * vectors(chosen) + (windows + 70) * chosen + 12 * d * n + 30 * most(draw.k)
+        return cls(
+            buffers=buffers + keys,
+            sorting=64 * n * Stream.width(select),
+            later=3 * 4 * d * vectors(chosen)
+            + 4 * windows * chosen
+            + 4 * min(BLOCK_BYTES * (os.cpu_count() or 1), 4 * d * chosen)
+            + 12 * d * n,
+            tables=150 * chosen + 80 * most(draw.k),
+            features=int(_FEATURES * chosen),
+            run=run,
+            spare=2 * (2 * d * vectors(held) + windows * held) + 3 * buffers,
+        )
+
+
+def _needed(sizes: Sequence[_Size], tables: int, working: int) -> int:
+    """Memory that a pass over these sites takes, or what comes after it, whichever is more."""
+    buffers = sum(size.buffers for size in sizes)
+    # A checkpoint is copied once, and once more as it is written.
+    reading = 3 * buffers + max(working, *(size.sorting for size in sizes))
+    return max(reading, _later(sizes, tables))
+
+
+def _later(sizes: Sequence[_Size], tables: int, side_by_side: int = 1) -> int:
+    """Memory that is needed after a pass over these sites, for so many of them at a time."""
+    buffers = sum(size.buffers for size in sizes)
+    return 2 * buffers + tables + side_by_side * max(size.later for size in sizes)
+
+
+def _searching(features: int, d: int) -> int:
+    """Memory that the search for similar features takes, beside the vectors, which are in files."""
+    some, many = min(features, 1024), min(features, 8192)
+    basis = 20 * d * d if features > MOST_EXACT else 0
+    return 32 * some * many + 4 * d * (some + many) + basis + 1000 * features
+
+
+def _working_bytes(sites: Sequence[Site], length: int, batch_size: int) -> int:
+    """Rough, of a forward pass: a few tensors of the widest layer are alive at a time."""
+    widest = max(6 * site.n_neurons + 20 * site.d_in for site in sites)
+    return 4 * batch_size * length * widest
+
+
+def trial(model: nn.Module, contexts: Contexts, batch_size: int) -> float | None:
+    """Seconds that the bare model takes for a context, measured on the first few.
+
+    None where the texts can be read but once.
+    """
+    if not contexts.texts.reiterable:
+        return None
+    few = max(1, min(batch_size, _TRIED // contexts.length))
+    batch = next(iter(contexts.batches(few)))
+    inputs: dict[str, Any] = {
+        "input_ids": batch.ids,
+        "attention_mask": batch.attention.astype(np.int64),
+    }
+    feed = Feed(model, head=False)
+    took = []
+    with evaluating(model), torch.no_grad():
+        # The first time, memory is asked for and kernels are chosen.
+        for _ in range(2):
+            start = time.perf_counter()
+            try:
+                feed(inputs)
+            except torch.OutOfMemoryError:
+                return None
+            if feed.device.type == "cuda":
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - start)
+    return min(took) / len(batch.ids)

@@ -1,0 +1,387 @@
+"""What the pass found at a site, as the tables and arrays of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.capture import Collected
+from polyseme.core import (
+    GATES,
+    Clusterings,
+    background_distance,
+    cluster_many,
+    gate_factors,
+    gated_background_distance,
+    medoids_many,
+    participation_ratio,
+    principal_coordinates,
+)
+from polyseme.core.distances import cosine_matrices, unit_rows
+from polyseme.core.parallel import in_threads
+from polyseme.core.similar import MIN_EXAMPLES
+from polyseme.data.sources import Source
+from polyseme.errors import SiteError
+from polyseme.sites import MLPSite, Site
+from polyseme.sites.layers import ConvSite
+from polyseme.sites.unembedding import output_directions
+
+Array = NDArray[Any]
+
+# Embeddings that one thread works on at a time.
+BLOCK_BYTES = 8 << 20
+# What one thread makes at a time: the embeddings of so many neurons, or so many vectors.
+_TOGETHER, _ROWS = 64, 4096
+_GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
+
+
+def _embedded(one: Collected, vectors: Array, neurons: Array) -> Array:
+    """Neuron embeddings of pre-neuron embeddings, in their place where that can be."""
+    gate = gate_of(one.site)
+    if gate is None and one.site.kind == "gated":
+        found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
+        return np.asarray(found.cpu().numpy())
+    # A neuron's rows follow one another, and fit into a core's cache.
+    starts = np.flatnonzero(np.diff(neurons, prepend=-1))
+    ends = np.append(starts[1:], len(neurons))
+
+    def work(chunk: slice) -> None:
+        for start, end in zip(starts[chunk], ends[chunk], strict=True):
+            rows, neuron = vectors[start:end], neurons[start]
+            if gate is None:
+                rows *= one.weights[neuron]
+                continue
+            # Both together: of few columns, a product costs hardly more than one of them.
+            both = np.stack([gate["w_gate"][neuron], gate["w_up"][neuron]])
+            drive = rows @ both.T
+            factors = gate_factors(
+                drive[:, 0] + gate["b_gate"][neuron],
+                drive[:, 1] + gate["b_up"][neuron],
+                gate["activation"],
+            )
+            rows *= np.stack(factors, axis=1) @ both
+
+    in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, len(starts), _TOGETHER)])
+    return vectors
+
+
+def _vectors_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
+    """Pre-neuron embeddings of some of a site's examples, (n, d_in) of float32."""
+    rows = one.vector[examples]
+    found = np.empty((len(rows), one.vectors.shape[1]), np.float32)
+
+    def work(chunk: slice) -> None:
+        of = rows[chunk]
+        if one.vectors.dtype == np.float16:
+            # torch widens several times as quickly as NumPy does.
+            halves = torch.from_numpy(one.vectors.take(of, axis=0))
+            torch.from_numpy(found[chunk]).copy_(halves)
+        else:
+            # None is out of range; to clip is quicker than to look.
+            one.vectors.take(of, axis=0, out=found[chunk], mode="clip")
+
+    in_threads(work, [slice(at, at + _ROWS) for at in range(0, len(rows), _ROWS)])
+    return found
+
+
+class SiteClusters(NamedTuple):
+    """What is made of the examples of a site's neurons.
+
+    Attributes
+    ----------
+    clusterings : Clusterings
+    medoids : ndarray of int64
+        Each feature's, neuron after neuron.
+    layouts : dict of str to ndarray of float32, shape (n_examples, 2)
+        Pictures of each neuron's examples: ``layout``, where it reads them, and
+        ``layout_input``, what it reads.
+    directions : ndarray of float16, shape (n, d_in)
+        Unit embeddings of the medoids of those features that can be compared with others: the
+        ones with `MIN_EXAMPLES` and more.
+    """
+
+    clusterings: Clusterings
+    medoids: Array
+    layouts: dict[str, Array]
+    directions: Array
+
+
+def cluster_site(one: Collected, threshold: float, linkage: str) -> SiteClusters:
+    """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
+    parts = list(_blocks(one))
+    found: list[SiteClusters | None] = [None] * len(parts)
+
+    def work(number: int) -> None:
+        found[number] = _cluster_block(one, parts[number], threshold, linkage)
+
+    in_threads(work, range(len(parts)))
+    return _joined([block for block in found if block is not None])
+
+
+def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str) -> SiteClusters:
+    # To gather the vectors takes longer than to draw them, so all is done with them here.
+    vectors = _vectors_of(one, part.examples)
+    drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
+    embeddings = part.padded(_embedded(one, vectors, one.examples.neuron[part.examples]))
+    cosines = cosine_matrices(embeddings, part.filled, part.neurons)
+    layouts = {
+        "layout": principal_coordinates(embeddings, part.counts, cosines=cosines)[part.filled],
+        "layout_input": drawn,
+    }
+    found = cluster_many(
+        embeddings, part.counts, threshold=threshold, linkage=linkage, cosines=cosines
+    )
+    central = medoids_many(embeddings, found.labels, cosines=cosines)
+    directions = _directions(embeddings, found, central)
+    return SiteClusters(found, central, layouts, directions)
+
+
+def _directions(embeddings: Array, found: Clusterings, central: Array) -> Array:
+    neuron, example = np.nonzero(found.labels >= 0)
+    first = np.cumsum(found.n_clusters) - found.n_clusters
+    sizes = np.bincount(first[neuron] + found.labels[neuron, example], minlength=len(central))
+    large = sizes >= MIN_EXAMPLES
+    of = np.repeat(np.arange(len(found)), found.n_clusters)
+    return unit_rows(embeddings[of[large], central[large]]).astype(np.float16)
+
+
+def _joined(blocks: list[SiteClusters]) -> SiteClusters:
+    each = [block.clusterings for block in blocks]
+    clusterings = Clusterings(
+        **{
+            field.name: np.concatenate([getattr(one, field.name) for one in each])
+            for field in dataclasses.fields(Clusterings)
+            if field.name not in ("threshold", "linkage")
+        },
+        threshold=each[0].threshold,
+        linkage=each[0].linkage,
+    )
+    layouts = {
+        name: np.concatenate([block.layouts[name] for block in blocks])
+        for name in blocks[0].layouts
+    }
+    central, directions = (
+        np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("medoids", "directions")
+    )
+    return SiteClusters(clusterings, central, layouts, directions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Neurons that are worked on together.
+
+    Attributes
+    ----------
+    neurons : ndarray of int64, shape (n,)
+    counts : ndarray of int64, shape (n,)
+        Examples of each.
+    examples : slice
+        Theirs among the site's.
+    filled : ndarray of bool, shape (n, width)
+        Where an array of a neuron by its example number has an example.
+    """
+
+    neurons: Array
+    counts: Array
+    examples: slice
+    filled: Array
+
+    def padded(self, rows: Array) -> Array:
+        """Rows of the examples, as an array by neuron and number: (n, width, d)."""
+        if self.filled.all():
+            return rows.reshape(*self.filled.shape, rows.shape[1])
+        found = np.zeros((*self.filled.shape, rows.shape[1]), np.float32)
+        found[self.filled] = rows
+        return found
+
+
+def _blocks(one: Collected) -> Iterator[_Block]:
+    counts = one.examples.counts
+    offsets = np.concatenate([[0], counts.cumsum()])
+    width = int(counts.max(initial=0))
+    # Whichever is larger, a neuron's embeddings or the cosines between them.
+    size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, one.site.d_in)))
+    for at in range(0, len(counts), size):
+        part = counts[at : at + size]
+        examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
+        neurons = np.arange(at, at + len(part))
+        yield _Block(neurons, part, examples, np.arange(width) < part[:, None])
+
+
+def site_tables(
+    one: Collected, clusterings: Clusterings, central: Array
+) -> dict[str, pd.DataFrame]:
+    """The rows that one site adds to each table of the run."""
+    site, chosen, statistics = one.site, one.examples, one.statistics
+    counts = chosen.counts
+    labels = clusterings.labels[np.arange(clusterings.labels.shape[1]) < counts[:, None]]
+    neurons = pd.DataFrame(
+        {
+            "site": site.name,
+            "neuron": np.arange(site.n_neurons),
+            "n_examples": counts,
+            "n_clusters": clusterings.n_clusters,
+            "max_distance": clusterings.max_distance,
+            "mean_distance": clusterings.mean_distance,
+            "intra_cluster_distance": clusterings.intra_cluster_distance,
+            "inter_cluster_distance": clusterings.inter_cluster_distance,
+            "density": statistics["density"],
+            "max_activation": statistics["max_activation"],
+            "mean_activation": statistics["mean_activation"],
+            "participation_ratio": participation_ratio(one.weights),
+            "background_distance": _background(one),
+        }
+    )
+    if one.windows is not None:
+        neurons["token_density"] = statistics["position_density"]
+    of_first = labels == 0  # the largest feature
+    size = np.bincount(chosen.neuron[of_first], minlength=site.n_neurons)
+    neurons["largest_share"] = np.where(counts > 0, size / np.maximum(counts, 1), np.nan)
+    neurons["n_random"] = np.bincount(one.random.neuron, minlength=site.n_neurons)
+    neurons["calibrated_distance"] = neurons["mean_distance"] - neurons["background_distance"]
+    first = np.concatenate([[0], counts.cumsum()])
+    examples = pd.DataFrame(
+        {
+            "site": site.name,
+            "neuron": chosen.neuron,
+            "example": np.arange(len(labels)) - first[chosen.neuron],
+            "input": chosen.index,
+            "position": chosen.position,
+            "activation": chosen.activation,
+            "feature": labels,
+            "vector": one.vector,
+        }
+    )
+    features = (
+        examples.groupby(["neuron", "feature"], sort=True)
+        .agg(
+            n_examples=("activation", "size"),
+            mean_activation=("activation", "mean"),
+            max_activation=("activation", "max"),
+        )
+        .reset_index()
+    )
+    features.insert(0, "site", site.name)
+    features["medoid"] = central
+    for column in ("input", "position"):
+        at = first[features["neuron"]] + central
+        features[column] = examples[column].to_numpy()[at]
+    random = pd.DataFrame(
+        {
+            "site": site.name,
+            "neuron": one.random.neuron,
+            "input": one.random.index,
+            "position": one.random.position,
+            "activation": one.random.activation,
+        }
+    )
+    return {"neurons": neurons, "examples": examples, "features": features, "random": random}
+
+
+def _background(one: Collected) -> NDArray[np.float64]:
+    groups = one.background
+    per_group = one.site.n_neurons // len(groups)
+    if groups.shape[1] < 2:
+        return np.full(one.site.n_neurons, np.nan)
+    gate = gate_of(one.site)
+    if gate is not None:
+        return gated_background_distance(groups[0], **gate).astype(np.float64)
+    if one.site.kind == "gated":
+        return np.full(one.site.n_neurons, np.nan)
+    return np.concatenate(
+        [
+            background_distance(rows, one.weights[g * per_group : (g + 1) * per_group])
+            for g, rows in enumerate(groups)
+        ]
+    ).astype(np.float64)
+
+
+def gate_of(site: Site) -> dict[str, Any] | None:
+    """Weights, biases and nonlinearity of gated neurons, where core knows the nonlinearity."""
+    if not isinstance(site, MLPSite) or site.kind != "gated":
+        return None
+    # Wide, as some are cut off from 6, 7 or 10 on.
+    grid = np.linspace(-32, 32, 2561)
+    with torch.no_grad():
+        given = site.act(torch.from_numpy(grid).float()).numpy()
+    # By what it computes: transformers has several names for each.
+    for name in GATES:
+        if np.allclose(gate_factors(grid, np.ones_like(grid), name)[1], given, atol=1e-5):
+            break
+    else:
+        return None
+
+    def plain(tensor: Tensor | None) -> Array:
+        if tensor is None:
+            return np.zeros(site.n_neurons, np.float32)
+        return np.asarray(tensor.float().cpu().numpy())
+
+    return {
+        "w_gate": plain(site.weights()),
+        "w_up": plain(site.up_weights()),
+        "b_gate": plain(site.bias()),
+        "b_up": plain(site.up_bias()),
+        "activation": name,
+    }
+
+
+def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:
+    gate = gate_of(one.site)
+    extra = {} if one.windows is None else {"windows": one.windows}
+    if gate is not None:
+        extra |= {name: gate[short] for name, short in _GATE_ARRAYS.items()}
+    if one.site.kind == "sae":
+        with contextlib.suppress(SiteError):  # an SAE may have none
+            extra["decoder"] = output_directions(one.site).float().cpu().numpy()
+    merges = np.arange(clusterings.trees.shape[1]) < one.examples.counts[:, None] - 1
+    return {
+        "weights": one.weights,
+        "vectors": one.vectors,
+        "tree": clusterings.trees[merges],
+        "histogram": one.statistics["histogram"],
+        "histogram_upper": one.statistics["histogram_upper"],
+        "background": one.background,
+        **extra,
+    }
+
+
+def site_info(
+    one: Collected,
+    threshold: float,
+    shape: tuple[int, ...],
+    inputs: dict[str, Array],
+    source: Source,
+) -> dict[str, Any]:
+    site = one.site
+    kernel, places = None, {}
+    if isinstance(site.module, nn.Conv2d):
+        kernel = [site.module.in_channels // site.n_groups, *site.module.kernel_size]
+        if isinstance(site, ConvSite) and site.grid is not None:
+            places = {"grid": list(site.grid), "stride": list(site.module.stride)}
+    reads_inputs = False
+    if site.d_in == int(np.prod(shape)) and len(one.vectors):
+        # Same length is not enough: a deeper layer may be as wide as the input.
+        sample = np.searchsorted(inputs["index"], one.examples.index[:8])
+        given = source.to_input(inputs["pixels"][sample]).reshape(len(sample), -1)
+        reads_inputs = bool(np.allclose(given, one.vectors[one.vector[:8]], atol=1e-5))
+    return {
+        "name": site.name,
+        "kind": site.kind,
+        "n_neurons": site.n_neurons,
+        "d_in": site.d_in,
+        "activation": site.activation.name,
+        "threshold": threshold,
+        "n_groups": site.n_groups,
+        "kernel_shape": kernel,
+        **places,
+        "reads_inputs": reads_inputs,
+    }

@@ -1,0 +1,86 @@
+"""A run's sites in the model that it was made of, and proof that it is that model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from polyseme.errors import InputError, SiteError
+from polyseme.sites import Site, find_mlp_sites, find_sites
+from polyseme.sites.saes import attach_sae
+from polyseme.views import Neuron, Run
+
+
+def sites_of_run(
+    run: Run, model: nn.Module, names: Sequence[str], saes: Mapping[str, Any]
+) -> list[Site]:
+    """Sites of a model by the names of a run, in the run's order.
+
+    Parameters
+    ----------
+    run : Run
+    model : torch.nn.Module
+    names : sequence of str
+        Of the run's sites.
+    saes : mapping of str to SAE
+        By site, for those sites that are SAEs at a hook point.
+
+    Raises
+    ------
+    InputError
+        If the model has no such site, or one of another shape; or an SAE is missing.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}; the torch.nn.Module that was analysed is expected."
+        )
+    infos = [run.site(name) for name in names]
+    hooked = [info for info in infos if isinstance(info.extra.get("hook"), str)]
+    missing = [info.name for info in hooked if info.name not in saes]
+    if missing:
+        raise InputError(
+            f"Site {missing[0]!r} of the run is an SAE at {run.site(missing[0]).extra['hook']!r}; "
+            "give it by the site's name, saes={...} (--sae on the command line), or other sites."
+        )
+    folded = [info.name for info in infos if info.extra.get("folded")]
+    plain = [info.name for info in infos if info not in hooked and info.name not in folded]
+    try:
+        found: list[Site] = find_sites(model, plain) if plain else []
+        found += find_mlp_sites(model, folded, fold_layer_norm=True) if folded else []
+        for info in hooked:
+            found.append(attach_sae(model, saes[info.name], info.extra["hook"], name=info.name))
+    except SiteError as error:
+        raise InputError(
+            f"The model is not the one of the run, which was a {run.metadata['model']['class']}: "
+            f"{error}"
+        ) from error
+    by_name = {site.name: site for site in found}
+    for info in infos:
+        site = by_name.get(info.name)
+        if site is None or (site.n_neurons, site.d_in) != (info.n_neurons, info.d_in):
+            shape = "no such site" if site is None else f"{site.n_neurons} of {site.d_in} values"
+            raise InputError(
+                f"Site {info.name!r} of the run has {info.n_neurons} neurons that read "
+                f"{info.d_in} values, but the model has {shape}; give the model that was analysed."
+            )
+    return [by_name[info.name] for info in infos]
+
+
+def same_weights(neuron: Neuron, site: Site) -> None:
+    """Make sure that a neuron of a run is the one of the model, by its input weights.
+
+    Raises
+    ------
+    InputError
+        The weights differ by more than half precision explains.
+    """
+    stored, given = neuron.weights, site.weights()[neuron.number].float().cpu().numpy()
+    scale = float(np.abs(stored).max(initial=0))
+    if not np.allclose(stored, given, rtol=0.02, atol=0.01 * scale):
+        raise InputError(
+            f"Neuron {neuron.number} of site {site.name!r} has other weights in the model than in "
+            "the run; give the model that was analysed."
+        )

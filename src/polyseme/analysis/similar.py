@@ -1,0 +1,126 @@
+"""Which features of all sites are similar: the stage after clustering."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from polyseme.core.similar import MIN_EXAMPLES, nearest_features
+from polyseme.sites import Site
+from polyseme.store import RunWriter
+
+NEIGHBOURS = 5
+_STATE = "similar_features"
+
+
+class SimilarFeatures:
+    """Gathers each feature's medoid, site by site, and then finds the nearest of each.
+
+    What is gathered goes to a file without a name beside the run, in half precision: features
+    may be millions. Used as a context manager, which closes it.
+
+    Parameters
+    ----------
+    writer : RunWriter
+    """
+
+    def __init__(self, writer: RunWriter) -> None:
+        self._writer = writer
+        self._saved = writer.load_state(_STATE)
+        self._files = ExitStack()
+        self._spaces: dict[int, _Space] = {}
+        self._sites: list[int] = []
+        self._n_neurons = 0
+
+    def __enter__(self) -> SimilarFeatures:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+    def add(self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]) -> None:
+        """Take in a site, the next one of the run.
+
+        Parameters
+        ----------
+        site : Site
+        features : DataFrame
+            Its rows of the table of features.
+        directions : ndarray of float16, shape (n, d_in)
+            As in `SiteClusters`.
+        """
+        first_row, first_neuron = sum(self._sites), self._n_neurons
+        self._sites.append(len(features))
+        self._n_neurons += site.n_neurons
+        if self._saved is not None:
+            return
+        rows = np.flatnonzero(features["n_examples"].to_numpy() >= MIN_EXAMPLES)
+        neurons = features["neuron"].to_numpy(np.int64)[rows]
+        if site.d_in not in self._spaces:
+            with_room = tempfile.TemporaryFile(dir=self._writer.path.parent)  # noqa: SIM115
+            file = self._files.enter_context(with_room)
+            self._spaces[site.d_in] = _Space(site.d_in, file, [], [])
+        space = self._spaces[site.d_in]
+        space.file.write(directions.tobytes())
+        space.rows.append(first_row + rows)
+        space.owners.append(first_neuron + neurons)
+
+    def write(self, bars: Progress) -> None:
+        """Find the nearest of each feature, and fill in what is written of the sites."""
+        if self._saved is None:
+            found = room_for_similar(sum(self._sites))
+            for space in self._spaces.values():
+                space.search(found, self._writer.path.parent, bars)
+            self._writer.save_state(_STATE, found, {})
+        else:
+            found = self._saved[0]
+        last = np.cumsum(self._sites)
+        for number, stop in enumerate(last):
+            rows = slice(stop - self._sites[number], stop)
+            self._writer.overwrite_in_site(
+                number, {name: array[rows] for name, array in found.items()}
+            )
+
+
+def room_for_similar(n: int) -> dict[str, NDArray[Any]]:
+    """What is written with a site of so many features, for `SimilarFeatures.write` to fill in."""
+    return {
+        "similar_features": np.full((n, NEIGHBOURS), -1, np.int64),
+        "similar_similarity": np.full((n, NEIGHBOURS), np.nan, np.float16),
+    }
+
+
+@dataclass(frozen=True)
+class _Space:
+    """The features of all sites that read vectors of one length: these can be compared."""
+
+    d_in: int
+    file: IO[bytes]
+    rows: list[NDArray[np.int64]]
+    owners: list[NDArray[np.int64]]
+
+    def search(self, found: dict[str, NDArray[Any]], folder: Path, bars: Progress) -> None:
+        """Fill in the rows of this space's features."""
+        rows, owners = np.concatenate(self.rows), np.concatenate(self.owners)
+        if not len(rows):
+            return
+        self.file.flush()
+        task = bars.add_task("Similar features", total=1.0)
+        nearest = nearest_features(
+            np.memmap(self.file, np.float16, "r", shape=(len(rows), self.d_in)),
+            owners,
+            NEIGHBOURS,
+            folder=folder,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+        none = nearest.neighbours < 0
+        found["similar_features"][rows] = np.where(none, -1, rows[nearest.neighbours])
+        found["similar_similarity"][rows] = nearest.similarity

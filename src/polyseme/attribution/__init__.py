@@ -1,0 +1,17 @@
+"""What drives a neuron, and what it does: pixels, tokens and logits."""
+
+from polyseme.attribution.pixels import (
+    LogitEffects,
+    activation_gradient,
+    activation_maps,
+    count_classes,
+    logit_effects,
+)
+
+__all__ = [
+    "LogitEffects",
+    "activation_gradient",
+    "activation_maps",
+    "count_classes",
+    "logit_effects",
+]

@@ -1,0 +1,197 @@
+"""Which tokens a neuron makes more or less likely, straight through the unembedding."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.attribution.rounded import RoundedUnembedding
+from polyseme.core.arrays import as_floats
+from polyseme.core.parallel import multiplies_bfloat16
+from polyseme.errors import InputError
+from polyseme.sites.unembedding import unembedding
+
+# Values of the largest matrix of effects that is ever held: 32 MiB.
+MAX_VALUES = 2**23
+# Columns whose largest value is looked at before they are.
+_BLOCK = 64
+# Directions for which a copy of the unembedding is worth making, and values that it may have.
+MANY, MOST_ROUNDED = 512, 2**27
+# Directions that are made ready at a time.
+TOGETHER = 2048
+
+
+class TopLogits(NamedTuple):
+    """The tokens whose logits each direction moves the most.
+
+    Attributes
+    ----------
+    promoted_ids, suppressed_ids : ndarray of int64, shape (n, k)
+        Token ids, the largest effect first; equal ones in the order of ids.
+    promoted, suppressed : ndarray of float32, shape (n, k)
+        The effects, in units of logits for a last residual stream of norm √d.
+    """
+
+    promoted_ids: NDArray[np.int64]
+    promoted: NDArray[np.float32]
+    suppressed_ids: NDArray[np.int64]
+    suppressed: NDArray[np.float32]
+
+
+class LogitLens:
+    """The direct logit effects of what is written to a model's residual stream.
+
+    Each direction goes straight through the final norm's gain and the unembedding, past all
+    later layers: the logit lens of the weights. The mean over the vocabulary is taken off,
+    because softmax ignores what all logits have in common: a token is promoted if its logit
+    rises more than the others'.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With an `unembedding`.
+
+    Raises
+    ------
+    InputError
+        For a model without one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = unembedding(model)
+        if found is None:
+            raise InputError(
+                f"The model is a {type(model).__name__} without an LM head that is one matrix "
+                "after the last layer; a causal language model, such as AutoModelForCausalLM "
+                "loads, is expected: leave logit effects out."
+            )
+        self._gain, self._centred = found.gain, found.centred
+        self._weight = found.weight.float()
+        self._mean = self._weight.mean(dim=0)
+
+    @cached_property
+    def _rounded(self) -> RoundedUnembedding:
+        return RoundedUnembedding(self._weight, self._mean)
+
+    def takes(self, directions: Any, k: int = 10) -> bool:
+        """Whether directions are as long as what the unembedding reads, and it knows k tokens.
+
+        They are not where a projection stands between the residual stream and the LM head.
+        """
+        vocabulary, d = self._weight.shape
+        return directions.shape[1] == d and k <= vocabulary
+
+    @torch.no_grad()
+    def top(self, directions: Any, k: int = 10) -> TopLogits:
+        """Tokens that each direction promotes and suppresses the most.
+
+        Where the processor is made for bfloat16 and there are many directions, that tells
+        which tokens to look at; the effects are those of single precision all the same.
+
+        Parameters
+        ----------
+        directions : array or Tensor of float, shape (n, d)
+            Such as `output_directions`.
+        k : int
+            How many tokens to keep of each sort.
+
+        Returns
+        -------
+        TopLogits
+
+        Raises
+        ------
+        InputError
+            For directions of another length than the unembedding reads, or a k that is more than
+            the vocabulary's size.
+        """
+        vocabulary, d = self._weight.shape
+        if not 1 <= k <= vocabulary:
+            raise InputError(f"k is {k}; 1 to {vocabulary}, the vocabulary's size, is expected.")
+        rows = as_floats(directions, "directions", 2, np.float32)
+        if rows.shape[1] != d:
+            raise InputError(
+                f"directions has shape {rows.shape}, but the unembedding reads {d} values; "
+                f"(n, {d}) is expected: give directions of the residual stream."
+            )
+        find = self._with_rounded if self._worth_rounding(len(rows), k) else self._exact
+        kept: list[list[NDArray[Any]]] = [[], [], [], []]
+        for at in range(0, max(len(rows), 1), TOGETHER):
+            part = torch.as_tensor(rows[at : at + TOGETHER]).to(self._weight.device)
+            if self._centred:
+                part = part - part.mean(dim=1, keepdim=True)
+            if self._gain is not None:
+                part = part * self._gain
+            for column, tensor in zip(kept, find(part, k), strict=True):
+                column.append(tensor.cpu().numpy())
+        return TopLogits(*(np.concatenate(column) for column in kept))
+
+    def _worth_rounding(self, n: int, k: int) -> bool:
+        weight = self._weight
+        return (
+            weight.device.type == "cpu"
+            and n >= MANY
+            and weight.numel() <= MOST_ROUNDED
+            and RoundedUnembedding.serves(len(weight), k)
+            and multiplies_bfloat16()
+        )
+
+    def _with_rounded(self, parts: Tensor, k: int) -> list[Tensor]:
+        """As `_exact`, which is asked for those of which rounded effects do not tell enough."""
+        high, low = self._rounded.top(parts, k)
+        found = [high.ids, high.effects, low.ids, low.effects]
+        unsure = ~(high.sure & low.sure)
+        for tensor, exact in zip(found, self._exact(parts[unsure], k), strict=True):
+            tensor[unsure] = exact
+        return found
+
+    def _exact(self, parts: Tensor, k: int) -> list[Tensor]:
+        """Ids and effects of the tokens promoted, and of those suppressed, from all effects."""
+        kept: list[list[Tensor]] = [[], [], [], []]
+        step = max(1, MAX_VALUES // len(self._weight))
+        for at in range(0, max(len(parts), 1), step):
+            part = parts[at : at + step]
+            effects = part @ self._weight.T
+            effects -= (part @ self._mean)[:, None]
+            high, low = _top(effects, k), _top(effects.neg_(), k)
+            for column, tensor in zip(kept, (*high, low[0], -low[1]), strict=True):
+                column.append(tensor)
+        return [torch.cat(column) for column in kept]
+
+
+def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Columns and values of the k largest of each row; of equal ones the first columns."""
+    n_blocks = values.shape[1] // _BLOCK
+    if n_blocks <= 2 * k:
+        return _top_of_all(values, k)
+    # The largest values lie in the blocks of the largest maxima, and what is left over after
+    # the last whole block is a block too.
+    whole = values[:, : n_blocks * _BLOCK].reshape(len(values), n_blocks, _BLOCK)
+    peaks, blocks = whole.amax(dim=2).topk(k + 1, dim=1)
+    inside = torch.arange(_BLOCK, device=values.device)
+    columns = (blocks.sort(dim=1).values[:, :, None] * _BLOCK + inside).flatten(1)
+    rest = torch.arange(n_blocks * _BLOCK, values.shape[1], device=values.device)
+    columns = torch.cat([columns, rest.expand(len(values), -1)], dim=1)
+    among, found = _top_of_all(values.gather(1, columns), k)
+    columns = columns.gather(1, among)
+    # No other block has a value as large, but where there is a tie with the last of the peaks.
+    tied = found[:, -1] <= peaks[:, -1]
+    if bool(tied.any()):
+        columns[tied], found[tied] = _top_of_all(values[tied], k)
+    return columns, found
+
+
+def _top_of_all(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    limit = values.topk(k, dim=1).values[:, -1:]
+    above, equal = values > limit, values == limit
+    # topk takes any of those that are equal to the last one.
+    room = k - above.sum(dim=1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
+    columns = kept.nonzero()[:, 1].reshape(-1, k)
+    found, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return columns.gather(1, order), found

@@ -1,0 +1,385 @@
+"""Token importances of all examples at once: a masked context serves every neuron of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from polyseme.attribution.truncated import Reach, Wanted
+from polyseme.attribution.windows import Examples, Floats, Integers, examples_in_text, shares_of
+from polyseme.errors import InputError
+from polyseme.sites.hooks import evaluating
+from polyseme.sites.layers import Site
+
+# Masked copies that go through the model together differ in up to so many neighbouring tokens.
+# From the first of these on a causal model is run, so that more would be run in vain.
+_NEIGHBOURS = 8
+# How far activations that are computed with keys and values of earlier tokens may differ from
+# those without, as a share of what changing one earlier token makes.
+_SAME = {torch.float32: 1e-2, torch.float64: 1e-2}
+_SAME_IN_HALF = 0.1
+# How far changing later tokens may move the activations at earlier ones, as a share of what it
+# does to those at the changed tokens. Rounding, where experts get other batches, is far below; one
+# layer of attention in a model fresh from its usual initialisation is far above.
+_LEAK = 1e-5
+# Contexts in which that is looked at, and neurons of a site.
+_LOOKED_AT, _SAMPLE = 3, 1024
+
+
+@dataclass(frozen=True)
+class Places:
+    """Examples of one site.
+
+    Attributes
+    ----------
+    contexts : ndarray of int64, shape (m,)
+        Row of each example's context.
+    positions, neurons : ndarray of int64, shape (m,)
+        The place of its max-activating token, and its neuron.
+    """
+
+    contexts: Integers
+    positions: Integers
+    neurons: Integers
+
+
+@dataclass(frozen=True)
+class ContextImportances:
+    """What masking the tokens of a few contexts has shown.
+
+    Attributes
+    ----------
+    stop : int
+        Contexts before this one are done.
+    found : list of (ndarray of int64, ndarray of float32)
+        For each site the examples in these contexts, and their importances,
+        (n, before + 1 + after): see `token_importances`.
+    """
+
+    stop: int
+    found: list[tuple[Integers, Floats]]
+
+
+def context_importances(
+    model: nn.Module,
+    sites: Sequence[Site],
+    ids: Any,
+    attention: Any,
+    places: Sequence[Places],
+    *,
+    mask_id: int,
+    before: int = 20,
+    after: int = 10,
+    causal: bool = True,
+    start: int = 0,
+    batch_size: int = 4,
+) -> Iterator[ContextImportances]:
+    """The importances of `token_importances`, for examples of many neurons in the same contexts.
+
+    Token by token, a context is masked once for all the examples in it: what it changes is read
+    off at all sites. Of a causal model the tokens from the masked one on are run, up to the end
+    of the window, with the keys and values of those before it, if the model proves to give the
+    same with these. So a context of L tokens costs about L * (before + 1) tokens, however many
+    examples are in it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As in `token_importances`.
+    sites : sequence of Site
+    ids : array of int, shape (M, L)
+        Token ids of the contexts.
+    attention : array of bool, shape (M, L)
+        False for padding.
+    places : sequence of Places
+        The examples of each site.
+    mask_id, before, after, causal
+        As in `token_importances`.
+    start : int
+        The first context to look at, where those before it are done.
+    batch_size : int
+        Contexts whose masked copies go through the model together.
+
+    Yields
+    ------
+    ContextImportances
+        For a few contexts each.
+
+    Raises
+    ------
+    InputError, SiteError
+        As `token_importances`.
+    """
+    ids, attended = np.asarray(ids, dtype=np.int64), np.asarray(attention).astype(bool)
+    if len(places) != len(sites):
+        raise InputError(f"There are {len(sites)} sites and places for {len(places)}.")
+    work = _Masking(model, sites, mask_id, before, after, causal)
+    orders = [np.lexsort((of.positions, of.contexts)) for of in places]
+    ends = [of.contexts[order] for of, order in zip(places, orders, strict=True)]
+    for at in range(start, len(ids), batch_size):
+        stop = min(at + batch_size, len(ids))
+        here = [
+            order[slice(*np.searchsorted(end, [at, stop]))]
+            for order, end in zip(orders, ends, strict=True)
+        ]
+        batch = [
+            Places(of.contexts[rows] - at, of.positions[rows], of.neurons[rows])
+            for of, rows in zip(places, here, strict=True)
+        ]
+        found = work(ids[at:stop], attended[at:stop], batch)
+        yield ContextImportances(stop, list(zip(here, found, strict=True)))
+
+
+def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any, lengths: Any = None) -> bool:
+    """Whether a model's tokens see only those before them, by changing later ones.
+
+    Half of a context is replaced by other tokens. The model is causal if its activations before
+    them stay as they are while those at the replaced tokens change. Where nothing changes, or
+    there is any doubt, it counts as not causal: then all of a context is run, which is slower but
+    right for every model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : sequence of Site
+    ids : array of int, shape (L,) or (M, L)
+        Token ids of contexts; the longest few are looked at.
+    lengths : array of int, shape (M,), optional
+        Tokens of each context that are no padding; all by default.
+
+    Returns
+    -------
+    bool
+        True for contexts of a single token, in which there is nothing to see.
+    """
+    rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
+    ends = np.full(len(rows), rows.shape[1]) if lengths is None else np.asarray(lengths)
+    longest = np.argsort(-ends, kind="stable")[:_LOOKED_AT]
+    contexts = [rows[row, : ends[row]] for row in longest if ends[row] > 1]
+    reach = Reach(model, sites)
+    with evaluating(model), torch.no_grad():
+        return all(_sees_no_later(reach, sites, context) for context in contexts)
+
+
+def _sees_no_later(reach: Reach, sites: Sequence[Site], row: Integers) -> bool:
+    """Whether changing the second half of a context leaves the activations in the first."""
+    middle = len(row) // 2
+    changed = row.copy()
+    changed[middle:] = _others(row)[middle:]
+    attended = np.ones((1, len(row)), bool)
+    wanted = [_sample(site, np.arange(len(row))) for site in sites]
+    # One context at a time: then the same numbers go through the same operations.
+    before, after = (reach(ids[None], attended, wanted) for ids in (row, changed))
+    seen_to_change = False
+    for one, other in zip(before, after, strict=True):
+        moved = (one - other).abs().reshape(len(row), -1)
+        earlier, own = moved[:middle].max(), moved[middle:].max()
+        # NaN, as of a site that overflows, is never within a limit.
+        if not bool(earlier <= _LEAK * own):
+            return False
+        seen_to_change |= bool(own > 0)
+    return seen_to_change
+
+
+def _others(row: Integers) -> Integers:
+    """Another token in the place of each: one of the context's own, which the model knows."""
+    known = np.unique(row)
+    if len(known) == 1:
+        return np.full(len(row), known[0] - 1 if known[0] > 0 else 1)
+    return known[(np.searchsorted(known, row) + 1) % len(known)]
+
+
+def _sample(site: Site, places: Integers, first: int = 0) -> Wanted:
+    """Neurons spread over a site, at each of some places in a context that begins at ``first``."""
+    neurons = np.unique(np.linspace(0, site.n_neurons - 1, _SAMPLE).astype(np.int64))
+    at = np.repeat(places - first, len(neurons))
+    return np.zeros(len(at), np.int64), at, np.tile(neurons, len(places))
+
+
+def n_masked_tokens(lengths: NDArray[np.int64], *, before: int, causal: bool = True) -> int:
+    """About how many tokens `context_importances` runs, for contexts full of examples."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    each = np.minimum(lengths, before + (_NEIGHBOURS + 1) // 2) if causal else lengths
+    return int((lengths * each).sum())
+
+
+class _Masking:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        mask_id: int,
+        before: int,
+        after: int,
+        causal: bool,
+    ) -> None:
+        self.model, self.sites, self.mask_id = model, sites, mask_id
+        self.before, self.after, self.causal = before, after, causal
+        self.reach = Reach(model, sites)
+        #: None until it is known
+        self.goes_on: bool | None = None if causal and self.reach.takes_past else False
+
+    def __call__(
+        self, ids: Integers, attended: NDArray[np.bool_], batch: list[Places]
+    ) -> list[Floats]:
+        examples = [
+            examples_in_text(
+                site,
+                ids[of.contexts],
+                attended[of.contexts],
+                of.positions,
+                of.neurons,
+                self.mask_id,
+                self.before,
+                self.after,
+                self.causal,
+            )
+            for site, of in zip(self.sites, batch, strict=True)
+        ]
+        with evaluating(self.model), torch.no_grad():
+            unmasked, past = self._unmasked(ids, attended, batch)
+            pairs = [_Pairs.of(of, e, self.mask_id) for of, e in zip(batch, examples, strict=True)]
+            for masked in self._copies(pairs, ids.shape[1]):
+                self._mask(ids, attended, pairs, masked, past)
+        found = []
+        for e, pair, activations in zip(examples, pairs, unmasked, strict=True):
+            drops = np.zeros(e.places.shape, np.float32)
+            drops[pair.example, pair.column] = activations[pair.example] - pair.values
+            found.append(shares_of(e, drops, activations, self.before))
+        return found
+
+    def _unmasked(
+        self, ids: Integers, attended: NDArray[np.bool_], batch: list[Places]
+    ) -> tuple[list[Floats], Any]:
+        """Each example's activation, and the keys and values of all tokens, if they are of use."""
+        wanted: list[Wanted] = [(of.contexts, of.positions, of.neurons) for of in batch]
+        attended = self._attended(attended)
+        plain = [a.cpu().numpy() for a in self.reach(ids, attended, wanted)]
+        if self.goes_on is False:
+            return plain, None
+        past = self._keys_and_values(ids)
+        if self.goes_on is None:
+            self.goes_on = past is not None and self._is_the_same(ids, past)
+        return plain, past if self.goes_on else None
+
+    def _attended(self, attended: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        # A causal model's tokens do not see the padding after them.
+        return np.ones_like(attended) if self.causal else attended
+
+    def _keys_and_values(self, ids: Integers) -> Any:
+        from transformers import DynamicCache
+
+        past = DynamicCache()
+        nothing: Wanted = (np.empty(0, np.int64),) * 3
+        try:
+            self.reach(ids, np.ones(ids.shape, bool), [nothing] * len(self.sites), past)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # a model with a cache of its own kind
+        return past
+
+    def _is_the_same(self, ids: Integers, past: Any) -> bool:
+        """Whether going on in the middle gives what running all of a changed context gives."""
+        middle = ids.shape[1] // 2
+        changed = ids[:1].copy()
+        changed[0, :middle] = _others(ids[0])[:middle]
+        places = np.arange(middle, ids.shape[1])
+        attended = np.ones(changed.shape, bool)
+        wanted = [_sample(site, places) for site in self.sites]
+        # What earlier tokens do to these activations is what must be told from an error.
+        whole = self.reach(ids[:1], attended, wanted)
+        other = self.reach(changed, attended, wanted)
+        try:
+            part = self.reach(
+                ids[:1, middle:],
+                attended[:, middle:],
+                [_sample(site, places, middle) for site in self.sites],
+                _past_of(past, np.zeros(1, np.int64), middle),
+            )
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return False
+        limit = _SAME.get(next(self.model.parameters()).dtype, _SAME_IN_HALF)
+        return all(
+            bool((a - b).abs().max() <= limit * (a - c).abs().max())
+            for a, b, c in zip(whole, part, other, strict=True)
+        )
+
+    def _copies(self, pairs: list[_Pairs], length: int) -> Iterator[Integers]:
+        """Masked copies that are needed, together: numbers of (context, token), flattened."""
+        wanted = np.unique(np.concatenate([pair.copy for pair in pairs]))
+        token = wanted % length
+        order = np.lexsort((wanted, token))
+        group = token[order] // _NEIGHBOURS
+        for part in np.split(order, np.flatnonzero(np.diff(group)) + 1):
+            if len(part):
+                yield np.sort(wanted[part])
+
+    def _mask(
+        self,
+        ids: Integers,
+        attended: NDArray[np.bool_],
+        pairs: list[_Pairs],
+        masked: Integers,
+        past: Any,
+    ) -> None:
+        """Run masked copies, and keep the activations of the examples that they are for."""
+        length = ids.shape[1]
+        context, token = masked // length, masked % length
+        first = int(token.min()) if past is not None else 0
+        wanted, chosen, end = [], [], 0
+        for pair in pairs:
+            mine = np.flatnonzero(np.isin(pair.copy, masked))
+            row = np.searchsorted(masked, pair.copy[mine])
+            wanted.append((row, pair.position[mine] - first, pair.neuron[mine]))
+            chosen.append(mine)
+            end = max(end, int(pair.position[mine].max(initial=-1)) + 1)
+        end = end if self.causal else length
+        copies = ids[context, :end].copy()
+        copies[np.arange(len(copies)), token] = self.mask_id
+        seen = self._attended(attended[context, :end])[:, first:]
+        given = _past_of(past, context, first) if first else None
+        values = self.reach(copies[:, first:], seen, wanted, given)
+        for pair, mine, found in zip(pairs, chosen, values, strict=True):
+            pair.values[mine] = found.cpu().numpy()
+
+
+def _past_of(past: Any, contexts: Integers, stop: int) -> Any:
+    """Keys and values of the first tokens of contexts, one for each of the masked copies."""
+    own = type(past)()
+    for number, layer in enumerate(past.layers):
+        rows = torch.as_tensor(contexts, device=layer.keys.device)
+        own.update(layer.keys[rows, :, :stop], layer.values[rows, :, :stop], number)
+    return own
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """An example of a site and a token that is masked for it, one pair after the other."""
+
+    example: Integers
+    column: Integers
+    position: Integers
+    neuron: Integers
+    # Which masked copy it takes: context * length + token.
+    copy: Integers
+    # The example's activation in it.
+    values: Floats
+
+    @classmethod
+    def of(cls, places: Places, examples: Examples, mask_id: int) -> _Pairs:
+        # A token that is the mask already makes no drop.
+        example, column = np.nonzero(examples.seen & (examples.window_ids() != mask_id))
+        token = examples.places[example, column]
+        return cls(
+            example,
+            column,
+            places.positions[example],
+            places.neurons[example],
+            places.contexts[example] * examples.ids.shape[1] + token,
+            np.zeros(len(example), np.float32),
+        )

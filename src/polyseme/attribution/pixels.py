@@ -1,0 +1,298 @@
+"""What drives a neuron and what it does: activation maps, logit effects, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.errors import InputError
+from polyseme.sites.encoders import SAESite
+from polyseme.sites.hooks import Feed, edit_site, evaluating, in_this_thread
+from polyseme.sites.layers import Site
+
+Floats = NDArray[np.float32]
+
+# More cells than this and pixels are moved in blocks: the cost is one forward pass a cell.
+MAX_CELLS = 4096
+MAX_CLASSES = 1024
+
+
+def activation_gradient(activation: Callable[[Tensor], Tensor], h: Any) -> Tensor:
+    """Gradient ∂a/∂h of any neuron at each example, by automatic differentiation.
+
+    ``neuron_embeddings(h, activation_gradient(f, h))`` are the embeddings of a neuron that is
+    neither linear nor gated.
+
+    Parameters
+    ----------
+    activation : callable
+        Maps pre-neuron embeddings (n, d) to the neuron's activations (n,), row by row.
+    h : array or tensor of float, shape (n, d)
+
+    Returns
+    -------
+    Tensor, shape (n, d)
+    """
+    inputs = torch.as_tensor(h).detach().clone().requires_grad_()
+    with torch.enable_grad():
+        values = activation(inputs)
+        if values.shape != inputs.shape[:1]:
+            raise InputError(
+                f"activation gave shape {tuple(values.shape)} for {len(inputs)} examples; "
+                f"({len(inputs)},) is expected."
+            )
+        (gradient,) = torch.autograd.grad(values.sum(), inputs)
+    return gradient
+
+
+def cells_of(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Cell of each value of an input: each its own, or for large images blocks of pixels.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one input; the last two axes are taken as rows and columns.
+
+    Returns
+    -------
+    ndarray of int64, shape ``shape``
+        Cell numbers from 0, at most 4,096 cells.
+    """
+    size = 1
+    while True:
+        counts = [
+            -(-n // size) if len(shape) > 1 and axis >= len(shape) - 2 else n
+            for axis, n in enumerate(shape)
+        ]
+        if int(np.prod(counts)) <= MAX_CELLS:
+            break
+        if len(shape) < 2 or size > max(shape[-2:]):
+            raise InputError(
+                f"Inputs of shape {shape} have more than {MAX_CELLS} values beside rows and "
+                "columns, too many to move one by one; switch the activation maps off."
+            )
+        size += 1
+    grid = np.arange(int(np.prod(counts))).reshape(counts)
+    for axis in range(max(len(shape) - 2, 0), len(shape)):
+        if len(shape) > 1:
+            grid = np.repeat(grid, size, axis=axis).take(range(shape[axis]), axis=axis)
+    return grid
+
+
+def activation_maps(
+    model: nn.Module,
+    sites: list[Site],
+    *,
+    baseline: Floats,
+    low: float | Floats,
+    high: float | Floats,
+    levels: int = 5,
+    batch_size: int = 256,
+) -> Iterator[tuple[float, dict[str, Floats] | None]]:
+    """How much each pixel by itself can move each neuron, through the whole network.
+
+    Starting from a baseline input, one pixel at a time runs over its range while all others
+    stay. The map holds the largest change that this makes to the neuron's drive, what enters
+    its nonlinearity, with its sign: largest in size, so that a pixel that can only inhibit
+    shows as negative. For a neuron that reads the pixels, with a baseline of 0, that is its
+    weights times the end of the range that is farther from 0: the weights' own picture.
+    All neurons of all sites share the same forward passes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : list of Site
+        With their activations known.
+    baseline : ndarray of float32, shape of one input
+    low, high : float or ndarray
+        The range of each pixel, in the units of the model's input.
+    levels : int
+        Values tried, evenly over the range, both ends among them.
+    batch_size : int
+
+    Yields
+    ------
+    done : float
+        Share of the work done.
+    maps : dict of str to ndarray, or None
+        At the end: for each site's name, float32 (n_neurons, *shape of one input).
+    """
+    feed = Feed(model)
+    cells = cells_of(baseline.shape)
+    n_cells = int(cells.max()) + 1
+    steps = np.linspace(0, 1, levels, dtype=np.float32)
+    span = np.broadcast_to(np.asarray(high, np.float32) - low, baseline.shape)
+    bottom = np.broadcast_to(np.asarray(low, np.float32), baseline.shape)
+
+    def drives(inputs: Floats) -> dict[str, Floats]:
+        found: dict[str, Floats] = {}
+
+        def on_output(site: Site, output: Tensor) -> None:
+            strongest = site.flatten(site.activation.drive(output)).amax(dim=1)
+            found[site.name] = strongest.float().cpu().numpy()
+
+        with evaluating(model), torch.no_grad(), _outputs(sites, on_output):
+            feed(inputs)
+        return found
+
+    start = drives(baseline[None])
+    best = {site.name: np.zeros((n_cells, site.n_neurons), np.float32) for site in sites}
+    jobs = [(cell, step) for cell in range(n_cells) for step in steps]
+    for at in range(0, len(jobs), batch_size):
+        part = jobs[at : at + batch_size]
+        inputs = np.repeat(baseline[None], len(part), axis=0)
+        for row, (cell, step) in zip(inputs, part, strict=True):
+            row[cells == cell] = (bottom + step * span)[cells == cell]
+        for name, values in drives(inputs).items():
+            change = values - start[name]
+            for (cell, _), row in zip(part, change, strict=True):
+                held = best[name][cell]
+                np.copyto(held, row, where=np.abs(row) > np.abs(held))
+        yield min(at + batch_size, len(jobs)) / len(jobs), None
+    yield (
+        1.0,
+        {
+            name: np.ascontiguousarray(found[cells.ravel()].T).reshape(-1, *cells.shape)
+            for name, found in best.items()
+        },
+    )
+
+
+@contextmanager
+def _outputs(sites: list[Site], on_output: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for site in sites:
+
+            def hook(_: nn.Module, args: Any, output: Any, site: Site = site) -> None:
+                if isinstance(site, SAESite) and site.output_module is site.module:
+                    output = site.encode(args[0])
+                on_output(site, output)
+
+            handle = site.output_module.register_forward_hook(in_this_thread(hook))
+            hooks.callback(handle.remove)
+        yield
+
+
+@dataclass(frozen=True)
+class LogitEffects:
+    """How a site's neurons move the model's logits, averaged over each neuron's examples.
+
+    Attributes
+    ----------
+    gradient : ndarray of float32, shape (n_neurons, n_classes)
+        To first order: the neuron's activation times the gradient of the logit by it, through
+        all later layers.
+    ablation : ndarray of float32, shape (n_neurons, n_classes)
+        Exactly: the logit less the logit with the neuron's activation set to 0. NaN, like the
+        gradient, for a neuron without examples.
+    """
+
+    gradient: Floats
+    ablation: Floats
+
+
+def count_classes(output: Any) -> int | None:
+    """Number of logits of a classifier's output; None for anything else."""
+    if torch.is_tensor(output) and output.ndim == 2 and 2 <= output.shape[1] <= MAX_CLASSES:
+        return int(output.shape[1])
+    return None
+
+
+def logit_effects(
+    model: nn.Module,
+    site: Site,
+    n_classes: int,
+    inputs: Callable[[NDArray[np.int64]], Any],
+    neuron: NDArray[np.int64],
+    example: NDArray[np.int64],
+    *,
+    batch_size: int = 256,
+) -> Iterator[tuple[float, LogitEffects | None]]:
+    """Effect of each neuron on each class's logit, to first order and by ablation.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    site : Site
+        With its activation known.
+    n_classes : int
+        See `count_classes`.
+    inputs : callable
+        Gives the model's inputs for an array of example numbers.
+    neuron, example : ndarray of int64, shape (n_pairs,)
+        Which neuron is looked at in which example.
+    batch_size : int
+
+    Yields
+    ------
+    done : float
+        Share of the work done.
+    effects : LogitEffects or None
+        At the end; None there too if the site does not reach the logits.
+    """
+    if isinstance(site, SAESite) and site.is_hidden and site.decoder is None:
+        # Nothing says where in the model its reconstruction would go.
+        yield 1.0, None
+        return
+    feed = Feed(model)
+    gradient = np.zeros((site.n_neurons, n_classes))
+    ablation = np.zeros((site.n_neurons, n_classes))
+    counts = np.bincount(neuron, minlength=site.n_neurons)
+    channel_axis = 1 if site.kind == "conv" else -1
+    for at in range(0, len(neuron), batch_size):
+        batch = inputs(example[at : at + batch_size])
+        which = neuron[at : at + batch_size]
+        neurons = torch.as_tensor(which, device=feed.device)
+        rows = torch.arange(len(which), device=feed.device)
+        seen: list[Tensor] = []
+
+        def watch(activations: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            # Cut off from what is before, so that only later layers are differentiated.
+            leaf = activations.detach().clone().requires_grad_()
+            seen.append(leaf)
+            # A layer that works in place must not touch the leaf.
+            return leaf.clone()
+
+        def ablate(activations: Tensor, rows: Tensor = rows, neurons: Tensor = neurons) -> Tensor:
+            edited = activations.clone()
+            edited.movedim(channel_axis, 1)[rows, neurons] = 0
+            return edited
+
+        with evaluating(model):
+            with torch.enable_grad(), edit_site(site, watch):
+                logits = feed(batch)
+            if not seen or not logits.requires_grad:
+                yield 1.0, None
+                return
+            active = (
+                seen[0].detach().movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
+            )
+            for c in range(n_classes):
+                slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+                    logits[:, c].sum(), seen[0], retain_graph=True, allow_unused=True
+                )
+                if (slope := slopes[0]) is None:
+                    # The logits need gradients by the model's weights, but not by this site.
+                    yield 1.0, None
+                    return
+                slope = slope.movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
+                effect = (slope * active).sum(dim=1).double().cpu().numpy()
+                np.add.at(gradient[:, c], which, effect)
+            with torch.no_grad(), edit_site(site, ablate):
+                without = feed(batch)
+        change = (logits.detach() - without).double().cpu().numpy()
+        np.add.at(ablation, which, change)
+        yield min(at + batch_size, len(neuron)) / len(neuron), None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = np.where(counts > 0, 1 / counts, np.nan)[:, None]
+    yield (
+        1.0,
+        LogitEffects((gradient * scale).astype(np.float32), (ablation * scale).astype(np.float32)),
+    )

@@ -1,0 +1,163 @@
+"""Running a model on token ids, as far as the sites that are asked about and no further."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.errors import InputError, SiteError
+from polyseme.sites.hooks import Feed, in_this_thread
+from polyseme.sites.layers import HiddenSite, Site
+from polyseme.sites.transformer import is_transformer
+
+#: rows, places and neurons of the activations that are wanted of a site
+Wanted = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+
+class Reach:
+    """Runs a model on token ids until all sites have been reached.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A `transformers` model, or a module that is called with the token ids alone.
+    sites : sequence of Site
+        Whose activations have a place for each token; with their activations known.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        self._model = model
+        self._sites = sites
+        self._feed = Feed(model)
+        self.device = self._feed.device
+        base = getattr(model, "base_model", None)
+        self._base = base if isinstance(base, nn.Module) else model
+
+    @property
+    def takes_past(self) -> bool:
+        """Whether the model can go on from the keys and values of earlier tokens."""
+        return is_transformer(self._model) and "past_key_values" in (
+            inspect.signature(self._base.forward).parameters
+        )
+
+    def __call__(
+        self,
+        ids: NDArray[np.int64],
+        attended: NDArray[np.bool_],
+        wanted: Sequence[Wanted],
+        past: Any = None,
+    ) -> list[Tensor]:
+        """Activations of each site where they are wanted.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (B, L)
+        attended : ndarray of bool, shape (B, L)
+            False for padding.
+        wanted : sequence of (rows, places, neurons)
+            For each site, arrays of int64 of shape (n,).
+        past : Cache, optional
+            Keys and values of what comes before ``ids``; those of ``ids`` are added.
+
+        Returns
+        -------
+        list of Tensor of float32, each of shape (n,)
+
+        Raises
+        ------
+        InputError
+            For a model that takes no padding and is given some.
+        SiteError
+            For a site that the model does not reach, or one without a place for each token.
+        """
+        given: Any = ids
+        if is_transformer(self._model):
+            given = {"input_ids": ids}
+            if not attended.all():
+                given["attention_mask"] = attended.astype(np.int64)
+        elif not attended.all():
+            raise InputError(
+                f"The contexts hold padding, and a {type(self._model).__name__} is called with "
+                "token ids alone; a transformers model, which takes an attention mask, is "
+                "expected, or contexts of equal length."
+            )
+        found: dict[int, Tensor] = {}
+
+        def catch(number: int, activations: Tensor) -> None:
+            site = self._sites[number]
+            if activations.shape[:-1].numel() != ids.size:
+                raise SiteError(
+                    f"Site {site.name!r} gave activations of shape {tuple(activations.shape)} "
+                    f"for token ids of shape {ids.shape}; {(*ids.shape, site.n_neurons)} "
+                    "is expected: name a layer that runs on each token."
+                )
+            at = [torch.as_tensor(index, device=activations.device) for index in wanted[number]]
+            found[number] = activations.reshape(*ids.shape, -1)[at[0], at[1], at[2]].float()
+
+        with _stopping_at(self._sites, catch):
+            if past is None:
+                self._feed(given)
+            else:
+                tokens = torch.as_tensor(ids, device=self.device)
+                self._base(input_ids=tokens, past_key_values=past, use_cache=True)
+        for number, site in enumerate(self._sites):
+            if number not in found:
+                raise SiteError(
+                    f"The model does not run site {site.name!r} on token ids; name a layer "
+                    "that it uses."
+                )
+        return [found[number] for number in range(len(self._sites))]
+
+
+class _Reached(Exception):
+    """Ends a forward pass, since what was wanted of it is there."""
+
+
+@contextmanager
+def _stopping_at(sites: Sequence[Site], catch: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Catch the activations of sites, (B, L, n_neurons), and end the forward pass after the last.
+
+    A site that a forward pass runs twice is caught once.
+    """
+    left = set(range(len(sites)))
+
+    def reach(number: int, activations: Callable[[], Tensor]) -> None:
+        if number in left:
+            catch(number, activations())
+            left.remove(number)
+            if not left:
+                raise _Reached
+
+    with ExitStack() as hooks:
+        for number, site in enumerate(sites):
+            hooks.callback(_hook(site, number, reach).remove)
+        with suppress(_Reached):
+            yield
+
+
+def _hook(site: Site, number: int, reach: Callable[[int, Callable[[], Tensor]], None]) -> Any:
+    def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
+        reach(number, lambda: _first(args, kwargs))
+
+    def leaving(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        if isinstance(site, HiddenSite) and site.is_hidden:
+            reach(number, lambda: site.encode(_first(args, kwargs)))
+        else:
+            reach(number, lambda: site.activation(output))
+
+    hidden = isinstance(site, HiddenSite) and site.is_hidden
+    if isinstance(site, HiddenSite) and site.decoder is not None:
+        return site.decoder.register_forward_pre_hook(in_this_thread(entering), with_kwargs=True)
+    module = site.last_module if isinstance(site, HiddenSite) and hidden else site.output_module
+    return module.register_forward_hook(in_this_thread(leaving), with_kwargs=True)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return next(value for value in (*args, *kwargs.values()) if torch.is_tensor(value))

@@ -1,0 +1,27 @@
+"""What a layer of neurons is, and in which model: kinds of sites, where they are, what they do."""
+
+from polyseme.sites.find import find_sites, list_sites
+from polyseme.sites.hooks import Feed, edit_site, evaluating, read_sites
+from polyseme.sites.layers import Site
+from polyseme.sites.mlp import MLPSite
+from polyseme.sites.proof import prove_sites, sites_that_run
+from polyseme.sites.reading import Reading
+from polyseme.sites.saes import HookedSAE, attach_sae
+from polyseme.sites.transformer import find_mlp_sites
+
+__all__ = [
+    "Feed",
+    "HookedSAE",
+    "MLPSite",
+    "Reading",
+    "Site",
+    "attach_sae",
+    "edit_site",
+    "evaluating",
+    "find_mlp_sites",
+    "find_sites",
+    "list_sites",
+    "prove_sites",
+    "read_sites",
+    "sites_that_run",
+]

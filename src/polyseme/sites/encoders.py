@@ -1,0 +1,331 @@
+"""SAEs as sites: a linear encoder and decoder, or parameters with an encode method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from polyseme.errors import SiteError
+from polyseme.sites.activation import tensors_in, tolerance
+from polyseme.sites.layers import (
+    ConvSite,
+    HiddenSite,
+    LinearSite,
+    Site,
+    base_layer,
+    difference,
+    is_linear,
+    linear_weight,
+    percent,
+)
+from polyseme.sites.seen import Seen, deviation
+
+# Active latents whose slopes are looked at.
+_N_SLOPES = 8
+
+
+class SAESite(HiddenSite):
+    """A sparse autoencoder: any module with an encoder weight.
+
+    Either a linear ``encoder`` with a linear ``decoder``, or a parameter ``W_enc`` of shape
+    (d_in, d_sae) with an ``encode`` method. Its input vector is what its weights multiply, with
+    no decoder bias taken off: what the module is called with, unless it has a norm of its own
+    before the encoder. Its activations are what reaches the decoder, if each of these rests on
+    its own latent alone; else the module is no SAE, and its encoder is read as a linear layer.
+    """
+
+    kind = "sae"
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        encoder = sae_encoder(module)
+        self._encoder = LinearSite(name, encoder) if encoder is not None else None
+        if self._encoder is None:
+            d_in, n_neurons = _parameter(module).shape
+        else:
+            d_in, n_neurons = self._encoder.d_in, self._encoder.n_neurons
+        super().__init__(name, module, n_neurons, d_in)
+        #: Whether the input vectors are what the module itself is called with.
+        self._reads_whole = True
+        #: What is taken off them before they reach the encoder.
+        self._offset: Tensor | None = None
+
+    @property
+    def is_hidden(self) -> bool:
+        return self.kind == "sae"
+
+    @property
+    def decoder(self) -> nn.Module | None:
+        """Module that the activations go into, where there is one."""
+        decoder = getattr(self.module, "decoder", None)
+        return decoder if isinstance(decoder, nn.Module) and self.is_hidden else None
+
+    @property
+    def output_module(self) -> nn.Module:
+        return self._encoder.module if self._encoder else self.module
+
+    @property
+    def input_module(self) -> nn.Module:
+        return self.module if self._reads_whole or not self._encoder else self._encoder.module
+
+    @property
+    def last_module(self) -> nn.Module:
+        return self.module if self._reads_whole else self.decoder or self.output_module
+
+    @property
+    def called_once(self) -> list[nn.Module]:
+        return [self.output_module]
+
+    def weights(self) -> Tensor:
+        if self._encoder:
+            return self._encoder.weights()
+        return _parameter(self.module).detach().T
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        encode: Any = self.module.encode
+        encoded: Tensor = encode(inputs)
+        return encoded
+
+    def vectors(self, inputs: Tensor) -> Tensor:
+        """What the weights multiply, of what `input_module` is called with."""
+        if self._encoder is None and not self._reads_whole:
+            return watched_encode(self.encode, _parameter(self.module), inputs)[1]
+        return inputs if self._offset is None else inputs + self._offset
+
+    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        return super().gather(self.vectors(inputs), rows, places)
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        if self._encoder is None:
+            weight = _parameter(self.module)
+            self._reads_whole = prove_encode(self.name, self.encode, weight, runs)
+            return
+        self._encoder.prove(
+            [
+                Seen(r.n_inputs, r.encoded, r.output, again=r.again)
+                for r in runs
+                if r.encoded is not None
+            ]
+        )
+        if self.kind == "sae" and not all(self._is_sae(run) for run in runs):
+            self.kind = "linear"
+        self._reads_whole = all(run.called and _is_shifted(run) for run in runs)
+        self._offset = None
+        if not self._reads_whole and self.kind == "sae":
+            offsets = [run.taken_off for run in runs]
+            if all(offset is not None for offset in offsets):
+                self._offset = offsets[0]
+
+    def _is_sae(self, run: Seen) -> bool:
+        """Whether each activation that reaches the decoder rests on its own latent alone."""
+        reached = run.activations
+        return reached is not None and reached.shape == run.output.shape and run.own_latents
+
+
+def _is_shifted(run: Seen) -> bool:
+    """Whether the encoder was called with what the module was, less the same for all."""
+    if run.encoded is None or run.inputs.shape != run.encoded.shape:
+        return False
+    less = (run.inputs - run.encoded).reshape(-1, run.inputs.shape[-1])
+    far = (less - less[0]).abs().amax(dim=0)
+    size = run.inputs.abs().max() + run.encoded.abs().max()
+    return bool((far <= tolerance(run.inputs) * size).all())
+
+
+def _parameter(module: nn.Module) -> Tensor:
+    """An SAE's encoder weight, where it is a parameter, (d_in, d_sae)."""
+    weight = module.W_enc
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def sae_encoder(module: nn.Module) -> nn.Module | None:
+    """The linear layer that is an SAE's encoder, where it has one."""
+    encoder = getattr(module, "encoder", None)
+    return encoder if isinstance(encoder, nn.Module) and is_linear(encoder) else None
+
+
+def may_be_sae(module: nn.Module) -> bool:
+    """Whether a module looks like an SAE, see `SAESite`; whether it is one, its runs prove."""
+    if (encoder := sae_encoder(module)) is not None:
+        decoder = getattr(module, "decoder", None)
+        if not isinstance(decoder, nn.Module) or not is_linear(decoder):
+            return False
+        return linear_weight(encoder).shape == linear_weight(decoder).shape[::-1]
+    weight = getattr(module, "W_enc", None)
+    return (
+        isinstance(weight, Tensor)
+        and weight.ndim == 2
+        and callable(getattr(module, "encode", None))
+    )
+
+
+def layer_site(name: str, module: nn.Module) -> Site | None:
+    """The site that a module is by itself, if it is one."""
+    if may_be_sae(module):
+        return SAESite(name, module)
+    if is_linear(module) or base_layer(module) is not None:
+        return LinearSite(name, module)
+    if isinstance(module, nn.Conv2d):
+        return ConvSite(name, module)
+    return None
+
+
+class _Operand(TorchFunctionMode):
+    """Catches what is multiplied by a weight, and what comes of it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self._weight = weight
+        self._made: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self.operand: Tensor | None = None
+        self.result: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.operand is not None or not isinstance(result, Tensor):
+            return result
+        given = tensors_in((args, kwargs or {}))
+        rest = [tensor for tensor in given if not self._is_weight(tensor)]
+        vectors = [
+            tensor
+            for tensor in rest
+            if tensor.shape == (*result.shape[:-1], self._weight.shape[0]) and result.ndim > 1
+        ]
+        if len(rest) < len(given) and vectors and result.shape[-1] == self._weight.shape[1]:
+            self.operand, self.result = vectors[0], result
+        else:
+            self._made[id(result)] = (result, given)
+        return result
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        weight = self._weight
+        return tensor.data_ptr() == weight.data_ptr() and tensor.numel() == weight.numel()
+
+    def before_bias(self) -> Tensor | None:
+        """The operand before a vector that is the same for all was taken off it."""
+        if self.operand is None:
+            return None
+        _, given = self._made.get(id(self.operand), (None, []))
+        whole = [t for t in given if t.shape == self.operand.shape and t is not self.operand]
+        same = [t for t in given if t.shape == self.operand.shape[-1:]]
+        if len(whole) == 1 and len(same) == 1:
+            shifted = whole[0] - same[0].to(whole[0].dtype)
+            if difference(shifted, self.operand) <= tolerance(self.operand):
+                return whole[0]
+        return self.operand
+
+
+def watched_encode(
+    encode: Callable[[Tensor], Tensor], weight: Tensor, inputs: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Latents of an SAE, the vectors that its weights multiply, and the product.
+
+    The vectors are those before a decoder bias is taken off: ``inputs`` themselves, and None for
+    the product, where the weight is not seen to multiply anything.
+    """
+    with _Operand(weight) as seen:
+        latents = encode(inputs)
+    vectors = seen.before_bias()
+    return latents, inputs if vectors is None else vectors, seen.result
+
+
+def prove_encode(
+    name: str, encode: Callable[[Tensor], Tensor], weight: Tensor, runs: Sequence[Seen]
+) -> bool:
+    """Check that an SAE's latents are made of its weights times what is gathered.
+
+    Returns
+    -------
+    bool
+        Whether the vectors that the weights multiply are the inputs of ``encode``.
+
+    Raises
+    ------
+    SiteError
+        If they are not, or what reaches the decoder are not these latents.
+    """
+    whole = True
+    for run in runs:
+        inputs = run.inputs.detach().requires_grad_()
+        with torch.enable_grad():
+            latents, vectors, product = watched_encode(encode, weight, inputs)
+        limit = tolerance(latents)
+        w = weight.detach().T
+        error = _slope_error(latents, vectors, w, unknown=float("inf") if product is None else 0.0)
+        if product is not None:
+            rows = [tensor.detach().reshape(-1, tensor.shape[-1]) for tensor in (vectors, product)]
+            error = max(error, deviation(rows[0], w, rows[1]))
+        if not error <= limit:
+            raise SiteError(
+                f"SAE {name!r} cannot be read: its latents are not made, each by itself, of its "
+                f"weights times its input plus a constant (off by {percent(error)}); an SAE whose "
+                "encode() multiplies by W_enc is expected."
+            )
+        latents = dense(latents)
+        if run.activations is not None:
+            error = difference(latents.detach(), run.activations.reshape(latents.shape))
+            if not error <= 10 * limit:
+                raise SiteError(
+                    f"SAE {name!r} cannot be read: what reaches its decoder is not what its "
+                    f"encode() gives (off by {percent(error)})."
+                )
+        whole &= vectors.shape == inputs.shape and difference(vectors, inputs) <= limit
+    return whole
+
+
+def dense(latents: Tensor) -> Tensor:
+    """Latents that may be sparse, as an ordinary tensor."""
+    return latents if latents.layout == torch.strided else latents.to_dense()
+
+
+@torch.enable_grad()
+def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
+    """Whether some active activations have a slope by their own latent and by no other.
+
+    Parameters
+    ----------
+    activations, latents : Tensor of the same shape
+        The first made of the second, with a graph.
+    """
+    for at in _spread(activations.detach().reshape(-1).nonzero()[:, 0]).tolist():
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+            activations.reshape(-1)[at], latents, retain_graph=True, allow_unused=True
+        )
+        if (slope := slopes[0]) is None:
+            return False
+        others = slope.reshape(-1).clone()
+        others[at] = 0
+        if bool((others.abs() > 1e-6 * slope.abs().max()).any()):
+            return False
+    return True
+
+
+@torch.enable_grad()
+def _slope_error(latents: Tensor, vectors: Tensor, weights: Tensor, unknown: float) -> float:
+    """How far slopes of some active latents by the vectors are from their weights' direction."""
+    latents = dense(latents)
+    if not (latents.requires_grad and vectors.requires_grad):
+        return unknown
+    flat = latents.reshape(-1, latents.shape[-1])
+    worst = 0.0
+    for row, latent in _spread(flat.detach().nonzero()).tolist():
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+            flat[row, latent], vectors, retain_graph=True, allow_unused=True
+        )
+        if (slope := slopes[0]) is None:
+            return unknown
+        own = slope.reshape(-1, slope.shape[-1])[row].float()
+        cosine = torch.cosine_similarity(own, weights[latent].float(), dim=0)
+        worst = max(worst, 1 - float(cosine))
+    return worst
+
+
+def _spread(places: Tensor) -> Tensor:
+    """Some of the places, evenly spread."""
+    return places[torch.linspace(0, len(places) - 1, min(len(places), _N_SLOPES)).long()]

@@ -1,0 +1,295 @@
+"""Reading and editing a model's sites, with the model left exactly as it was."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyseme.errors import InputError, SiteError
+from polyseme.sites.layers import HiddenSite, Site
+from polyseme.sites.reading import Counted, Reading, strongest
+from polyseme.sites.watch import Watch
+
+# What a model may raise on inputs that it does not take.
+_MODELS_RAISE = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError),
+    ArithmeticError,
+)
+
+Gather = Callable[[Tensor, Tensor], Tensor]
+OnReading = Callable[[Site, Reading, Gather], None]
+Edit = Callable[[Tensor], Tensor | None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module gets its own mode back, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _uncompiled(model: nn.Module) -> Any:
+    """Context in which what `torch.compile` has compiled runs as written, so that hooks see it."""
+    for module in model.modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that lets calls from other threads pass.
+
+    While the explorer asks a model in a thread of its own, its user may go on with the model:
+    that is neither read nor edited nor stopped. For every hook that is set on a model.
+    """
+    own = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == own else None
+
+
+class Feed:
+    """Turns arrays into what a model takes: its device, its floating-point type.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    head : bool
+        False leaves out the head of a transformers model, such as the logits over its
+        vocabulary, which sites inside the model do not need.
+    """
+
+    def __init__(self, model: nn.Module, *, head: bool = True) -> None:
+        base = getattr(model, "base_model", None)
+        self._model = base if not head and isinstance(base, nn.Module) else model
+        tensors = [*model.parameters(), *model.buffers()]
+        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.dtype = floating[0].dtype if floating else torch.float32
+
+    def __call__(self, inputs: Any) -> Any:
+        """The model's output for a batch, or an `InputError` that says what it would not take.
+
+        Parameters
+        ----------
+        inputs : array or Tensor, shape (B, ...), or a dict of them
+            A dict, such as ``input_ids`` and ``attention_mask``, goes in by keyword.
+        """
+        if isinstance(inputs, Mapping):
+            named = {name: self._tensor(value) for name, value in inputs.items()}
+            shapes = {name: tuple(t.shape) for name, t in named.items()}
+            with self._explained(shapes), _uncompiled(self._model):
+                return self._model(**named, **_without_cache(self._model))
+        batch = self._tensor(inputs)
+        with self._explained(tuple(batch.shape[1:])), _uncompiled(self._model):
+            return self._model(batch)
+
+    def _tensor(self, values: Any) -> Tensor:
+        tensor = torch.as_tensor(values if torch.is_tensor(values) else np.asarray(values))
+        tensor = tensor.to(self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    @contextmanager
+    def _explained(self, shape: Any) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, torch.OutOfMemoryError):
+            # From a hook of ours, which has said what is wrong; or not about the inputs.
+            raise
+        except _MODELS_RAISE as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(shape, dict):
+                given = ", ".join(f"{name} {size}" for name, size in shape.items())
+                raise InputError(
+                    f"The model cannot take a batch of {given}: {reason}. Give it the arrays "
+                    "that its own tokenizer makes, no longer than the model allows."
+                ) from error
+            raise InputError(
+                f"The model cannot take a batch of inputs of shape {shape}: {reason}. "
+                f"{_first_layer(self._model)}Reshape the data, or wrap the model in one that does."
+            ) from error
+
+
+def some_inputs(inputs: Any, part: slice) -> Any:
+    """A few inputs of a batch, be it an array or a dict of arrays."""
+    if isinstance(inputs, Mapping):
+        return {name: values[part] for name, values in inputs.items()}
+    return inputs[part]
+
+
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    # Keys and values kept for a next token that never comes are memory for nothing.
+    takes = "use_cache" in inspect.signature(model.forward).parameters
+    return {"use_cache": False} if takes else {}
+
+
+def _first_layer(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            return f"Its first layer, {name!r}, takes {module.in_features} values. "
+        if isinstance(module, nn.Conv2d):
+            return f"Its first layer, {name!r}, takes images of {module.in_channels} channels. "
+    return ""
+
+
+@contextmanager
+def read_sites(
+    model: nn.Module,
+    sites: Sequence[Site],
+    on_reading: OnReading,
+    counted: Tensor | None = None,
+) -> Iterator[None]:
+    """Call back with every site's reading whenever the model runs; hooks always go again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : sequence of Site
+    on_reading : callable (site, reading, gather)
+        Called from within the forward pass, before a later layer can change a tensor in
+        place. ``gather(rows, places)`` gives pre-neuron embeddings, see `Site.gather`.
+    counted : Tensor of bool, shape (B, positions), optional
+        Positions that count, for one run of the model: no reading is of another one. All of
+        them without it.
+    """
+    reader = _Reader(on_reading, counted)
+    with ExitStack() as hooks:
+        for site in sites:
+            hidden = isinstance(site, HiddenSite) and site.is_hidden
+            handles = reader.between(site) if hidden else reader.at(site)  # type: ignore[arg-type]
+            for handle in handles:
+                hooks.callback(handle.remove)
+        yield
+
+
+def by_input(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
+    """Rows of all positions one after the other, as some models lay them, by input.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    shape : (int, int), optional
+        Inputs and positions of the batch, where they are known.
+    """
+    if shape is None or tensor.ndim != 2 or len(tensor) != shape[0] * shape[1]:
+        return tensor
+    return tensor.view(*shape, -1) if shape[1] > 1 else tensor
+
+
+class _Reader:
+    """Makes the hooks that read sites."""
+
+    def __init__(self, on_reading: OnReading, counted: Tensor | None) -> None:
+        self._on_reading = on_reading
+        self._shape = None if counted is None else counted.shape
+        # Where every position counts there is nothing to leave out.
+        self._counted = None if counted is None or bool(counted.all()) else Counted(counted)
+
+    def _batched(self, tensor: Tensor) -> Tensor:
+        return by_input(tensor, self._shape)
+
+    def at(self, site: Site) -> list[Any]:
+        """Hooks at a layer whose activations are made of its output."""
+
+        def read(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            inputs = self._batched(_first(args, kwargs))
+            activations = self._batched(site.activation(output))
+            reading = strongest(site.flatten(activations), self._counted)
+            self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
+
+        return [site.output_module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
+
+    def between(self, site: HiddenSite) -> list[Any]:
+        """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""
+        entered: list[Tensor] = []
+        reached: list[Tensor] = []
+
+        def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
+            entered[:] = [_first(args, kwargs)]
+            reached.clear()
+
+        def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
+            reached[:] = [_first(args, kwargs)]
+
+        def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = entered.pop()
+            inputs = self._batched(first_tensor(output) if site.reads_output else given)
+            with torch.no_grad():
+                found = reached.pop() if reached else site.encode(inputs)
+            reading = site.read_activations(self._batched(found), self._counted)
+            self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
+
+        before = [(site.input_module, entering)]
+        if site.decoder is not None:
+            before.append((site.decoder, decoding))
+        return [
+            *(
+                module.register_forward_pre_hook(in_this_thread(hook), with_kwargs=True)
+                for module, hook in before
+            ),
+            site.last_module.register_forward_hook(in_this_thread(leaving), with_kwargs=True),
+        ]
+
+
+def first_tensor(values: Any) -> Tensor:
+    """The tensor that a module returned, or the first of those that it did."""
+    parts = values.values() if isinstance(values, Mapping) else values
+    found = values if torch.is_tensor(values) else next(v for v in parts if torch.is_tensor(v))
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    values = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
+    return values[0]
+
+
+@contextmanager
+def edit_site(site: Site, edit: Edit) -> Iterator[None]:
+    """Replace a site's activations on their way through the model.
+
+    Parameters
+    ----------
+    site : Site
+        With its activation known, see `prove_sites`.
+    edit : callable (activations) -> Tensor or None
+        Called with the activations as the model has them: (B, ..., n_neurons), or for a
+        convolution (B, channels, height, width).
+    """
+    with ExitStack() as stack:
+        if isinstance(site, HiddenSite) and site.is_hidden:
+            if site.decoder is None:
+                raise SiteError(f"The SAE {site.name!r} has no decoder module to edit before.")
+
+            def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+                given = _first(args, kwargs)
+                edited = edit(given)
+                if edited is None:
+                    return None
+                swap = [edited if value is given else value for value in args]
+                return tuple(swap), {k: edited if v is given else v for k, v in kwargs.items()}
+
+            handle = site.decoder.register_forward_pre_hook(
+                in_this_thread(before), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        else:
+            watch = Watch({site.name: site.activation}, lambda _, tensor: edit(tensor))
+
+            def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+                return watch.follow(site.name, output)
+
+            handle = site.output_module.register_forward_hook(in_this_thread(hook))
+            stack.callback(handle.remove)
+            stack.enter_context(watch)
+        yield

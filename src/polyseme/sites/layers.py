@@ -1,0 +1,480 @@
+"""The layers of neurons in a model, and how each kind of layer is read."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyseme.errors import InputError, SiteError
+from polyseme.sites.activation import Activation, tolerance
+from polyseme.sites.reading import Counted, Reading, strongest
+from polyseme.sites.seen import Seen, deviation
+
+
+class Site(ABC):
+    """A layer of neurons in a model.
+
+    Attributes
+    ----------
+    name : str
+        Name of the module, as in ``model.named_modules()``.
+    kind : str
+        "linear", "conv", "sae", "mlp" or "gated".
+    module : torch.nn.Module
+        The layer itself.
+    n_neurons, d_in : int
+        Number of neurons, and length of the vector that each of them reads.
+    activation : Activation
+        What the model applies to the layer's output.
+    """
+
+    kind: str
+    n_groups = 1
+
+    def __init__(self, name: str, module: nn.Module, n_neurons: int, d_in: int) -> None:
+        self.name = name
+        self.module = module
+        self.n_neurons = n_neurons
+        self.d_in = d_in
+        self.activation = Activation()
+        #: Whether a run of the model has proved what is read of it.
+        self.proved = False
+        #: Whether it was named by a glob, so that it is left out if the model does not run it.
+        self.by_glob = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.n_neurons} neurons × {self.d_in})"
+
+    @property
+    def output_module(self) -> nn.Module:
+        """Module whose output the nonlinearity acts on."""
+        return self.module
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is read between its input and its decoder, see `HiddenSite`."""
+        return False
+
+    @property
+    def called_once(self) -> list[nn.Module]:
+        """Modules that the model must call once for a batch."""
+        return [self.output_module]
+
+    @abstractmethod
+    def prove(self, runs: Sequence[Seen]) -> None:
+        """Check what is read of the site against what two runs of the model have shown.
+
+        Raises
+        ------
+        SiteError
+            What was gathered, times the weights, is not what the layer put out, or the
+            activations are not what the model goes on with.
+        """
+
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Input weights of the neurons, shape (n_neurons, d_in), detached."""
+
+    @abstractmethod
+    def flatten(self, output: Tensor) -> Tensor:
+        """The layer's output with one axis of positions: shape (B, positions, n_neurons)."""
+
+    @abstractmethod
+    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """Pre-neuron embeddings: what the layer multiplied by its weights.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (B, ...)
+            What the module was called with.
+        rows : Tensor of int64, shape (m,)
+            Which input of the batch.
+        places : Tensor of int64, shape (m,)
+            ``position * n_groups + group``, see `place`.
+
+        Returns
+        -------
+        Tensor, shape (m, d_in)
+        """
+
+    def place(self, positions: Tensor, neurons: Tensor) -> Tensor:
+        """Where a neuron reads at a position: neurons of one group read the same vector there."""
+        return positions * self.n_groups + neurons * self.n_groups // self.n_neurons
+
+    def embeddings(self, vectors: Any, neurons: Any) -> Tensor:
+        """Neuron embeddings: how each input vector met its neuron's weights.
+
+        Parameters
+        ----------
+        vectors : array or Tensor of float, shape (m, d_in)
+            Pre-neuron embeddings, as `gather` gives them.
+        neurons : array or Tensor of int, shape (m,)
+            The neuron that read each of them.
+
+        Returns
+        -------
+        Tensor of float32, shape (m, d_in)
+            On the device of ``vectors``.
+
+        Raises
+        ------
+        InputError
+            If the shapes do not fit.
+        """
+        h, which = torch.as_tensor(vectors), torch.as_tensor(neurons)
+        if h.shape != (len(which), self.d_in) or which.ndim != 1:
+            raise InputError(
+                f"vectors has shape {tuple(h.shape)} and neurons {tuple(which.shape)}; "
+                f"(m, {self.d_in}) and (m,) are expected at site {self.name!r}."
+            )
+        found = torch.empty(h.shape, dtype=torch.float32, device=h.device)
+        device = self.weights().device
+        for at in range(0, len(h), _CHUNK):
+            part = slice(at, at + _CHUNK)
+            found[part] = self._embeddings(h[part].to(device).float(), which[part].to(device))
+        return found
+
+    def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
+        return vectors * self.weights()[neurons]
+
+
+# Rows of embeddings made at a time, so that the weights picked for them stay small.
+_CHUNK = 4096
+
+
+def _flat_rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+
+
+class _WeightedSite(Site):
+    """A layer that puts out ``W h`` plus a constant for each neuron."""
+
+    #: Of a layer whose own weight is not what it multiplies by: weights as it was seen to read.
+    _measured: Tensor | None = None
+    #: The classes whose forward is known.
+    _stock: tuple[type[nn.Module], ...] = ()
+
+    def weights(self) -> Tensor:
+        return self._nominal() if self._measured is None else self._measured
+
+    @abstractmethod
+    def _nominal(self) -> Tensor:
+        """The weight that the module holds, (n_neurons, d_in)."""
+
+    @abstractmethod
+    def _measure(self, example: Tensor) -> Tensor:
+        """The weights, (n_neurons, d_in), of what the layer does to single coordinates."""
+
+    @abstractmethod
+    def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
+        """For each group: vectors as gathered (m, d_in), its neurons, what these put out (m, n)."""
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        pairs = [(run.inputs, run.output) for run in runs]
+        limit = tolerance(runs[0].output)
+        if not all(bool(torch.isfinite(t).all()) for pair in pairs for t in pair):
+            # The data's or the model's: it is said where they are collected.
+            return
+        again = runs[0].again
+        if again is not None and not self._is_stock():
+            # What a few inputs do not show of a forward of its own, noise does.
+            noise = _noise_like(runs[0].inputs)
+            pairs.append((noise, again(noise)))
+        error = self._error(pairs)
+        if error > limit and again is not None:
+            with contextlib.suppress(RuntimeError, TypeError, ValueError, IndexError):
+                self._measured = self._measure(runs[0].inputs)
+                error = self._error(pairs)
+        if not error <= limit:
+            self._measured = None
+            raise SiteError(
+                f"Site {self.name!r} cannot be read: its output is not its weights times its "
+                f"input plus a constant (off by {percent(error)}), as its "
+                f"{type(self.module).__name__} or a hook changes the input, the weights or the "
+                "output in a way that depends on the input. Name another layer, or replace this "
+                "one by a plain layer that computes the same."
+            )
+
+    def _is_stock(self) -> bool:
+        forward = type(self.module).forward
+        return "forward" not in vars(self.module) and any(
+            forward is stock.forward for stock in self._stock
+        )
+
+    def _error(self, pairs: list[tuple[Tensor, Tensor]]) -> float:
+        try:
+            parts = [self._rows(inputs, output) for inputs, output in pairs]
+        except (RuntimeError, IndexError):
+            # Positions that the layer does not have.
+            return float("inf")
+        weights = self.weights()
+        if weights.shape != (self.n_neurons, self.d_in):
+            return float("inf")
+        return max(
+            deviation(
+                torch.cat([vectors for vectors, _, _ in group]),
+                weights[group[0][1]],
+                torch.cat([outputs for _, _, outputs in group]),
+            )
+            for group in zip(*parts, strict=True)
+        )
+
+
+def percent(share: float) -> str:
+    """A share of 1 in words, for messages."""
+    return f"{share:.1%}" if share < 10 else "more than 1,000%"
+
+
+def _noise_like(inputs: Tensor) -> Tensor:
+    """Normal noise of the inputs' shape and scale; the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    scale = float(inputs.float().square().mean().sqrt()) or 1.0
+    noise = torch.randn(inputs.shape, generator=generator) * scale
+    return noise.to(inputs.device, inputs.dtype)
+
+
+def _some(n: int, most: int) -> Tensor:
+    """Up to ``most`` numbers below n, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most)).round().long()
+
+
+class LinearSite(_WeightedSite):
+    """`torch.nn.Linear`, or the transposed linear layer of GPT-2 in transformers (`Conv1D`).
+
+    A module around such a layer, its ``base_layer``, that adds to what it puts out is read as
+    one layer, by the weights that it is seen to have.
+    """
+
+    kind = "linear"
+    _stock = (nn.Linear,)
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        around = base_layer(module)
+        #: The layer itself, of which ``module`` may be around.
+        self._layer = module if around is None else around
+        super().__init__(name, module, *_linear_shape(self._layer))
+
+    def _nominal(self) -> Tensor:
+        return linear_weight(self._layer)
+
+    def _measure(self, example: Tensor) -> Tensor:
+        forward: Any = self.module.forward
+        eye = torch.eye(self.d_in, device=example.device, dtype=example.dtype)
+        with torch.no_grad():
+            measured: Tensor = forward(eye) - forward(torch.zeros_like(eye))
+        return measured.T
+
+    def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
+        flat = self.flatten(output)
+        at = _some(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        rows, places = at // flat.shape[1], at % flat.shape[1]
+        return [(self.gather(inputs, rows, places), slice(None), flat[rows, places])]
+
+    def flatten(self, output: Tensor) -> Tensor:
+        return _flat_rows(output)
+
+    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        return _flat_rows(inputs)[rows, places]
+
+
+class ConvSite(_WeightedSite):
+    """`torch.nn.Conv2d`: a neuron is a channel, an input vector the patch that it reads.
+
+    The vector holds the patch's values as the kernel does: channel, row, column.
+    """
+
+    kind = "conv"
+    _stock = (nn.Conv2d,)
+
+    def __init__(self, name: str, module: nn.Conv2d) -> None:
+        super().__init__(name, module, module.out_channels, module.weight[0].numel())
+        self.n_groups = module.groups
+        #: Rows and columns of positions, once the layer has run.
+        self.grid: tuple[int, int] | None = None
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        self.grid = runs[0].output.shape[2], runs[0].output.shape[3]
+        super().prove(runs)
+
+    def _nominal(self) -> Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().flatten(1)
+
+    def _measure(self, example: Tensor) -> Tensor:
+        conv: Any = self.module
+        at, start, size = [0, 0], [0, 0], [0, 0]
+        for axis in (0, 1):
+            padding = conv._reversed_padding_repeated_twice[2 - 2 * axis]
+            # The first position whose patch is inside the image, and where this begins.
+            at[axis] = -(-padding // conv.stride[axis])
+            start[axis] = at[axis] * conv.stride[axis] - padding
+            size[axis] = start[axis] + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+        per_group = conv.in_channels // self.n_groups
+        measured = []
+        with torch.no_grad():
+            blank = example.new_zeros((1, conv.in_channels, *size))
+            constant = conv.forward(blank)[0, :, at[0], at[1]]
+            for channel in range(per_group):
+                ones = blank.repeat(conv.kernel_size[0] * conv.kernel_size[1], 1, 1, 1)
+                for number, one in enumerate(ones):
+                    row, column = divmod(number, conv.kernel_size[1])
+                    y, x = start[0] + row * conv.dilation[0], start[1] + column * conv.dilation[1]
+                    one[channel::per_group, y, x] = 1
+                measured.append(conv.forward(ones)[:, :, at[0], at[1]] - constant)
+        return torch.cat(measured).T
+
+    def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
+        flat = self.flatten(output)
+        at = _some(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        rows, positions = at // flat.shape[1], at % flat.shape[1]
+        n = self.n_neurons // self.n_groups
+        return [
+            (
+                self.gather(inputs, rows, positions * self.n_groups + group),
+                slice(group * n, (group + 1) * n),
+                flat[rows, positions][:, group * n : (group + 1) * n],
+            )
+            for group in range(self.n_groups)
+        ]
+
+    def flatten(self, output: Tensor) -> Tensor:
+        return output.flatten(2).transpose(1, 2)
+
+    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        conv = self.module
+        assert isinstance(conv, nn.Conv2d)
+        padding = conv._reversed_padding_repeated_twice
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        padded = nn.functional.pad(inputs, padding, mode=mode)
+        patches = padded
+        for axis, (size, step, gap) in enumerate(
+            zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        ):
+            # A view: no patch is copied but those that are asked for.
+            patches = patches.unfold(2 + axis, gap * (size - 1) + 1, step)
+        patches = patches[..., :: conv.dilation[0], :: conv.dilation[1]]
+        across = patches.shape[3]
+        position, group = places // self.n_groups, places % self.n_groups
+        per_group = conv.in_channels // self.n_groups
+        channels = group[:, None] * per_group + torch.arange(per_group, device=group.device)
+        picked = patches[
+            rows[:, None], channels, (position // across)[:, None], (position % across)[:, None]
+        ]
+        return picked.flatten(1)
+
+
+class HiddenSite(Site):
+    """A hidden layer that is read between its input and its decoder.
+
+    Its input vectors are what ``input_module`` is called with, its activations what reaches
+    ``decoder``: nothing has to be found out about what the model does in between.
+    """
+
+    @property
+    def is_hidden(self) -> bool:
+        return True
+
+    @property
+    def input_module(self) -> nn.Module:
+        """Module that is called with the input vectors."""
+        return self.module
+
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module | None:
+        """Module that the activations go into, where there is one."""
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the input vectors are what that module returns, not what it is given."""
+        return False
+
+    @property
+    def last_module(self) -> nn.Module:
+        """Module that has been called when the activations are known."""
+        return self.module
+
+    @property
+    def called_once(self) -> list[nn.Module]:
+        return [self.input_module, self.last_module, self.output_module]
+
+    @abstractmethod
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Activations (..., n_neurons) of input vectors (..., d_in)."""
+
+    def prove(self, runs: Sequence[Seen]) -> None:
+        for run in runs:
+            if run.activations is None:
+                continue
+            reached = _flat_rows(run.activations)
+            at = _some(reached.shape[0] * reached.shape[1], 32).to(reached.device)
+            rows, places = at // reached.shape[1], at % reached.shape[1]
+            with torch.no_grad():
+                own = self.encode(self.gather(run.inputs, rows, places))
+            expected = reached[rows, places]
+            error = difference(own, expected)
+            if not error <= 10 * tolerance(expected):
+                raise SiteError(
+                    f"Site {self.name!r} cannot be read: the activations that its weights and its "
+                    f"nonlinearity give are not what reaches its decoder (off by "
+                    f"{percent(error)}). Name its linear layers instead."
+                )
+
+    def flatten(self, output: Tensor) -> Tensor:
+        return _flat_rows(output)
+
+    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        return _flat_rows(inputs)[rows, places]
+
+    def read_activations(self, activations: Tensor, counted: Counted | None = None) -> Reading:
+        """Reading from the activations themselves; ``counted`` as in `read`."""
+        return strongest(_flat_rows(activations), counted)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the second's largest number."""
+    if one.shape != other.shape:
+        return float("inf")
+    if not bool(torch.isfinite(other).all()):
+        # It is said where activations are collected.
+        return 0.0
+    one, other = one.detach().float(), other.detach().float()
+    far = float((one - other).abs().max()) / (float(other.abs().max()) + 1e-30)
+    return far if far == far else float("inf")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is `torch.nn.Linear` or transformers' `Conv1D`."""
+    # transformers' Conv1D, told by its look so that transformers need not be imported.
+    return isinstance(module, nn.Linear) or (
+        type(module).__name__ == "Conv1D"
+        and isinstance(getattr(module, "weight", None), Tensor)
+        and hasattr(module, "nf")
+    )
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """Weight of a linear layer, shape (outputs, inputs), detached."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach() if isinstance(module, nn.Linear) else weight.detach().T
+
+
+def base_layer(module: nn.Module) -> nn.Module | None:
+    """The linear layer that a module is around, as adapters are; None if there is none."""
+    inside = getattr(module, "base_layer", None)
+    return inside if isinstance(inside, nn.Module) and is_linear(inside) else None
+
+
+def _linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer; its weight may be packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    n_neurons, d_in = linear_weight(layer).shape
+    return n_neurons, d_in

@@ -1,0 +1,258 @@
+"""The neurons of a transformer's MLP, plain or gated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polyseme.errors import SiteError
+from polyseme.sites.activation import Activation
+from polyseme.sites.layers import HiddenSite, is_linear, linear_weight
+
+
+class MLPSite(HiddenSite):
+    """The MLP of a transformer: its neurons' activations are what reaches its decoder.
+
+    Either ``a = f(W h + b)``, of kind "mlp", or ``a = f(W h + b) * (V h + c)``, of kind
+    "gated", with ``h`` the input of the first linear layer.
+
+    Parameters
+    ----------
+    name : str
+        Of the MLP's module, or of its first linear layer where it has no module of its own.
+    reads : sequence of torch.nn.Module
+        The linear layers that read h: one; or the gate and the up projection; or one layer that
+        is both, with the gate in the first half of its outputs.
+    decoder : torch.nn.Module
+        The linear layer that the activations go into.
+    act : callable
+        The nonlinearity f, element by element: a module or a function.
+    module : torch.nn.Module, optional
+        The MLP's module; the first of ``reads`` by default.
+
+    Attributes
+    ----------
+    reads : tuple of torch.nn.Module
+    act : callable
+    gain, shift : Tensor of shape (d_in,), or None
+        Of the layer norm that was folded in, see `fold`.
+
+    Raises
+    ------
+    SiteError
+        If these are no linear layers, their widths do not fit, or the nonlinearity is one whose
+        embeddings these weights do not give.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reads: Sequence[nn.Module],
+        decoder: nn.Module,
+        act: Callable[[Tensor], Tensor],
+        *,
+        module: nn.Module | None = None,
+    ) -> None:
+        if not 1 <= len(reads) <= 2:
+            raise SiteError(
+                f"MLP {name!r} has {len(reads)} layers in reads; one is expected, or a gate and "
+                "an up projection."
+            )
+        for layer in (*reads, decoder):
+            if not is_linear(layer):
+                raise SiteError(
+                    f"MLP {name!r} has a {type(layer).__name__} among its layers; Linear or "
+                    "Conv1D is expected: give the layers themselves, not what holds them."
+                )
+        if not callable(act):
+            raise SiteError(
+                f"MLP {name!r} has {act!r} as its nonlinearity; a function or a module is "
+                "expected, such as torch.nn.functional.gelu."
+            )
+        shapes = [tuple(linear_weight(layer).shape) for layer in reads]
+        n_neurons = linear_weight(decoder).shape[1]
+        fused = len(reads) == 1 and shapes[0][0] == 2 * n_neurons
+        if not fused and (shapes[0][0] != n_neurons or len(set(shapes)) > 1):
+            raise SiteError(
+                f"MLP {name!r} reads with layers of shapes {shapes}, but its decoder takes "
+                f"{n_neurons} values; as many outputs (twice as many from a layer that is gate "
+                "and up projection) are expected of each layer, from inputs of one length."
+            )
+        super().__init__(name, module if module is not None else reads[0], n_neurons, shapes[0][1])
+        self.kind = "gated" if fused or len(reads) == 2 else "mlp"
+        self.reads = tuple(reads)
+        self.act = act
+        self.gain: Tensor | None = None
+        self.shift: Tensor | None = None
+        self._decoder = decoder
+        self.activation = Activation.of(act)
+        self._check_nonlinearity()
+
+    def _check_nonlinearity(self) -> None:
+        weight = linear_weight(self.reads[0])
+        sizes = torch.logspace(-2, 2, 60)
+        grid = torch.cat([-sizes.flip(0), sizes])[:, None].expand(-1, self.n_neurons)
+        z = grid.to(weight.device, weight.dtype).clone().requires_grad_()
+        other = z.detach().clone()
+        other[::2, ::2] = -1.5
+        same = torch.ones_like(other, dtype=torch.bool)
+        same[::2, ::2] = False
+        with torch.enable_grad():
+            values = self.act(z)
+        with torch.no_grad():
+            changed = self.act(other)
+        if values.shape != z.shape or not torch.equal(values[same], changed[same]):
+            raise self._unfit("does not act on each neuron by itself")
+        if self.kind == "gated":
+            if not torch.equal(values, values[:, :1].expand_as(values)):
+                raise self._unfit("differs from neuron to neuron")
+        elif values.requires_grad:
+            (slope,) = torch.autograd.grad(values.sum(), z)
+            if bool(((values > 0) & (slope < 0)).any()):
+                raise self._unfit(
+                    "falls where it is positive, so that a neuron fires on opposite inputs, which "
+                    "its weights alone do not tell apart"
+                )
+
+    def _unfit(self, what: str) -> SiteError:
+        return SiteError(
+            f"MLP {self.name!r} has a nonlinearity, {self.activation.name}, that {what}; it cannot "
+            "be read. Name its linear layers instead."
+        )
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The linear layers that the MLP is made of, its decoder last."""
+        return (*self.reads, self._decoder)
+
+    @property
+    def input_module(self) -> nn.Module:
+        return self.reads[0]
+
+    @property
+    def output_module(self) -> nn.Module:
+        return self.reads[0]
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self._decoder
+
+    @property
+    def last_module(self) -> nn.Module:
+        return self._decoder
+
+    def flatten(self, output: Tensor) -> Tensor:
+        # Of a fused layer's output, the gate.
+        return super().flatten(output)[..., : self.n_neurons]
+
+    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        vectors = super().gather(inputs, rows, places)
+        if self.gain is None or self.shift is None:
+            return vectors
+        # A coordinate whose gain is 0 is lost in the norm's output; its folded weights are 0,
+        # so that 0 there gives the same activations.
+        normalised = (vectors - self.shift) / self.gain
+        return torch.where(self.gain == 0, torch.zeros_like(normalised), normalised)
+
+    def fold(self, gain: Tensor, shift: Tensor) -> MLPSite:
+        """The same neurons, with a layer norm's gain and bias in their weights.
+
+        For ``h = gain * x + shift`` the input vectors are x, the norm's output before gain and
+        bias, and the weights ``W * gain``; activations are what they were. A coordinate with a
+        gain of 0 reads 0, as its weights are 0. The model is left as it is.
+
+        Parameters
+        ----------
+        gain, shift : Tensor, shape (d_in,)
+
+        Returns
+        -------
+        MLPSite
+        """
+        for name, tensor in (("gain", gain), ("shift", shift)):
+            if tensor.shape != (self.d_in,):
+                raise SiteError(
+                    f"The {name} has shape {tuple(tensor.shape)}; ({self.d_in},) is expected, "
+                    f"one value for each input of MLP {self.name!r}."
+                )
+        if self.gain is not None:
+            raise SiteError(f"MLP {self.name!r} has a layer norm folded in already.")
+        site = MLPSite(self.name, self.reads, self._decoder, self.act, module=self.module)
+        site.gain, site.shift = gain.detach(), shift.detach()
+        return site
+
+    def _part(self, up: bool) -> tuple[Tensor, Tensor | None]:
+        """Weight (n_neurons, d_in) and bias of the gate or of the up projection, as they are."""
+        layer = self.reads[-1] if up else self.reads[0]
+        weight, bias = linear_weight(layer), getattr(layer, "bias", None)
+        offset = bias.detach() if isinstance(bias, Tensor) else None
+        if len(weight) == self.n_neurons:
+            return weight, offset
+        half = slice(self.n_neurons, None) if up else slice(self.n_neurons)
+        return weight[half], None if offset is None else offset[half]
+
+    def _folded(self, up: bool, neurons: Any = slice(None)) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._part(up)
+        weight, bias = weight[neurons], None if bias is None else bias[neurons]
+        if self.gain is None or self.shift is None:
+            return weight, bias
+        offset = weight @ self.shift
+        return weight * self.gain, offset if bias is None else bias + offset
+
+    def weights(self) -> Tensor:
+        """Input weights W, shape (n_neurons, d_in), detached; of a gated MLP, those of its gate."""
+        return self._folded(up=False)[0]
+
+    def bias(self) -> Tensor | None:
+        """Bias b, shape (n_neurons,), if there is one."""
+        return self._folded(up=False)[1]
+
+    def up_weights(self) -> Tensor | None:
+        """Weights V of the up projection, shape (n_neurons, d_in); None if it is not gated."""
+        return self._folded(up=True)[0] if self.kind == "gated" else None
+
+    def up_bias(self) -> Tensor | None:
+        """Bias c of the up projection, shape (n_neurons,), if there is one."""
+        return self._folded(up=True)[1] if self.kind == "gated" else None
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Activations (..., n_neurons) of input vectors (..., d_in), by the formula."""
+        drives = [F.linear(inputs, *self._folded(up)) for up in (False, True)[: self._n_drives]]
+        return self._of_drives(drives)
+
+    def of_outputs(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Activations (..., n_neurons) of what the layers in ``reads`` put out."""
+        drives = list(outputs)
+        if len(drives) < self._n_drives:
+            drives = list(drives[0].chunk(2, dim=-1))
+        return self._of_drives(drives)
+
+    @property
+    def _n_drives(self) -> int:
+        return 2 if self.kind == "gated" else 1
+
+    def _of_drives(self, drives: Sequence[Tensor]) -> Tensor:
+        activations = self.act(drives[0])
+        return activations * drives[1] if self.kind == "gated" else activations
+
+    def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
+        if self.kind == "mlp":
+            return vectors * self._folded(up=False, neurons=neurons)[0]
+        (gate, g), (up, u) = (self._drive(vectors, neurons, up) for up in (False, True))
+        # The slope of whatever nonlinearity it is, from one number for each example.
+        with torch.enable_grad():
+            g.requires_grad_()
+            f = self.act(g)
+            (slope,) = torch.autograd.grad(f.sum(), g)
+        return vectors * ((slope * u)[:, None] * gate + f.detach()[:, None] * up)
+
+    def _drive(self, vectors: Tensor, neurons: Tensor, up: bool) -> tuple[Tensor, Tensor]:
+        """Each neuron's weights, and its ``w·h + b`` for the vector of the same row."""
+        weight, bias = self._folded(up, neurons)
+        weight = weight.float()
+        drive = (vectors * weight).sum(dim=1)
+        return weight, drive if bias is None else drive + bias.float()

@@ -1,0 +1,349 @@
+"""Every site proves itself: it is checked against what the model does with a few inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from polyseme.errors import SiteError
+from polyseme.sites.activation import tensors_in, tolerance
+from polyseme.sites.encoders import SAESite, rests_on_own
+from polyseme.sites.hooks import Feed, by_input, evaluating, first_tensor, in_this_thread
+from polyseme.sites.layers import HiddenSite, Site, difference, percent
+from polyseme.sites.seen import Seen
+from polyseme.sites.watch import Watch, learn
+
+# Inputs of the two runs: of different number, so that no axis is taken for the batch that is not,
+# with one in common, whose results must be the same in both.
+_RUNS = (slice(0, 2), slice(1, 4))
+_N_INPUTS = 4
+
+
+@torch.no_grad()
+def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> None:
+    """Learn what the model does with each site's output, and have each site prove itself.
+
+    The model is run twice, on two and on three inputs. Each site's vectors, as they are
+    gathered, times its weights, plus a constant, must give the layer's own output; its
+    activations must be what the model goes on with. Sets ``site.activation``; a site that has
+    one must still do the same.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : sequence of Site
+    feed : Feed
+    inputs : array or Tensor, shape (B, ...), or a dict of them
+        The first four are used; if there are fewer, turned versions of them as well.
+
+    Raises
+    ------
+    SiteError
+        The model does not call a site once for a batch, its batch is not the first axis, or it
+        cannot prove itself.
+    """
+    few = _at_least(inputs, _N_INPUTS)
+    probes = [_rows(few, part) for part in _RUNS]
+    watching = [_Run(model, sites, feed, probe) for probe in probes]
+    for site in sites:
+        runs = [run.seen(site) for run in watching]
+        _check_batch(site, *runs)
+        site.prove(runs)
+        tracks = [run.track for run in runs if run.track is not None]
+        if len(tracks) == len(runs) and _has_chain(site):
+            found = learn(tracks, site.n_neurons)
+            if site.proved and not found.same(site.activation):
+                raise SiteError(
+                    f"What the model does with the output of site {site.name!r} changes with the "
+                    f"input: {found.name} after {site.activation.name}. A layer whose output "
+                    "always meets the same function is expected; name another one."
+                )
+            site.activation = found
+        site.proved = True
+
+
+def _has_chain(site: Site) -> bool:
+    return not site.is_hidden or isinstance(site, SAESite)
+
+
+@torch.no_grad()
+def sites_that_run(model: nn.Module, sites: Sequence[Site], inputs: Any) -> list[Site]:
+    """Sites without those that a glob has named and the model does not run; a warning names these.
+
+    Raises
+    ------
+    SiteError
+        If none is left.
+    """
+    if not any(site.by_glob for site in sites):
+        return list(sites)
+    run = _Run(model, sites, Feed(model), _rows(_at_least(inputs, 2), slice(0, 2)))
+    idle = [s for s in sites if s.by_glob and not any(run.calls[s.name].values())]
+    if len(idle) == len(sites):
+        raise SiteError(
+            f"The model runs none of the sites that are named ({', '.join(s.name for s in idle)}) "
+            "on these inputs; name layers that it uses."
+        )
+    if idle:
+        warnings.warn(
+            f"The model does not run these layers, so they are left out: "
+            f"{', '.join(site.name for site in idle)}.",
+            stacklevel=4,
+        )
+    return [site for site in sites if site not in idle]
+
+
+def _at_least(inputs: Any, n: int) -> Any:
+    """A batch of at least n inputs: where there are fewer, the same ones turned by a place."""
+    if isinstance(inputs, Mapping):
+        return {name: _at_least(values, n) for name, values in inputs.items()}
+    values = inputs if torch.is_tensor(inputs) else torch.as_tensor(np.asarray(inputs))
+    parts = [values[:n]]
+    while sum(map(len, parts)) < n:
+        last = parts[-1]
+        parts.append(last.roll(1, dims=-1) if last.ndim > 1 else last)
+    return torch.cat(parts)[:n]
+
+
+def _rows(inputs: Any, part: slice) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: values[part] for name, values in inputs.items()}
+    return inputs[part]
+
+
+@dataclass
+class _Noted:
+    """What the hooks of one run note of a site."""
+
+    args: Any = None
+    kwargs: Any = None
+    output: Any = None
+    whole: Tensor | None = None
+    activations: Tensor | None = None
+    decoded: int = 0
+    taken_off: Tensor | None = None
+
+
+class _Shifts(TorchFunctionMode):
+    """Remembers what was made by taking one tensor off another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and "sub" in getattr(func, "__name__", ""):
+            self.made[id(result)] = (result, tensors_in(args))
+        return result
+
+
+class _Run:
+    """One run of the model on a few inputs, and what it shows of each site."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> None:
+        ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+        self._shape = None if ids is None else tuple(ids.shape)
+        first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+        self._n_inputs = len(first)
+        self.calls = {site.name: dict.fromkeys(site.called_once, 0) for site in sites}
+        self._noted = {site.name: _Noted() for site in sites}
+        self._watch, self._shifts = Watch(), _Shifts()
+        self._own_latents: dict[str, bool] = {}
+        with ExitStack() as hooks, evaluating(model):
+            for site in sites:
+                self._hook(site, hooks)
+            with self._watch, self._shifts, torch.no_grad():
+                feed(inputs)
+        saes = [site for site in sites if isinstance(site, SAESite) and site.decoder is not None]
+        if saes:
+            self._look_at_slopes(model, saes, feed, inputs)
+
+    def _hook(self, site: Site, hooks: ExitStack) -> None:
+        noted, calls = self._noted[site.name], self.calls[site.name]
+
+        def count(module: nn.Module, *_: Any) -> None:
+            calls[module] += 1
+
+        def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            with self._watch.paused():
+                noted.args, noted.kwargs = _copied(args), _copied(kwargs)
+                noted.output = _copied(output) if _has_chain(site) else None
+                given = first_tensor((*args, *kwargs.values()))
+                noted.taken_off = self._taken_off(site, given)
+            if torch.is_tensor(output) and output.is_floating_point() and _has_chain(site):
+                self._watch.follow(site.name, output)
+
+        def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
+            with self._watch.paused():
+                noted.whole = first_tensor((*args, *kwargs.values())).clone()
+
+        def returning(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            with self._watch.paused():
+                noted.whole = first_tensor(output).clone()
+
+        def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
+            with self._watch.paused():
+                given = first_tensor((*args, *kwargs.values())).clone()
+                # Of a decoder that is called twice, neither call stands for the layer.
+                noted.activations = given if noted.decoded == 0 else None
+                noted.decoded += 1
+
+        def add(module: nn.Module, hook: Any, *, before: bool = False) -> None:
+            register = module.register_forward_hook
+            if before:
+                register = module.register_forward_pre_hook  # type: ignore[assignment]
+            hooks.callback(register(in_this_thread(hook), with_kwargs=True).remove)
+
+        for module in calls:
+            add(module, count)
+        add(site.output_module, leaving)
+        if isinstance(site, HiddenSite):
+            whole = site.module if isinstance(site, SAESite) else site.input_module
+            if site.reads_output:
+                add(whole, returning)
+            else:
+                add(whole, entering, before=True)
+            if site.decoder is not None:
+                add(site.decoder, decoding, before=True)
+
+    def _taken_off(self, site: Site, given: Tensor) -> Tensor | None:
+        """The bias of an SAE's decoder, if it was taken off what the encoder is called with."""
+        bias = getattr(getattr(site, "decoder", None), "bias", None)
+        _, terms = self._shifts.made.get(id(given), (None, []))
+        if not isinstance(bias, Tensor) or len(terms) != 2 or terms[1].shape != bias.shape:
+            return None
+        return bias.detach() if torch.equal(terms[1], bias) else None
+
+    def _look_at_slopes(
+        self, model: nn.Module, saes: Sequence[SAESite], feed: Feed, inputs: Any
+    ) -> None:
+        latents: dict[str, Tensor] = {}
+        reached: dict[str, Tensor] = {}
+        with ExitStack() as hooks, evaluating(model), torch.enable_grad():
+            for site in saes:
+
+                def leaving(_: nn.Module, args: Any, output: Any, name: str = site.name) -> Any:
+                    latents[name] = output.detach().requires_grad_()
+                    return latents[name].clone()
+
+                def decoding(_: nn.Module, args: Any, name: str = site.name) -> None:
+                    reached[name] = first_tensor(args)
+
+                assert site.decoder is not None
+                handle = site.output_module.register_forward_hook(in_this_thread(leaving))
+                hooks.callback(handle.remove)
+                handle = site.decoder.register_forward_pre_hook(in_this_thread(decoding))
+                hooks.callback(handle.remove)
+            feed(inputs)
+        for name, activations in reached.items():
+            own = latents.get(name)
+            self._own_latents[name] = (
+                own is not None
+                and own.shape == activations.shape
+                and activations.requires_grad
+                and rests_on_own(activations, own)
+            )
+
+    def seen(self, site: Site) -> Seen:
+        """What this run shows of a site, or a `SiteError` that says why that is not enough."""
+        noted = self._noted[site.name]
+        times = next((n for n in self.calls[site.name].values() if n != 1), 1)
+        if times != 1:
+            raise SiteError(
+                f"The model runs site {site.name!r} {times} times for one input; "
+                "once is expected: "
+                + (
+                    "name a layer that the model uses, and let it call the layer itself."
+                    if not times
+                    else "wrap the model so that one call is one input."
+                )
+            )
+        output = noted.output
+        if not torch.is_tensor(output) or not output.is_floating_point():
+            if not site.is_hidden:
+                raise SiteError(
+                    f"Site {site.name!r} puts out a {type(output).__name__}; one tensor of "
+                    "floating-point numbers is expected: name the layer inside it that makes it."
+                )
+            output = torch.empty(0)
+        given = first_tensor((*noted.args, *noted.kwargs.values()))
+        whole = given if noted.whole is None else noted.whole
+        return Seen(
+            n_inputs=self._n_inputs,
+            inputs=by_input(whole if site.is_hidden else given, self._shape),
+            output=by_input(output, self._shape),
+            activations=(
+                None if noted.activations is None else by_input(noted.activations, self._shape)
+            ),
+            track=self._watch.tracks.get(site.name),
+            again=lambda inputs: self._again(site, noted, inputs),
+            called=noted.whole is not None,
+            encoded=by_input(given, self._shape),
+            taken_off=noted.taken_off,
+            own_latents=self._own_latents.get(site.name, False),
+        )
+
+    def _again(self, site: Site, noted: _Noted, inputs: Tensor) -> Tensor:
+        """What the layer puts out by itself, past all hooks, for other inputs."""
+        given = first_tensor((*noted.args, *noted.kwargs.values()))
+        other = inputs.reshape(given.shape)
+        args = [other if value is given else value for value in noted.args]
+        kwargs = {name: other if v is given else v for name, v in noted.kwargs.items()}
+        forward: Any = site.output_module.forward
+        with torch.no_grad():
+            return by_input(first_tensor(forward(*args, **kwargs)), self._shape)
+
+
+def _copied(value: Any) -> Any:
+    """Tensors at the first level copied, as the model may go on in place."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple | list):
+        return tuple(v.clone() if isinstance(v, Tensor) else v for v in value)
+    if isinstance(value, dict):
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()}
+    return value
+
+
+def _check_batch(site: Site, one: Seen, other: Seen) -> None:
+    """Make sure that the first axis is the batch, and that an input's rows are its own."""
+    tensors = [(one.output, other.output)] if not site.is_hidden else []
+    tensors += [(one.inputs, other.inputs)]
+    if one.activations is not None and other.activations is not None and site.is_hidden:
+        tensors.append((one.activations, other.activations))
+    for a, b in tensors:
+        sizes = (one.n_inputs, other.n_inputs)
+        if (len(a), len(b)) != sizes:
+            axes = [n for n in range(min(a.ndim, b.ndim)) if (a.shape[n], b.shape[n]) == sizes]
+            remedy = (
+                f"its batch is on axis {axes[0]}: give the model batch_first=True, or wrap it so "
+                "that its layers are called with (batch, positions, features)."
+                if axes
+                else "the model cuts, joins or picks inputs before it; name a layer that is called "
+                "with the whole batch."
+            )
+            raise SiteError(
+                f"Site {site.name!r} gave {len(a)} rows for {sizes[0]} inputs, and {len(b)} for "
+                f"{sizes[1]}; the first axis must be the batch: {remedy}"
+            )
+        if a.shape[1:] != b.shape[1:]:
+            raise SiteError(
+                f"Site {site.name!r} has shape {tuple(a.shape)} for {sizes[0]} inputs, and "
+                f"{tuple(b.shape)} for {sizes[1]}; only the first axis may grow with the batch."
+            )
+        far = difference(a[1:2], b[0:1])
+        if not far <= min(0.2, 30 * tolerance(a)):
+            raise SiteError(
+                f"Site {site.name!r} gives one input other values in a batch of {sizes[0]} than in "
+                f"one of {sizes[1]} (off by {percent(far)}), so its rows cannot be told by input; "
+                "a model that treats each input by itself is expected."
+            )

@@ -1,0 +1,468 @@
+"""MLP neurons of transformers' language models: found by structure, proved by behaviour."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyseme.errors import SiteError
+from polyseme.sites.hooks import edit_site, evaluating
+from polyseme.sites.layers import is_linear, linear_weight
+from polyseme.sites.mlp import MLPSite
+from polyseme.sites.trial import TURNED, Seen, come_in_order, run_on_tokens
+
+Function = Callable[[Tensor], Tensor]
+
+# Where transformers' modules keep their nonlinearity, and where their configurations name it.
+# Which one it is, if any, is decided by what it computes.
+_ATTRIBUTES = ("act", "act_fn", "activation_fn", "intermediate_act_fn", "activation", "gelu_impl")
+_SETTINGS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether a module is a model of transformers, told by its configuration."""
+    return hasattr(getattr(model, "config", None), "model_type")
+
+
+def find_mlp_sites(
+    model: nn.Module,
+    names: str | Iterable[str] | None = None,
+    *,
+    fold_layer_norm: bool = False,
+) -> list[MLPSite]:
+    """The MLPs of a transformers language model, in the order of its modules.
+
+    Layers whose widths fit are candidates. One is taken for an MLP only if it proves to be one on
+    a few random tokens: its activations follow from its input and its weights; whatever its linear
+    layers put out, large or small, the model's own nonlinearity makes the activations of it; input
+    and activations come position by position; and a change of these activations changes what the
+    model puts out.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model of transformers, with or without its head. It is run four times on 15 tokens.
+    names : str or list of str, optional
+        Names of MLPs, or globs over them, such as ``"model.layers.*.mlp"``; all by default. An
+        MLP that has no module of its own goes by the name of its first linear layer.
+    fold_layer_norm : bool
+        Read the vector that the layer norm before the MLP makes before its gain and bias, which
+        go into the weights instead; see `MLPSite`. The model is left as it is.
+
+    Raises
+    ------
+    SiteError
+        If the model is no language model of one stack, is quantised, has adapters in its MLPs, has
+        no MLP that can be recognised, or none of that name; with ``fold_layer_norm``, if an MLP
+        does not read the output of a layer norm.
+    """
+    _refuse(model)
+    seen = Seen.watch(model)
+    search = _Search(model, seen)
+    found = _changing_the_output(model, search.sites())
+    why = f"{search.nearest}{unread(model)}"
+    if not found:
+        raise SiteError(
+            f"No MLP was recognised in this {type(model).__name__}: a linear layer, or a gate "
+            "and an up projection, then the model's nonlinearity (an attribute such as act_fn, "
+            f"or config.hidden_act), then a linear layer was looked for.{why} Make a site by hand, "
+            "MLPSite(name, reads=[first linear layers], decoder=second linear layer, "
+            "act=nonlinearity), or give the name of a linear layer (--sites; polyseme sites lists "
+            "them)."
+        )
+    order = {id(module): number for number, module in enumerate(model.modules())}
+    found.sort(key=lambda site: order[id(site.module)])
+    chosen = found if names is None else _named(found, names, why)
+    return [_folded(site, seen) for site in chosen] if fold_layer_norm else chosen
+
+
+def _named(found: list[MLPSite], names: str | Iterable[str], why: str) -> list[MLPSite]:
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if not any(fnmatch.fnmatchcase(site.name, name) for site in found):
+            shown = ", ".join(site.name for site in found[:4])
+            more = f", … ({len(found)} in all)" if len(found) > 4 else ""
+            raise SiteError(f"No MLP matches {name!r}. The model's MLPs are: {shown}{more}.{why}")
+    return [site for site in found if any(fnmatch.fnmatchcase(site.name, n) for n in wanted)]
+
+
+def _refuse(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if not is_transformer(model):
+        raise SiteError(
+            f"The model is a {kind}, not a model of transformers, so its MLPs are not looked "
+            "for; give the names of linear layers."
+        )
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise SiteError(
+            f"{kind} is an encoder-decoder, whose decoder wants a text of its own; a model of one "
+            "stack is expected: give its encoder, model.get_encoder()."
+        )
+    refuse_quantised(model)
+    check_whole(model, "texts")
+    for name, module in model.named_modules():
+        # An adapter whose neighbour is a nonlinearity is in an MLP, whose weights it changes.
+        inside = [child for child in module.children() if _is_adapter(child)]
+        if inside and any(callable(getattr(module, attribute, None)) for attribute in _ATTRIBUTES):
+            raise SiteError(
+                f"The layers of {name!r} have adapters ({type(inside[0]).__name__}), so what its "
+                "neurons read is in several weights; merge these first: "
+                "model = model.merge_and_unload()."
+            )
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "base_layer", None), nn.Module)
+
+
+def unread(model: nn.Module) -> str:
+    """What a model has that is not read as its MLPs, in sentences for messages; "" for nothing."""
+    modules = dict(model.named_modules())
+    said = ""
+    if adapters := [name for name, module in modules.items() if _is_adapter(module)]:
+        said += (
+            f" It has adapters, such as {adapters[0]!r}; merge them first: "
+            "model = model.merge_and_unload()."
+        )
+    experts = {
+        name: n
+        for name, module in modules.items()
+        if "expert" in name.rpartition(".")[2] and (n := _n_experts(module)) > 1
+    }
+    if experts:
+        shown = ", ".join(f"{name} ({n})" for name, n in [*experts.items()][:3])
+        more = f", … ({len(experts)} in all)" if len(experts) > 3 else ""
+        said += (
+            f" Its experts are not read: {shown}{more}. An expert is given the tokens that a "
+            "router picks for it, one after the other, so its rows are not the positions of a text."
+        )
+    return said
+
+
+def _n_experts(module: nn.Module) -> int:
+    """Experts in a module that holds nothing else; 0 if it holds none."""
+    if isinstance(module, nn.ModuleList):
+        return len(module)
+    # As one tensor for all of them.
+    own = [
+        tensor
+        for part in (module, *module.children())
+        for tensor in part.parameters(recurse=False)
+        if tensor.ndim == 3
+    ]
+    return len(own[0]) if own else 0
+
+
+def check_whole(model: nn.Module, kind: str) -> None:
+    """Refuse a model of several parts that does not take the data alone, and name its parts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    kind : {"images", "texts"}
+    """
+    if not is_transformer(model):
+        return
+    base: nn.Module = getattr(model, "base_model", model)
+    own: Any = model.config
+    parts = {
+        name: type(part).__name__
+        for name, part in model.named_modules()
+        # Of a type of its own, right in the model or right in its base.
+        if part in {*model.children(), *base.children()} - {base}
+        and is_transformer(part)
+        and getattr(part.config, "model_type", None) != own.model_type
+    }
+    if len(parts) < 2:
+        return
+    if kind == "texts":
+        try:
+            run_on_tokens(model)
+            return
+        except SiteError:
+            pass
+    elif next(iter(inspect.signature(model.forward).parameters)) == "pixel_values":
+        return
+    shown = " or ".join(f"model.{name} ({of})" for name, of in parts.items())
+    raise SiteError(
+        f"{type(model).__name__} does not run on {kind} alone: it is made of several models; "
+        f"analyse one of them, {shown}."
+    )
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise a `SiteError` if the weights of a linear layer are no floating-point numbers."""
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if "Linear" in type(module).__name__ and torch.is_tensor(weight):
+            if weight.dtype not in _FLOATS:
+                raise SiteError(
+                    f"The weights of layer {name!r} are quantised ({weight.dtype}), so neurons "
+                    "have no weight vectors to read; load the model in float32, float16 or "
+                    "bfloat16."
+                )
+        elif hasattr(module, "qweight"):
+            raise SiteError(
+                f"The weights of layer {name!r} are quantised ({type(module).__name__}), so "
+                "neurons have no weight vectors to read; load the model in float32, float16 or "
+                "bfloat16."
+            )
+
+
+class _Search:
+    """The MLPs of a model by structure that prove to be such."""
+
+    def __init__(self, model: nn.Module, seen: Seen) -> None:
+        self._model, self._seen = model, seen
+        self._turned = Seen.watch(model, TURNED)
+        self._driven = Seen.watch(model, driven={m for m in seen.calls if is_linear(m)})
+        #: What came nearest to an MLP and is none, as a sentence for messages; "" for nothing.
+        self.nearest = ""
+        self._least = float("inf")
+
+    def sites(self) -> list[MLPSite]:
+        found = list(self._candidates())
+        readers: dict[tuple[nn.Module, ...], list[MLPSite]] = {}
+        for site in found:
+            readers.setdefault(site.reads, []).append(site)
+        for same in readers.values():
+            if len(same) > 1:
+                names = {module: name for name, module in self._model.named_modules()}
+                into = " and ".join(repr(names[site.decoder]) for site in same)
+                self.nearest = (
+                    f" The activations of {same[0].name!r} go into {into}, so what its neurons "
+                    "write is in several weights."
+                )
+        return [same[0] for same in readers.values() if len(same) == 1]
+
+    def _candidates(self) -> Iterator[MLPSite]:
+        modules = dict(self._model.named_modules())
+        names = {module: name for name, module in modules.items()}
+        seen, driven = self._seen.calls, self._driven.calls
+        for decoder in seen:
+            if not is_linear(decoder) or decoder not in driven:
+                continue
+            reached = driven[decoder].inputs
+            best: tuple[float, MLPSite] | None = None
+            for scope in _scopes(modules, names[decoder]):
+                layers = [m for m in scope.modules() if is_linear(m) and m in seen and m in driven]
+                for reads in _reads(layers, decoder, self._seen):
+                    put_out = [driven[m].output for m in reads]
+                    for act in _nonlinearities(self._model, modules, names, scope, reads):
+                        try:
+                            site = _make(names, scope, reads, decoder, act)
+                        except SiteError as refusal:
+                            if _holds_only(scope, reads, decoder):
+                                self.nearest, self._least = f" {refusal}", 0.0
+                            continue
+                        with torch.no_grad():
+                            error = _difference(site.of_outputs(put_out), reached)
+                        self._note(site, error, reached)
+                        # Several nonlinearities may be near: the nearest is the model's.
+                        if error <= _same(reached) and (not best or error < best[0]):
+                            best = (error, site)
+                if best:
+                    if self._proves(best[1]):
+                        yield best[1]
+                    else:
+                        self._least = 0.0
+                        self.nearest = (
+                            f" {best[1].name!r} comes near, but its layers do not all give their "
+                            "weights times what they read, context by context, token by token."
+                        )
+                    break
+
+    def _note(self, site: MLPSite, error: float, reached: Tensor) -> None:
+        """Remember what comes near, unless its widths alone are those of an MLP."""
+        likely = site.module not in site.reads or error < 1
+        if likely and _same(reached) < error < self._least:
+            self._least = error
+            far = f"up to {error:.1%}" if error < 1 else "more than their size"
+            self.nearest = (
+                f" Nearest is {site.name!r} with {site.activation.name}, but the numbers that "
+                f"reach its decoder differ from what that gives by {far}."
+            )
+
+    def _proves(self, site: MLPSite) -> bool:
+        """Whether the weights give what is read, at each position of each input."""
+        h, a = self._seen.calls[site.reads[0]].inputs, self._seen.calls[site.decoder].inputs
+        with torch.no_grad():
+            own = site.encode(h)
+        scale = a.abs().max()
+        if not bool((own - a).abs().max() <= _tolerance(a) * scale) or not bool(scale > 0):
+            return False
+        ends = ((site.reads[0], h), (site.decoder, a))
+        return all(
+            layer in self._turned.calls and come_in_order(rows, self._turned.calls[layer].inputs)
+            for layer, rows in ends
+        ) and all(multiplies_by_its_weight(layer) for layer in site.layers)
+
+
+def multiplies_by_its_weight(layer: nn.Module) -> bool:
+    """Whether a linear layer gives ``W x + b`` of its own weight and bias, whatever x is."""
+    weight = linear_weight(layer)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn((4, weight.shape[1]), generator=generator).to(weight)
+    # So that products of large weights are numbers.
+    x = x / weight.abs().max().clamp(min=1)
+    bias: Any = getattr(layer, "bias", None)
+    with torch.no_grad():
+        expected = torch.nn.functional.linear(x, weight, bias)
+        difference = (layer(x) - expected).abs().max()
+        return bool(difference <= _tolerance(x) * expected.abs().max())
+
+
+def _scopes(modules: dict[str, nn.Module], name: str) -> Iterator[nn.Module]:
+    """Modules around a layer, from the nearest out to the block: an item of a list of blocks."""
+    while name:
+        above = name.rpartition(".")[0]
+        if isinstance(modules[above], nn.ModuleList):
+            return
+        yield modules[above]
+        name = above
+
+
+def _reads(layers: list[nn.Module], decoder: nn.Module, seen: Seen) -> Iterator[list[nn.Module]]:
+    """First layers that fit a decoder by their widths: one, one of two halves, or a pair."""
+    width = seen.calls[decoder].inputs.shape[1]
+    before = [m for m in layers if seen.calls[m].number < seen.calls[decoder].number]
+    widths = {m: seen.calls[m].output.shape[1] for m in before}
+    yield from ([m] for m in before if widths[m] in (width, 2 * width))
+    for gate, up in permutations([m for m in before if widths[m] == width], 2):
+        if torch.equal(seen.calls[gate].inputs, seen.calls[up].inputs):
+            yield [gate, up]
+
+
+def _nonlinearities(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    names: dict[nn.Module, str],
+    scope: nn.Module,
+    reads: list[nn.Module],
+) -> Iterator[Function]:
+    for holder in (modules[names[reads[0]].rpartition(".")[0]], scope):
+        for attribute in _ATTRIBUTES:
+            if callable(act := getattr(holder, attribute, None)):
+                yield act
+    config: Any = model.config
+    for setting in _SETTINGS:
+        if isinstance(name := getattr(config, setting, None), str):
+            from transformers.activations import ACT2FN
+
+            if name in ACT2FN:
+                yield ACT2FN[name]
+
+
+def _make(
+    names: dict[nn.Module, str],
+    scope: nn.Module,
+    reads: list[nn.Module],
+    decoder: nn.Module,
+    act: Function,
+) -> MLPSite:
+    # A module that holds these linear layers and no others is the MLP; else it is a block.
+    module = scope if _holds_only(scope, reads, decoder) and names[scope] else reads[0]
+    return MLPSite(names[module], reads, decoder, act, module=module)
+
+
+def _holds_only(scope: nn.Module, reads: list[nn.Module], decoder: nn.Module) -> bool:
+    return {module for module in scope.modules() if is_linear(module)} == {*reads, decoder}
+
+
+def _tolerance(values: Tensor) -> float:
+    """How far sums may be off by rounding, as a share of the largest."""
+    return 1e-3 if values.dtype in (torch.float32, torch.float64) else 3e-2
+
+
+def _same(values: Tensor) -> float:
+    """How far each of the numbers that a function is called on by itself may be off."""
+    return 1e-5 if values.dtype in (torch.float32, torch.float64) else 3e-2
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of two tensors, as a share of each number, or of those that are small."""
+    scale = float(expected.abs().max())
+    if found.shape != expected.shape or not scale > 0:
+        return float("inf")
+    differences = (found - expected).abs() / (expected.abs() + 1e-2 * scale)
+    error = float(differences.max())
+    return error if error == error else float("inf")
+
+
+def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLPSite]:
+    """Those sites whose activations, edited as `edit_site` edits them, reach the output.
+
+    All of them in one run: each is moved by an amount of its own, 0 for now, and the output's
+    gradient by that amount says whether moving it would show.
+    """
+    moved: dict[str, Tensor] = {}
+
+    def moving(site: MLPSite) -> Callable[[Tensor], Tensor]:
+        def edit(activations: Tensor) -> Tensor:
+            moved[site.name] = torch.zeros_like(activations).requires_grad_()
+            return activations + moved[site.name]
+
+        return edit
+
+    with ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(edit_site(site, moving(site)))
+        stack.enter_context(evaluating(model))
+        with torch.enable_grad():
+            output = run_on_tokens(model)
+    hidden: Tensor = output if torch.is_tensor(output) else output[0]
+    if not moved or not hidden.requires_grad:
+        return []
+    # Random weights: the plain sum of what a layer norm puts out never changes.
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(hidden.shape, generator=generator).to(hidden)
+    slopes = torch.autograd.grad((hidden * weights).sum(), [*moved.values()], allow_unused=True)
+    reaching = {
+        name for name, slope in zip(moved, slopes, strict=True) if slope is not None and slope.any()
+    }
+    return [site for site in sites if site.name in reaching]
+
+
+def _folded(site: MLPSite, seen: Seen) -> MLPSite:
+    """The site with the gain and the bias of the norm before it in its weights."""
+    h = seen.calls[site.reads[0]].inputs
+    for module, call in seen.calls.items():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if not torch.is_tensor(weight) or weight.shape != (site.d_in,):
+            continue
+        if call.output.shape != h.shape or not torch.equal(call.output, h):
+            continue
+        for gain in (weight.detach(), 1 + weight.detach()):
+            shift = bias.detach() if torch.is_tensor(bias) else torch.zeros_like(gain)
+            if _is_norm(call.inputs, (h - shift), gain):
+                return site.fold(gain, shift)
+    raise SiteError(
+        f"MLP {site.name!r} does not read the output of a layer norm with a gain of its own, so "
+        "there is nothing to fold; leave fold_layer_norm out."
+    )
+
+
+def _is_norm(inputs: Tensor, scaled: Tensor, gain: Tensor) -> bool:
+    """Whether ``scaled`` is the gain times the inputs, centred or not, at a length of √d."""
+    x, tolerance = inputs.float(), _tolerance(inputs)
+    for centred in (x, x - x.mean(dim=-1, keepdim=True)):
+        wanted = centred * gain.float()
+        # One factor a row, whatever was added to the variance.
+        factor = (wanted * scaled.float()).sum(-1, keepdim=True) / wanted.square().sum(
+            -1, keepdim=True
+        )
+        difference = float((wanted * factor - scaled.float()).abs().max())
+        length = float((centred * factor).square().mean())
+        if difference <= tolerance * float(scaled.abs().max()) and 0.5 < length < 1.1:
+            return True
+    return False

@@ -1,0 +1,135 @@
+"""A language model run on a few random tokens, to see how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from polyseme.errors import InputError, SiteError
+from polyseme.sites.hooks import Feed, evaluating, in_this_thread
+
+_INPUTS, _POSITIONS = 3, 5
+#: Tokens that a model is run on to see how it is made.
+N_TOKENS = _INPUTS * _POSITIONS
+#: Another order of these inputs. What is read position by position comes in that order too.
+TURNED = [2, 0, 1]
+
+
+def random_tokens(model: nn.Module) -> dict[str, Tensor]:
+    """A few random token ids that a language model takes, always the same."""
+    look: Any = getattr(model, "get_input_embeddings", None)
+    try:
+        embedding = look() if look is not None else None
+    except NotImplementedError:
+        embedding = None
+    if not isinstance(embedding, nn.Embedding):
+        raise SiteError(
+            f"{type(model).__name__} has no embedding of tokens; a language model is expected."
+        )
+    shape = (_INPUTS, _POSITIONS)
+    # A generator of its own: the caller's random numbers stay as they are.
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(embedding.num_embeddings, shape, generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.int64)}
+
+
+def run_on_tokens(model: nn.Module, order: Sequence[int] = range(_INPUTS)) -> Any:
+    """What a language model without its head makes of a few random tokens, always the same.
+
+    ``order`` is that of the inputs, such as `TURNED`.
+    """
+    tokens = {name: values[list(order)] for name, values in random_tokens(model).items()}
+    try:
+        return Feed(model, head=False)(tokens)
+    except (InputError, AttributeError, KeyError, AssertionError) as error:
+        # The latter three as models put it that miss an image, say.
+        raise SiteError(
+            f"{type(model).__name__} does not run on {_POSITIONS} tokens alone, which is how its "
+            f"MLPs would be found: {error}"
+        ) from error
+
+
+@dataclass
+class Call:
+    """One call of a module; tensors as rows of one position each."""
+
+    inputs: Tensor
+    output: Tensor
+    number: int
+
+
+def _is_hidden(value: Any) -> TypeGuard[Tensor]:
+    return torch.is_tensor(value) and value.is_floating_point() and value.ndim > 1
+
+
+@dataclass
+class Seen:
+    """What went in and out of the modules that the model called once, position by position."""
+
+    calls: dict[nn.Module, Call]
+
+    @classmethod
+    def watch(
+        cls,
+        model: nn.Module,
+        order: Sequence[int] = range(_INPUTS),
+        driven: Collection[nn.Module] = (),
+    ) -> Seen:
+        """Run the model; ``driven`` modules put out random numbers instead of their own."""
+        seen: dict[nn.Module, list[Call]] = {}
+        numbers = count()
+        generator = torch.Generator().manual_seed(2)
+
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+            given = next((v for v in (*args, *kwargs.values()) if torch.is_tensor(v)), None)
+            if not (_is_hidden(given) and _is_hidden(output)):
+                return None
+            replaced = _numbers_like(output, generator) if module in driven else None
+            # Copies: what follows may work in place.
+            put_out = output if replaced is None else replaced
+            rows = [t.reshape(-1, t.shape[-1]).clone() for t in (given, put_out)]
+            if [len(t) for t in rows] == [N_TOKENS] * 2:
+                seen.setdefault(module, []).append(Call(rows[0], rows[1], next(numbers)))
+            return replaced
+
+        with ExitStack() as hooks:
+            for module in model.modules():
+                # Linear layers, and the norms that may stand before them.
+                if isinstance(getattr(module, "weight", None), Tensor):
+                    handle = module.register_forward_hook(in_this_thread(note), with_kwargs=True)
+                    hooks.callback(handle.remove)
+            with evaluating(model), torch.no_grad():
+                run_on_tokens(model, order)
+        return cls({module: calls[0] for module, calls in seen.items() if len(calls) == 1})
+
+
+def _numbers_like(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers of both signs and of sizes from 0.03 to 20, as tell nonlinearities apart."""
+    signs = torch.randn(output.shape, generator=generator).sign()
+    sizes = 10 ** (2.8 * torch.rand(output.shape, generator=generator) - 1.5)
+    return (signs * sizes).to(output)
+
+
+def come_in_order(rows: Tensor, turned: Tensor) -> bool:
+    """Whether rows are the positions of the inputs, one input after the other.
+
+    Then they are turned as the inputs are. Those of a layer that works on all inputs position by
+    position, or of an expert that is given some tokens in an order of its own, are not.
+
+    Parameters
+    ----------
+    rows, turned : Tensor, shape (N_TOKENS, n)
+        Of a run on inputs as they are, and of one in the order `TURNED`.
+    """
+    expected = rows.reshape(_INPUTS, _POSITIONS, -1)[TURNED].reshape(N_TOKENS, -1)
+    if expected.shape != turned.shape:
+        return False
+    # Rows that are nearly equal tell little by their size.
+    spread = float((rows - rows.mean(dim=0)).abs().max())
+    return float((expected - turned).abs().max()) <= 0.1 * spread and spread > 0

@@ -1,0 +1,132 @@
+"""The unembedding of a language model, and what its neurons write."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from polyseme.errors import SiteError
+from polyseme.sites.layers import HiddenSite, Site, is_linear, linear_weight
+from polyseme.sites.transformer import multiplies_by_its_weight
+
+
+class Unembedding(NamedTuple):
+    """What turns the last residual stream of a language model into logits.
+
+    Attributes
+    ----------
+    weight : Tensor of float, shape (vocabulary, d)
+        The LM head, detached.
+    gain : Tensor of float, shape (d,), or None
+        What the final norm multiplies by; None without such a norm.
+    centred : bool
+        Whether the final norm takes off the mean over d, as a layer norm does.
+    """
+
+    weight: Tensor
+    gain: Tensor | None
+    centred: bool
+
+
+def unembedding(model: nn.Module) -> Unembedding | None:
+    """The LM head of a `transformers` model and the linear part of its final norm.
+
+    The norm's division by the size of the residual stream is left out: it differs from input to
+    input, and changes neither the order of a direction's effects nor their signs. So is what a
+    model may do to its logits, a scale or a cap.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    Unembedding or None
+        None for a model without an LM head, and for one whose head is more than a matrix, as
+        those of masked language models and those with an adapter are: callers leave logit
+        effects out.
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    body: Any = getattr(model, "base_model", None)
+    if not isinstance(head, nn.Module) or not isinstance(body, nn.Module) or body is model:
+        return None
+    within = {id(parameter) for module in (body, head) for parameter in module.parameters()}
+    if any(id(parameter) not in within for parameter in model.parameters()):
+        return None
+    if not is_linear(head) or not multiplies_by_its_weight(head):
+        return None
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    norm = _final_norm(body, weight.shape[1])
+    if norm is None:
+        return Unembedding(weight.detach(), None, False)
+    gain, centred = _probe(norm, weight)
+    return Unembedding(weight.detach(), gain, centred)
+
+
+def _final_norm(body: nn.Module, width: int) -> nn.Module | None:
+    """The last norm outside of the stack of layers.
+
+    Not simply the last one: some models make the final norm before they make their layers.
+    """
+    stacks = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
+    norms = [
+        module
+        for name, module in body.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and not any(name.startswith(f"{stack}.") for stack in stacks)
+        and all(parameter.shape == (width,) for parameter in module.parameters())
+    ]
+    return norms[-1] if norms else None
+
+
+@torch.no_grad()
+def _probe(norm: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
+    """Gain of a norm, and whether it takes off the mean, by what it does.
+
+    Its weight is not enough: of some norms the gain is 1 + weight.
+    """
+    # Of mean 0 and equal sizes, so that a norm divides all of it by the same number; large, so
+    # that the norm's epsilon is nothing to it.
+    size = 1000.0
+    signs = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
+    signs[1::2] = -1
+    # The difference of the two is without the norm's bias.
+    gain = (norm(signs * size) - norm(-signs * size)).float() / 2 * signs.float()
+    shift = norm(signs * size + size).float() - norm(signs * size).float()
+    return gain, bool(shift.abs().max() <= 1e-2 * gain.abs().max())
+
+
+def output_directions(site: Site) -> Tensor:
+    """What each neuron of a site writes to the residual stream, for an activation of 1.
+
+    Parameters
+    ----------
+    site : Site
+        The MLP of a transformer, or an SAE.
+
+    Returns
+    -------
+    Tensor of float, shape (n_neurons, d)
+        Detached: a column of an MLP's second weight, a row of an SAE's ``W_dec``.
+
+    Raises
+    ------
+    SiteError
+        For a site that is followed by no decoder.
+    """
+    decoder = site.decoder if isinstance(site, HiddenSite) else None
+    if decoder is not None and is_linear(decoder):
+        return linear_weight(decoder).T
+    # An SAE may be held by a module that makes a site of it.
+    for module in (site.module, getattr(site.module, "sae", None)):
+        weight = getattr(module, "W_dec", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == site.n_neurons:
+            return weight.detach()
+    raise SiteError(
+        f"Site {site.name!r} has neither a linear decoder nor a W_dec of {site.n_neurons} rows, so "
+        "what its neurons write is not known; the MLP of a transformer or an SAE is expected."
+    )

@@ -1,0 +1,347 @@
+"""Follows what a model calls on a layer's output, and learns the activation from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from polyseme.errors import SiteError
+from polyseme.sites.activation import (
+    PLUMBING,
+    Activation,
+    Call,
+    Value,
+    agreed,
+    mapped,
+    needed,
+    replay,
+    tensors_in,
+    tolerance,
+)
+
+# Calls on a layer's output that are followed; what comes later is not looked into.
+_MOST_CALLS = 64
+# Of what a call gives, the share that must stay when half of the layer's output changes, or it
+# mixes neurons, as the next layer does.
+_STAYS = 0.1
+# Numbers that such a share is told from, at least; and versions of the output, at most.
+_ENOUGH, _MOST_VERSIONS = 200, 16
+# What functions of torch raise on arguments that they cannot take.
+_CANNOT = (RuntimeError, TypeError, ValueError, IndexError)
+# Functions that mix neurons, even if there are too few of these to show it.
+_MIXING = frozenset({"linear", "addmm", "matmul", "mm", "bmm", "conv1d", "conv2d", "conv3d"})
+
+
+class Track:
+    """What one run of the model called on one layer's output.
+
+    Parameters
+    ----------
+    output : Tensor
+    known : Activation, optional
+        Follow this one's calls, instead of whatever comes.
+    """
+
+    def __init__(self, output: Tensor, known: Activation | None = None) -> None:
+        self.output = output if known else output.detach().clone()
+        self.calls: list[Call] = []
+        self.values: list[Tensor] = [output]
+        self._known = known
+        #: numbers of the calls whose results were not followed
+        self.opaque: set[int] = set()
+        self._number = {id(output): 0}
+        self._versions = {0: _version(output)}
+        #: actual values, by number, as they were when they were made
+        self.copies: dict[int, Tensor] = {}
+        generator = torch.Generator().manual_seed(0)
+        self._changed: list[tuple[Tensor, Tensor]] = []
+        if known is None:
+            self._changed = _changed(self.output, generator)
+
+    def touches(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether any of these tensors was made of the output."""
+        return any(id(tensor) in self._number for tensor in tensors)
+
+    def template(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments with what was made of the output left open; before the call is made."""
+
+        def leave_open(leaf: Any) -> Any:
+            number = self._number.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            return leaf if number is None else Value(number)
+
+        return mapped(leave_open, args), mapped(leave_open, kwargs)
+
+    def record(
+        self, function: Callable[..., Any], template: tuple[Any, Any], result: Any
+    ) -> int | None:
+        """Take in a call that was made; returns its number, or None for one that only looks."""
+        call = Call(function, *template)
+        returned = tensors_in(result)
+        used = call.uses
+        changed = [
+            number
+            for number, version in self._versions.items()
+            if self._number.get(id(self.values[number])) == number
+            and (
+                _version(self.values[number]) != version
+                or (number in used and any(self.values[number] is tensor for tensor in returned))
+                or (number in used and call.name == "setitem" and number == min(used))
+            )
+        ]
+        if not returned and not changed:
+            return None
+        number_of_call = len(self.calls)
+        self.calls.append(call)
+        for number in changed:
+            tensor = self.values[number]
+            if number in used:
+                call.changes[number] = self._add(tensor)
+            else:
+                # Another view of what was changed in place: what it holds now is not followed.
+                self._number[id(tensor)] = -1
+                self._versions.pop(number)
+        for place, tensor in enumerate(returned):
+            if id(tensor) not in self._number:
+                call.results[place] = self._add(tensor)
+        if self._known is not None:
+            follow = number_of_call < len(self._known.calls)
+        else:
+            follow = -1 not in used and len(self.calls) <= _MOST_CALLS and self._is_local(call)
+        if not follow:
+            self.opaque.add(number_of_call)
+            for value in call.makes:
+                self._number.pop(id(self.values[value]), None)
+                self._versions.pop(value, None)
+        elif self._known is None:
+            for value in call.makes:
+                self.copies[value] = self.values[value].detach().clone()
+        return number_of_call
+
+    def _add(self, tensor: Tensor) -> int:
+        number = len(self.values)
+        self.values.append(tensor)
+        self._number[id(tensor)] = number
+        self._versions[number] = _version(tensor)
+        return number
+
+    def _is_local(self, call: Call) -> bool:
+        """Whether each number that a call gives rests on few of the layer's output."""
+        for value in call.makes:
+            try:
+                plain = replay(self.calls, value, self.output)
+                others = [replay(self.calls, value, z) for z, _ in self._changed]
+            except _CANNOT:
+                return False
+            if not plain.numel() or any(plain.shape != other.shape for other in others):
+                return False
+            stays = [float((plain == other).float().mean()) for other in others]
+            if sum(stays) < _STAYS * len(stays):
+                return False
+        return True
+
+    def repeats(self, calls: Sequence[Call], value: int) -> bool:
+        """Whether these calls give the value that the model had, each neuron by itself."""
+        actual = self.copies.get(value)
+        if actual is None or actual.shape != self.output.shape or not actual.is_floating_point():
+            return False
+        try:
+            plain = replay(calls, value, self.output)
+            others = [(replay(calls, value, z), same) for z, same in self._changed]
+        except _CANNOT:
+            return False
+        return torch.allclose(plain, actual, rtol=1e-4, atol=1e-6, equal_nan=True) and all(
+            torch.equal(other[same].nan_to_num(), plain[same].nan_to_num())
+            for other, same in others
+        )
+
+    def is_affine(self, calls: Sequence[Call], value: int) -> bool:
+        """Whether a value is an affine function of each neuron's output."""
+        for (one, _), (other, _) in pairwise(self._changed):
+            ends = [replay(calls, value, z).float() for z in (one, other, (one + other) / 2)]
+            scale = float(ends[0].abs().max()) + float(ends[1].abs().max()) + 1e-30
+            far = float(((ends[0] + ends[1]) / 2 - ends[2]).abs().max())
+            if not far <= tolerance(self.output) * scale:
+                return False
+        return True
+
+    def is_shift(self, calls: Sequence[Call], start: int, value: int) -> bool:
+        """Whether a value is an earlier one plus a constant that differs between neurons."""
+        shifts = [replay(calls, value, z) - replay(calls, start, z) for z, _ in self._changed]
+        first = shifts[0].float()
+        scale = tolerance(self.output) * float(first.abs().max())
+        return bool((first - first.reshape(-1)[0]).abs().max() > scale) and all(
+            bool((shift.float() - first).abs().max() <= scale) for shift in shifts
+        )
+
+
+def _changed(output: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Versions of the output with half of its numbers changed; and which of them are the same."""
+    wide = output.float()
+    scale = float(wide.abs().nan_to_num().mean()) + 1e-6
+    found = []
+    for _ in range(min(_MOST_VERSIONS, max(2, -(-_ENOUGH // max(1, output.numel()))))):
+        noise = torch.randn(output.shape, generator=generator).to(output.device) * 2 * scale
+        same = (torch.rand(output.shape, generator=generator) < 0.5).to(output.device)
+        found.append((torch.where(same, wide, noise).to(output.dtype), same))
+    return found
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def learn(tracks: Sequence[Track], n_neurons: int) -> Activation:
+    """The activation that two runs on different inputs, in batches of different size, agree on.
+
+    It reaches as far as each neuron is acted on by itself, in the same way in both runs, by
+    functions that give what the model had when they are repeated, and no further than all that
+    is made of the output comes together again.
+
+    Parameters
+    ----------
+    tracks : two Track
+    n_neurons : int
+    """
+    one, other = tracks
+    sizes = len(one.output), len(other.output)
+    calls: list[Call] = []
+    for a, b in zip(one.calls, other.calls, strict=False):
+        both = agreed(a, b, *sizes, n_neurons)
+        if both is None or len(calls) in one.opaque | other.opaque:
+            break
+        calls.append(both)
+    end = drive = 0
+    is_affine = True
+    for value in sorted(value for call in calls for value in call.makes):
+        if not _is_all(one, calls, value) or not _is_all(other, calls, value):
+            continue
+        if not all(track.repeats(calls, value) for track in tracks):
+            continue
+        is_affine = is_affine and one.is_affine(calls, value)
+        drive = value if is_affine else drive
+        # What is taken off each neuron's activation belongs to what comes next, as an SAE's bias.
+        end = end if one.is_shift(calls, end, value) else value
+    drive = min(drive, end)
+    last = max(needed(calls, end), default=-1)
+    before = _before(one, end, nonlinear=not is_affine and end > drive)
+    return Activation(tuple(calls[: last + 1]), end, drive, before)
+
+
+def _is_all(track: Track, calls: Sequence[Call], value: int) -> bool:
+    """Whether all that the model makes of the output goes through a value."""
+    numbers = needed(calls, value)
+    through = {0}.union(*(calls[number].makes for number in numbers)) - {value}
+    return all(number in numbers for number in _users(track, through))
+
+
+def _users(track: Track, values: set[int]) -> list[int]:
+    """Numbers of the calls on any of these values, but those whose results nothing reads."""
+    read = {value for call in track.calls for value in call.uses}
+    users = [n for n, call in enumerate(track.calls) if call.uses & values]
+    alive = [
+        n
+        for n in users
+        if n in track.opaque or track.calls[n].changes or set(track.calls[n].makes) & read
+    ]
+    return alive or users
+
+
+def _before(track: Track, end: int, *, nonlinear: bool) -> str:
+    """Names of what the activations go into, if f may not be all there is of it."""
+    values = {end}
+    while moves := {n for n in _users(track, values) if track.calls[n].name in PLUMBING}:
+        if all(track.calls[n].makes <= values for n in moves):
+            break
+        values |= {value for n in moves for value in track.calls[n].makes}
+    users = [n for n in _users(track, values) if track.calls[n].name not in PLUMBING]
+    mixes = [n in track.opaque or track.calls[n].name in _MIXING for n in users]
+    if nonlinear and all(mixes):
+        # A nonlinearity was found, and a layer comes next.
+        return ""
+    return " and ".join(dict.fromkeys(track.calls[n].name for n in users))
+
+
+class Watch(TorchFunctionMode):
+    """Follows layers' outputs through the functions of torch that a model calls on them.
+
+    Call `follow` from a forward hook with a layer's output; ``tracks`` holds what was called.
+
+    Parameters
+    ----------
+    known : mapping of name to Activation, optional
+        Of each site, where its activations are to be edited.
+    edit : callable (name, activations) -> Tensor or None, optional
+        Called with the activations of a site; what it returns goes on through the model.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[str, Activation] | None = None,
+        edit: Callable[[str, Tensor], Tensor | None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._known = known or {}
+        self._edit = edit
+        self.tracks: dict[str, Track] = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let calls pass for a while, such as those of a hook that only looks."""
+        tracks, self.tracks = self.tracks, {}
+        try:
+            yield
+        finally:
+            self.tracks = tracks
+
+    def follow(self, name: str, output: Tensor) -> Tensor | None:
+        """Begin to follow a layer's output; returns its replacement, if it is edited at once."""
+        known = self._known.get(name)
+        if self._edit is not None and known is not None and not known.end:
+            return self._edit(name, output)
+        self.tracks[name] = Track(output, known)
+        return None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = tensors_in((args, kwargs)) if self.tracks else []
+        touched = [(name, t) for name, t in self.tracks.items() if t.touches(tensors)]
+        templates = [track.template(args, kwargs) for _, track in touched]
+        result = func(*args, **kwargs)
+        for (name, track), template in zip(touched, templates, strict=True):
+            number = track.record(func, template, result)
+            if number is not None and self._edit is not None:
+                result = self._edited(name, track, number, result)
+        return result
+
+    def _edited(self, name: str, track: Track, number: int, result: Any) -> Any:
+        assert self._edit is not None
+        known = self._known[name]
+        if track.calls[number].name != known.calls[number].name:
+            raise SiteError(
+                f"At site {name!r} the model calls {track.calls[number].name} where it called "
+                f"{known.calls[number].name} before; a model that always does the same is expected."
+            )
+        if number < len(known.calls) - 1:
+            return result
+        del self.tracks[name]
+        activations = track.values[known.end]
+        edited = self._edit(name, activations)
+        if edited is None:
+            return result
+        if activations is not result or known.end in track.calls[number].changes.values():
+            # The model may go on with the tensor that it handed in.
+            activations.copy_(edited)
+            return result
+        return edited
