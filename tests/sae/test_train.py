@@ -29,7 +29,6 @@ from polyseme.sae.batches import RowBatches, StreamBatches
 from polyseme.sae.checkpoint import TrainingFolder
 from polyseme.sae.load import import_sae_lens
 from polyseme.sae.trainer import ARCHITECTURES, Trainer
-from polyseme.store import files
 from polyseme.store.partial import Partial
 
 if importlib.util.find_spec("sae_lens") is None:
@@ -501,7 +500,6 @@ def test_an_sae_of_saelens_is_replaced(tmp_path: Path) -> None:
     assert read_training(tmp_path / "sae").details["settings"]["steps"] == 5
 
 
-@pytest.mark.skipif(files.fcntl is None, reason="there are no locks on this system")
 def test_two_trainings_cannot_share_a_folder(tmp_path: Path) -> None:
     with (
         TrainingFolder(tmp_path / "sae", {}),

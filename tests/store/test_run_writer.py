@@ -798,10 +798,6 @@ def test_a_damaged_state_is_explained(tmp_path):
 
 # --------------------------------------------------------------------------------- the lock
 
-needs_locks = pytest.mark.skipif(
-    not __import__("importlib").util.find_spec("fcntl"), reason="no fcntl"
-)
-
 
 def _hold(out: str, ready, done) -> None:
     with RunWriter(out, fingerprint=FINGERPRINT):
@@ -809,7 +805,6 @@ def _hold(out: str, ready, done) -> None:
         done.wait(20)
 
 
-@needs_locks
 def test_two_processes_cannot_write_one_run(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
@@ -827,7 +822,6 @@ def test_two_processes_cannot_write_one_run(tmp_path):
         assert writer.resumed
 
 
-@needs_locks
 def test_the_lock_is_released_on_exit_error_and_refusal(tmp_path):
     out = tmp_path / "run"
     interrupted(out)
@@ -839,7 +833,6 @@ def test_the_lock_is_released_on_exit_error_and_refusal(tmp_path):
         pass
 
 
-@needs_locks
 def test_of_many_writers_at_once_one_gets_in(tmp_path):
     barrier = threading.Barrier(8)
     won: list[RunWriter] = []
@@ -860,11 +853,6 @@ def test_of_many_writers_at_once_one_gets_in(tmp_path):
     assert len(won) == 1
     assert all("in use" in message for message in lost)
     won[0].close()
-
-
-def test_without_fcntl_a_run_is_written_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyseme.store.files.fcntl", None)
-    RunFolder(write(tmp_path / "run")).verify()
 
 
 def test_metadata_is_added_to_a_finished_run(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from torch import Tensor
 from polyseme.analysis.describe import digest
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
-from polyseme.store.files import ASIDE, Lock, plain_json, read_json, replace_bytes, writing
+from polyseme.store.files import ASIDE, LOCK, locked, plain_json, read_json, replace_bytes, writing
 from polyseme.store.fingerprint import differences
 from polyseme.store.format import encode_json
 from polyseme.views.figure import save_figure
 
 RECORDS = "records"
-_SETTINGS, _LOCK = "sweep.json", "lock"
+_SETTINGS = "sweep.json"
 MEASURES = (
     "fvu",
     "accuracy",
@@ -133,8 +133,8 @@ def sweep(
 def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """The folder of the records of a sweep with these settings, for this process alone."""
     file, records = folder / _SETTINGS, folder / RECORDS
-    with writing(folder, resumable=False):
-        ours = {_LOCK, _SETTINGS + ASIDE}
+    with ExitStack() as lock, writing(folder, resumable=False):
+        ours = {LOCK, _SETTINGS + ASIDE}
         before = read_json(file)
         if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
             raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
@@ -144,18 +144,15 @@ def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
                 "same settings, model and data to go on."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / _LOCK)
-    try:
-        with writing(file, resumable=False):
-            # First: it is what makes the rest recognisable.
-            replace_bytes(file, encode_json(settings))
-            records.mkdir(exist_ok=True)
-            for left in records.glob(f"*{ASIDE}"):  # of a process that was killed
-                left.unlink()
+        lock.enter_context(locked(folder))
+        # First: it is what makes the rest recognisable.
+        replace_bytes(file, encode_json(settings))
+        records.mkdir(exist_ok=True)
+        for unfinished in records.glob(f"*{ASIDE}"):  # of a process that was killed
+            unfinished.unlink()
+        kept = lock.pop_all()
+    with kept:
         yield records
-    finally:
-        (folder / _LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def read_sweep(out: str | Path) -> pd.DataFrame:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
+
+from filelock import FileLock, Timeout
 
 from polyseme.errors import InputError, RunError
 from polyseme.store.format import (
@@ -21,13 +23,11 @@ from polyseme.store.format import (
     too_deep,
 )
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows: two writers are not kept apart there
-    fcntl = None
-
 ASIDE = ".new"  # the ending of a file that is being written
+LOCK = "lock"  # held by the one process that writes in a folder
+
+# Left behind in any folder by file managers; no reason to refuse one.
+LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 OVERWRITE = "overwrite=True (--overwrite)"
 RESUME = "resume=True (--resume)"
@@ -92,43 +92,33 @@ def writing(path: Path, *, resumable: bool = True) -> Iterator[None]:
         ) from error
 
 
-class Lock:
-    """A file that one process holds at a time.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder that exists, for this process alone.
+
+    What is left of it at the end has no lock in it; where nothing is left, it goes too.
 
     Raises
     ------
     RunError
-        Another process holds it, or has just removed the folder that it is in.
+        Another process holds it, or has just removed it.
     """
-
-    def __init__(self, file: Path) -> None:
-        busy = RunError(
-            f"{file.parent} is in use by another process. Wait until it ends, or choose another "
-            "output."
-        )
-        self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise busy from None
-            try:
-                same = os.path.samestat(os.fstat(self._file), os.stat(file))
-            except FileNotFoundError:
-                same = False
-            if not same:  # the other process finished, and removed the folder, in between
-                raise busy
-        except BaseException:
-            os.close(self._file)
-            raise
-
-    def release(self) -> None:
-        if fcntl is not None:
-            # Forked workers share the lock and may outlive us: closing would not release it.
-            with suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_UN)
-        os.close(self._file)
+    # A writer may be closed in another thread than it was opened in.
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunError(
+            f"{folder} is in use by another process. Wait until it ends, or choose another output."
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+            if not {entry.name for entry in folder.iterdir()} - LITTER:
+                shutil.rmtree(folder)
+        lock.release()
 
 
 def read_json(file: Path) -> dict[str, JSON]:

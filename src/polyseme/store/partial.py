@@ -20,7 +20,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata as installed
 from pathlib import Path
@@ -30,9 +30,11 @@ from typing import Any
 from polyseme.errors import InputError, RunError
 from polyseme.store.files import (
     ASIDE,
+    LITTER,
+    LOCK,
     OVERWRITE,
     RESUME,
-    Lock,
+    locked,
     plain_json,
     read_json,
     replace_bytes,
@@ -45,13 +47,9 @@ from polyseme.store.format import JSON, LONGEST_RUN_JSON, encode_json
 PARTIAL_FORMAT = "polyseme-partial"
 ENDING = ".partial"
 PARTIAL_JSON = "partial.json"
-LOCK = "lock"
 STATE = "state"
 RESULT = "result"
 OLD = "old"
-
-# Left behind in any folder by file managers; no reason to refuse one.
-LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 _LONGEST_NAME = 255  # bytes, of nearly every file system
 
@@ -145,7 +143,7 @@ class Partial:
         self.finished = self.resumed = False
         self.versions: list[dict[str, str]] = [_versions()]
         self._overwrite = overwrite
-        self._lock: Lock | None = None
+        self._lock = ExitStack()
         with writing(self.path, resumable=kind.resumable):
             if not os.path.lexists(self.path):
                 self._check_output(resume=resume)
@@ -156,15 +154,12 @@ class Partial:
                     return
             self._refuse_foreign()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path / LOCK)
-            try:
+            with ExitStack() as lock:
+                lock.enter_context(locked(self.path))
                 self._settle()
                 self._begin(resume=resume)
-            except BaseException:
-                self.release()
-                raise
-        if self.finished:
-            self.release()
+                if not self.finished:
+                    self._lock = lock.pop_all()
 
     def _refuse_foreign(self) -> None:
         """Refuse a folder that is not recognisably ours, before anything in it is touched."""
@@ -374,13 +369,7 @@ class Partial:
 
     def release(self) -> None:
         """Let another process in. What was written stays; a folder with nothing in it goes."""
-        if self._lock is None:
-            return
-        lock, self._lock = self._lock, None
-        with suppress(OSError):
-            if {entry.name for entry in self.path.iterdir()} - LITTER == {LOCK}:
-                shutil.rmtree(self.path)
-        lock.release()
+        self._lock.close()
 
     def __enter__(self) -> Partial:
         return self
@@ -391,7 +380,7 @@ class Partial:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._lock is not None and error is not None:
+        if error is not None and not self.finished:
             # A mistake that was refused at once must not be in the way of its correction.
             refused = isinstance(error, Exception) and not (self.resumed or self._overwrite)
             if (refused and not self.saved) or not self.kind.resumable:

@@ -22,6 +22,7 @@ from polyseme.store.casting import arrow_table, cast, storable
 from polyseme.store.damage import DamagedRunError, sha256
 from polyseme.store.files import (
     ASIDE,
+    LITTER,
     OVERWRITE,
     plain_json,
     read_json,
@@ -49,7 +50,7 @@ from polyseme.store.format import (
     site_file,
     table_file,
 )
-from polyseme.store.partial import LITTER, Kind, Partial
+from polyseme.store.partial import Kind, Partial
 from polyseme.store.reader import RunFolder
 from polyseme.store.tables import write_table
 
