@@ -18,9 +18,17 @@ from torch import Tensor
 from polyseme.analysis.describe import digest
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
-from polyseme.store.files import ASIDE, LOCK, locked, plain_json, read_json, replace_bytes, writing
-from polyseme.store.fingerprint import differences
-from polyseme.store.format import encode_json
+from polyseme.store.files import (
+    ASIDE,
+    LOCK,
+    encode_json,
+    locked,
+    plain_json,
+    read_json,
+    replace_bytes,
+    writing,
+)
+from polyseme.store.partial import differences
 from polyseme.views.figure import save_figure
 
 RECORDS = "records"

@@ -13,7 +13,7 @@ import pandas as pd
 
 from polyseme.store import invariants
 from polyseme.store.arrays import Arrays
-from polyseme.store.damage import locate
+from polyseme.store.files import locate
 from polyseme.store.format import (
     GO_TOGETHER,
     INPUT_ARRAYS,
@@ -26,12 +26,10 @@ from polyseme.store.format import (
     is_text,
     missing_inputs,
     neuron_offsets,
-    parse_files,
-    parse_sites,
     site_file,
     table_file,
 )
-from polyseme.store.run_json import check_metadata
+from polyseme.store.run_json import check_metadata, parse_files, parse_sites
 from polyseme.store.tables import Table
 from polyseme.store.texts import check_lengths
 

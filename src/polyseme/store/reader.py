@@ -12,89 +12,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyseme.errors import InputError, RunError, one_of
+from polyseme.errors import InputError, one_of
 from polyseme.store import invariants
 from polyseme.store.arrays import Arrays
 from polyseme.store.contents import Contents
-from polyseme.store.damage import locate, reporting, sha256
+from polyseme.store.files import reporting
 from polyseme.store.format import (
     INPUTS_FILE,
     JSON,
-    RUN_JSON,
     SITE_ARRAYS,
     TABLES,
     UNITS,
     Problem,
     SiteInfo,
-    data_files,
-    digest_of,
     neuron_offsets,
-    parse_files,
-    parse_sites,
 )
-from polyseme.store.run_json import read_run_json
+from polyseme.store.run_json import read_run_json, refuse_altered
 from polyseme.store.texts import check_contexts, check_texts, token_texts
 
 # Of which all tables are checked together: enough to read in long stretches, few enough not to
 # fill the memory.
 NEURONS_AT_A_TIME = 4096
-
-
-def altered_files(path: str | Path, metadata: dict[str, JSON] | None = None) -> list[str]:
-    """Names of the files of a run that are not, byte for byte, the ones that were written.
-
-    It compares digests, and reads every byte once. Forgery it does not find: who can change a
-    file can change its digest too.
-
-    Parameters
-    ----------
-    path : str or Path
-        The run folder. Whether anything but its run.json can be read does not matter.
-    metadata : dict, optional
-        run.json, where it was read already.
-
-    Returns
-    -------
-    list of str
-        Relative to the folder; missing and unreadable files are among them, and run.json is
-        where it does not have its own digest.
-
-    Raises
-    ------
-    RunError
-        It is no run, or its run.json cannot be read.
-    """
-    path = Path(path)
-    metadata = read_run_json(path) if metadata is None else metadata
-    with reporting(path):
-        files = parse_files(metadata, data_files(len(parse_sites(metadata))))
-    altered = [] if metadata.get("sha256") == digest_of(metadata) else [RUN_JSON]
-    for name, (_, digest) in files.items():
-        try:
-            same = sha256(locate(path, name)) == digest
-        except (OSError, Problem):
-            same = False
-        if not same:
-            altered.append(name)
-    return altered
-
-
-def refuse_altered(path: Path) -> None:
-    """Refuse a run of which a file is not the one that was written.
-
-    Raises
-    ------
-    RunError
-        It names all such files.
-    """
-    if altered := altered_files(path):
-        *others, last = altered
-        names = f"{', '.join(others)} and {last}" if others else last
-        raise RunError(
-            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that "
-            "run.json records is another. Copy the run again from where it came, or analyse again "
-            "with overwrite=True (--overwrite)."
-        )
 
 
 class RunFolder:

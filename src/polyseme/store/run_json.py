@@ -1,26 +1,39 @@
-"""Reading run.json, which says whether a folder is a finished run, and of which version."""
+"""run.json: what makes a folder a run, what the run holds, and what its files must be."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from polyseme.errors import RunError
-from polyseme.store.damage import locate, reporting
+from polyseme.errors import InputError, RunError
+from polyseme.store.files import (
+    decode_json,
+    encode_json,
+    kind_of,
+    locate,
+    plain_json,
+    replace_bytes,
+    reporting,
+    sha256,
+    short_json,
+    writing,
+)
 from polyseme.store.format import (
     FORMAT,
     FORMAT_VERSION,
     JSON,
+    LARGEST,
+    LONGEST_NAME,
     LONGEST_RUN_JSON,
     RUN_JSON,
     Problem,
-    decode_json,
+    SiteInfo,
+    data_files,
     is_text,
-    kind_of,
-    require,
 )
 
 
@@ -213,3 +226,224 @@ def _check_sizes(data: Mapping[str, JSON], sites: list[Mapping[str, JSON]]) -> N
                     RUN_JSON,
                     f"'sites[{number}].d_in' is {site['d_in']}, but its '{what}' makes {read}",
                 )
+
+
+# ------------------------------------------------------------------------ sites and files
+
+
+def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
+    """The sites of a run.json.
+
+    Raises
+    ------
+    Problem
+        ``sites`` is missing, empty, or says something that no site can be.
+    """
+    listed = require(metadata, "sites", list)
+    if not listed:
+        raise Problem(RUN_JSON, "'sites' is empty; a run has at least one site")
+    sites: list[SiteInfo] = []
+    seen: set[str] = set()
+    for number, entry in enumerate(listed):
+        where = f"sites[{number}]"
+        if not isinstance(entry, dict):
+            raise Problem(RUN_JSON, f"{where!r} must be an object, not {kind_of(entry)}")
+        name = _text(entry, "name", where)
+        if name in seen:
+            raise Problem(RUN_JSON, f"'sites' has the name {name!r} twice")
+        seen.add(name)
+        known = ("name", "kind", "n_neurons", "d_in")
+        sites.append(
+            SiteInfo(
+                number=number,
+                name=name,
+                kind=_text(entry, "kind", where),
+                n_neurons=_count(entry, "n_neurons", where),
+                d_in=_count(entry, "d_in", where),
+                extra={key: value for key, value in entry.items() if key not in known},
+            )
+        )
+    return tuple(sites)
+
+
+def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each named file, as run.json records them.
+
+    Only the names that the format fixes are looked up: a name that run.json makes up is never
+    followed.
+
+    Raises
+    ------
+    Problem
+        A file has no entry, or the entry is malformed.
+    """
+    listed = require(metadata, "files", dict)
+    found: dict[str, tuple[int, str]] = {}
+    for name in names:
+        entry = listed.get(name)
+        if entry is None:
+            raise Problem(RUN_JSON, f"'files' does not list {name}")
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise Problem(
+                RUN_JSON, f"the entry of {name} in 'files' must be {{'bytes': int, 'sha256': str}}"
+            )
+        found[name] = (size, digest)
+    return found
+
+
+def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
+    """A value of run.json that must be there and be of the given type."""
+    words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+    if key not in metadata:
+        raise Problem(RUN_JSON, f"{key!r} is missing")
+    value = metadata[key]
+    if type(value) is not kind:  # not isinstance: true is no whole number here
+        raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {kind_of(value)}")
+    return value
+
+
+def _text(entry: Mapping[str, JSON], key: str, where: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+        raise Problem(
+            RUN_JSON,
+            f"'{where}.{key}' must be a string of 1 to {LONGEST_NAME} characters, "
+            f"not {kind_of(value)}",
+        )
+    return value
+
+
+def _count(entry: Mapping[str, JSON], key: str, where: str) -> int:
+    value = entry.get(key)
+    if type(value) is not int or not 1 <= value <= LARGEST:
+        raise Problem(
+            RUN_JSON,
+            f"'{where}.{key}' must be a whole number from 1 to {LARGEST}, not {kind_of(value)}",
+        )
+    return value
+
+
+# -------------------------------------------------------------------------------- digests
+
+
+def digest_of(metadata: Mapping[str, JSON]) -> str:
+    """SHA-256, in hex, of run.json as it would be without its own ``sha256``."""
+    return hashlib.sha256(encode_json(_without_digest(metadata))).hexdigest()
+
+
+def write_run_json(folder: Path, metadata: Mapping[str, JSON], *, resumable: bool) -> None:
+    """Write run.json in one step, with its own digest at the end."""
+    signed = {**_without_digest(metadata), "sha256": digest_of(metadata)}
+    with writing(folder / RUN_JSON, resumable=resumable):
+        replace_bytes(folder / RUN_JSON, short_json(RUN_JSON, signed))
+
+
+def _without_digest(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
+    return {key: value for key, value in metadata.items() if key != "sha256"}
+
+
+def altered_files(path: str | Path, metadata: dict[str, JSON] | None = None) -> list[str]:
+    """Names of the files of a run that are not, byte for byte, the ones that were written.
+
+    It compares digests, and reads every byte once. Forgery it does not find: who can change a
+    file can change its digest too.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder. Whether anything but its run.json can be read does not matter.
+    metadata : dict, optional
+        run.json, where it was read already.
+
+    Returns
+    -------
+    list of str
+        Relative to the folder; missing and unreadable files are among them, and run.json is
+        where it does not have its own digest.
+
+    Raises
+    ------
+    RunError
+        It is no run, or its run.json cannot be read.
+    """
+    path = Path(path)
+    metadata = read_run_json(path) if metadata is None else metadata
+    with reporting(path):
+        files = parse_files(metadata, data_files(len(parse_sites(metadata))))
+    altered = [] if metadata.get("sha256") == digest_of(metadata) else [RUN_JSON]
+    for name, (_, digest) in files.items():
+        try:
+            same = sha256(locate(path, name)) == digest
+        except (OSError, Problem):
+            same = False
+        if not same:
+            altered.append(name)
+    return altered
+
+
+def refuse_altered(path: Path) -> None:
+    """Refuse a run of which a file is not the one that was written.
+
+    Raises
+    ------
+    RunError
+        It names all such files.
+    """
+    if altered := altered_files(path):
+        *others, last = altered
+        names = f"{', '.join(others)} and {last}" if others else last
+        raise RunError(
+            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that "
+            "run.json records is another. Copy the run again from where it came, or analyse again "
+            "with overwrite=True (--overwrite)."
+        )
+
+
+_OF_THE_ANALYSIS = frozenset(
+    (
+        "format",
+        "format_version",
+        "polyseme_version",
+        "created",
+        "sites",
+        "settings",
+        "model",
+        "data",
+        "fingerprint",
+        "versions",
+        "seconds",
+        "files",
+        "sha256",
+    )
+)
+
+
+def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
+    """Add to the run.json of a finished run what was found out about it later, in one step.
+
+    Parameters
+    ----------
+    path : str or Path
+    metadata : mapping
+        JSON by top-level key; a key that was added before is replaced.
+
+    Raises
+    ------
+    InputError
+        The metadata is not JSON, or is of a key that describes the analysis itself.
+    RunError
+        There is no such run, or its run.json is damaged or cannot be written.
+    """
+    path = Path(path)
+    content = read_run_json(path)
+    with reporting(path):
+        if content.get("sha256") != digest_of(content):
+            raise Problem(RUN_JSON, "it is not as written, by its own SHA-256")
+    taken = [key for key in metadata if key in _OF_THE_ANALYSIS]
+    if taken:
+        raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
+    added = {**content, **plain_json("metadata", metadata)}
+    if added != content:
+        write_run_json(path, added, resumable=False)
