@@ -336,7 +336,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     monkeypatch.setattr(Trainer, "step", killed)
     with pytest.raises(KeyboardInterrupt) as caught:
         train(**settings, out=tmp_path / "cut")
-    assert "checkpoint of step 5 is kept; resume=True" in caught.value.__notes__[0]
+    assert "checkpoint of step 5 is kept. Resume with resume=True" in caught.value.__notes__[0]
     assert not (tmp_path / "cut").exists()
     assert checkpoint_step(tmp_path / "cut.partial") == 5
     monkeypatch.undo()
@@ -414,12 +414,12 @@ def test_other_settings_cannot_be_gone_on_with(tmp_path: Path) -> None:
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
     told = (
         r"settings\.ne_coefficient was 5\.0 and is now 7\.0; settings\.lr was 0\.001 and is now "
-        r"0\.01\. Go on with the same .*, or .* overwrite=True"
+        r"0\.01\. Resume with the same .*, or .* overwrite=True"
     )
     other = LONG | {"ne_coefficient": 7.0, "lr": 0.01}
     with pytest.raises(RunError, match=told):
         train(batches_of_rows(), **other, out=tmp_path / "sae", resume=True)
-    with pytest.raises(RunError, match=r"holds an unfinished training\. Go on with it by resume"):
+    with pytest.raises(RunError, match=r"holds an unfinished training\. Continue it with resume"):
         train(batches_of_rows(), **LONG, out=tmp_path / "sae")
     train(batches_of_rows(), **other, out=tmp_path / "sae", overwrite=True)
     assert os.listdir(tmp_path) == ["sae"]
@@ -472,7 +472,7 @@ def test_a_damaged_record(tmp_path: Path) -> None:
 def test_an_sae_is_replaced_only_when_asked_and_when_complete(tmp_path: Path) -> None:
     out = tmp_path / "sae"
     old = train(steps=5, out=out)
-    with pytest.raises(RunError, match=r"exists already\. Replace it by overwrite=True"):
+    with pytest.raises(RunError, match=r"already exists\. Replace it with overwrite=True"):
         train(steps=6, out=out)
     with pytest.raises(Cut):
         train(batches_of_rows(cut=11), **LONG, out=out, overwrite=True)
@@ -527,7 +527,7 @@ def test_a_failed_rename_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(RunError, match=r"No space left on device\. Put that right"):
+    with pytest.raises(RunError, match=r"No space left on device\. Fix this, then resume with"):
         train(**LONG, out=out, overwrite=True)
     monkeypatch.undo()
     assert torch.equal(load_sae(out).W_enc, old.W_enc)
@@ -542,7 +542,7 @@ def test_a_replacement_that_was_killed_between_its_renames(tmp_path: Path) -> No
     with pytest.raises(Cut):
         train(batches_of_rows(cut=11), **LONG, out=out, overwrite=True)
     os.rename(out, partial / "old")
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         train(batches_of_rows(), **LONG, out=out)
     assert torch.equal(load_sae(out).W_enc, old.W_enc)
 

@@ -156,7 +156,7 @@ def test_another_version_says_what_to_do(folder, version):
     said = "a whole number of more than 18 digits" if version > 10**18 else version
     with pytest.raises(
         RunError,
-        match=rf"has format version {said}, and this polyseme reads version 1 alone\. Read the run "
+        match=rf"has format version {said}, and this polyseme reads only version 1\. Read the run "
         r"with the polyseme that wrote it \(.*pip install --upgrade polyseme\), or analyse again\.",
     ):
         RunFolder(folder)

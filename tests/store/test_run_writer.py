@@ -239,7 +239,7 @@ def test_finish_refuses_what_a_reader_would(tmp_path, change, message):
         with pytest.raises(RunError, match=f"What was written is not a valid run: .*{message}"):
             writer.finish(made.metadata)
     assert not out.exists()
-    # Nothing is lost: put right, the same analysis can be finished.
+    # Nothing is lost: once fixed, the same analysis can be finished.
     with start(out, resume=True) as writer:
         fill(writer, contents())
         writer.finish(contents().metadata)
@@ -296,7 +296,7 @@ def test_a_name_that_is_too_long_is_explained(tmp_path, out):
 
 def test_a_place_that_nothing_can_be_moved_to(tmp_path, monkeypatch):
     monkeypatch.setattr("os.path.ismount", lambda path: True)
-    with pytest.raises(InputError, match=r"is where a file system begins.*such as .*run/new"):
+    with pytest.raises(InputError, match=r"is a mount point.*such as .*run/new"):
         start(tmp_path / "run")
 
 
@@ -339,7 +339,7 @@ def test_an_existing_run_is_not_touched_without_a_flag(tmp_path):
     before = snapshot(tmp_path)
     with pytest.raises(
         RunError,
-        match=r"run exists already.*overwrite=True \(--overwrite\).*resume=True \(--resume\)",
+        match=r"run already exists.*overwrite=True \(--overwrite\).*resume=True \(--resume\)",
     ):
         start(out)
     assert snapshot(tmp_path) == before
@@ -598,8 +598,8 @@ def test_resume_names_the_settings_that_differ(tmp_path):
         start(tmp_path / "run", other, resume=True)
     message = str(caught.value)
     assert (
-        "not this one: settings.threshold was 0.2 and is now 0.05; "
-        'data was "d" and is now not set; seed was not set and is now 3. Go on' in message
+        "holds another unfinished analysis: settings.threshold was 0.2 and is now 0.05; "
+        'data was "d" and is now not set; seed was not set and is now 3. Resume' in message
     )
     assert "select" not in message
 
@@ -636,7 +636,7 @@ def test_resume_with_a_run_in_the_way_is_refused(tmp_path):
     content["fingerprint"] = {}
     (tmp_path / "other" / "run.json").write_text(json.dumps(content) + "\n")
     os.rename(tmp_path / "other", out)
-    with pytest.raises(RunError, match="exists already, and so does an unfinished analysis"):
+    with pytest.raises(RunError, match="already exists, and so does an unfinished analysis"):
         start(out, resume=True)
 
 
@@ -686,7 +686,7 @@ def test_another_format_is_refused_and_another_version_told(tmp_path, monkeypatc
     now = {"polyseme": "99.0", "torch": "99.1"}
     monkeypatch.setattr("polyseme.store.partial._versions", lambda: now)
     with (
-        pytest.warns(UserWarning, match=r"goes on with polyseme 99\.0 and torch 99\.1: what each"),
+        pytest.warns(UserWarning, match=r"continues with polyseme 99\.0 and torch 99\.1: their"),
         start(out, resume=True) as writer,
     ):
         pass

@@ -77,11 +77,11 @@ def points(
 
     A coefficient of 0 is the same SAE in every form and is trained once.
     """
-    found: dict[tuple[Any, ...], Point] = {}
+    combinations: dict[tuple[Any, ...], Point] = {}
     for seed, form, ne, l1 in itertools.product(seeds, forms, ne_coefficients, l1_coefficients):
         name = "none" if ne == 0 else form
-        found.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
-    return list(found.values())
+        combinations.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
+    return list(combinations.values())
 
 
 def sweep(
@@ -146,10 +146,10 @@ def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
         before = read_json(file)
         if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
             raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
-        if before and (told := differences(before, settings)):
+        if before and (changed := differences(before, settings)):
             raise RunError(
-                f"{folder} holds another sweep: {told}. Choose another output folder, or give the "
-                "same settings, model and data to go on."
+                f"{folder} holds another sweep: {changed}. Choose another output folder, or give "
+                "the same settings, model and data to continue it."
             )
         folder.mkdir(parents=True, exist_ok=True)
         lock.enter_context(locked(folder))

@@ -260,7 +260,7 @@ def _train(
             if whole:
                 save()
             if saved and folder is not None:
-                error.add_note(f"The checkpoint of step {saved} is kept; {RESUME} goes on from it.")
+                error.add_note(f"The checkpoint of step {saved} is kept. Resume with {RESUME}.")
             raise
 
 

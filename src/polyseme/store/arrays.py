@@ -125,8 +125,8 @@ class Arrays(Mapping[str, np.ndarray]):
             return np.asarray(self._loaded[name][wanted])
         unique, back = np.unique(wanted, return_inverse=True)
         stretches = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1)
-        found = self._read(name, [(int(s[0]), int(s[-1]) + 1) for s in stretches if len(s)])
-        return np.asarray(found[back])
+        array = self._read(name, [(int(s[0]), int(s[-1]) + 1) for s in stretches if len(s)])
+        return np.asarray(array[back])
 
     def _length(self, name: str) -> int:
         shape = self.headers[name][1]
@@ -179,12 +179,12 @@ def overwrite(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     with safe_open(file, framework="numpy") as opened:
         for name, array in arrays.items():
-            given = array.dtype.name, list(array.shape)
+            new = array.dtype.name, list(array.shape)
             header = opened.get_slice(name) if name in opened.keys() else None  # noqa: SIM118
-            there = header and (SAFETENSORS_DTYPES.get(header.get_dtype()), header.get_shape())
-            if given != there:
+            old = header and (SAFETENSORS_DTYPES.get(header.get_dtype()), header.get_shape())
+            if new != old:
                 raise InputError(
-                    f"{name!r} is {given} and stands in {file.name} as {there}; the same is "
+                    f"{name!r} is {new} and stands in {file.name} as {old}; the same is "
                     "expected, to put it in its place."
                 )
     with file.open("r+b") as raw:
@@ -232,9 +232,9 @@ def check_headers(
         wanted = array.shape[:-1] if free else array.shape
         fits = len(shape) > len(wanted) if free else len(shape) == len(wanted)
         if fits:
-            for want, given in zip(wanted, shape, strict=False):
-                size = want if isinstance(want, int) else known.setdefault(want, given)
-                fits = fits and size == given
+            for want, length in zip(wanted, shape, strict=False):
+                size = want if isinstance(want, int) else known.setdefault(want, length)
+                fits = fits and size == length
         if not fits:
             spelled = ", ".join(
                 str(want) if isinstance(want, int) or want not in known else f"{want}={known[want]}"

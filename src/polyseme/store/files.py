@@ -77,12 +77,12 @@ def writing(path: Path, *, resumable: bool = True) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(
-                f"The name {path.name[:40]}… is too long for the file system. Give a shorter one."
+                f"The name {path.name[:40]}… is too long for the file system. Choose a shorter one."
             ) from error
-        kept = f"; what was written before stays, and {RESUME} goes on from it."
+        remedy = f"resume with {RESUME}: nothing is lost" if resumable else "try again"
         raise RunError(
-            f"Cannot write {error.filename or path}: {error.strerror or error}. Put that right"
-            f"{kept if resumable else ', and try again.'}"
+            f"Cannot write {error.filename or path}: {error.strerror or error}. Fix this, then "
+            f"{remedy}."
         ) from error
 
 
@@ -216,7 +216,7 @@ def short_json(what: str, value: Mapping[str, JSON], longest: int = LONGEST_RUN_
         long = max(value, key=lambda key: len(json.dumps(value[key])))
         raise InputError(
             f"The {what} takes {len(raw):,} bytes of JSON, most of them for {long!r}; at most "
-            f"{longest:,} are read back. Give less of that."
+            f"{longest:,} are read back. Shorten it."
         )
     return raw
 
@@ -284,14 +284,14 @@ class DamagedRunError(RunError):
 
     def __init__(self, path: Path, problem: Problem) -> None:
         # A folder whose run.json cannot be read is never replaced: it may not be a run at all.
-        again = (
+        remedy = (
             "move it away and analyse again"
             if problem.file == RUN_JSON
             else "analyse again with overwrite=True (--overwrite)"
         )
         super().__init__(
             f"{path / problem.file}: {problem.what}. The run is damaged, or was not written by "
-            f"polyseme: copy it again from where it came, or {again}."
+            f"polyseme: copy it again from where it came, or {remedy}."
         )
         self.path = path
         self.problem = problem

@@ -12,6 +12,9 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
+
+from polyseme.errors import InputError
 
 FORMAT = "polyseme-run"
 FORMAT_VERSION = 1
@@ -251,9 +254,72 @@ def data_files(n_sites: int) -> list[str]:
     return [*tables, INPUTS_FILE, *(site_file(number) for number in range(n_sites))]
 
 
-# -------------------------------------------------------------------------------- metadata
-
-
 def neuron_offsets(sites: Sequence[SiteInfo]) -> np.ndarray:
     """First row of each site in the neurons table, and one past the last: (sites + 1,) int64."""
     return np.concatenate([[0], np.cumsum([site.n_neurons for site in sites], dtype=np.int64)])
+
+
+# ------------------------------------------------------------------- texts and importances
+
+
+def vocabulary_arrays(
+    ids: Sequence[int] | np.ndarray, texts: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The part of a vocabulary that occurs in a run, as arrays of ``inputs.safetensors``.
+
+    Parameters
+    ----------
+    ids : array of int, shape (V,)
+        Strictly increasing.
+    texts : sequence of str
+        How each of them reads.
+    """
+    if len(ids) != len(texts):
+        raise InputError(f"{len(ids)} tokens have {len(texts)} texts; one for each is expected.")
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return {
+        "vocabulary": np.asarray(ids, dtype=np.int32),
+        "vocabulary_ends": np.cumsum([len(word) for word in encoded], dtype=np.int64),
+        "vocabulary_text": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+    }
+
+
+def token_texts(inputs: Mapping[str, np.ndarray]) -> pd.Series[str]:
+    """How each token of a run reads, by its number.
+
+    Parameters
+    ----------
+    inputs : mapping of str to ndarray
+        The arrays of ``inputs.safetensors``.
+
+    Returns
+    -------
+    pandas.Series of str, index int
+
+    Raises
+    ------
+    Problem
+        The arrays contradict one another.
+    """
+    ids, ends = inputs["vocabulary"], inputs["vocabulary_ends"]
+    raw = inputs["vocabulary_text"].tobytes()
+    starts = np.concatenate([[0], ends])[:-1]
+    if np.any(ends < starts) or (len(ends) and (ends[0] < 0 or ends[-1] != len(raw))):
+        raise Problem(INPUTS_FILE, "'vocabulary_ends' do not fit 'vocabulary_text'")
+    try:
+        words = [raw[a:b].decode("utf-8") for a, b in zip(starts, ends, strict=True)]
+    except UnicodeDecodeError as error:
+        raise Problem(INPUTS_FILE, f"'vocabulary_text' is not UTF-8 ({error.reason})") from error
+    return pd.Series(words, index=ids, dtype=object)
+
+
+def encode_importances(importances: np.ndarray) -> np.ndarray:
+    """Token importances from 0 to 1, NaN where there are none, as bytes of a run."""
+    known = np.rint(np.nan_to_num(importances) * LARGEST_IMPORTANCE)
+    return np.where(np.isnan(importances), NO_IMPORTANCE, known).astype(np.uint8)
+
+
+def decode_importances(stored: np.ndarray) -> np.ndarray:
+    """The inverse of `encode_importances`, float32, but for rounding."""
+    known = stored.astype(np.float32) / np.float32(LARGEST_IMPORTANCE)
+    return np.where(stored == NO_IMPORTANCE, np.float32(np.nan), known)

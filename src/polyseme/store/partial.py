@@ -137,7 +137,7 @@ class Partial(AbstractContextManager["Partial"]):
         if overwrite and resume:
             raise InputError(
                 f"{OVERWRITE} and {RESUME} exclude each other: the first starts again, the second "
-                "goes on. Give one."
+                "continues. Give only one of them."
             )
         self.kind = kind
         self.shown = Path(out)
@@ -182,8 +182,8 @@ class Partial(AbstractContextManager["Partial"]):
             )
         if not ours:
             raise RunError(
-                f"{self.path} is in the way: unfinished work is kept there, and what is there is "
-                "not from this version of polyseme. Move it away, or choose another output."
+                f"{self.path} is in the way: polyseme keeps unfinished work there, but this is not "
+                "from this version of polyseme. Move it away, or choose another output."
             )
 
     def _settle(self) -> None:
@@ -198,28 +198,28 @@ class Partial(AbstractContextManager["Partial"]):
         before = read_json(self.path / PARTIAL_JSON)
         begun = self._begun
         known: JSON = before.get("fingerprint")
-        told = changes(known, self.fingerprint) if begun else []
-        # An interrupted overwrite=True goes on as one: the permission was given then.
-        replacing = resume and begun and not told and before.get("overwrite") is True
+        same = begun and not changes(known, self.fingerprint)
+        # An interrupted overwrite=True is resumed as one: the permission was given then.
+        replacing = resume and same and before.get("overwrite") is True
         self._overwrite |= replacing
         self._check_output(resume=resume and not replacing)
         if self._stands() and resume and not replacing:
-            self._check_result(begun=begun and not told)
-            if not told:
+            self._check_result(begun=same)
+            if same or not begun:
                 self._forget()
             self.finished = True
         elif begun and resume:
-            if told:
+            if not same:
                 raise RunError(
-                    f"{self.path} holds an unfinished {self.kind.work} that is not this one: "
-                    f"{differences(known, self.fingerprint)}. Go on with the same settings, model "
-                    f"and data, or discard it and start again by {OVERWRITE}."
+                    f"{self.path} holds another unfinished {self.kind.work}: "
+                    f"{differences(known, self.fingerprint)}. Resume with the same settings, model "
+                    f"and data, or discard it and start again with {OVERWRITE}."
                 )
             self._go_on(before)
         elif begun and self.saved and self.kind.resumable and not self._overwrite:
             raise RunError(
-                f"{self.path} holds an unfinished {self.kind.work}. Go on with it by {RESUME}, or "
-                f"discard it and start again by {OVERWRITE}."
+                f"{self.path} holds an unfinished {self.kind.work}. Continue it with {RESUME}, or "
+                f"discard it and start again with {OVERWRITE}."
             )
         else:
             self._start()
@@ -231,31 +231,31 @@ class Partial(AbstractContextManager["Partial"]):
         if self._overwrite:
             self._refuse_to_replace()
         elif not resume:
-            go_on = f" go on with an unfinished {self.kind.work} by {RESUME},"
+            go_on = f" continue an unfinished {self.kind.work} with {RESUME},"
             raise RunError(
-                f"{self.shown} exists already. Replace it by {OVERWRITE},"
+                f"{self.shown} already exists. Replace it with {OVERWRITE},"
                 f"{go_on if self.kind.resumable else ''} or choose another output."
             )
 
     def _check_result(self, *, begun: bool) -> None:
         """Refuse a result that is there unless it is whole and the one of this fingerprint."""
-        found = self.kind.fingerprint(self.out)
-        if found is None:
+        finished = self.kind.fingerprint(self.out)
+        if finished is None:
             raise RunError(
                 f"{self.shown} is not {self.kind.result}, so it cannot be resumed. Choose "
                 "another output, or move it away."
             )
-        if not changes(found, self.fingerprint):
+        if not changes(finished, self.fingerprint):
             self.kind.check(self.out)
             return
         if begun:
             raise RunError(
-                f"{self.shown} exists already, and so does an unfinished {self.kind.work} for it. "
-                f"Move the first away, then go on by {RESUME}; or replace both by {OVERWRITE}."
+                f"{self.shown} already exists, and so does an unfinished {self.kind.work} for it. "
+                f"Move the first away and continue with {RESUME}, or replace both with {OVERWRITE}."
             )
         raise RunError(
             f"{self.shown} is the result of another {self.kind.work}, so it cannot be resumed: "
-            f"{differences(found, self.fingerprint)}. Choose another output, or replace it by "
+            f"{differences(finished, self.fingerprint)}. Choose another output, or replace it with "
             f"{OVERWRITE}."
         )
 
@@ -311,8 +311,8 @@ class Partial(AbstractContextManager["Partial"]):
         if changed:
             was, now = (_named(used[-1] if used else {}) for used in (earlier, self.versions))
             warnings.warn(
-                f"{self.path} was begun with {was} and goes on with {now}: what each of them found "
-                f"may differ. {OVERWRITE} starts again.",
+                f"{self.path} was started with {was} and continues with {now}: their results may "
+                f"differ. {OVERWRITE} starts again.",
                 stacklevel=5,
             )
             self._write(begun=True)
@@ -393,29 +393,29 @@ def _checked(out: Path) -> Path:
     """Where an output is to be: what a link leads to, as replacing means renaming."""
     if out.name in ("", ".."):
         raise InputError(f"The output {str(out)!r} has no name. Give a folder such as runs/new.")
-    found = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
-    parts = [*found.parent.parts, found.name + ENDING]
+    target = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
+    parts = [*target.parent.parts, target.name + ENDING]
     longest = max(parts, key=lambda part: len(os.fsencode(part)))
     if (n := len(os.fsencode(longest))) > _LONGEST_NAME:
         raise InputError(
             f"The output's name {longest.removesuffix(ENDING)[:40]}… is too long: with {ENDING} "
-            f"after it, it has {n} bytes, and a file system takes {_LONGEST_NAME}. Give a shorter "
-            "one."
+            f"after it, it has {n} bytes, and a file system takes {_LONGEST_NAME}. Choose a "
+            "shorter one."
         )
-    if os.path.ismount(found):
+    if os.path.ismount(target):
         raise InputError(
-            f"{out} is where a file system begins, so nothing can be moved into its place. Give a "
-            f"folder in it, such as {out / 'new'}."
+            f"{out} is a mount point, so nothing can be moved into its place. Give a folder in it, "
+            f"such as {out / 'new'}."
         )
-    return found
+    return target
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("polyseme", "torch"):
         with suppress(installed.PackageNotFoundError):  # run from a source tree
-            found[name] = installed.version(name)
-    return found
+            versions[name] = installed.version(name)
+    return versions
 
 
 def _named(versions: Mapping[str, str]) -> str:
@@ -432,14 +432,14 @@ def changes(before: JSON, now: JSON) -> list[str]:
     times the number under "precision" beside it.
     """
     old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
-    return [told for name in old | new if (told := _change(name, old, new))]
+    return [change for name in old | new if (change := _change(name, old, new))]
 
 
 def differences(before: JSON, now: JSON, *, limit: int = 5) -> str:
     """The first `changes`, in one line."""
-    found = changes(before, now)
-    more = [f"and {len(found) - limit} more"] if len(found) > limit else []
-    return "; ".join(found[:limit] + more)
+    all_changes = changes(before, now)
+    n_others = len(all_changes) - limit
+    return "; ".join(all_changes[:limit] + ([f"and {n_others} more"] if n_others > 0 else []))
 
 
 def _change(name: str, old: Mapping[str, JSON], new: Mapping[str, JSON]) -> str | None:

@@ -26,9 +26,9 @@ from polyseme.store.format import (
     Problem,
     SiteInfo,
     neuron_offsets,
+    token_texts,
 )
 from polyseme.store.run_json import read_run_json, refuse_altered
-from polyseme.store.texts import check_contexts, check_texts, token_texts
 
 # Of which all tables are checked together: enough to read in long stretches, few enough not to
 # fill the memory.
@@ -61,7 +61,7 @@ class RunFolder:
     ------
     RunError
         From the constructor and from every member: the folder is missing, no run, unfinished,
-        of a newer version, damaged, or not what the format asks. The message names the file,
+        of another version, damaged, or not what the format asks. The message names the file,
         what is wrong and what to do.
     """
 
@@ -70,9 +70,7 @@ class RunFolder:
     sites: tuple[SiteInfo, ...]
 
     def __init__(self, path: str | Path) -> None:
-        with reporting(Path(path)):
-            metadata = read_run_json(Path(path))
-        self._open(Path(path), metadata)
+        self._open(Path(path))
 
     @classmethod
     def salvaged(cls, path: str | Path) -> RunFolder:
@@ -92,15 +90,13 @@ class RunFolder:
             It is no run, or what everything else depends on is damaged.
         """
         folder = cls.__new__(cls)
-        with reporting(Path(path)):
-            metadata = read_run_json(Path(path))
-        folder._open(Path(path), metadata, tolerant=True)
+        folder._open(Path(path), tolerant=True)
         return folder
 
     @property
     def damage(self) -> list[str]:
         """What is wrong with each damaged file; empty unless the run was `salvaged`."""
-        return [str(problem) for problem in self._contents.damage]
+        return [str(problem) for problem in self._contents.damage.values()]
 
     @classmethod
     def unsealed(cls, path: Path, metadata: dict[str, JSON]) -> RunFolder:
@@ -109,11 +105,13 @@ class RunFolder:
         folder._open(path, metadata)
         return folder
 
-    def _open(self, path: Path, metadata: dict[str, JSON], *, tolerant: bool = False) -> None:
+    def _open(
+        self, path: Path, metadata: dict[str, JSON] | None = None, *, tolerant: bool = False
+    ) -> None:
         self.path = path
-        self.metadata = metadata
         with reporting(path):
-            self._contents = Contents(path, metadata, tolerant=tolerant)
+            self.metadata = read_run_json(path) if metadata is None else metadata
+            self._contents = Contents(path, self.metadata, tolerant=tolerant)
         self.sites = self._contents.sites
 
     @property
@@ -250,9 +248,9 @@ class RunFolder:
         with reporting(self.path):
             offsets = self._contents.offsets(str(unit))
             begin, end = (int(offsets[first + n] - offsets[first]) for n in (start, stop))
-            found = arrays.between(array, begin, end)
-            self._contents.check_rows_of(number, array, found, first + start, first + stop)
-        return found
+            rows = arrays.between(array, begin, end)
+            self._contents.check_rows_of(number, array, rows, first + start, first + stop)
+        return rows
 
     def contexts(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """Some of the contexts of a run of texts, without reading the rest.
@@ -271,7 +269,7 @@ class RunFolder:
         with reporting(self.path):
             inputs = self._texts()
             tokens, lengths = inputs.take("tokens", rows), inputs.take("lengths", rows)
-            check_contexts(tokens, lengths, inputs["vocabulary"])
+            invariants.check_contexts(tokens, lengths, inputs["vocabulary"])
         return tokens, lengths
 
     def features_of_token(self, row: int) -> np.ndarray:
@@ -294,9 +292,9 @@ class RunFolder:
                 return np.empty(0, np.int64)
             ends = inputs["token_features_ends"]
             start = int(ends[row - 1]) if row else 0
-            found = inputs.between("token_features", start, int(ends[row]))
-            invariants.check_token_features(found, self._contents.table("features").n_rows)
-            return found
+            features = inputs.between("token_features", start, int(ends[row]))
+            invariants.check_token_features(features, self._contents.table("features").n_rows)
+            return features
 
     def _texts(self) -> Arrays:
         if "tokens" not in self._contents.inputs:
@@ -385,7 +383,7 @@ class RunFolder:
                 ):
                     list(done)
             if "tokens" in contents.inputs:
-                check_texts(contents.inputs)
+                invariants.check_texts(contents.inputs)
 
     @cached_property
     def token_texts(self) -> pd.Series[str]:

@@ -43,17 +43,17 @@ def read_run_json(path: Path) -> dict[str, JSON]:
     Raises
     ------
     RunError
-        There is no such run, or its run.json is damaged or newer.
+        There is no such run, or its run.json is damaged or of another version.
     """
     unfinished = (
-        "go on with it by resume=True (--resume), or start again with overwrite=True (--overwrite)"
+        "continue it with resume=True (--resume), or start again with overwrite=True (--overwrite)"
     )
     aside = path.with_name(path.name + ".partial") if path.name else path
     if (path / "partial.json").is_file():
         raise RunError(f"{path} is an unfinished analysis: {unfinished}.")
     if not os.path.lexists(path):
         if (aside / "partial.json").is_file():
-            raise RunError(f"{path} is not finished, {aside} holds what there is: {unfinished}.")
+            raise RunError(f"{path} is not finished; {aside} holds what there is: {unfinished}.")
         raise RunError(
             f"{path} does not exist. Give the folder that polyseme analyse wrote "
             "(its --out, or out= in Python)."
@@ -76,7 +76,7 @@ def read_run_json(path: Path) -> dict[str, JSON]:
     if version != FORMAT_VERSION:
         raise RunError(
             f"{path / RUN_JSON} has format version {kind_of(version)}, and this polyseme reads "
-            f"version {FORMAT_VERSION} alone. Read the run with the polyseme that wrote it (for a "
+            f"only version {FORMAT_VERSION}. Read the run with the polyseme that wrote it (for a "
             "newer one: pip install --upgrade polyseme), or analyse again."
         )
     return metadata
@@ -278,7 +278,7 @@ def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str,
         A file has no entry, or the entry is malformed.
     """
     listed = require(metadata, "files", dict)
-    found: dict[str, tuple[int, str]] = {}
+    recorded: dict[str, tuple[int, str]] = {}
     for name in names:
         entry = listed.get(name)
         if entry is None:
@@ -289,8 +289,8 @@ def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str,
             raise Problem(
                 RUN_JSON, f"the entry of {name} in 'files' must be {{'bytes': int, 'sha256': str}}"
             )
-        found[name] = (size, digest)
-    return found
+        recorded[name] = (size, digest)
+    return recorded
 
 
 def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:

@@ -196,20 +196,20 @@ class Table:
                 if column in self._optional:
                     continue
                 raise Problem(name, f"the column {column!r} is missing")
-            given = schema.field(column).type
-            if not (_is_text(given) if dtype == "str" else given == pa.type_for_alias(dtype)):
-                raise Problem(name, f"the column {column!r} is {given}, not {dtype}")
+            kind = schema.field(column).type
+            if not (_is_text(kind) if dtype == "str" else kind == pa.type_for_alias(dtype)):
+                raise Problem(name, f"the column {column!r} is {kind}, not {dtype}")
         for column in schema.names:
-            given = schema.field(column).type
+            kind = schema.field(column).type
             plain = (
-                pa.types.is_integer(given)
-                or pa.types.is_floating(given)
-                or pa.types.is_boolean(given)
-                or _is_text(given)
+                pa.types.is_integer(kind)
+                or pa.types.is_floating(kind)
+                or pa.types.is_boolean(kind)
+                or _is_text(kind)
             )
             if not plain:
                 raise Problem(
-                    name, f"the extra column {column!r} is {given}, not numbers, booleans or text"
+                    name, f"the extra column {column!r} is {kind}, not numbers, booleans or text"
                 )
 
     def _site_names(self, values: pa.ChunkedArray) -> pd.Series:
