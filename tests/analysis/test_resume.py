@@ -163,7 +163,7 @@ def other_module(model):
         (
             small.WithSAE,
             gelu,
-            r"model\.outputs differ by up to \S+ of the largest\. Go on",
+            r"model\.outputs differ by up to \S+ of the largest\. Resume",
         ),
         (
             small.WithSAE,
@@ -181,7 +181,7 @@ def test_another_model_of_the_same_weights_is_refused(tmp_path, kind, change, ma
     with pytest.raises(RunError, match=match):
         go(tmp_path / "run", batches(), other, resume=True)
     run = go(tmp_path / "run", batches(), small.make(kind), resume=True)
-    with pytest.raises(RunError, match=match.split(r"\. Go on")[0]):
+    with pytest.raises(RunError, match=match.split(r"\. Resume")[0]):
         go(run.path, batches(), other, resume=True)
 
 

@@ -34,7 +34,7 @@ class Arrays(Mapping[str, np.ndarray]):
     schema, sizes
         As for `check_headers`.
     checks : mapping of str to callable
-        What is asked of the values of an array.
+        What the values of an array must satisfy.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
     @property
     def checked(self) -> list[str]:
-        """Names of the arrays of which more is asked than a dtype and a shape."""
+        """Names of the arrays with rules beyond dtype and shape."""
         return [name for name in self if name in self._checks]
 
     def load(self, name: str) -> np.ndarray:

@@ -82,7 +82,7 @@ class Contents:
 
     @contextmanager
     def _noting(self, file: str) -> Iterator[None]:
-        """Let a tolerant reader go on without a file that turns out to be damaged."""
+        """Let a tolerant reader continue without a file that turns out to be damaged."""
         try:
             yield
         except Problem as problem:
@@ -157,7 +157,7 @@ class Contents:
                 )
 
     def table(self, name: str) -> Table:
-        """A table, of which nothing is read yet but its footer."""
+        """A table; only its footer is read yet."""
         self._refuse_damaged(table_file(name))
         if name not in self._tables:
             self._tables[name] = Table(name, self.locate, [site.name for site in self.sites])

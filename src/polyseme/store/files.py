@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -90,7 +89,7 @@ def writing(path: Path, *, resumable: bool = True) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder that exists, for this process alone.
 
-    What is left of it at the end has no lock in it; where nothing is left, it goes too.
+    The lock file is removed at the end, and so is the folder if nothing else is in it.
 
     Raises
     ------
@@ -109,9 +108,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
+            names = {entry.name for entry in folder.iterdir()}
             (folder / LOCK).unlink()
-            if not {entry.name for entry in folder.iterdir()} - LITTER:
-                shutil.rmtree(folder)
+            if names - LITTER == {LOCK}:
+                for name in names - {LOCK}:
+                    (folder / name).unlink()
+                folder.rmdir()  # not rmtree: another process may have locked it by now
         lock.release()
 
 

@@ -10,8 +10,8 @@
 
 The result is in a folder of its own, so that one rename publishes it with nothing of the
 machinery in it, and a failed rename leaves everything that a resume needs. While there is a
-``result/`` it is not published; where partial.json has a fingerprint and there is none, it is,
-and whatever else is there is left over.
+``result/``, the work is not published. Where partial.json has a fingerprint and there is no
+``result/``, it is, and the rest is left over.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Kind:
     work, result : str
         What the making and what is made are called: "analysis", "a polyseme run".
     format : str
-        Name and version of the format. Work on another one is not gone on with.
+        Name and version of the format. Unfinished work of another one is not resumed.
     fingerprint : callable (Path) -> dict or None
         That of a finished result; None where a folder is no such thing.
     foreign : callable (Path) -> set of str
@@ -78,7 +78,7 @@ class Kind:
     check : callable (Path)
         Raises if a finished result is damaged.
     resumable : bool
-        Whether unfinished work is worth going on with.
+        Whether unfinished work is worth resuming.
     """
 
     work: str
@@ -103,7 +103,7 @@ class Partial(AbstractContextManager["Partial"]):
     overwrite : bool
         Replace a result that exists, once the new one is complete, and discard unfinished work.
     resume : bool
-        Go on with unfinished work of the same fingerprint, if there is any.
+        Continue unfinished work of the same fingerprint, if there is any.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class Partial(AbstractContextManager["Partial"]):
     finished : bool
         `out` is the finished result of this fingerprint: there is nothing to do.
     resumed : bool
-        Unfinished work is gone on with.
+        Unfinished work is being continued.
     versions : list of dict
         Versions of polyseme and torch that have worked on it, the present ones last.
 
@@ -280,13 +280,13 @@ class Partial(AbstractContextManager["Partial"]):
 
     @property
     def _begun(self) -> bool:
-        """Whether there is work that was begun, and is not published."""
+        """Whether there is work that was begun and is not published yet."""
         known = read_json(self.path / PARTIAL_JSON).get("fingerprint")
         return isinstance(known, dict) and self.result.is_dir()
 
     @property
     def saved(self) -> bool:
-        """Whether there is anything to go on with."""
+        """Whether anything was written that a resume could use."""
         folders = (self.state, self.result)
         return any(entry.is_file() for folder in folders for entry in folder.rglob("*"))
 

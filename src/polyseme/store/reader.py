@@ -30,8 +30,7 @@ from polyseme.store.format import (
 )
 from polyseme.store.run_json import read_run_json, refuse_altered
 
-# Of which all tables are checked together: enough to read in long stretches, few enough not to
-# fill the memory.
+# Checked together in all tables: enough to read in long stretches, few enough to fit in memory.
 NEURONS_AT_A_TIME = 4096
 
 
@@ -74,7 +73,7 @@ class RunFolder:
 
     @classmethod
     def salvaged(cls, path: str | Path) -> RunFolder:
-        """A run of which some files may be damaged, to look at the rest.
+        """A run that may have damaged files, to look at the rest.
 
         run.json and the table of neurons have to be whole. Whatever is asked of a damaged file
         raises what `damage` says of it.

@@ -36,6 +36,19 @@ from polyseme.store.format import (
     is_text,
 )
 
+# What the writer adds to run.json by itself, and what else describes the analysis.
+WRITTEN = (
+    "format",
+    "format_version",
+    "polyseme_version",
+    "created",
+    "fingerprint",
+    "versions",
+    "files",
+    "sha256",
+)
+_OF_THE_ANALYSIS = frozenset({*WRITTEN, "sites", "settings", "model", "data", "seconds"})
+
 
 def read_run_json(path: Path) -> dict[str, JSON]:
     """The metadata of a finished run of a version that this reader knows.
@@ -84,7 +97,7 @@ def read_run_json(path: Path) -> dict[str, JSON]:
 
 # ------------------------------------------------------------------- what readers rely on
 
-Kind: TypeAlias = tuple[str, Callable[[JSON], bool]]
+Rule: TypeAlias = tuple[str, Callable[[JSON], bool]]
 
 
 def _is_number(value: JSON) -> bool:
@@ -105,36 +118,41 @@ def _is_string(value: JSON) -> bool:
 
 
 def _is_size(value: JSON) -> bool:
-    return _is_whole(value, 1, 2**31 - 1)
+    return _is_whole(value, 1, LARGEST)
 
 
-_STRING: Kind = ("a string", _is_string)
-_STRINGS: Kind = ("a list of strings", lambda v: _are(v, _is_string))
-_OBJECT: Kind = ("an object", lambda v: isinstance(v, dict))
-_BOOLEAN: Kind = ("true or false", lambda v: isinstance(v, bool))
-_WHOLE: Kind = ("a whole number from 0", _is_whole)
-_NUMBER: Kind = ("a number", _is_number)
-_SCALE: Kind = (
+_STRING: Rule = ("a string", _is_string)
+_NAME: Rule = (
+    f"a string of 1 to {LONGEST_NAME} characters",
+    lambda v: _is_string(v) and 0 < len(v) <= LONGEST_NAME,
+)
+_SIZE: Rule = (f"a whole number from 1 to {LARGEST}", _is_size)
+_STRINGS: Rule = ("a list of strings", lambda v: _are(v, _is_string))
+_OBJECT: Rule = ("an object", lambda v: isinstance(v, dict))
+_BOOLEAN: Rule = ("true or false", lambda v: isinstance(v, bool))
+_WHOLE: Rule = ("a whole number from 0", _is_whole)
+_NUMBER: Rule = ("a number", _is_number)
+_SCALE: Rule = (
     "a number, or a list of numbers",
     lambda v: _is_number(v) or (_are(v, _is_number) and len(v) > 0),
 )
-_SHAPE: Kind = (
+_SHAPE: Rule = (
     "a list of 1 to 8 whole numbers from 1",
     lambda v: _are(v, _is_size, tuple(range(1, 9))),
 )
-_PAIR: Kind = ("two whole numbers from 1", lambda v: _are(v, _is_size, (2,)))
-_TRIPLE: Kind = ("three whole numbers from 1", lambda v: _are(v, _is_size, (3,)))
-_IMAGE: Kind = ("two or three whole numbers from 1", lambda v: _are(v, _is_size, (2, 3)))
-_WINDOW: Kind = (
+_PAIR: Rule = ("two whole numbers from 1", lambda v: _are(v, _is_size, (2,)))
+_TRIPLE: Rule = ("three whole numbers from 1", lambda v: _are(v, _is_size, (3,)))
+_IMAGE: Rule = ("two or three whole numbers from 1", lambda v: _are(v, _is_size, (2, 3)))
+_WINDOW: Rule = (
     "two whole numbers of tokens, before and after, from 0 to 1000",
     lambda v: _are(v, lambda n: _is_whole(n, 0, 1000), (2,)),
 )
-_LINKAGE: Kind = ('"average" or "single"', lambda v: v in ("average", "single"))
-_THRESHOLD: Kind = ("a number from 0 to 2", lambda v: _is_number(v) and 0 <= v <= 2)
-_BASELINE: Kind = ("a number or a string", lambda v: _is_number(v) or _is_string(v))
+_LINKAGE: Rule = ('"average" or "single"', lambda v: v in ("average", "single"))
+_THRESHOLD: Rule = ("a number from 0 to 2", lambda v: _is_number(v) and 0 <= v <= 2)
+_BASELINE: Rule = ("a number or a string", lambda v: _is_number(v) or _is_string(v))
 
 #: object of run.json -> key -> what it must be, of every run
-_REQUIRED: Mapping[str, Mapping[str, Kind]] = {
+_REQUIRED: Mapping[str, Mapping[str, Rule]] = {
     "": {
         "polyseme_version": _STRING,
         "created": _STRING,
@@ -145,17 +163,23 @@ _REQUIRED: Mapping[str, Mapping[str, Kind]] = {
     "settings": {"linkage": _LINKAGE},
     "model": {"class": _STRING},
     "data": {"n_inputs": _WHOLE},
-    "site": {"threshold": _THRESHOLD},
+    "site": {
+        "name": _NAME,
+        "kind": _NAME,
+        "n_neurons": _SIZE,
+        "d_in": _SIZE,
+        "threshold": _THRESHOLD,
+    },
 }
-_REQUIRED_OF_TEXTS: Mapping[str, Mapping[str, Kind]] = {
+_REQUIRED_OF_TEXTS: Mapping[str, Mapping[str, Rule]] = {
     "settings": {"window": _WINDOW},
     "data": {"length": _WHOLE, "leave_out": _STRINGS, "tokenizer": _OBJECT},
 }
-_REQUIRED_OF_IMAGES: Mapping[str, Mapping[str, Kind]] = {
+_REQUIRED_OF_IMAGES: Mapping[str, Mapping[str, Rule]] = {
     "data": {"shape": _SHAPE, "mean": _SCALE, "std": _SCALE, "low": _NUMBER, "high": _NUMBER},
 }
 #: likewise, what may be missing or null
-_OPTIONAL: Mapping[str, Mapping[str, Kind]] = {
+_OPTIONAL: Mapping[str, Mapping[str, Rule]] = {
     "": {"fingerprint": _OBJECT, "evaluation": _OBJECT},
     "settings": {"baseline": _BASELINE},
     "model": {"name": _STRING},
@@ -187,8 +211,6 @@ def check_metadata(metadata: Mapping[str, JSON]) -> None:
     text = is_text(metadata)
     for name in ("settings", "model", "data"):
         _check_object(metadata[name], name, f"{name}.", text)
-    for number, site in enumerate(metadata["sites"]):
-        _check_object(site, "site", f"sites[{number}].", text)
     if not text:
         _check_sizes(metadata["data"], metadata["sites"])
 
@@ -248,7 +270,8 @@ def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
         where = f"sites[{number}]"
         if not isinstance(entry, dict):
             raise Problem(RUN_JSON, f"{where!r} must be an object, not {kind_of(entry)}")
-        name = _text(entry, "name", where)
+        _check_object(entry, "site", f"{where}.", False)
+        name = entry["name"]
         if name in seen:
             raise Problem(RUN_JSON, f"'sites' has the name {name!r} twice")
         seen.add(name)
@@ -257,9 +280,9 @@ def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
             SiteInfo(
                 number=number,
                 name=name,
-                kind=_text(entry, "kind", where),
-                n_neurons=_count(entry, "n_neurons", where),
-                d_in=_count(entry, "d_in", where),
+                kind=entry["kind"],
+                n_neurons=entry["n_neurons"],
+                d_in=entry["d_in"],
                 extra={key: value for key, value in entry.items() if key not in known},
             )
         )
@@ -301,27 +324,6 @@ def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
     value = metadata[key]
     if type(value) is not kind:  # not isinstance: true is no whole number here
         raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {kind_of(value)}")
-    return value
-
-
-def _text(entry: Mapping[str, JSON], key: str, where: str) -> str:
-    value = entry.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
-        raise Problem(
-            RUN_JSON,
-            f"'{where}.{key}' must be a string of 1 to {LONGEST_NAME} characters, "
-            f"not {kind_of(value)}",
-        )
-    return value
-
-
-def _count(entry: Mapping[str, JSON], key: str, where: str) -> int:
-    value = entry.get(key)
-    if type(value) is not int or not 1 <= value <= LARGEST:
-        raise Problem(
-            RUN_JSON,
-            f"'{where}.{key}' must be a whole number from 1 to {LARGEST}, not {kind_of(value)}",
-        )
     return value
 
 
@@ -399,25 +401,6 @@ def refuse_altered(path: Path) -> None:
             "run.json records is another. Copy the run again from where it came, or analyse again "
             "with overwrite=True (--overwrite)."
         )
-
-
-_OF_THE_ANALYSIS = frozenset(
-    (
-        "format",
-        "format_version",
-        "polyseme_version",
-        "created",
-        "sites",
-        "settings",
-        "model",
-        "data",
-        "fingerprint",
-        "versions",
-        "seconds",
-        "files",
-        "sha256",
-    )
-)
 
 
 def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:

@@ -45,19 +45,10 @@ from polyseme.store.format import (
 )
 from polyseme.store.partial import Kind, Partial
 from polyseme.store.reader import RunFolder
-from polyseme.store.run_json import parse_sites, write_run_json
+from polyseme.store.run_json import WRITTEN, parse_sites, write_run_json
 from polyseme.store.tables import arrow_table, write_table
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_WRITTEN_BY_US = (
-    "format",
-    "format_version",
-    "polyseme_version",
-    "created",
-    "fingerprint",
-    "versions",
-    "files",
-)
 
 
 def _fingerprint(path: Path) -> dict[str, JSON] | None:
@@ -105,7 +96,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     overwrite : bool
         Replace an existing run, once the new one is complete, and discard an unfinished one.
     resume : bool
-        Go on with an unfinished analysis of the same fingerprint, if there is one.
+        Continue an unfinished analysis of the same fingerprint, if there is one.
 
     Attributes
     ----------
@@ -114,7 +105,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     finished : bool
         `out` is the finished run of this fingerprint: there is nothing to do.
     resumed : bool
-        An unfinished analysis is gone on with; `load_state` gives its checkpoints.
+        An unfinished analysis is being continued; `load_state` gives its checkpoints.
 
     Raises
     ------
@@ -321,7 +312,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             stays, for a resume.
         """
         partial = self._at_work()
-        if taken := [key for key in (*_WRITTEN_BY_US, "sha256") if key in metadata]:
+        if taken := [key for key in WRITTEN if key in metadata]:
             raise InputError(f"The metadata cannot set {taken[0]!r}: the writer does.")
         content: dict[str, JSON] = {
             "format": FORMAT,
