@@ -371,7 +371,8 @@ def test_a_parent_that_is_a_file_is_explained(tmp_path):
 
 def test_an_abandoned_start_leaves_no_unfinished_analysis(tmp_path):
     (tmp_path / "run.partial").mkdir()
-    (tmp_path / "run.partial" / "lock").touch()
+    for name in ("lock", ".DS_Store"):
+        (tmp_path / "run.partial" / name).touch()
     (tmp_path / "run.partial" / "partial.json.new").write_text("{")
     write(tmp_path / "run")
     assert os.listdir(tmp_path) == ["run"]
@@ -829,6 +830,7 @@ def test_the_lock_is_released_on_exit_error_and_refusal(tmp_path):
         start(out)
     with start(out, resume=True), pytest.raises(RunError, match="in use"):
         start(out, resume=True)
+    assert sorted(os.listdir(tmp_path / "run.partial")) == ["partial.json", "result", "state"]
     with start(out, resume=True):
         pass
 
