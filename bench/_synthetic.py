@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from polyseme.core import cluster_many
-from polyseme.store import RunWriter
-from polyseme.store.texts import vocabulary_arrays
+from polyseme.store import RunWriter, vocabulary_arrays
 
 N_NEURONS, N_EXAMPLES, N_RANDOM = 1536, 100, 16
 D_IN, WINDOW, BINS, SIMILAR, LOGITS = 576, (20, 10), 64, 5, 10

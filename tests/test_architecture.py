@@ -53,6 +53,7 @@ LAYERS["__init__"] = {*LAYERS} - {"__main__"}
 # ("" for the dependencies that every installation has).
 THIRD_PARTY = {
     "fastcluster": ("fastcluster", ""),
+    "filelock": ("filelock", ""),
     "numpy": ("numpy", ""),
     "pandas": ("pandas", ""),
     "pyarrow": ("pyarrow", ""),

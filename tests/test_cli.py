@@ -237,7 +237,7 @@ def test_existing_overwrite_and_resume(place, capsys):
     status, _, err = said(capsys, *analyse())
     assert status == 1
     assert err.startswith(
-        "polyseme: run exists already. Replace it by overwrite=True (--overwrite)"
+        "polyseme: run already exists. Replace it with overwrite=True (--overwrite)"
     )
     assert said(capsys, *analyse("--resume"))[0] == 0
     assert ps.open_run("run").metadata["created"] == created
@@ -316,7 +316,7 @@ REFUSED = {
         r"device 'meta', which holds no numbers\. Give cpu",
     ),
     "not a run": (analyse("--overwrite", out="."), r"output '\.' has no name"),
-    "in the way": (analyse(out="flat.npz"), r"flat\.npz exists already"),
+    "in the way": (analyse(out="flat.npz"), r"flat\.npz already exists"),
     "no run to replace": (
         analyse("--overwrite", out="flat.npz"),
         r"flat\.npz is not a polyseme run",

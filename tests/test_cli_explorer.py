@@ -21,7 +21,7 @@ from polyseme import cli, explorer
 from polyseme.cli.explorer import PACKAGED, _about
 from polyseme.errors import RunError
 from polyseme.explorer import Explorer
-from polyseme.store.format import encode_run_json
+from polyseme.store.run_json import write_run_json
 from views import runs
 
 
@@ -195,7 +195,7 @@ def test_a_forged_run_is_still_checked(run, tmp_path, capsys):
     metadata = json.loads((folder / "run.json").read_text("utf-8"))
     entry = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     metadata["files"]["sites/0.safetensors"] = entry
-    (folder / "run.json").write_bytes(encode_run_json(metadata))
+    write_run_json(folder, metadata, resumable=False)
     assert cli.main(["verify", str(folder)]) == 1
     assert "'histogram' holds a negative count" in capsys.readouterr().err
 

@@ -44,8 +44,8 @@ def handling(handler: _Handler) -> Iterator[dict[int, Any]]:
     try:
         yield before
     finally:
-        for caught, own in before.items():
-            signal.signal(caught, own)
+        for caught, former in before.items():
+            signal.signal(caught, former)
 
 
 @contextmanager
@@ -60,9 +60,9 @@ def interrupt_between_steps(patience: float = math.inf) -> Iterator[Callable[[],
     waiting.daemon = True
 
     def act(number: int, frame: FrameType | None = None) -> None:
-        own = before.get(number)
+        former = before.get(number)
         # What would have handled it is not asked if it would end the process without a word.
-        (own if callable(own) else interrupt)(number, frame)
+        (former if callable(former) else interrupt)(number, frame)
         interrupt(number)
 
     def hold(number: int, frame: FrameType | None) -> None:

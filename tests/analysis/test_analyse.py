@@ -472,7 +472,7 @@ def test_an_output_that_exists(tmp_path):
     model = small.make(small.MLP)
     run = run_of(model, FLAT, tmp_path, sites="first", labels=np.arange(90) % 3)
     before = small.contents(run.path)
-    with pytest.raises(RunError, match=r"run exists already\. Replace it by overwrite=True"):
+    with pytest.raises(RunError, match=r"run already exists\. Replace it with overwrite=True"):
         run_of(model, FLAT, tmp_path, sites="first")
     with pytest.raises(RunError, match=r"another analysis.*: sites\S* was \S*first"):
         run_of(model, FLAT, tmp_path, sites="second", resume=True)

@@ -130,7 +130,7 @@ def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path, whole):
         go(tmp_path / "run", batches(), select=ps.TopK(7), resume=True)
     with pytest.raises(RunError, match=r"sites\S* was"):
         go(tmp_path / "run", batches(), sites="sae", resume=True)
-    with pytest.raises(RunError, match=r"holds an unfinished analysis\. Go on with it by resume"):
+    with pytest.raises(RunError, match=r"holds an unfinished analysis\. Continue it with resume"):
         go(tmp_path / "run", batches())
     assert small.contents(go(tmp_path / "run", batches(), resume=True).path) == whole
 
@@ -163,7 +163,7 @@ def other_module(model):
         (
             small.WithSAE,
             gelu,
-            r"model\.outputs differ by up to \S+ of the largest\. Go on",
+            r"model\.outputs differ by up to \S+ of the largest\. Resume",
         ),
         (
             small.WithSAE,
@@ -181,7 +181,7 @@ def test_another_model_of_the_same_weights_is_refused(tmp_path, kind, change, ma
     with pytest.raises(RunError, match=match):
         go(tmp_path / "run", batches(), other, resume=True)
     run = go(tmp_path / "run", batches(), small.make(kind), resume=True)
-    with pytest.raises(RunError, match=match.split(r"\. Go on")[0]):
+    with pytest.raises(RunError, match=match.split(r"\. Resume")[0]):
         go(run.path, batches(), other, resume=True)
 
 
@@ -230,7 +230,7 @@ def test_an_iterator_that_was_used_up_is_refused(tmp_path):
     data = batches()
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", (next(data) if i < 3 else interrupt() for i in range(9)))
-    with pytest.raises(RunError, match=r"is not this one: .*data\.first was \S+ and is now"):
+    with pytest.raises(RunError, match=r"another unfinished analysis: .*data\.first was \S+ and"):
         go(tmp_path / "run", data, resume=True)
     short = (batch for batch, _ in zip(batches(), range(2), strict=False))
     with pytest.raises(InputError, match=r"ended \d+ inputs before the place .* make the iterator"):

@@ -68,7 +68,7 @@ def test_only_an_export_is_replaced(text_run, tmp_path):
     out.mkdir()
     ps.export(text_run, out, progress=False)  # an empty folder is as good as none
     (out / "more").write_text("x")
-    with pytest.raises(RunError, match=r"exists already. Replace it by overwrite=True"):
+    with pytest.raises(RunError, match=r"already exists. Replace it with overwrite=True"):
         ps.export(text_run, out, progress=False)
     assert (out / "more").exists()
     ps.export(text_run, out, progress=False, overwrite=True)
@@ -83,7 +83,7 @@ def test_what_is_no_export_stays(text_run, tmp_path, overwrite):
     (photos / "cat.png").write_text("a cat")
     file.write_text("text")
     for out in (photos, file, text_run.path):
-        match = "is not an export of polyseme, so it is not" if overwrite else "exists already"
+        match = "is not an export of polyseme, so it is not" if overwrite else "already exists"
         with pytest.raises(RunError, match=match):
             ps.export(text_run, out, progress=False, overwrite=overwrite)
     assert (photos / "cat.png").read_text() == "a cat"

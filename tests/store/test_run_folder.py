@@ -23,7 +23,9 @@ from polyseme.errors import InputError, RunError
 from polyseme.parquet import chunks, page_bytes
 from polyseme.store import RunFolder, SiteInfo, altered_files, refuse_altered
 from polyseme.store import contents as store_contents
-from polyseme.store.format import DEEPEST_JSON, encode_run_json, too_deep
+from polyseme.store.files import too_deep
+from polyseme.store.format import DEEPEST_JSON
+from polyseme.store.run_json import write_run_json
 
 REMEDY = (
     r"copy it again from where it came, or "
@@ -37,7 +39,7 @@ def reseal(folder: Path) -> None:
     for name in content["files"]:
         raw = (folder / name).read_bytes()
         content["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (folder / "run.json").write_bytes(encode_run_json(content))
+    write_run_json(folder, content, resumable=False)
 
 
 def edit_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -154,7 +156,7 @@ def test_another_version_says_what_to_do(folder, version):
     said = "a whole number of more than 18 digits" if version > 10**18 else version
     with pytest.raises(
         RunError,
-        match=rf"has format version {said}, and this polyseme reads version 1 alone\. Read the run "
+        match=rf"has format version {said}, and this polyseme reads only version 1\. Read the run "
         r"with the polyseme that wrote it \(.*pip install --upgrade polyseme\), or analyse again\.",
     ):
         RunFolder(folder)

@@ -11,7 +11,7 @@ from tests.store.run_builder import FINGERPRINT, contents, fill, write
 
 from polyseme.errors import InputError, RunError
 from polyseme.store import RunFolder, RunWriter, vocabulary_arrays
-from polyseme.store.texts import token_texts
+from polyseme.store.format import token_texts
 
 TEXTS = ["the", " bank", "\n", "<0xE2>", "‏שלום", "<script>"]
 

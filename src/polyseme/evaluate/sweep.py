@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,21 @@ from torch import Tensor
 from polyseme.analysis.describe import digest
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
-from polyseme.store.files import ASIDE, Lock, plain_json, read_json, replace_bytes, writing
-from polyseme.store.fingerprint import differences
-from polyseme.store.format import encode_json
+from polyseme.store.files import (
+    ASIDE,
+    LOCK,
+    encode_json,
+    locked,
+    plain_json,
+    read_json,
+    replace_bytes,
+    writing,
+)
+from polyseme.store.partial import differences
 from polyseme.views.figure import save_figure
 
 RECORDS = "records"
-_SETTINGS, _LOCK = "sweep.json", "lock"
+_SETTINGS = "sweep.json"
 MEASURES = (
     "fvu",
     "accuracy",
@@ -69,11 +77,11 @@ def points(
 
     A coefficient of 0 is the same SAE in every form and is trained once.
     """
-    found: dict[tuple[Any, ...], Point] = {}
+    combinations: dict[tuple[Any, ...], Point] = {}
     for seed, form, ne, l1 in itertools.product(seeds, forms, ne_coefficients, l1_coefficients):
         name = "none" if ne == 0 else form
-        found.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
-    return list(found.values())
+        combinations.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
+    return list(combinations.values())
 
 
 def sweep(
@@ -133,29 +141,26 @@ def sweep(
 def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """The folder of the records of a sweep with these settings, for this process alone."""
     file, records = folder / _SETTINGS, folder / RECORDS
-    with writing(folder, resumable=False):
-        ours = {_LOCK, _SETTINGS + ASIDE}
+    with ExitStack() as lock, writing(folder, resumable=False):
+        ours = {LOCK, _SETTINGS + ASIDE}
         before = read_json(file)
         if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
             raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
-        if before and (told := differences(before, settings)):
+        if before and (changed := differences(before, settings)):
             raise RunError(
-                f"{folder} holds another sweep: {told}. Choose another output folder, or give the "
-                "same settings, model and data to go on."
+                f"{folder} holds another sweep: {changed}. Choose another output folder, or give "
+                "the same settings, model and data to continue it."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / _LOCK)
-    try:
-        with writing(file, resumable=False):
-            # First: it is what makes the rest recognisable.
-            replace_bytes(file, encode_json(settings))
-            records.mkdir(exist_ok=True)
-            for left in records.glob(f"*{ASIDE}"):  # of a process that was killed
-                left.unlink()
+        lock.enter_context(locked(folder))
+        # First: it is what makes the rest recognisable.
+        replace_bytes(file, encode_json(settings))
+        records.mkdir(exist_ok=True)
+        for unfinished in records.glob(f"*{ASIDE}"):  # of a process that was killed
+            unfinished.unlink()
+        kept = lock.pop_all()
+    with kept:
         yield records
-    finally:
-        (folder / _LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def read_sweep(out: str | Path) -> pd.DataFrame:

@@ -86,8 +86,7 @@ def _write(root: WebRoot, folder: Path, progress: bool) -> list[str]:
     from rich.console import Console
     from rich.progress import track
 
-    from polyseme.store.damage import DamagedRunError
-    from polyseme.store.files import writing
+    from polyseme.store.files import DamagedRunError, writing
 
     for run in root.runs:
         run.check.join()  # an export says once and for all whether the files are as written

@@ -13,8 +13,8 @@ import warnings
 import webbrowser
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from polyseme.errors import PolysemeError, RunError
@@ -99,7 +99,7 @@ def explore(
     return explorer
 
 
-class Explorer:
+class Explorer(AbstractContextManager["Explorer"]):
     """A server of the explorer's pages; `explore` makes one.
 
     Parameters
@@ -270,15 +270,7 @@ class Explorer:
         self._builder.close()
         self._model.close()
 
-    def __enter__(self) -> Explorer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

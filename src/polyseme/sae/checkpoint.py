@@ -1,30 +1,23 @@
 """The folder of an SAE and of its unfinished training: locked, resumed, moved into place.
 
-While a training runs, ``<out>.partial/state`` holds::
-
-    checkpoint-<step>/ state.safetensors and state.json: the last checkpoint
-
-Checkpoints are safetensors and JSON: nothing is ever unpickled.
+While a training runs, ``<out>.partial/state`` holds its last checkpoint: tensors and JSON in one
+safetensors file. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from polyseme.errors import RunError
-from polyseme.store.files import ASIDE, OVERWRITE, read_json, to_disk, writing
-from polyseme.store.format import encode_json
+from polyseme.store.arrays import load_state, save_state
+from polyseme.store.files import read_json, writing
 from polyseme.store.partial import Kind, Partial
 
 FORMAT = "polyseme-sae-training"
@@ -37,8 +30,7 @@ RECORD_JSON = "polyseme-training.json"
 RECORD_TENSORS = "polyseme-training.safetensors"
 _SAE_FILES = {SAE_CONFIG, SAE_WEIGHTS, "sparsity.safetensors", RECORD_JSON, RECORD_TENSORS}
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_STATE_JSON, _STATE_TENSORS = "state.json", "state.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 Content = dict[str, Any]
 
@@ -51,8 +43,7 @@ def _fingerprint(path: Path) -> Content | None:
         return None
     if not isinstance(config, dict) or "d_sae" not in config:
         return None
-    found: Content = read_json(path / RECORD_JSON).get("fingerprint") or {}
-    return found
+    return read_json(path / RECORD_JSON).get("fingerprint") or {}
 
 
 SAE = Kind(
@@ -64,16 +55,8 @@ SAE = Kind(
 )
 
 
-class TrainingFolder:
-    """The output of one training, locked while the context lasts; see `Partial`.
-
-    Attributes
-    ----------
-    finished : bool
-        `path` is the finished SAE of this fingerprint: there is nothing to do.
-    versions : list of dict
-        Of polyseme and torch, that have worked on it.
-    """
+class TrainingFolder(Partial):
+    """The output of one training, locked while the context lasts; see `Partial`."""
 
     def __init__(
         self,
@@ -83,69 +66,28 @@ class TrainingFolder:
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        self.path = Path(out)
-        self._partial = Partial(out, SAE, fingerprint, overwrite=overwrite, resume=resume)
-        self.finished = self._partial.finished
-        self.versions = self._partial.versions
-
-    def __enter__(self) -> TrainingFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._partial.__exit__(kind, error, trace)
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """Folder of the last checkpoint, where there is one."""
-        found = [
-            (int(match[1]), entry)
-            for entry in self._partial.state.iterdir()
-            if (match := _CHECKPOINT.fullmatch(entry.name))
-        ]
-        return max(found)[1] if found else None
+        super().__init__(out, SAE, fingerprint, overwrite=overwrite, resume=resume)
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Tensors and JSON of the last checkpoint; None where there is none."""
-        path = self.checkpoint
-        if path is None:
+        """Tensors and JSON of the last checkpoint; None where there is none.
+
+        Raises
+        ------
+        RunError
+            It is damaged.
+        """
+        checkpoint = load_state(self.state / CHECKPOINT)
+        if checkpoint is None:
             return None
-        content = read_json(path / _STATE_JSON)
-        try:
-            tensors = load_file(path / _STATE_TENSORS)
-        except (OSError, SafetensorError):
-            content = {}
-        if not content:
-            raise RunError(
-                f"The checkpoint {path} is damaged. Start again by {OVERWRITE}; it cannot be gone "
-                "on with."
-            )
-        return tensors, content
+        arrays, content = checkpoint
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}, content
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], content: Content) -> None:
-        """Write a checkpoint aside, move it into place, and delete the one before."""
-        state = self._partial.state
-        path = state / f"checkpoint-{step}"
-        aside = path.with_name(path.name + ASIDE)
-        with writing(path):
-            before = [entry for entry in state.iterdir() if entry.name != path.name]
-            if path.exists():
-                return
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            save_tensors(aside / _STATE_TENSORS, tensors)
-            (aside / _STATE_JSON).write_bytes(encode_json(content))
-            for file in aside.iterdir():
-                to_disk(file, file.stat().st_mode & 0o777)
-            os.rename(aside, path)
-            for entry in before:
-                shutil.rmtree(entry, ignore_errors=True)
+    def save(self, tensors: Mapping[str, Tensor], content: Content) -> None:
+        """Write a checkpoint in place of the one before."""
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        save_state(self.state / CHECKPOINT, arrays, content)
 
-    def publish(self, write: Callable[[Path, Content], None]) -> None:
+    def finish(self, write: Callable[[Path, Content], None]) -> None:
         """Have the SAE written aside, and rename it into place.
 
         Parameters
@@ -158,12 +100,11 @@ class TrainingFolder:
         RunError
             As `Partial.publish`.
         """
-        result = self._partial.result
-        with writing(result):
-            for file in result.iterdir():
+        with writing(self.result):
+            for file in self.result.iterdir():
                 file.unlink()
-            write(result, self._partial.fingerprint)
-        self._partial.publish()
+            write(self.result, self.fingerprint)
+        self.publish()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

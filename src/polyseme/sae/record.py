@@ -19,7 +19,7 @@ from polyseme.sae.checkpoint import (
     save_tensors,
 )
 from polyseme.sae.files import read_json, reading_safetensors
-from polyseme.store.format import encode_json
+from polyseme.store.files import encode_json
 
 
 @dataclass(frozen=True, eq=False)

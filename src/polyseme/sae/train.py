@@ -43,8 +43,7 @@ from polyseme.sae.trainer import (
     build_sae,
     start_from,
 )
-from polyseme.store.files import RESUME
-from polyseme.store.format import encode_json
+from polyseme.store.files import RESUME, encode_json
 
 EPOCHS = 10
 # Steps that take long are saved more often than by their number; and an interrupt does not wait
@@ -218,7 +217,7 @@ def train_sae(
             with _threads_for(settings["batch_size"] * batches.d_in * settings["d_sae"]):
                 _train(trainer, batches, folder, every, progress)
             return _finish(trainer, fingerprint, folder, place)
-        return _open(folder.path, place)
+        return _open(folder.shown, place)
 
 
 # The training.
@@ -228,8 +227,8 @@ def _train(
     trainer: Trainer, batches: Batches, folder: TrainingFolder | None, every: int, progress: bool
 ) -> None:
     seen = None
-    if folder is not None and (found := folder.load()) is not None:
-        tensors, content = found
+    if folder is not None and (checkpoint := folder.load()) is not None:
+        tensors, content = checkpoint
         trainer.restore(tensors, content)
         seen = str(content["last_batch"])
     stream = batches.from_step(trainer.done, seen)
@@ -241,7 +240,7 @@ def _train(
         last = time.monotonic()
         if folder is not None and batch is not None and trainer.done > saved:
             tensors, content = trainer.state()
-            folder.save(trainer.done, tensors, content | {"last_batch": digest(batch)})
+            folder.save(tensors, content | {"last_batch": digest(batch)})
             saved = trainer.done
 
     whole = True  # between two steps: what is there can be saved
@@ -261,7 +260,7 @@ def _train(
             if whole:
                 save()
             if saved and folder is not None:
-                error.add_note(f"The checkpoint of step {saved} is kept; {RESUME} goes on from it.")
+                error.add_note(f"The checkpoint of step {saved} is kept. Resume with {RESUME}.")
             raise
 
 
@@ -288,8 +287,8 @@ def _finish(
         TrainingRecord(details, trainer.history, tensors).save(path, identity)
 
     if folder is not None:
-        folder.publish(write)
-        return _open(folder.path, device)
+        folder.finish(write)
+        return _open(folder.shown, device)
     with tempfile.TemporaryDirectory() as path:
         write(Path(path), fingerprint)
         return _open(Path(path), device)
@@ -329,12 +328,12 @@ def _bar(show: bool, trainer: Trainer) -> Iterator[Callable[[], None]]:
         task = bars.add_task("", total=trainer.steps, completed=trainer.done)
 
         def update() -> None:
-            told = " ".join(
+            losses = " ".join(
                 f"{name.removesuffix('_loss')} {value:.3g}"
                 for name, value in trainer.losses.items()
                 if name in ("loss", "ne_loss", "l0")
             )
-            bars.update(task, completed=trainer.done, description=told)
+            bars.update(task, completed=trainer.done, description=losses)
 
         yield update
 
@@ -394,15 +393,15 @@ def _sparsity(settings: Mapping[str, Any], l1: Any, k: Any) -> dict[str, Any]:
         return {}
     if k is None:
         k = min(32, max(1, d_sae // 8))
-    found = _integer("k", k, 1) if architecture == "topk" else _number("k", k, above=True)
-    if found > d_sae:
+    active = _integer("k", k, 1) if architecture == "topk" else _number("k", k, above=True)
+    if active > d_sae:
         raise InputError(f"k is {k!r}, more than the {d_sae} latents of d_sae. Give a smaller one.")
-    if int(found * settings["batch_size"]) < 1:
+    if int(active * settings["batch_size"]) < 1:
         raise InputError(
             f"k is {k!r}, which leaves no active latent in a batch of {settings['batch_size']}. "
             "Give a larger one."
         )
-    return {"k": found}
+    return {"k": active}
 
 
 def _steps(batches: Batches, batch_size: int, steps: Any, epochs: Any) -> int:
@@ -434,5 +433,5 @@ def _refuse_what_is_not_json(settings: Mapping[str, Any]) -> None:
 
 def _digest_of(sae: nn.Module) -> str:
     tensors = sorted(sae_tensors(sae).items())
-    told = "".join(f"{name}{digest(tensor)}" for name, tensor in tensors)
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    digests = "".join(f"{name}{digest(tensor)}" for name, tensor in tensors)
+    return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()

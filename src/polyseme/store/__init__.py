@@ -3,10 +3,16 @@
 The format is specified in ``docs/run-format.md``.
 """
 
-from polyseme.store.format import FORMAT_VERSION, NO_IMPORTANCE, SiteInfo
-from polyseme.store.metadata import add_metadata
-from polyseme.store.reader import RunFolder, altered_files, refuse_altered
-from polyseme.store.texts import decode_importances, encode_importances, vocabulary_arrays
+from polyseme.store.format import (
+    FORMAT_VERSION,
+    NO_IMPORTANCE,
+    SiteInfo,
+    decode_importances,
+    encode_importances,
+    vocabulary_arrays,
+)
+from polyseme.store.reader import RunFolder
+from polyseme.store.run_json import add_metadata, altered_files, refuse_altered
 from polyseme.store.writer import RunWriter
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The arrays of one safetensors file of a run, read whole or in parts, with no trust in it."""
+"""The arrays of one safetensors file: written, and read whole or in parts with no trust in it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from polyseme.errors import InputError
-from polyseme.store.damage import decoding, reporting
-from polyseme.store.format import SAFETENSORS_DTYPES, Array, check_headers
+from polyseme.errors import InputError, RunError
+from polyseme.store.files import OVERWRITE, decoding, plain_json, reporting, whole, writing
+from polyseme.store.format import JSON, SAFETENSORS_DTYPES, Array, Problem
+
+_METADATA = "metadata.json"  # an array of a state, as a safetensors header has a limited size
 
 
 class Arrays(Mapping[str, np.ndarray]):
@@ -31,7 +34,7 @@ class Arrays(Mapping[str, np.ndarray]):
     schema, sizes
         As for `check_headers`.
     checks : mapping of str to callable
-        What is asked of the values of an array.
+        What the values of an array must satisfy.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
     @property
     def checked(self) -> list[str]:
-        """Names of the arrays of which more is asked than a dtype and a shape."""
+        """Names of the arrays with rules beyond dtype and shape."""
         return [name for name in self if name in self._checks]
 
     def load(self, name: str) -> np.ndarray:
@@ -122,8 +125,8 @@ class Arrays(Mapping[str, np.ndarray]):
             return np.asarray(self._loaded[name][wanted])
         unique, back = np.unique(wanted, return_inverse=True)
         stretches = np.split(unique, np.flatnonzero(np.diff(unique) > 1) + 1)
-        found = self._read(name, [(int(s[0]), int(s[-1]) + 1) for s in stretches if len(s)])
-        return np.asarray(found[back])
+        array = self._read(name, [(int(s[0]), int(s[-1]) + 1) for s in stretches if len(s)])
+        return np.asarray(array[back])
 
     def _length(self, name: str) -> int:
         shape = self.headers[name][1]
@@ -176,12 +179,12 @@ def overwrite(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     with safe_open(file, framework="numpy") as opened:
         for name, array in arrays.items():
-            given = array.dtype.name, list(array.shape)
+            new = array.dtype.name, list(array.shape)
             header = opened.get_slice(name) if name in opened.keys() else None  # noqa: SIM118
-            there = header and (SAFETENSORS_DTYPES.get(header.get_dtype()), header.get_shape())
-            if given != there:
+            old = header and (SAFETENSORS_DTYPES.get(header.get_dtype()), header.get_shape())
+            if new != old:
                 raise InputError(
-                    f"{name!r} is {given} and stands in {file.name} as {there}; the same is "
+                    f"{name!r} is {new} and stands in {file.name} as {old}; the same is "
                     "expected, to put it in its place."
                 )
     with file.open("r+b") as raw:
@@ -190,3 +193,129 @@ def overwrite(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             raw.seek(8 + length + offsets[name]["data_offsets"][0])
             raw.write(np.ascontiguousarray(array).tobytes())
+
+
+def check_headers(
+    file: str,
+    headers: Mapping[str, tuple[str, tuple[int, ...]]],
+    schema: Mapping[str, Array],
+    sizes: Mapping[str, int],
+) -> None:
+    """Check the dtype and shape of each array of a file that the format names.
+
+    Parameters
+    ----------
+    file : str
+        Name of the file, for the message.
+    headers : mapping of str to (dtype name, shape)
+        What the file has; arrays that the format does not name pass.
+    schema : mapping of str to Array
+        What the format asks.
+    sizes : mapping of str to int
+        The named dimensions that are known already; the others take the size seen first.
+
+    Raises
+    ------
+    Problem
+        An array is missing, or has another dtype or shape.
+    """
+    known = dict(sizes)
+    for name, array in schema.items():
+        if name not in headers:
+            if array.required:
+                raise Problem(file, f"the array {name!r} is missing")
+            continue
+        dtype, shape = headers[name]
+        if dtype not in array.dtypes:
+            raise Problem(file, f"{name!r} is {dtype}, not {' or '.join(array.dtypes)}")
+        free = array.shape[-1] == "..."
+        wanted = array.shape[:-1] if free else array.shape
+        fits = len(shape) > len(wanted) if free else len(shape) == len(wanted)
+        if fits:
+            for want, length in zip(wanted, shape, strict=False):
+                size = want if isinstance(want, int) else known.setdefault(want, length)
+                fits = fits and size == length
+        if not fits:
+            spelled = ", ".join(
+                str(want) if isinstance(want, int) or want not in known else f"{want}={known[want]}"
+                for want in array.shape
+            )
+            raise Problem(file, f"{name!r} has shape {shape}, not ({spelled})")
+
+
+def storable(where: str, name: str, value: np.ndarray) -> np.ndarray:
+    """An array as safetensors takes it: contiguous, little-endian, of a dtype that it has."""
+    if not isinstance(name, str) or name == "__metadata__":
+        raise InputError(f"An array of {where} cannot be named {name!r}.")
+    array = np.asarray(value, order="C")
+    if array.dtype.name not in SAFETENSORS_DTYPES.values():
+        raise InputError(
+            f"{name!r} of {where} is {array.dtype}; only booleans, integers and floats are stored."
+        )
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def cast(what: str, array: np.ndarray, dtypes: tuple[str, ...]) -> np.ndarray:
+    """Cast to the last of the format's dtypes, if it is of a kind that keeps the values.
+
+    A float may lose precision; nothing may wrap round, overflow or lose a fraction.
+    """
+    wanted = np.dtype(dtypes[-1])
+    whole = wanted.kind == "i"
+    if array.dtype.kind not in ("iu" if whole else "iuf"):
+        raise InputError(f"{what} is {array.dtype}, not {' or '.join(dtypes)}.")
+    with np.errstate(over="ignore"):
+        result = array.astype(wanted)
+    if whole:
+        bounds = np.iinfo(wanted)
+        if array.size and (int(array.min()) < bounds.min or int(array.max()) > bounds.max):
+            raise InputError(f"{what} has values that {wanted} cannot hold.")
+    elif array.dtype.kind == "f" and not np.array_equal(np.isinf(result), np.isinf(array)):
+        raise InputError(f"{what} has values that {wanted} cannot hold.")
+    return result
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with writing(file):
+        file.parent.mkdir(exist_ok=True)
+        with whole(file) as aside:
+            try:
+                save_file(dict(sorted(arrays.items())), aside)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+
+
+def save_state(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, JSON]) -> None:
+    """Keep arrays and plain JSON in one file, replacing it in one step.
+
+    Raises
+    ------
+    InputError
+        An array that safetensors cannot hold, or metadata that is not JSON.
+    """
+    state = f"state {file.stem!r}"
+    stored = {name: storable(state, name, array) for name, array in arrays.items()}
+    if _METADATA in stored:
+        raise InputError(f"An array of a state cannot be named {_METADATA!r}.")
+    text = json.dumps(plain_json(f"metadata of {state}", metadata))
+    stored[_METADATA] = np.frombuffer(text.encode(), dtype=np.uint8)
+    write_arrays(file, stored)
+
+
+def load_state(file: Path) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | None:
+    """What `save_state` kept; None where there is no such file.
+
+    Raises
+    ------
+    RunError
+        The file is damaged.
+    """
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            arrays = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+        metadata = json.loads(arrays.pop(_METADATA).tobytes())
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{file} is damaged ({error}). Start again with {OVERWRITE}.") from error
+    return arrays, metadata

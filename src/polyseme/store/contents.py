@@ -13,7 +13,7 @@ import pandas as pd
 
 from polyseme.store import invariants
 from polyseme.store.arrays import Arrays
-from polyseme.store.damage import locate
+from polyseme.store.files import locate
 from polyseme.store.format import (
     GO_TOGETHER,
     INPUT_ARRAYS,
@@ -26,14 +26,11 @@ from polyseme.store.format import (
     is_text,
     missing_inputs,
     neuron_offsets,
-    parse_files,
-    parse_sites,
     site_file,
     table_file,
 )
-from polyseme.store.run_json import check_metadata
+from polyseme.store.run_json import check_metadata, parse_files, parse_sites
 from polyseme.store.tables import Table
-from polyseme.store.texts import check_lengths
 
 # A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
 # kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.
@@ -54,8 +51,8 @@ class Contents:
 
     Attributes
     ----------
-    damage : list of Problem
-        What a tolerant reader does without: whatever is asked of these files raises the problem.
+    damage : dict of str to Problem
+        By file, what a tolerant reader does without: asking for any of these files raises it.
 
     Raises
     ------
@@ -65,7 +62,7 @@ class Contents:
 
     def __init__(self, path: Path, metadata: dict[str, JSON], *, tolerant: bool = False) -> None:
         self.path = path
-        self.damage: list[Problem] = []
+        self.damage: dict[str, Problem] = {}
         self._tolerant = tolerant
         self._arrays: dict[str, Arrays] = {}
         self._tables: dict[str, Table] = {}
@@ -85,19 +82,17 @@ class Contents:
 
     @contextmanager
     def _noting(self, file: str) -> Iterator[None]:
-        """Let a tolerant reader go on without a file that turns out to be damaged."""
+        """Let a tolerant reader continue without a file that turns out to be damaged."""
         try:
             yield
         except Problem as problem:
             if not self._tolerant or file == table_file("neurons"):
                 raise
-            if problem.file not in {known.file for known in self.damage}:
-                self.damage.append(problem)
+            self.damage.setdefault(problem.file, problem)
 
     def _refuse_damaged(self, file: str) -> None:
-        for problem in self.damage:
-            if problem.file == file:
-                raise Problem(problem.file, problem.what) from problem.__cause__
+        if problem := self.damage.get(file):
+            raise Problem(problem.file, problem.what) from problem.__cause__
 
     def _check_sizes(self) -> None:
         """Check that the files agree on their sizes, in an order that bounds each by the last.
@@ -127,22 +122,22 @@ class Contents:
     def _check_merges(self, site: SiteInfo, counts: np.ndarray) -> None:
         arrays = self.site(site.number)
         merges = int(invariants.tree_rows(counts).sum())
-        given = arrays.headers["tree"][1][0]
-        if given != merges:
+        n_rows = arrays.headers["tree"][1][0]
+        if n_rows != merges:
             raise Problem(
                 arrays.file,
-                f"'tree' has {given} rows, but the examples counted in neurons.parquet "
+                f"'tree' has {n_rows} rows, but the examples counted in neurons.parquet "
                 f"make {merges}",
             )
 
     def locate(self, name: str) -> Path:
         """Path of a file of the run, after the checks that make it safe to open."""
         file = locate(self.path, name)
-        given, recorded = file.stat().st_size, self.files[name][0]
-        if given != recorded:
+        size, recorded = file.stat().st_size, self.files[name][0]
+        if size != recorded:
             raise Problem(
                 name,
-                f"it has {given} bytes, but run.json records {recorded}, "
+                f"it has {size} bytes, but run.json records {recorded}, "
                 "so it was cut short or changed",
             )
         return file
@@ -162,7 +157,7 @@ class Contents:
                 )
 
     def table(self, name: str) -> Table:
-        """A table, of which nothing is read yet but its footer."""
+        """A table; only its footer is read yet."""
         self._refuse_damaged(table_file(name))
         if name not in self._tables:
             self._tables[name] = Table(name, self.locate, [site.name for site in self.sites])
@@ -192,8 +187,6 @@ class Contents:
         begin, end = int(offsets[start]), int(offsets[stop])
         if table in self._whole:
             return self._whole[table].iloc[begin:end].reset_index(drop=True)
-        if table == "neurons":
-            return self.neurons.iloc[begin:end].reset_index(drop=True)
         frame = self.table(table).read(begin, end)
         if table == "examples":
             first = neuron_offsets(self.sites)
@@ -262,7 +255,7 @@ class Contents:
             site = self.sites[number]
             first = int(neuron_offsets(self.sites)[number])
             stop = first + site.n_neurons
-            here = self.neurons.iloc[first:stop]
+            neurons = self.neurons.iloc[first:stop]
 
             def checking(array: str) -> Callable[[np.ndarray], None]:
                 return lambda values: self.check_rows_of(number, array, values, first, stop)
@@ -275,8 +268,8 @@ class Contents:
                 {
                     "n_neurons": site.n_neurons,
                     "d_in": site.d_in,
-                    "n_examples": int(here["n_examples"].sum()),
-                    "n_features": int(here["n_clusters"].sum()),
+                    "n_examples": int(neurons["n_examples"].sum()),
+                    "n_features": int(neurons["n_clusters"].sum()),
                     **({"window": self._window} if self._text else {}),
                 },
                 {name: checking(name) for name in ("tree", "histogram", "similar_features")},
@@ -292,11 +285,11 @@ class Contents:
 
     def _check_shape(self, arrays: Arrays, name: str) -> None:
         """Check that the rows of an array have the size of an input."""
-        given = arrays.headers[name][1][1:] if name in arrays else self._shape
-        if math.prod(given) != math.prod(self._shape):
+        shape = arrays.headers[name][1][1:] if name in arrays else self._shape
+        if math.prod(shape) != math.prod(self._shape):
             raise Problem(
                 arrays.file,
-                f"a row of {name!r} has shape {given}, but 'data.shape' of run.json is "
+                f"a row of {name!r} has shape {shape}, but 'data.shape' of run.json is "
                 f"{self._shape}",
             )
 
@@ -324,7 +317,7 @@ class Contents:
             {},
             {
                 "index": invariants.check_index,
-                "lengths": lambda lengths: check_lengths(
+                "lengths": lambda lengths: invariants.check_lengths(
                     lengths, self.inputs.headers["tokens"][1][1]
                 ),
                 "vocabulary": invariants.check_vocabulary,

@@ -6,14 +6,15 @@ it. The prose is ``docs/run-format.md``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
+
+from polyseme.errors import InputError
 
 FORMAT = "polyseme-run"
 FORMAT_VERSION = 1
@@ -253,240 +254,72 @@ def data_files(n_sites: int) -> list[str]:
     return [*tables, INPUTS_FILE, *(site_file(number) for number in range(n_sites))]
 
 
-def check_headers(
-    file: str,
-    headers: Mapping[str, tuple[str, tuple[int, ...]]],
-    schema: Mapping[str, Array],
-    sizes: Mapping[str, int],
-) -> None:
-    """Check the dtype and shape of each array of a file that the format names.
-
-    Parameters
-    ----------
-    file : str
-        Name of the file, for the message.
-    headers : mapping of str to (dtype name, shape)
-        What the file has; arrays that the format does not name pass.
-    schema : mapping of str to Array
-        What the format asks.
-    sizes : mapping of str to int
-        The named dimensions that are known already; the others take the size seen first.
-
-    Raises
-    ------
-    Problem
-        An array is missing, or has another dtype or shape.
-    """
-    known = dict(sizes)
-    for name, array in schema.items():
-        if name not in headers:
-            if array.required:
-                raise Problem(file, f"the array {name!r} is missing")
-            continue
-        dtype, shape = headers[name]
-        if dtype not in array.dtypes:
-            raise Problem(file, f"{name!r} is {dtype}, not {' or '.join(array.dtypes)}")
-        free = array.shape[-1] == "..."
-        wanted = array.shape[:-1] if free else array.shape
-        fits = len(shape) > len(wanted) if free else len(shape) == len(wanted)
-        if fits:
-            for want, given in zip(wanted, shape, strict=False):
-                size = want if isinstance(want, int) else known.setdefault(want, given)
-                fits = fits and size == given
-        if not fits:
-            spelled = ", ".join(
-                str(want) if isinstance(want, int) or want not in known else f"{want}={known[want]}"
-                for want in array.shape
-            )
-            raise Problem(file, f"{name!r} has shape {shape}, not ({spelled})")
-
-
-# -------------------------------------------------------------------------------- metadata
-
-
-def encode_json(value: Mapping[str, JSON]) -> bytes:
-    """JSON as the format writes it: UTF-8, indented, and ending in ``}`` and a line feed.
-
-    Raises
-    ------
-    TypeError, ValueError, RecursionError
-        The value is not strict JSON (a NaN is not).
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode()
-
-
-def digest_of(metadata: Mapping[str, JSON]) -> str:
-    """SHA-256, in hex, of run.json as it would be without its own ``sha256``."""
-    return hashlib.sha256(encode_json(_without_digest(metadata))).hexdigest()
-
-
-def encode_run_json(metadata: Mapping[str, JSON]) -> bytes:
-    """run.json as it is written: `encode_json`, with its own digest at the end."""
-    return encode_json({**_without_digest(metadata), "sha256": digest_of(metadata)})
-
-
-def _without_digest(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
-    return {key: value for key, value in metadata.items() if key != "sha256"}
-
-
-def decode_json(raw: bytes, file: str) -> dict[str, JSON]:
-    """Strict inverse of `encode_json` that survives hostile bytes.
-
-    Raises
-    ------
-    Problem
-        The bytes are not one complete, strict and shallow JSON object.
-    """
-    if not raw.endswith(b"}\n"):
-        # Without the rule a cut that takes only the last byte would still be valid JSON.
-        raise Problem(file, "the end is missing (it must end with '}' and a line feed)")
-    try:
-        value = json.loads(raw.decode(), parse_constant=_refuse_constant)
-    except RecursionError:
-        raise Problem(file, "it is nested too deeply") from None
-    except ValueError as error:  # covers bad UTF-8, bad JSON and integers of absurd length
-        raise Problem(file, f"it is not valid JSON ({_short(str(error))})") from None
-    if not isinstance(value, dict):
-        raise Problem(file, f"it must hold a JSON object, not {kind_of(value)}")
-    if too_deep(value):
-        raise Problem(file, "it is nested too deeply")
-    try:
-        encode_json(value)  # 1e999 and half of a surrogate pair can be read, but not written
-    except ValueError as error:
-        raise Problem(file, f"it is not valid JSON ({_short(str(error))})") from None
-    return value
-
-
-def _refuse_constant(name: str) -> JSON:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def too_deep(value: JSON) -> bool:
-    """Whether JSON nests deeper than the format allows; needs no recursion itself."""
-    level: list[JSON] = [value]
-    for _ in range(DEEPEST_JSON):
-        level = [
-            child
-            for node in level
-            if isinstance(node, (dict, list))
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
-
-
-def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
-    """The sites of a run.json.
-
-    Raises
-    ------
-    Problem
-        ``sites`` is missing, empty, or says something that no site can be.
-    """
-    listed = require(metadata, "sites", list)
-    if not listed:
-        raise Problem(RUN_JSON, "'sites' is empty; a run has at least one site")
-    sites: list[SiteInfo] = []
-    seen: set[str] = set()
-    for number, entry in enumerate(listed):
-        where = f"sites[{number}]"
-        if not isinstance(entry, dict):
-            raise Problem(RUN_JSON, f"{where!r} must be an object, not {kind_of(entry)}")
-        name = _text(entry, "name", where)
-        if name in seen:
-            raise Problem(RUN_JSON, f"'sites' has the name {name!r} twice")
-        seen.add(name)
-        known = ("name", "kind", "n_neurons", "d_in")
-        sites.append(
-            SiteInfo(
-                number=number,
-                name=name,
-                kind=_text(entry, "kind", where),
-                n_neurons=_count(entry, "n_neurons", where),
-                d_in=_count(entry, "d_in", where),
-                extra={key: value for key, value in entry.items() if key not in known},
-            )
-        )
-    return tuple(sites)
-
-
-def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each named file, as run.json records them.
-
-    Only the names that the format fixes are looked up: a name that run.json makes up is never
-    followed.
-
-    Raises
-    ------
-    Problem
-        A file has no entry, or the entry is malformed.
-    """
-    listed = require(metadata, "files", dict)
-    found: dict[str, tuple[int, str]] = {}
-    for name in names:
-        entry = listed.get(name)
-        if entry is None:
-            raise Problem(RUN_JSON, f"'files' does not list {name}")
-        size = entry.get("bytes") if isinstance(entry, dict) else None
-        digest = entry.get("sha256") if isinstance(entry, dict) else None
-        if type(size) is not int or size < 0 or not isinstance(digest, str):
-            raise Problem(
-                RUN_JSON, f"the entry of {name} in 'files' must be {{'bytes': int, 'sha256': str}}"
-            )
-        found[name] = (size, digest)
-    return found
-
-
-def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
-    """A value of run.json that must be there and be of the given type."""
-    words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
-    if key not in metadata:
-        raise Problem(RUN_JSON, f"{key!r} is missing")
-    value = metadata[key]
-    if type(value) is not kind:  # not isinstance: true is no whole number here
-        raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {kind_of(value)}")
-    return value
-
-
-def _text(entry: Mapping[str, JSON], key: str, where: str) -> str:
-    value = entry.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
-        raise Problem(
-            RUN_JSON,
-            f"'{where}.{key}' must be a string of 1 to {LONGEST_NAME} characters, "
-            f"not {kind_of(value)}",
-        )
-    return value
-
-
-def _count(entry: Mapping[str, JSON], key: str, where: str) -> int:
-    value = entry.get(key)
-    if type(value) is not int or not 1 <= value <= LARGEST:
-        raise Problem(
-            RUN_JSON,
-            f"'{where}.{key}' must be a whole number from 1 to {LARGEST}, not {kind_of(value)}",
-        )
-    return value
-
-
-def kind_of(value: JSON) -> str:
-    """A value in a few characters, whatever it is."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    if type(value) is int and abs(value) > 10**18:
-        return "a whole number of more than 18 digits"
-    return _short(json.dumps(value, ensure_ascii=False))
-
-
-def _short(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def neuron_offsets(sites: Sequence[SiteInfo]) -> np.ndarray:
     """First row of each site in the neurons table, and one past the last: (sites + 1,) int64."""
     return np.concatenate([[0], np.cumsum([site.n_neurons for site in sites], dtype=np.int64)])
+
+
+# ------------------------------------------------------------------- texts and importances
+
+
+def vocabulary_arrays(
+    ids: Sequence[int] | np.ndarray, texts: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The part of a vocabulary that occurs in a run, as arrays of ``inputs.safetensors``.
+
+    Parameters
+    ----------
+    ids : array of int, shape (V,)
+        Strictly increasing.
+    texts : sequence of str
+        How each of them reads.
+    """
+    if len(ids) != len(texts):
+        raise InputError(f"{len(ids)} tokens have {len(texts)} texts; one for each is expected.")
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return {
+        "vocabulary": np.asarray(ids, dtype=np.int32),
+        "vocabulary_ends": np.cumsum([len(word) for word in encoded], dtype=np.int64),
+        "vocabulary_text": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+    }
+
+
+def token_texts(inputs: Mapping[str, np.ndarray]) -> pd.Series[str]:
+    """How each token of a run reads, by its number.
+
+    Parameters
+    ----------
+    inputs : mapping of str to ndarray
+        The arrays of ``inputs.safetensors``.
+
+    Returns
+    -------
+    pandas.Series of str, index int
+
+    Raises
+    ------
+    Problem
+        The arrays contradict one another.
+    """
+    ids, ends = inputs["vocabulary"], inputs["vocabulary_ends"]
+    raw = inputs["vocabulary_text"].tobytes()
+    starts = np.concatenate([[0], ends])[:-1]
+    if np.any(ends < starts) or (len(ends) and (ends[0] < 0 or ends[-1] != len(raw))):
+        raise Problem(INPUTS_FILE, "'vocabulary_ends' do not fit 'vocabulary_text'")
+    try:
+        words = [raw[a:b].decode("utf-8") for a, b in zip(starts, ends, strict=True)]
+    except UnicodeDecodeError as error:
+        raise Problem(INPUTS_FILE, f"'vocabulary_text' is not UTF-8 ({error.reason})") from error
+    return pd.Series(words, index=ids, dtype=object)
+
+
+def encode_importances(importances: np.ndarray) -> np.ndarray:
+    """Token importances from 0 to 1, NaN where there are none, as bytes of a run."""
+    known = np.rint(np.nan_to_num(importances) * LARGEST_IMPORTANCE)
+    return np.where(np.isnan(importances), NO_IMPORTANCE, known).astype(np.uint8)
+
+
+def decode_importances(stored: np.ndarray) -> np.ndarray:
+    """The inverse of `encode_importances`, float32, but for rounding."""
+    known = stored.astype(np.float32) / np.float32(LARGEST_IMPORTANCE)
+    return np.where(stored == NO_IMPORTANCE, np.float32(np.nan), known)

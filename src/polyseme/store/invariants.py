@@ -6,7 +6,7 @@ Every check is vectorised over a whole table or site: runs have millions of rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from polyseme.store.format import (
     neuron_offsets,
     site_file,
     table_file,
+    token_texts,
 )
 
 # A cosine distance is at most 2; the slack is for the rounding of float64 sums.
@@ -136,16 +137,16 @@ def check_features(
     first_feature = np.cumsum(clusters) - clusters
     example_neuron = np.repeat(np.arange(len(counts)), counts)
     feature = examples["feature"].to_numpy()
-    found = np.bincount(first_feature[example_neuron] + feature, minlength=len(features))
-    given = features["n_examples"].to_numpy()
+    counted = np.bincount(first_feature[example_neuron] + feature, minlength=len(features))
+    n_examples = features["n_examples"].to_numpy()
     _refuse(
         file,
-        (given != found) | (given < 1),
+        (n_examples != counted) | (n_examples < 1),
         "'n_examples' must be the number of the feature's examples, at least 1; row {row} differs",
     )
     _refuse(
         file,
-        given > given[first_feature[rows]],
+        n_examples > n_examples[first_feature[rows]],
         "feature 0 must be the neuron's largest; row {row} is larger",
     )
     medoid = features["medoid"].to_numpy()
@@ -197,6 +198,34 @@ def check_vocabulary(vocabulary: np.ndarray) -> None:
     """Numbers of tokens that increase, so that a binary search finds one."""
     if (vocabulary.size and vocabulary[0] < 0) or np.any(vocabulary[1:] <= vocabulary[:-1]):
         raise Problem(INPUTS_FILE, "'vocabulary' must be strictly increasing, from 0")
+
+
+def check_texts(inputs: Mapping[str, np.ndarray]) -> None:
+    """Check what the arrays of texts say of one another.
+
+    Raises
+    ------
+    Problem
+        A length is beyond the tokens, or a token has no text.
+    """
+    check_contexts(inputs["tokens"], inputs["lengths"], inputs["vocabulary"])
+    token_texts(inputs)
+
+
+def check_contexts(tokens: np.ndarray, lengths: np.ndarray, vocabulary: np.ndarray) -> None:
+    """Check contexts, all or some, as `check_texts` does."""
+    check_lengths(lengths, tokens.shape[1])
+    at = np.minimum(np.searchsorted(vocabulary, tokens), max(len(vocabulary) - 1, 0))
+    known = vocabulary[at] == tokens if len(vocabulary) else np.zeros(tokens.shape, bool)
+    used = np.arange(tokens.shape[1]) < lengths[:, None]
+    if not known[used].all():
+        raise Problem(INPUTS_FILE, "'tokens' holds a token that 'vocabulary' does not have")
+
+
+def check_lengths(lengths: np.ndarray, most: int) -> None:
+    """Check that no context is longer than there is room for."""
+    if np.any((lengths < 0) | (lengths > most)):
+        raise Problem(INPUTS_FILE, f"'lengths' must be from 0 to {most}")
 
 
 def check_histogram(number: int, histogram: np.ndarray) -> None:
@@ -290,9 +319,9 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
 def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> np.ndarray:
     """Row of each row's neuron in the neurons table: (rows,) int64."""
     # Arrow looks names up several times as quickly as pandas.
-    given = pa.array(table["site"], pa.large_string(), from_pandas=True)
+    sites_of_rows = pa.array(table["site"], pa.large_string(), from_pandas=True)
     names = pa.array([site.name for site in sites], pa.large_string())
-    number = pc.index_in(given, names).fill_null(-1).to_numpy(zero_copy_only=False)
+    number = pc.index_in(sites_of_rows, names).fill_null(-1).to_numpy(zero_copy_only=False)
     _refuse(file, number < 0, "row {row} names a site that run.json does not have")
     neuron = table["neuron"].to_numpy()
     sizes = np.asarray([site.n_neurons for site in sites], dtype=np.int64)
@@ -307,12 +336,12 @@ def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> n
 
 def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, inputs: Held) -> None:
     """Inputs that the run holds, one row for each (neuron, input), and finite activations."""
-    index, given = inputs.index, table["input"].to_numpy()
-    at = np.searchsorted(index, given)
+    index, number = inputs.index, table["input"].to_numpy()
+    at = np.searchsorted(index, number)
     held = (
-        index[np.minimum(at, len(index) - 1)] == given
+        index[np.minimum(at, len(index) - 1)] == number
         if len(index)
-        else np.zeros(len(given), dtype=bool)
+        else np.zeros(len(number), dtype=bool)
     )
     _refuse(file, ~held, "'input' in row {row} is not in the 'index' of inputs.safetensors")
     pairs = rows * len(index) + at

@@ -10,48 +10,53 @@
 
 The result is in a folder of its own, so that one rename publishes it with nothing of the
 machinery in it, and a failed rename leaves everything that a resume needs. While there is a
-``result/`` it is not published; where partial.json has a fingerprint and there is none, it is,
-and whatever else is there is left over.
+``result/``, the work is not published. Where partial.json has a fingerprint and there is no
+``result/``, it is, and the rest is left over.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata as installed
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from polyseme.errors import InputError, RunError
 from polyseme.store.files import (
     ASIDE,
+    LITTER,
+    LOCK,
     OVERWRITE,
     RESUME,
-    Lock,
+    encode_json,
+    locked,
     plain_json,
     read_json,
     replace_bytes,
     to_disk,
     writing,
 )
-from polyseme.store.fingerprint import changes, differences
-from polyseme.store.format import JSON, LONGEST_RUN_JSON, encode_json
+from polyseme.store.format import JSON, LONGEST_RUN_JSON
 
 PARTIAL_FORMAT = "polyseme-partial"
 ENDING = ".partial"
 PARTIAL_JSON = "partial.json"
-LOCK = "lock"
 STATE = "state"
 RESULT = "result"
 OLD = "old"
 
-# Left behind in any folder by file managers; no reason to refuse one.
-LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+# Of a fingerprint, lists of numbers under the first key were computed, to a relative precision that
+# is under the second one beside it. Their last digits are a machine's own.
+_COMPUTED, _PRECISION = "outputs", "precision"
+# By so much of the largest. In float32 sums in another order differ by some 1e-6; one GELU from
+# another by 1e-4.
+_LEAST, _ROUNDINGS = 2e-5, 4
 
 _LONGEST_NAME = 255  # bytes, of nearly every file system
 
@@ -65,7 +70,7 @@ class Kind:
     work, result : str
         What the making and what is made are called: "analysis", "a polyseme run".
     format : str
-        Name and version of the format. Work on another one is not gone on with.
+        Name and version of the format. Unfinished work of another one is not resumed.
     fingerprint : callable (Path) -> dict or None
         That of a finished result; None where a folder is no such thing.
     foreign : callable (Path) -> set of str
@@ -73,7 +78,7 @@ class Kind:
     check : callable (Path)
         Raises if a finished result is damaged.
     resumable : bool
-        Whether unfinished work is worth going on with.
+        Whether unfinished work is worth resuming.
     """
 
     work: str
@@ -85,7 +90,7 @@ class Kind:
     resumable: bool = True
 
 
-class Partial:
+class Partial(AbstractContextManager["Partial"]):
     """The work on one output, in its ``.partial`` folder, which is locked until `release`.
 
     Parameters
@@ -98,7 +103,7 @@ class Partial:
     overwrite : bool
         Replace a result that exists, once the new one is complete, and discard unfinished work.
     resume : bool
-        Go on with unfinished work of the same fingerprint, if there is any.
+        Continue unfinished work of the same fingerprint, if there is any.
 
     Attributes
     ----------
@@ -107,7 +112,7 @@ class Partial:
     finished : bool
         `out` is the finished result of this fingerprint: there is nothing to do.
     resumed : bool
-        Unfinished work is gone on with.
+        Unfinished work is being continued.
     versions : list of dict
         Versions of polyseme and torch that have worked on it, the present ones last.
 
@@ -132,7 +137,7 @@ class Partial:
         if overwrite and resume:
             raise InputError(
                 f"{OVERWRITE} and {RESUME} exclude each other: the first starts again, the second "
-                "goes on. Give one."
+                "continues. Give only one of them."
             )
         self.kind = kind
         self.shown = Path(out)
@@ -145,7 +150,7 @@ class Partial:
         self.finished = self.resumed = False
         self.versions: list[dict[str, str]] = [_versions()]
         self._overwrite = overwrite
-        self._lock: Lock | None = None
+        self._lock = ExitStack()
         with writing(self.path, resumable=kind.resumable):
             if not os.path.lexists(self.path):
                 self._check_output(resume=resume)
@@ -156,15 +161,12 @@ class Partial:
                     return
             self._refuse_foreign()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path / LOCK)
-            try:
+            with ExitStack() as lock:
+                lock.enter_context(locked(self.path))
                 self._settle()
                 self._begin(resume=resume)
-            except BaseException:
-                self.release()
-                raise
-        if self.finished:
-            self.release()
+                if not self.finished:
+                    self._lock = lock.pop_all()
 
     def _refuse_foreign(self) -> None:
         """Refuse a folder that is not recognisably ours, before anything in it is touched."""
@@ -180,8 +182,8 @@ class Partial:
             )
         if not ours:
             raise RunError(
-                f"{self.path} is in the way: unfinished work is kept there, and what is there is "
-                "not from this version of polyseme. Move it away, or choose another output."
+                f"{self.path} is in the way: polyseme keeps unfinished work there, but this is not "
+                "from this version of polyseme. Move it away, or choose another output."
             )
 
     def _settle(self) -> None:
@@ -196,28 +198,28 @@ class Partial:
         before = read_json(self.path / PARTIAL_JSON)
         begun = self._begun
         known: JSON = before.get("fingerprint")
-        told = changes(known, self.fingerprint) if begun else []
-        # An interrupted overwrite=True goes on as one: the permission was given then.
-        replacing = resume and begun and not told and before.get("overwrite") is True
+        same = begun and not changes(known, self.fingerprint)
+        # An interrupted overwrite=True is resumed as one: the permission was given then.
+        replacing = resume and same and before.get("overwrite") is True
         self._overwrite |= replacing
         self._check_output(resume=resume and not replacing)
         if self._stands() and resume and not replacing:
-            self._check_result(begun=begun and not told)
-            if not told:
+            self._check_result(begun=same)
+            if same or not begun:
                 self._forget()
             self.finished = True
         elif begun and resume:
-            if told:
+            if not same:
                 raise RunError(
-                    f"{self.path} holds an unfinished {self.kind.work} that is not this one: "
-                    f"{differences(known, self.fingerprint)}. Go on with the same settings, model "
-                    f"and data, or discard it and start again by {OVERWRITE}."
+                    f"{self.path} holds another unfinished {self.kind.work}: "
+                    f"{differences(known, self.fingerprint)}. Resume with the same settings, model "
+                    f"and data, or discard it and start again with {OVERWRITE}."
                 )
             self._go_on(before)
         elif begun and self.saved and self.kind.resumable and not self._overwrite:
             raise RunError(
-                f"{self.path} holds an unfinished {self.kind.work}. Go on with it by {RESUME}, or "
-                f"discard it and start again by {OVERWRITE}."
+                f"{self.path} holds an unfinished {self.kind.work}. Continue it with {RESUME}, or "
+                f"discard it and start again with {OVERWRITE}."
             )
         else:
             self._start()
@@ -229,31 +231,31 @@ class Partial:
         if self._overwrite:
             self._refuse_to_replace()
         elif not resume:
-            go_on = f" go on with an unfinished {self.kind.work} by {RESUME},"
+            go_on = f" continue an unfinished {self.kind.work} with {RESUME},"
             raise RunError(
-                f"{self.shown} exists already. Replace it by {OVERWRITE},"
+                f"{self.shown} already exists. Replace it with {OVERWRITE},"
                 f"{go_on if self.kind.resumable else ''} or choose another output."
             )
 
     def _check_result(self, *, begun: bool) -> None:
         """Refuse a result that is there unless it is whole and the one of this fingerprint."""
-        found = self.kind.fingerprint(self.out)
-        if found is None:
+        finished = self.kind.fingerprint(self.out)
+        if finished is None:
             raise RunError(
                 f"{self.shown} is not {self.kind.result}, so it cannot be resumed. Choose "
                 "another output, or move it away."
             )
-        if not changes(found, self.fingerprint):
+        if not changes(finished, self.fingerprint):
             self.kind.check(self.out)
             return
         if begun:
             raise RunError(
-                f"{self.shown} exists already, and so does an unfinished {self.kind.work} for it. "
-                f"Move the first away, then go on by {RESUME}; or replace both by {OVERWRITE}."
+                f"{self.shown} already exists, and so does an unfinished {self.kind.work} for it. "
+                f"Move the first away and continue with {RESUME}, or replace both with {OVERWRITE}."
             )
         raise RunError(
             f"{self.shown} is the result of another {self.kind.work}, so it cannot be resumed: "
-            f"{differences(found, self.fingerprint)}. Choose another output, or replace it by "
+            f"{differences(finished, self.fingerprint)}. Choose another output, or replace it with "
             f"{OVERWRITE}."
         )
 
@@ -278,13 +280,13 @@ class Partial:
 
     @property
     def _begun(self) -> bool:
-        """Whether there is work that was begun, and is not published."""
+        """Whether there is work that was begun and is not published yet."""
         known = read_json(self.path / PARTIAL_JSON).get("fingerprint")
         return isinstance(known, dict) and self.result.is_dir()
 
     @property
     def saved(self) -> bool:
-        """Whether there is anything to go on with."""
+        """Whether anything was written that a resume could use."""
         folders = (self.state, self.result)
         return any(entry.is_file() for folder in folders for entry in folder.rglob("*"))
 
@@ -309,8 +311,8 @@ class Partial:
         if changed:
             was, now = (_named(used[-1] if used else {}) for used in (earlier, self.versions))
             warnings.warn(
-                f"{self.path} was begun with {was} and goes on with {now}: what each of them found "
-                f"may differ. {OVERWRITE} starts again.",
+                f"{self.path} was started with {was} and continues with {now}: their results may "
+                f"differ. {OVERWRITE} starts again.",
                 stacklevel=5,
             )
             self._write(begun=True)
@@ -374,24 +376,12 @@ class Partial:
 
     def release(self) -> None:
         """Let another process in. What was written stays; a folder with nothing in it goes."""
-        if self._lock is None:
-            return
-        lock, self._lock = self._lock, None
-        with suppress(OSError):
-            if {entry.name for entry in self.path.iterdir()} - LITTER == {LOCK}:
-                shutil.rmtree(self.path)
-        lock.release()
-
-    def __enter__(self) -> Partial:
-        return self
+        self._lock.close()
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, *trace: Any
     ) -> None:
-        if self._lock is not None and error is not None:
+        if error is not None and not self.finished:
             # A mistake that was refused at once must not be in the way of its correction.
             refused = isinstance(error, Exception) and not (self.resumed or self._overwrite)
             if (refused and not self.saved) or not self.kind.resumable:
@@ -403,30 +393,88 @@ def _checked(out: Path) -> Path:
     """Where an output is to be: what a link leads to, as replacing means renaming."""
     if out.name in ("", ".."):
         raise InputError(f"The output {str(out)!r} has no name. Give a folder such as runs/new.")
-    found = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
-    parts = [*found.parent.parts, found.name + ENDING]
+    target = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
+    parts = [*target.parent.parts, target.name + ENDING]
     longest = max(parts, key=lambda part: len(os.fsencode(part)))
     if (n := len(os.fsencode(longest))) > _LONGEST_NAME:
         raise InputError(
             f"The output's name {longest.removesuffix(ENDING)[:40]}… is too long: with {ENDING} "
-            f"after it, it has {n} bytes, and a file system takes {_LONGEST_NAME}. Give a shorter "
-            "one."
+            f"after it, it has {n} bytes, and a file system takes {_LONGEST_NAME}. Choose a "
+            "shorter one."
         )
-    if os.path.ismount(found):
+    if os.path.ismount(target):
         raise InputError(
-            f"{out} is where a file system begins, so nothing can be moved into its place. Give a "
-            f"folder in it, such as {out / 'new'}."
+            f"{out} is a mount point, so nothing can be moved into its place. Give a folder in it, "
+            f"such as {out / 'new'}."
         )
-    return found
+    return target
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("polyseme", "torch"):
         with suppress(installed.PackageNotFoundError):  # run from a source tree
-            found[name] = installed.version(name)
-    return found
+            versions[name] = installed.version(name)
+    return versions
 
 
 def _named(versions: Mapping[str, str]) -> str:
     return " and ".join(f"{name} {used}" for name, used in versions.items()) or "unknown versions"
+
+
+# --------------------------------------------------------------------------- fingerprints
+
+
+def changes(before: JSON, now: JSON) -> list[str]:
+    """What differs between two fingerprints, with both values; nothing if they are the same.
+
+    Lists under a key "outputs" may differ in their last digits: by 2e-5 of the largest, or by four
+    times the number under "precision" beside it.
+    """
+    old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
+    return [change for name in old | new if (change := _change(name, old, new))]
+
+
+def differences(before: JSON, now: JSON, *, limit: int = 5) -> str:
+    """The first `changes`, in one line."""
+    all_changes = changes(before, now)
+    n_others = len(all_changes) - limit
+    return "; ".join(all_changes[:limit] + ([f"and {n_others} more"] if n_others > 0 else []))
+
+
+def _change(name: str, old: Mapping[str, JSON], new: Mapping[str, JSON]) -> str | None:
+    if name in old and name in new:
+        before, now = old[name], new[name]
+        if before == now and _text(before) == _text(now):
+            return None
+        *above, last = name.split(".")
+        if last == _COMPUTED and _comparable(before, now):
+            precision = ".".join([*above, _PRECISION])
+            allowed = max(_LEAST, *(_ROUNDINGS * leaves.get(precision, 0) for leaves in (old, new)))
+            largest = max(map(abs, before + now), default=0.0) or 1.0
+            gap = max(abs(a - b) for a, b in zip(before, now, strict=True)) / largest
+            return f"{name} differ by up to {gap:.1g} of the largest" if gap > allowed else None
+    was, is_now = (_shown(leaves, name) for leaves in (old, new))
+    return f"{name} was {was} and is now {is_now}"
+
+
+def _comparable(*values: JSON) -> bool:
+    numbers = all(isinstance(v, list) and all(isinstance(x, float) for x in v) for v in values)
+    return numbers and len({len(value) for value in values}) == 1 and bool(values[0])
+
+
+def _leaves(value: JSON, name: str) -> Iterator[tuple[str, JSON]]:
+    if isinstance(value, dict) and (value or not name):
+        for key, child in value.items():
+            yield from _leaves(child, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def _text(value: JSON) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shown(leaves: Mapping[str, JSON], name: str, limit: int = 100) -> str:
+    text = _text(leaves[name]) if name in leaves else "not set"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -12,89 +12,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polyseme.errors import InputError, RunError, one_of
+from polyseme.errors import InputError, one_of
 from polyseme.store import invariants
 from polyseme.store.arrays import Arrays
 from polyseme.store.contents import Contents
-from polyseme.store.damage import locate, reporting, sha256
+from polyseme.store.files import reporting
 from polyseme.store.format import (
     INPUTS_FILE,
     JSON,
-    RUN_JSON,
     SITE_ARRAYS,
     TABLES,
     UNITS,
     Problem,
     SiteInfo,
-    data_files,
-    digest_of,
     neuron_offsets,
-    parse_files,
-    parse_sites,
+    token_texts,
 )
-from polyseme.store.run_json import read_run_json
-from polyseme.store.texts import check_contexts, check_texts, token_texts
+from polyseme.store.run_json import read_run_json, refuse_altered
 
-# Of which all tables are checked together: enough to read in long stretches, few enough not to
-# fill the memory.
+# Checked together in all tables: enough to read in long stretches, few enough to fit in memory.
 NEURONS_AT_A_TIME = 4096
-
-
-def altered_files(path: str | Path, metadata: dict[str, JSON] | None = None) -> list[str]:
-    """Names of the files of a run that are not, byte for byte, the ones that were written.
-
-    It compares digests, and reads every byte once. Forgery it does not find: who can change a
-    file can change its digest too.
-
-    Parameters
-    ----------
-    path : str or Path
-        The run folder. Whether anything but its run.json can be read does not matter.
-    metadata : dict, optional
-        run.json, where it was read already.
-
-    Returns
-    -------
-    list of str
-        Relative to the folder; missing and unreadable files are among them, and run.json is
-        where it does not have its own digest.
-
-    Raises
-    ------
-    RunError
-        It is no run, or its run.json cannot be read.
-    """
-    path = Path(path)
-    metadata = read_run_json(path) if metadata is None else metadata
-    with reporting(path):
-        files = parse_files(metadata, data_files(len(parse_sites(metadata))))
-    altered = [] if metadata.get("sha256") == digest_of(metadata) else [RUN_JSON]
-    for name, (_, digest) in files.items():
-        try:
-            same = sha256(locate(path, name)) == digest
-        except (OSError, Problem):
-            same = False
-        if not same:
-            altered.append(name)
-    return altered
-
-
-def refuse_altered(path: Path) -> None:
-    """Refuse a run of which a file is not the one that was written.
-
-    Raises
-    ------
-    RunError
-        It names all such files.
-    """
-    if altered := altered_files(path):
-        *others, last = altered
-        names = f"{', '.join(others)} and {last}" if others else last
-        raise RunError(
-            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that "
-            "run.json records is another. Copy the run again from where it came, or analyse again "
-            "with overwrite=True (--overwrite)."
-        )
 
 
 class RunFolder:
@@ -123,7 +60,7 @@ class RunFolder:
     ------
     RunError
         From the constructor and from every member: the folder is missing, no run, unfinished,
-        of a newer version, damaged, or not what the format asks. The message names the file,
+        of another version, damaged, or not what the format asks. The message names the file,
         what is wrong and what to do.
     """
 
@@ -132,13 +69,11 @@ class RunFolder:
     sites: tuple[SiteInfo, ...]
 
     def __init__(self, path: str | Path) -> None:
-        with reporting(Path(path)):
-            metadata = read_run_json(Path(path))
-        self._open(Path(path), metadata)
+        self._open(Path(path))
 
     @classmethod
     def salvaged(cls, path: str | Path) -> RunFolder:
-        """A run of which some files may be damaged, to look at the rest.
+        """A run that may have damaged files, to look at the rest.
 
         run.json and the table of neurons have to be whole. Whatever is asked of a damaged file
         raises what `damage` says of it.
@@ -154,15 +89,13 @@ class RunFolder:
             It is no run, or what everything else depends on is damaged.
         """
         folder = cls.__new__(cls)
-        with reporting(Path(path)):
-            metadata = read_run_json(Path(path))
-        folder._open(Path(path), metadata, tolerant=True)
+        folder._open(Path(path), tolerant=True)
         return folder
 
     @property
     def damage(self) -> list[str]:
         """What is wrong with each damaged file; empty unless the run was `salvaged`."""
-        return [str(problem) for problem in self._contents.damage]
+        return [str(problem) for problem in self._contents.damage.values()]
 
     @classmethod
     def unsealed(cls, path: Path, metadata: dict[str, JSON]) -> RunFolder:
@@ -171,11 +104,13 @@ class RunFolder:
         folder._open(path, metadata)
         return folder
 
-    def _open(self, path: Path, metadata: dict[str, JSON], *, tolerant: bool = False) -> None:
+    def _open(
+        self, path: Path, metadata: dict[str, JSON] | None = None, *, tolerant: bool = False
+    ) -> None:
         self.path = path
-        self.metadata = metadata
         with reporting(path):
-            self._contents = Contents(path, metadata, tolerant=tolerant)
+            self.metadata = read_run_json(path) if metadata is None else metadata
+            self._contents = Contents(path, self.metadata, tolerant=tolerant)
         self.sites = self._contents.sites
 
     @property
@@ -312,9 +247,9 @@ class RunFolder:
         with reporting(self.path):
             offsets = self._contents.offsets(str(unit))
             begin, end = (int(offsets[first + n] - offsets[first]) for n in (start, stop))
-            found = arrays.between(array, begin, end)
-            self._contents.check_rows_of(number, array, found, first + start, first + stop)
-        return found
+            rows = arrays.between(array, begin, end)
+            self._contents.check_rows_of(number, array, rows, first + start, first + stop)
+        return rows
 
     def contexts(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """Some of the contexts of a run of texts, without reading the rest.
@@ -333,7 +268,7 @@ class RunFolder:
         with reporting(self.path):
             inputs = self._texts()
             tokens, lengths = inputs.take("tokens", rows), inputs.take("lengths", rows)
-            check_contexts(tokens, lengths, inputs["vocabulary"])
+            invariants.check_contexts(tokens, lengths, inputs["vocabulary"])
         return tokens, lengths
 
     def features_of_token(self, row: int) -> np.ndarray:
@@ -356,9 +291,9 @@ class RunFolder:
                 return np.empty(0, np.int64)
             ends = inputs["token_features_ends"]
             start = int(ends[row - 1]) if row else 0
-            found = inputs.between("token_features", start, int(ends[row]))
-            invariants.check_token_features(found, self._contents.table("features").n_rows)
-            return found
+            features = inputs.between("token_features", start, int(ends[row]))
+            invariants.check_token_features(features, self._contents.table("features").n_rows)
+            return features
 
     def _texts(self) -> Arrays:
         if "tokens" not in self._contents.inputs:
@@ -447,7 +382,7 @@ class RunFolder:
                 ):
                     list(done)
             if "tokens" in contents.inputs:
-                check_texts(contents.inputs)
+                invariants.check_texts(contents.inputs)
 
     @cached_property
     def token_texts(self) -> pd.Series[str]:

@@ -1,27 +1,53 @@
-"""Reading run.json, which says whether a folder is a finished run, and of which version."""
+"""run.json: what makes a folder a run, what the run holds, and what its files must be."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from polyseme.errors import RunError
-from polyseme.store.damage import locate, reporting
+from polyseme.errors import InputError, RunError
+from polyseme.store.files import (
+    decode_json,
+    encode_json,
+    kind_of,
+    locate,
+    plain_json,
+    replace_bytes,
+    reporting,
+    sha256,
+    short_json,
+    writing,
+)
 from polyseme.store.format import (
     FORMAT,
     FORMAT_VERSION,
     JSON,
+    LARGEST,
+    LONGEST_NAME,
     LONGEST_RUN_JSON,
     RUN_JSON,
     Problem,
-    decode_json,
+    SiteInfo,
+    data_files,
     is_text,
-    kind_of,
-    require,
 )
+
+# What the writer adds to run.json by itself, and what else describes the analysis.
+WRITTEN = (
+    "format",
+    "format_version",
+    "polyseme_version",
+    "created",
+    "fingerprint",
+    "versions",
+    "files",
+    "sha256",
+)
+_OF_THE_ANALYSIS = frozenset({*WRITTEN, "sites", "settings", "model", "data", "seconds"})
 
 
 def read_run_json(path: Path) -> dict[str, JSON]:
@@ -30,17 +56,17 @@ def read_run_json(path: Path) -> dict[str, JSON]:
     Raises
     ------
     RunError
-        There is no such run, or its run.json is damaged or newer.
+        There is no such run, or its run.json is damaged or of another version.
     """
     unfinished = (
-        "go on with it by resume=True (--resume), or start again with overwrite=True (--overwrite)"
+        "continue it with resume=True (--resume), or start again with overwrite=True (--overwrite)"
     )
     aside = path.with_name(path.name + ".partial") if path.name else path
     if (path / "partial.json").is_file():
         raise RunError(f"{path} is an unfinished analysis: {unfinished}.")
     if not os.path.lexists(path):
         if (aside / "partial.json").is_file():
-            raise RunError(f"{path} is not finished, {aside} holds what there is: {unfinished}.")
+            raise RunError(f"{path} is not finished; {aside} holds what there is: {unfinished}.")
         raise RunError(
             f"{path} does not exist. Give the folder that polyseme analyse wrote "
             "(its --out, or out= in Python)."
@@ -63,7 +89,7 @@ def read_run_json(path: Path) -> dict[str, JSON]:
     if version != FORMAT_VERSION:
         raise RunError(
             f"{path / RUN_JSON} has format version {kind_of(version)}, and this polyseme reads "
-            f"version {FORMAT_VERSION} alone. Read the run with the polyseme that wrote it (for a "
+            f"only version {FORMAT_VERSION}. Read the run with the polyseme that wrote it (for a "
             "newer one: pip install --upgrade polyseme), or analyse again."
         )
     return metadata
@@ -71,7 +97,7 @@ def read_run_json(path: Path) -> dict[str, JSON]:
 
 # ------------------------------------------------------------------- what readers rely on
 
-Kind: TypeAlias = tuple[str, Callable[[JSON], bool]]
+Rule: TypeAlias = tuple[str, Callable[[JSON], bool]]
 
 
 def _is_number(value: JSON) -> bool:
@@ -92,36 +118,41 @@ def _is_string(value: JSON) -> bool:
 
 
 def _is_size(value: JSON) -> bool:
-    return _is_whole(value, 1, 2**31 - 1)
+    return _is_whole(value, 1, LARGEST)
 
 
-_STRING: Kind = ("a string", _is_string)
-_STRINGS: Kind = ("a list of strings", lambda v: _are(v, _is_string))
-_OBJECT: Kind = ("an object", lambda v: isinstance(v, dict))
-_BOOLEAN: Kind = ("true or false", lambda v: isinstance(v, bool))
-_WHOLE: Kind = ("a whole number from 0", _is_whole)
-_NUMBER: Kind = ("a number", _is_number)
-_SCALE: Kind = (
+_STRING: Rule = ("a string", _is_string)
+_NAME: Rule = (
+    f"a string of 1 to {LONGEST_NAME} characters",
+    lambda v: _is_string(v) and 0 < len(v) <= LONGEST_NAME,
+)
+_SIZE: Rule = (f"a whole number from 1 to {LARGEST}", _is_size)
+_STRINGS: Rule = ("a list of strings", lambda v: _are(v, _is_string))
+_OBJECT: Rule = ("an object", lambda v: isinstance(v, dict))
+_BOOLEAN: Rule = ("true or false", lambda v: isinstance(v, bool))
+_WHOLE: Rule = ("a whole number from 0", _is_whole)
+_NUMBER: Rule = ("a number", _is_number)
+_SCALE: Rule = (
     "a number, or a list of numbers",
     lambda v: _is_number(v) or (_are(v, _is_number) and len(v) > 0),
 )
-_SHAPE: Kind = (
+_SHAPE: Rule = (
     "a list of 1 to 8 whole numbers from 1",
     lambda v: _are(v, _is_size, tuple(range(1, 9))),
 )
-_PAIR: Kind = ("two whole numbers from 1", lambda v: _are(v, _is_size, (2,)))
-_TRIPLE: Kind = ("three whole numbers from 1", lambda v: _are(v, _is_size, (3,)))
-_IMAGE: Kind = ("two or three whole numbers from 1", lambda v: _are(v, _is_size, (2, 3)))
-_WINDOW: Kind = (
+_PAIR: Rule = ("two whole numbers from 1", lambda v: _are(v, _is_size, (2,)))
+_TRIPLE: Rule = ("three whole numbers from 1", lambda v: _are(v, _is_size, (3,)))
+_IMAGE: Rule = ("two or three whole numbers from 1", lambda v: _are(v, _is_size, (2, 3)))
+_WINDOW: Rule = (
     "two whole numbers of tokens, before and after, from 0 to 1000",
     lambda v: _are(v, lambda n: _is_whole(n, 0, 1000), (2,)),
 )
-_LINKAGE: Kind = ('"average" or "single"', lambda v: v in ("average", "single"))
-_THRESHOLD: Kind = ("a number from 0 to 2", lambda v: _is_number(v) and 0 <= v <= 2)
-_BASELINE: Kind = ("a number or a string", lambda v: _is_number(v) or _is_string(v))
+_LINKAGE: Rule = ('"average" or "single"', lambda v: v in ("average", "single"))
+_THRESHOLD: Rule = ("a number from 0 to 2", lambda v: _is_number(v) and 0 <= v <= 2)
+_BASELINE: Rule = ("a number or a string", lambda v: _is_number(v) or _is_string(v))
 
 #: object of run.json -> key -> what it must be, of every run
-_REQUIRED: Mapping[str, Mapping[str, Kind]] = {
+_REQUIRED: Mapping[str, Mapping[str, Rule]] = {
     "": {
         "polyseme_version": _STRING,
         "created": _STRING,
@@ -132,17 +163,23 @@ _REQUIRED: Mapping[str, Mapping[str, Kind]] = {
     "settings": {"linkage": _LINKAGE},
     "model": {"class": _STRING},
     "data": {"n_inputs": _WHOLE},
-    "site": {"threshold": _THRESHOLD},
+    "site": {
+        "name": _NAME,
+        "kind": _NAME,
+        "n_neurons": _SIZE,
+        "d_in": _SIZE,
+        "threshold": _THRESHOLD,
+    },
 }
-_REQUIRED_OF_TEXTS: Mapping[str, Mapping[str, Kind]] = {
+_REQUIRED_OF_TEXTS: Mapping[str, Mapping[str, Rule]] = {
     "settings": {"window": _WINDOW},
     "data": {"length": _WHOLE, "leave_out": _STRINGS, "tokenizer": _OBJECT},
 }
-_REQUIRED_OF_IMAGES: Mapping[str, Mapping[str, Kind]] = {
+_REQUIRED_OF_IMAGES: Mapping[str, Mapping[str, Rule]] = {
     "data": {"shape": _SHAPE, "mean": _SCALE, "std": _SCALE, "low": _NUMBER, "high": _NUMBER},
 }
 #: likewise, what may be missing or null
-_OPTIONAL: Mapping[str, Mapping[str, Kind]] = {
+_OPTIONAL: Mapping[str, Mapping[str, Rule]] = {
     "": {"fingerprint": _OBJECT, "evaluation": _OBJECT},
     "settings": {"baseline": _BASELINE},
     "model": {"name": _STRING},
@@ -174,8 +211,6 @@ def check_metadata(metadata: Mapping[str, JSON]) -> None:
     text = is_text(metadata)
     for name in ("settings", "model", "data"):
         _check_object(metadata[name], name, f"{name}.", text)
-    for number, site in enumerate(metadata["sites"]):
-        _check_object(site, "site", f"sites[{number}].", text)
     if not text:
         _check_sizes(metadata["data"], metadata["sites"])
 
@@ -213,3 +248,185 @@ def _check_sizes(data: Mapping[str, JSON], sites: list[Mapping[str, JSON]]) -> N
                     RUN_JSON,
                     f"'sites[{number}].d_in' is {site['d_in']}, but its '{what}' makes {read}",
                 )
+
+
+# ------------------------------------------------------------------------ sites and files
+
+
+def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
+    """The sites of a run.json.
+
+    Raises
+    ------
+    Problem
+        ``sites`` is missing, empty, or says something that no site can be.
+    """
+    listed = require(metadata, "sites", list)
+    if not listed:
+        raise Problem(RUN_JSON, "'sites' is empty; a run has at least one site")
+    sites: list[SiteInfo] = []
+    seen: set[str] = set()
+    for number, entry in enumerate(listed):
+        where = f"sites[{number}]"
+        if not isinstance(entry, dict):
+            raise Problem(RUN_JSON, f"{where!r} must be an object, not {kind_of(entry)}")
+        _check_object(entry, "site", f"{where}.", False)
+        name = entry["name"]
+        if name in seen:
+            raise Problem(RUN_JSON, f"'sites' has the name {name!r} twice")
+        seen.add(name)
+        known = ("name", "kind", "n_neurons", "d_in")
+        sites.append(
+            SiteInfo(
+                number=number,
+                name=name,
+                kind=entry["kind"],
+                n_neurons=entry["n_neurons"],
+                d_in=entry["d_in"],
+                extra={key: value for key, value in entry.items() if key not in known},
+            )
+        )
+    return tuple(sites)
+
+
+def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each named file, as run.json records them.
+
+    Only the names that the format fixes are looked up: a name that run.json makes up is never
+    followed.
+
+    Raises
+    ------
+    Problem
+        A file has no entry, or the entry is malformed.
+    """
+    listed = require(metadata, "files", dict)
+    recorded: dict[str, tuple[int, str]] = {}
+    for name in names:
+        entry = listed.get(name)
+        if entry is None:
+            raise Problem(RUN_JSON, f"'files' does not list {name}")
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise Problem(
+                RUN_JSON, f"the entry of {name} in 'files' must be {{'bytes': int, 'sha256': str}}"
+            )
+        recorded[name] = (size, digest)
+    return recorded
+
+
+def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
+    """A value of run.json that must be there and be of the given type."""
+    words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+    if key not in metadata:
+        raise Problem(RUN_JSON, f"{key!r} is missing")
+    value = metadata[key]
+    if type(value) is not kind:  # not isinstance: true is no whole number here
+        raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {kind_of(value)}")
+    return value
+
+
+# -------------------------------------------------------------------------------- digests
+
+
+def digest_of(metadata: Mapping[str, JSON]) -> str:
+    """SHA-256, in hex, of run.json as it would be without its own ``sha256``."""
+    return hashlib.sha256(encode_json(_without_digest(metadata))).hexdigest()
+
+
+def write_run_json(folder: Path, metadata: Mapping[str, JSON], *, resumable: bool) -> None:
+    """Write run.json in one step, with its own digest at the end."""
+    signed = {**_without_digest(metadata), "sha256": digest_of(metadata)}
+    with writing(folder / RUN_JSON, resumable=resumable):
+        replace_bytes(folder / RUN_JSON, short_json(RUN_JSON, signed))
+
+
+def _without_digest(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
+    return {key: value for key, value in metadata.items() if key != "sha256"}
+
+
+def altered_files(path: str | Path, metadata: dict[str, JSON] | None = None) -> list[str]:
+    """Names of the files of a run that are not, byte for byte, the ones that were written.
+
+    It compares digests, and reads every byte once. Forgery it does not find: who can change a
+    file can change its digest too.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder. Whether anything but its run.json can be read does not matter.
+    metadata : dict, optional
+        run.json, where it was read already.
+
+    Returns
+    -------
+    list of str
+        Relative to the folder; missing and unreadable files are among them, and run.json is
+        where it does not have its own digest.
+
+    Raises
+    ------
+    RunError
+        It is no run, or its run.json cannot be read.
+    """
+    path = Path(path)
+    metadata = read_run_json(path) if metadata is None else metadata
+    with reporting(path):
+        files = parse_files(metadata, data_files(len(parse_sites(metadata))))
+    altered = [] if metadata.get("sha256") == digest_of(metadata) else [RUN_JSON]
+    for name, (_, digest) in files.items():
+        try:
+            same = sha256(locate(path, name)) == digest
+        except (OSError, Problem):
+            same = False
+        if not same:
+            altered.append(name)
+    return altered
+
+
+def refuse_altered(path: Path) -> None:
+    """Refuse a run of which a file is not the one that was written.
+
+    Raises
+    ------
+    RunError
+        It names all such files.
+    """
+    if altered := altered_files(path):
+        *others, last = altered
+        names = f"{', '.join(others)} and {last}" if others else last
+        raise RunError(
+            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that "
+            "run.json records is another. Copy the run again from where it came, or analyse again "
+            "with overwrite=True (--overwrite)."
+        )
+
+
+def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
+    """Add to the run.json of a finished run what was found out about it later, in one step.
+
+    Parameters
+    ----------
+    path : str or Path
+    metadata : mapping
+        JSON by top-level key; a key that was added before is replaced.
+
+    Raises
+    ------
+    InputError
+        The metadata is not JSON, or is of a key that describes the analysis itself.
+    RunError
+        There is no such run, or its run.json is damaged or cannot be written.
+    """
+    path = Path(path)
+    content = read_run_json(path)
+    with reporting(path):
+        if content.get("sha256") != digest_of(content):
+            raise Problem(RUN_JSON, "it is not as written, by its own SHA-256")
+    taken = [key for key in metadata if key in _OF_THE_ANALYSIS]
+    if taken:
+        raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
+    added = {**content, **plain_json("metadata", metadata)}
+    if added != content:
+        write_run_json(path, added, resumable=False)

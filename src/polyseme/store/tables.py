@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polyseme.errors import InputError
 from polyseme.parquet import Chunk, chunks, page_bytes
-from polyseme.store.damage import decoding
+from polyseme.store.arrays import cast
+from polyseme.store.files import decoding
 from polyseme.store.format import OPTIONAL_COLUMNS, TABLES, Problem, table_file
 
 # What is read where one neuron's rows are wanted: 80 neurons of 100 examples.
@@ -194,20 +196,20 @@ class Table:
                 if column in self._optional:
                     continue
                 raise Problem(name, f"the column {column!r} is missing")
-            given = schema.field(column).type
-            if not (_is_text(given) if dtype == "str" else given == pa.type_for_alias(dtype)):
-                raise Problem(name, f"the column {column!r} is {given}, not {dtype}")
+            kind = schema.field(column).type
+            if not (_is_text(kind) if dtype == "str" else kind == pa.type_for_alias(dtype)):
+                raise Problem(name, f"the column {column!r} is {kind}, not {dtype}")
         for column in schema.names:
-            given = schema.field(column).type
+            kind = schema.field(column).type
             plain = (
-                pa.types.is_integer(given)
-                or pa.types.is_floating(given)
-                or pa.types.is_boolean(given)
-                or _is_text(given)
+                pa.types.is_integer(kind)
+                or pa.types.is_floating(kind)
+                or pa.types.is_boolean(kind)
+                or _is_text(kind)
             )
             if not plain:
                 raise Problem(
-                    name, f"the extra column {column!r} is {given}, not numbers, booleans or text"
+                    name, f"the extra column {column!r} is {kind}, not numbers, booleans or text"
                 )
 
     def _site_names(self, values: pa.ChunkedArray) -> pd.Series:
@@ -230,3 +232,39 @@ def _length(values: pa.ChunkedArray) -> int:
         int(pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0)
         for chunk in values.chunks
     )
+
+
+def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
+    """A DataFrame in the format's columns and dtypes, other columns after them."""
+    required = TABLES[name]
+    schema = {**required, **{c: d for c, d in OPTIONAL_COLUMNS[name].items() if c in frame}}
+    file = table_file(name)
+    if not frame.columns.is_unique or not all(isinstance(column, str) for column in frame.columns):
+        raise InputError(f"The columns of {file} must be distinct strings: {list(frame.columns)}.")
+    missing = [column for column in required if column not in frame.columns]
+    if missing:
+        raise InputError(
+            f"{file} needs the column {missing[0]!r}; it must have {', '.join(required)}."
+        )
+    columns = {}
+    for column in [*schema, *(c for c in frame.columns if c not in schema)]:
+        series = frame[column]
+        what = f"The column {column!r} of {file}"
+        if schema.get(column) == "str" or (
+            column not in schema and series.dtype.kind not in "biuf"
+        ):
+            try:
+                # Strings that pandas keeps as Arrow does need not become Python's in between.
+                text = series if isinstance(series.dtype, pd.StringDtype) else series.astype(object)
+                columns[column] = pa.array(text, pa.string(), from_pandas=True)
+            except pa.ArrowException as error:
+                raise InputError(f"{what} must hold text only: {error}.") from None
+        else:
+            values = series.to_numpy()
+            if column in schema:
+                values = cast(what, values, (schema[column],))
+            elif values.dtype.kind not in "biuf":
+                raise InputError(f"{what} must be plain numbers, without missing values.")
+            # Not from_pandas: a NaN stays one, it does not become a null.
+            columns[column] = pa.array(values, from_pandas=False)
+    return pa.table(columns)

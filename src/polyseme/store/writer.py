@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from polyseme.errors import InputError, RunError
-from polyseme.store.arrays import overwrite
-from polyseme.store.casting import arrow_table, cast, storable
-from polyseme.store.damage import DamagedRunError, sha256
+from polyseme.store.arrays import cast, load_state, overwrite, save_state, storable, write_arrays
 from polyseme.store.files import (
     ASIDE,
-    OVERWRITE,
+    LITTER,
+    DamagedRunError,
     plain_json,
     read_json,
-    replace_bytes,
-    short_json,
+    sha256,
     whole,
     writing,
 )
@@ -43,28 +39,16 @@ from polyseme.store.format import (
     Array,
     Problem,
     data_files,
-    digest_of,
     missing_inputs,
-    parse_sites,
     site_file,
     table_file,
 )
-from polyseme.store.partial import LITTER, Kind, Partial
+from polyseme.store.partial import Kind, Partial
 from polyseme.store.reader import RunFolder
-from polyseme.store.tables import write_table
+from polyseme.store.run_json import WRITTEN, parse_sites, write_run_json
+from polyseme.store.tables import arrow_table, write_table
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-# An array, as a safetensors header has a limited size.
-_STATE_METADATA = "metadata.json"
-_WRITTEN_BY_US = (
-    "format",
-    "format_version",
-    "polyseme_version",
-    "created",
-    "fingerprint",
-    "versions",
-    "files",
-)
 
 
 def _fingerprint(path: Path) -> dict[str, JSON] | None:
@@ -96,7 +80,7 @@ RUN = Kind(
 )
 
 
-class RunWriter:
+class RunWriter(AbstractContextManager["RunWriter"]):
     """Writes one run into a sibling ``<out>.partial`` and renames it to `out` at the end.
 
     Use it as a context manager: leaving it, with or without an error, lets another process in
@@ -112,7 +96,7 @@ class RunWriter:
     overwrite : bool
         Replace an existing run, once the new one is complete, and discard an unfinished one.
     resume : bool
-        Go on with an unfinished analysis of the same fingerprint, if there is one.
+        Continue an unfinished analysis of the same fingerprint, if there is one.
 
     Attributes
     ----------
@@ -121,7 +105,7 @@ class RunWriter:
     finished : bool
         `out` is the finished run of this fingerprint: there is nothing to do.
     resumed : bool
-        An unfinished analysis is gone on with; `load_state` gives its checkpoints.
+        An unfinished analysis is being continued; `load_state` gives its checkpoints.
 
     Raises
     ------
@@ -146,24 +130,14 @@ class RunWriter:
 
     # ---------------------------------------------------------------------------- context
 
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         if self._partial is not None:
-            self._partial.__exit__(kind, error, trace)
+            self._partial.__exit__(*raised)
             self._partial = None
 
     def close(self) -> None:
         """Let another process in; what was written stays for a resume."""
-        if self._partial is not None:
-            self._partial.release()
-            self._partial = None
+        self.__exit__(None, None, None)
 
     def _at_work(self) -> Partial:
         if self._partial is None:
@@ -192,13 +166,7 @@ class RunWriter:
         InputError
             A bad name, an array that safetensors cannot hold, or metadata that is not JSON.
         """
-        file = self._state_file(name)
-        plain = {key: storable(f"state {name!r}", key, value) for key, value in arrays.items()}
-        if _STATE_METADATA in plain:
-            raise InputError(f"An array of a state cannot be named {_STATE_METADATA!r}.")
-        text = json.dumps(plain_json(f"metadata of state {name!r}", metadata))
-        plain[_STATE_METADATA] = np.frombuffer(text.encode(), dtype=np.uint8)
-        _write_arrays(file, plain)
+        save_state(self._state_file(name), arrays, metadata)
 
     def load_state(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | None:
         """The checkpoint that `save_state` kept under a name; None if there is none.
@@ -208,18 +176,7 @@ class RunWriter:
         RunError
             The file is damaged.
         """
-        file = self._state_file(name)
-        if not file.exists():
-            return None
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                arrays = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
-            metadata = json.loads(arrays.pop(_STATE_METADATA).tobytes())
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(
-                f"{file} cannot be read back ({error}). Start the analysis again by {OVERWRITE}."
-            ) from error
-        return arrays, metadata
+        return load_state(self._state_file(name))
 
     @property
     def state_folder(self) -> Path:
@@ -295,7 +252,7 @@ class RunWriter:
             if key in schema and str(value.dtype) not in schema[key].dtypes:
                 value = cast(f"{key!r} of {name}", value, schema[key].dtypes)
             plain[key] = value
-        _write_arrays(file, plain)
+        write_arrays(file, plain)
 
     def write_tables(
         self,
@@ -355,7 +312,7 @@ class RunWriter:
             stays, for a resume.
         """
         partial = self._at_work()
-        if taken := [key for key in (*_WRITTEN_BY_US, "sha256") if key in metadata]:
+        if taken := [key for key in WRITTEN if key in metadata]:
             raise InputError(f"The metadata cannot set {taken[0]!r}: the writer does.")
         content: dict[str, JSON] = {
             "format": FORMAT,
@@ -384,9 +341,7 @@ class RunWriter:
             raise RunError(f"What was written is not a valid run: {problem}.") from None
         except DamagedRunError as error:
             raise RunError(f"What was written is not a valid run: {error.problem}.") from None
-        signed = {**content, "sha256": digest_of(content)}
-        with writing(partial.result / RUN_JSON):
-            replace_bytes(partial.result / RUN_JSON, short_json(RUN_JSON, signed))
+        write_run_json(partial.result, content, resumable=True)
         partial.publish()
         self.finished = True
         self.close()
@@ -402,13 +357,3 @@ def _remove_others(run: Path, names: set[str]) -> None:
     for file in sorted(run.rglob("*")):
         if not file.is_dir() and file.relative_to(run).as_posix() not in names:
             file.unlink()
-
-
-def _write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with writing(file):
-        file.parent.mkdir(exist_ok=True)
-        with whole(file) as aside:
-            try:
-                save_file(dict(sorted(arrays.items())), aside)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
