@@ -11,9 +11,7 @@ import torch
 
 import polyseme as ps
 from polyseme.analysis import text
-from polyseme.analysis.records import gate_of
 from polyseme.analysis.text import analyse_text
-from polyseme.core import background_distance, gated_background_distance
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError, RunError, SiteError
 from polyseme.sites import find_sites
@@ -348,20 +346,15 @@ def test_a_layer_knows_its_nonlinearity_after_the_pass_is_resumed(tokenizer, tmp
 def test_the_background_of_gated_neurons(tokenizer):
     model, sites = make("llama", len(tokenizer))
     [site, _] = find_sites(model, sites)
-    gate = gate_of(site)
-    assert gate["activation"] == "silu"
+    neurons = site.neurons()
+    assert neurons.gate == "silu"
     h = np.random.default_rng(0).normal(size=(9, 16))
-    found = gated_background_distance(h, **gate)
+    found = neurons.background_distance(h)
     for neuron in (0, 11):
-        vectors = torch.tensor(h, dtype=torch.float32)
-        e = site.embeddings(vectors, torch.full((9,), neuron)).numpy().astype(float)
+        e = neurons.embed(h, np.full(9, neuron))
         unit = e / np.linalg.norm(e, axis=1, keepdims=True)
         cosines = (unit @ unit.T)[np.triu_indices(9, 1)]
         assert found[neuron] == pytest.approx(1 - cosines.mean(), abs=1e-5)
-    plain = gated_background_distance(h, np.zeros((2, 16)), np.eye(16)[:2], 1.0, 1.0)
-    assert plain == pytest.approx(background_distance(h, np.eye(16)[:2]), abs=1e-9)
-    with pytest.raises(InputError, match="at least two rows, and weights of one shape"):
-        gated_background_distance(h[:1], np.eye(16), np.eye(16))
 
 
 def test_bad_input(tokenizer, tmp_path, analysed):

@@ -121,7 +121,8 @@ def assert_same(a: Any, b: Any) -> None:
             for field in ("neuron", "index", "position", "activation", "counts"):
                 pair = (getattr(getattr(r, selection), field) for r in (one, two))
                 parts.append(tuple(pair))  # type: ignore[arg-type]
-        fields = ("weights", "vectors", "vector", "background")
+        fields = ("vectors", "vector", "background")
+        parts.append((one.neurons.weights, two.neurons.weights))
         parts += [(getattr(one, field), getattr(two, field)) for field in fields]
         for left, right in parts:
             assert left.dtype == right.dtype
@@ -170,7 +171,8 @@ def test_all_of_it_equals_the_oracle(select: Selector, oracle: Callable[..., lis
             "hidden": model.hidden.bias,
             "sae": model.sae.encoder.bias - model.sae.encoder.weight @ model.sae.decoder.bias,
         }[name].detach()
-        again = (found.vectors[found.vector] * found.weights[found.examples.neuron]).sum(axis=1)
+        weights = found.neurons.weights[found.examples.neuron]
+        again = (found.vectors[found.vector] * weights).sum(axis=1)
         again = again + bias.numpy()[found.examples.neuron]
         assert np.array_equal(np.maximum(again, 0), found.examples.activation)
         # Neurons that meet at a place share one vector, and none is left over.

@@ -9,12 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyseme.core import (
-    GATES,
     Polysemanticity,
-    background_distance,
     cosine_distances,
-    gated_background_distance,
-    gated_gradient,
     participation_ratio,
     polysemanticity,
 )
@@ -152,46 +148,3 @@ def test_participation_ratio_counts_inputs() -> None:
     assert participation_ratio([2, -2, 2, 2]) == 4
     assert participation_ratio(torch.tensor([[1.0, 1.0, 0.0, 0.0]])).tolist() == [2.0]
     assert np.isnan(participation_ratio([0.0, 0.0]))
-
-
-# --- background ----------------------------------------------------------------------------
-
-
-@given(SEEDS, st.integers(2, 8), st.integers(1, 5))
-@settings(max_examples=30)
-def test_background_distance_equals_the_oracle(seed: int, m: int, d: int) -> None:
-    background, weights = some_vectors(seed, m, d), some_vectors(seed + 1, 3, d)
-    found = background_distance(background, weights)
-    expected = oracles.background_distance(background, weights)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def test_background_of_a_one_hot_neuron_is_nought() -> None:
-    background = np.random.default_rng(0).uniform(1, 2, (20, 6))
-    found = background_distance(background, np.eye(6)[:2])
-    np.testing.assert_allclose(found, 0, atol=1e-12)
-
-
-def test_background_that_does_not_fit() -> None:
-    with pytest.raises(
-        InputError,
-        match=r"background has shape \(1, 3\) and weights has shape \(2, 3\); at least two rows "
-        "of 3 values are expected",
-    ):
-        background_distance(np.ones((1, 3)), np.ones((2, 3)))
-    with pytest.raises(InputError, match="at least two rows of 4 values are expected"):
-        background_distance(np.ones((5, 3)), np.ones((2, 4)))
-
-
-@pytest.mark.parametrize("activation", GATES)
-def test_background_distance_of_gated_neurons_equals_the_oracle(activation: str) -> None:
-    rng = np.random.default_rng(0)
-    h, (gate, up) = rng.standard_normal((7, 4)), rng.standard_normal((2, 3, 4))
-    b_gate, b_up = rng.standard_normal((2, 3)) + 1
-    found = gated_background_distance(h, gate, up, b_gate, b_up, activation=activation)
-    for neuron, value in enumerate(found):
-        gradients = gated_gradient(
-            h, gate[neuron], up[neuron], b_gate[neuron], b_up[neuron], activation=activation
-        )
-        expected = oracles.metrics(h * gradients, [0] * 7)["mean_distance"]
-        assert value == pytest.approx(expected, abs=1e-12)

@@ -11,16 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from polyseme.capture import Collected
 from polyseme.core import (
-    GATES,
     Clusterings,
-    background_distance,
     cluster_many,
-    gate_factors,
-    gated_background_distance,
     medoids_many,
     participation_ratio,
     principal_coordinates,
@@ -30,7 +26,6 @@ from polyseme.core.parallel import in_threads
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.data.sources import Source
 from polyseme.errors import SiteError
-from polyseme.sites import MLPSite, Site
 from polyseme.sites.layers import ConvSite
 from polyseme.sites.unembedding import output_directions
 
@@ -38,39 +33,8 @@ Array = NDArray[Any]
 
 # Embeddings that one thread works on at a time.
 BLOCK_BYTES = 8 << 20
-# What one thread makes at a time: the embeddings of so many neurons, or so many vectors.
-_TOGETHER, _ROWS = 64, 4096
-_GATE_ARRAYS = {"up_weights": "w_up", "gate_bias": "b_gate", "up_bias": "b_up"}
-
-
-def _embedded(one: Collected, vectors: Array, neurons: Array) -> Array:
-    """Neuron embeddings of pre-neuron embeddings, in their place where that can be."""
-    gate = gate_of(one.site)
-    if gate is None and one.site.kind == "gated":
-        found = one.site.embeddings(torch.from_numpy(vectors), torch.from_numpy(neurons))
-        return np.asarray(found.cpu().numpy())
-    # A neuron's rows follow one another, and fit into a core's cache.
-    starts = np.flatnonzero(np.diff(neurons, prepend=-1))
-    ends = np.append(starts[1:], len(neurons))
-
-    def work(chunk: slice) -> None:
-        for start, end in zip(starts[chunk], ends[chunk], strict=True):
-            rows, neuron = vectors[start:end], neurons[start]
-            if gate is None:
-                rows *= one.weights[neuron]
-                continue
-            # Both together: of few columns, a product costs hardly more than one of them.
-            both = np.stack([gate["w_gate"][neuron], gate["w_up"][neuron]])
-            drive = rows @ both.T
-            factors = gate_factors(
-                drive[:, 0] + gate["b_gate"][neuron],
-                drive[:, 1] + gate["b_up"][neuron],
-                gate["activation"],
-            )
-            rows *= np.stack(factors, axis=1) @ both
-
-    in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, len(starts), _TOGETHER)])
-    return vectors
+# Vectors that one thread gathers at a time.
+_ROWS = 4096
 
 
 def _vectors_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
@@ -130,7 +94,8 @@ def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str)
     # To gather the vectors takes longer than to draw them, so all is done with them here.
     vectors = _vectors_of(one, part.examples)
     drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
-    embeddings = part.padded(_embedded(one, vectors, one.examples.neuron[part.examples]))
+    neurons = one.examples.neuron[part.examples]
+    embeddings = part.padded(one.neurons.embed(vectors, neurons, in_place=True))
     cosines = cosine_matrices(embeddings, part.filled, part.neurons)
     layouts = {
         "layout": principal_coordinates(embeddings, part.counts, cosines=cosines)[part.filled],
@@ -237,7 +202,7 @@ def site_tables(
             "density": statistics["density"],
             "max_activation": statistics["max_activation"],
             "mean_activation": statistics["mean_activation"],
-            "participation_ratio": participation_ratio(one.weights),
+            "participation_ratio": participation_ratio(one.neurons.weights),
             "background_distance": _background(one),
         }
     )
@@ -288,63 +253,19 @@ def site_tables(
 
 
 def _background(one: Collected) -> NDArray[np.float64]:
-    groups = one.background
-    per_group = one.site.n_neurons // len(groups)
-    if groups.shape[1] < 2:
+    if one.background.shape[1] < 2:
         return np.full(one.site.n_neurons, np.nan)
-    gate = gate_of(one.site)
-    if gate is not None:
-        return gated_background_distance(groups[0], **gate).astype(np.float64)
-    if one.site.kind == "gated":
-        return np.full(one.site.n_neurons, np.nan)
-    return np.concatenate(
-        [
-            background_distance(rows, one.weights[g * per_group : (g + 1) * per_group])
-            for g, rows in enumerate(groups)
-        ]
-    ).astype(np.float64)
-
-
-def gate_of(site: Site) -> dict[str, Any] | None:
-    """Weights, biases and nonlinearity of gated neurons, where core knows the nonlinearity."""
-    if not isinstance(site, MLPSite) or site.kind != "gated":
-        return None
-    # Wide, as some are cut off from 6, 7 or 10 on.
-    grid = np.linspace(-32, 32, 2561)
-    with torch.no_grad():
-        given = site.act(torch.from_numpy(grid).float()).numpy()
-    # By what it computes: transformers has several names for each.
-    for name in GATES:
-        if np.allclose(gate_factors(grid, np.ones_like(grid), name)[1], given, atol=1e-5):
-            break
-    else:
-        return None
-
-    def plain(tensor: Tensor | None) -> Array:
-        if tensor is None:
-            return np.zeros(site.n_neurons, np.float32)
-        return np.asarray(tensor.float().cpu().numpy())
-
-    return {
-        "w_gate": plain(site.weights()),
-        "w_up": plain(site.up_weights()),
-        "b_gate": plain(site.bias()),
-        "b_up": plain(site.up_bias()),
-        "activation": name,
-    }
+    return one.neurons.background_distance(one.background)
 
 
 def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:
-    gate = gate_of(one.site)
     extra = {} if one.windows is None else {"windows": one.windows}
-    if gate is not None:
-        extra |= {name: gate[short] for name, short in _GATE_ARRAYS.items()}
     if one.site.kind == "sae":
         with contextlib.suppress(SiteError):  # an SAE may have none
             extra["decoder"] = output_directions(one.site).float().cpu().numpy()
     merges = np.arange(clusterings.trees.shape[1]) < one.examples.counts[:, None] - 1
     return {
-        "weights": one.weights,
+        **one.neurons.arrays(),
         "vectors": one.vectors,
         "tree": clusterings.trees[merges],
         "histogram": one.statistics["histogram"],

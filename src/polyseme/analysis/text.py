@@ -31,7 +31,7 @@ from polyseme.analysis.passes import TextPasses
 from polyseme.analysis.plan import Plan, make_plan, memory_bytes, trial
 from polyseme.analysis.probing import probe
 from polyseme.analysis.progress import Stages, duration, progress_bars
-from polyseme.analysis.records import cluster_site, gate_of, site_arrays, site_tables
+from polyseme.analysis.records import cluster_site, site_arrays, site_tables
 from polyseme.analysis.similar import SimilarFeatures, room_for_similar
 from polyseme.analysis.words import Wording, readings, token_index
 from polyseme.attribution.logits import LogitLens
@@ -414,14 +414,13 @@ class _TextAnalysis:
             self.writer.write_site(
                 number, {**site_arrays(one, clusterings), **layouts, **room, **more}
             )
-        gate = gate_of(one.site)
         info = {
             "name": one.site.name,
             "kind": one.site.kind,
             "n_neurons": one.site.n_neurons,
             "d_in": one.site.d_in,
             "activation": one.site.activation.name,
-            "gate": gate["activation"] if gate else None,
+            "gate": one.neurons.gate,
             "threshold": threshold,
             **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
             **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),

@@ -2,11 +2,11 @@
 
 from polyseme.attribution.pixels import (
     LogitEffects,
-    activation_gradient,
     activation_maps,
     count_classes,
     logit_effects,
 )
+from polyseme.sites.gradient import activation_gradient
 
 __all__ = [
     "LogitEffects",

@@ -24,34 +24,6 @@ MAX_CELLS = 4096
 MAX_CLASSES = 1024
 
 
-def activation_gradient(activation: Callable[[Tensor], Tensor], h: Any) -> Tensor:
-    """Gradient ∂a/∂h of any neuron at each example, by automatic differentiation.
-
-    ``neuron_embeddings(h, activation_gradient(f, h))`` are the embeddings of a neuron that is
-    neither linear nor gated.
-
-    Parameters
-    ----------
-    activation : callable
-        Maps pre-neuron embeddings (n, d) to the neuron's activations (n,), row by row.
-    h : array or tensor of float, shape (n, d)
-
-    Returns
-    -------
-    Tensor, shape (n, d)
-    """
-    inputs = torch.as_tensor(h).detach().clone().requires_grad_()
-    with torch.enable_grad():
-        values = activation(inputs)
-        if values.shape != inputs.shape[:1]:
-            raise InputError(
-                f"activation gave shape {tuple(values.shape)} for {len(inputs)} examples; "
-                f"({len(inputs)},) is expected."
-            )
-        (gradient,) = torch.autograd.grad(values.sum(), inputs)
-    return gradient
-
-
 def cells_of(shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Cell of each value of an input: each its own, or for large images blocks of pixels.
 

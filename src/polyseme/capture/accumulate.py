@@ -17,6 +17,7 @@ from polyseme.capture.pool import Pool
 from polyseme.capture.select import RandomActive, Selector
 from polyseme.capture.statistics import Statistics
 from polyseme.capture.stream import Picked, Selection, Stream
+from polyseme.core import Neurons
 from polyseme.errors import InputError
 from polyseme.sites.hooks import Gather
 from polyseme.sites.layers import Site
@@ -40,7 +41,8 @@ class Collected:
         A seeded random sample of the inputs that activate it.
     statistics : dict of str to ndarray
         See `Statistics.result`.
-    weights : ndarray of float32, shape (n_neurons, d_in)
+    neurons : Neurons
+        How they read their input.
     vectors : ndarray of float32 or float16, shape (n_vectors, d_in)
         Pre-neuron embeddings of the examples; neurons that meet at an input share one.
     vector : ndarray of int64, shape (n_examples,)
@@ -55,7 +57,7 @@ class Collected:
     examples: Selection
     random: Selection
     statistics: dict[str, Array]
-    weights: Array
+    neurons: Neurons
     vectors: Array
     vector: Array
     background: Array
@@ -258,7 +260,7 @@ class SiteCollector:
             examples=examples,
             random=self.random.result(),
             statistics=self.statistics.result(),
-            weights=self.site.weights().float().cpu().numpy().copy(),
+            neurons=self.site.neurons(),
             vectors=vectors,
             vector=vector.astype(np.int64),
             background=self.background.result(),

@@ -2,31 +2,33 @@
 
 from polyseme.core.clustering import Clustering, Clusterings, cluster, cluster_many, cut_trees
 from polyseme.core.distances import cosine_distances
-from polyseme.core.embeddings import GATES, gate_factors, gated_gradient, neuron_embeddings
 from polyseme.core.features import assign, feature_centres, medoids, medoids_many
 from polyseme.core.layout import principal_coordinates
-from polyseme.core.metrics import (
-    Polysemanticity,
-    background_distance,
-    gated_background_distance,
-    participation_ratio,
-    polysemanticity,
+from polyseme.core.metrics import Polysemanticity, participation_ratio, polysemanticity
+from polyseme.core.neurons import (
+    Gated,
+    General,
+    Linear,
+    Neurons,
+    gated_gradient,
+    neuron_embeddings,
+    stored_neurons,
 )
 
 __all__ = [
-    "GATES",
     "Clustering",
     "Clusterings",
+    "Gated",
+    "General",
+    "Linear",
+    "Neurons",
     "Polysemanticity",
     "assign",
-    "background_distance",
     "cluster",
     "cluster_many",
     "cosine_distances",
     "cut_trees",
     "feature_centres",
-    "gate_factors",
-    "gated_background_distance",
     "gated_gradient",
     "medoids",
     "medoids_many",
@@ -34,4 +36,5 @@ __all__ = [
     "participation_ratio",
     "polysemanticity",
     "principal_coordinates",
+    "stored_neurons",
 ]

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyseme.core.arrays import Floats, as_floats, as_labels
+from polyseme.core.arrays import as_floats, as_labels
 from polyseme.core.distances import cosine_distances, unit_rows
-from polyseme.core.embeddings import gate_factors
 from polyseme.core.features import cluster_sums
-from polyseme.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -123,89 +121,3 @@ def participation_ratio(weights: Any) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = squares.sum(axis=-1) ** 2 / (squares**2).sum(axis=-1)
     return np.asarray(ratio)
-
-
-def background_distance(background: Any, weights: Any) -> Floats:
-    """Mean distance that each neuron's weights give to inputs chosen without regard to it.
-
-    Subtracted from a neuron's ``mean_distance`` it gives a calibrated metric: how much closer
-    together the neuron's examples are than any inputs would be under the same weights. A
-    one-hot neuron earns nothing by it.
-
-    Parameters
-    ----------
-    background : array or tensor, shape (m, d)
-        Pre-neuron embeddings of at least two inputs drawn at random.
-    weights : array or tensor, shape (n_neurons, d)
-
-    Returns
-    -------
-    ndarray of float64, shape (n_neurons,)
-
-    Notes
-    -----
-    No pair is formed: with N = √(H² W²ᵀ) the sum of neuron j's unit embeddings is
-    ``w_j ⊙ Hᵀ(1/N_j)``, so all neurons together cost two matrix products.
-    """
-    h = as_floats(background, "background", 2, np.float64)
-    w = as_floats(weights, "weights", 2, np.float64)
-    m = len(h)
-    if m < 2 or h.shape[1] != w.shape[1]:
-        raise InputError(
-            f"background has shape {h.shape} and weights has shape {w.shape}; at least two "
-            f"rows of {w.shape[1]} values are expected."
-        )
-    norms = np.sqrt((h**2) @ (w**2).T)
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    sums = w * (inverse.T @ h)
-    alive = (norms > 0).sum(axis=0)
-    cos = (np.einsum("jd,jd->j", sums, sums) - alive) / (m * (m - 1))
-    return np.asarray(np.clip(1 - cos, 0, 2))
-
-
-def gated_background_distance(
-    background: Any,
-    w_gate: Any,
-    w_up: Any,
-    b_gate: Any = 0.0,
-    b_up: Any = 0.0,
-    *,
-    activation: str = "silu",
-) -> Floats:
-    """`background_distance` of gated neurons, ``a = f(w_gate·h + b_gate) (w_up·h + b_up)``.
-
-    Parameters
-    ----------
-    background : array or tensor, shape (m, d)
-    w_gate, w_up : array or tensor, shape (n_neurons, d)
-    b_gate, b_up : float or array, shape (n_neurons,)
-    activation : str
-        As for `gated_gradient`.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_neurons,)
-
-    Notes
-    -----
-    With ∂a/∂h = p w_gate + q w_up, the squared norm of h ⊙ ∂a/∂h is
-    ``p² h²·w_gate² + 2pq h²·(w_gate ⊙ w_up) + q² h²·w_up²``, so all neurons together cost seven
-    matrix products.
-    """
-    h = as_floats(background, "background", 2, np.float64)
-    gate, up = (as_floats(w, "weights", 2, np.float64) for w in (w_gate, w_up))
-    m = len(h)
-    if m < 2 or gate.shape != up.shape or h.shape[1] != gate.shape[1]:
-        raise InputError(
-            f"background has shape {h.shape}, w_gate {gate.shape} and w_up {up.shape}; at least "
-            "two rows, and weights of one shape, of as many values, are expected."
-        )
-    p, q = gate_factors(h @ gate.T + np.asarray(b_gate), h @ up.T + np.asarray(b_up), activation)
-    h2 = h**2
-    squares = p**2 * (h2 @ (gate**2).T) + 2 * p * q * (h2 @ (gate * up).T) + q**2 * (h2 @ (up**2).T)
-    norms = np.sqrt(np.maximum(squares, 0))
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    sums = gate * ((p * inverse).T @ h) + up * ((q * inverse).T @ h)
-    alive = (norms > 0).sum(axis=0)
-    cos = (np.einsum("jd,jd->j", sums, sums) - alive) / (m * (m - 1))
-    return np.asarray(np.clip(1 - cos, 0, 2))

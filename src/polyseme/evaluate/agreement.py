@@ -14,7 +14,7 @@ from polyseme.core.distances import cosine_distances
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views import Neuron, Run
-from polyseme.views.embed import embeddings_of
+from polyseme.views.tables import neurons_of
 
 Floats = NDArray[np.floating[Any]]
 
@@ -111,7 +111,7 @@ def _of_neuron(
     random = groups[neuron.number // (info.n_neurons // len(groups))].astype(np.float32)
     numbers = np.full(len(random), neuron.number)
     trees = {
-        "neuron": (neuron.clustering, embeddings_of(info, arrays, random, numbers)),
+        "neuron": (neuron.clustering, neurons_of(info, arrays).embed(random, numbers)),
         "pre-neuron": (
             cluster(neuron.vectors, neuron.threshold, neuron.clustering.linkage),
             random,

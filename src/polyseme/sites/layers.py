@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.errors import InputError, SiteError
+from polyseme.core import Linear, Neurons
+from polyseme.errors import SiteError
 from polyseme.sites.activation import Activation, tolerance
 from polyseme.sites.reading import Counted, Reading, strongest
 from polyseme.sites.seen import Seen, deviation
@@ -106,45 +109,17 @@ class Site(ABC):
         """Where a neuron reads at a position: neurons of one group read the same vector there."""
         return positions * self.n_groups + neurons * self.n_groups // self.n_neurons
 
-    def embeddings(self, vectors: Any, neurons: Any) -> Tensor:
-        """Neuron embeddings: how each input vector met its neuron's weights.
+    def neurons(self) -> Neurons:
+        """How its neurons read their input, which says what their embeddings are.
 
-        Parameters
-        ----------
-        vectors : array or Tensor of float, shape (m, d_in)
-            Pre-neuron embeddings, as `gather` gives them.
-        neurons : array or Tensor of int, shape (m,)
-            The neuron that read each of them.
-
-        Returns
-        -------
-        Tensor of float32, shape (m, d_in)
-            On the device of ``vectors``.
-
-        Raises
-        ------
-        InputError
-            If the shapes do not fit.
+        Made anew at each call, of the weights as they are: whoever asks keeps it.
         """
-        h, which = torch.as_tensor(vectors), torch.as_tensor(neurons)
-        if h.shape != (len(which), self.d_in) or which.ndim != 1:
-            raise InputError(
-                f"vectors has shape {tuple(h.shape)} and neurons {tuple(which.shape)}; "
-                f"(m, {self.d_in}) and (m,) are expected at site {self.name!r}."
-            )
-        found = torch.empty(h.shape, dtype=torch.float32, device=h.device)
-        device = self.weights().device
-        for at in range(0, len(h), _CHUNK):
-            part = slice(at, at + _CHUNK)
-            found[part] = self._embeddings(h[part].to(device).float(), which[part].to(device))
-        return found
-
-    def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
-        return vectors * self.weights()[neurons]
+        return Linear(as_array(self.weights()))
 
 
-# Rows of embeddings made at a time, so that the weights picked for them stay small.
-_CHUNK = 4096
+def as_array(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor as float32 of the processor's memory, row after row; a view where it is that."""
+    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
 
 
 def _flat_rows(tensor: Tensor) -> Tensor:

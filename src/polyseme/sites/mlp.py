@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyseme.core import Gated, General, Neurons
+from polyseme.core.arrays import Floats
+from polyseme.core.gates import known_gate
 from polyseme.errors import SiteError
 from polyseme.sites.activation import Activation
-from polyseme.sites.layers import HiddenSite, is_linear, linear_weight
+from polyseme.sites.gradient import activation_gradient
+from polyseme.sites.layers import HiddenSite, as_array, is_linear, linear_weight
 
 
 class MLPSite(HiddenSite):
@@ -195,9 +201,8 @@ class MLPSite(HiddenSite):
         half = slice(self.n_neurons, None) if up else slice(self.n_neurons)
         return weight[half], None if offset is None else offset[half]
 
-    def _folded(self, up: bool, neurons: Any = slice(None)) -> tuple[Tensor, Tensor | None]:
+    def _folded(self, up: bool) -> tuple[Tensor, Tensor | None]:
         weight, bias = self._part(up)
-        weight, bias = weight[neurons], None if bias is None else bias[neurons]
         if self.gain is None or self.shift is None:
             return weight, bias
         offset = weight @ self.shift
@@ -239,20 +244,30 @@ class MLPSite(HiddenSite):
         activations = self.act(drives[0])
         return activations * drives[1] if self.kind == "gated" else activations
 
-    def _embeddings(self, vectors: Tensor, neurons: Tensor) -> Tensor:
+    def neurons(self) -> Neurons:
         if self.kind == "mlp":
-            return vectors * self._folded(up=False, neurons=neurons)[0]
-        (gate, g), (up, u) = (self._drive(vectors, neurons, up) for up in (False, True))
-        # The slope of whatever nonlinearity it is, from one number for each example.
-        with torch.enable_grad():
-            g.requires_grad_()
-            f = self.act(g)
-            (slope,) = torch.autograd.grad(f.sum(), g)
-        return vectors * ((slope * u)[:, None] * gate + f.detach()[:, None] * up)
+            return super().neurons()
+        weights, up_weights, gate_bias, up_bias = (
+            np.zeros(self.n_neurons, np.float32) if tensor is None else as_array(tensor)
+            for tensor in (self.weights(), self.up_weights(), self.bias(), self.up_bias())
+        )
+        with torch.no_grad():
+            gate = known_gate(lambda grid: as_array(self.act(torch.from_numpy(grid))))
+        if gate is None:
+            return General(weights, self._gradient)
+        return Gated(weights, up_weights, gate_bias, up_bias, gate)
 
-    def _drive(self, vectors: Tensor, neurons: Tensor, up: bool) -> tuple[Tensor, Tensor]:
-        """Each neuron's weights, and its ``w·h + b`` for the vector of the same row."""
-        weight, bias = self._folded(up, neurons)
-        weight = weight.float()
-        drive = (vectors * weight).sum(dim=1)
-        return weight, drive if bias is None else drive + bias.float()
+    def _gradient(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> Floats:
+        """Gradient of each neuron's activation by the vector of the same row."""
+        device = self.weights().device
+        rows = torch.from_numpy(neurons).to(device)
+
+        def activations(vectors: Tensor) -> Tensor:
+            drives = []
+            for up in (False, True):
+                weight, bias = self._folded(up)
+                drive = (vectors * weight[rows].float()).sum(dim=1)
+                drives.append(drive if bias is None else drive + bias[rows].float())
+            return self._of_drives(drives)
+
+        return as_array(activation_gradient(activations, torch.from_numpy(h).to(device)))

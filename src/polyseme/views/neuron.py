@@ -20,15 +20,15 @@ from polyseme.core import (
     polysemanticity,
 )
 from polyseme.core.arrays import to_numpy
+from polyseme.core.neurons import STORED
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
-from polyseme.views.embed import EMBEDDED_BY, embeddings_of
 from polyseme.views.figure import draw_panel, save_figure
 from polyseme.views.notebook import features_html
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
 from polyseme.views.similar import compared, stored_similar
-from polyseme.views.tables import Tables
+from polyseme.views.tables import Tables, neurons_of
 from polyseme.views.texts import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
@@ -247,9 +247,8 @@ class Neuron:
         return self._embed(self.vectors)
 
     def _embed(self, rows: Floats) -> Floats:
-        arrays = {name: self._of_site(name) for name in EMBEDDED_BY if self._has(name)}
-        neurons = np.zeros(len(rows), np.int64)
-        return embeddings_of(self.info, arrays, np.asarray(rows), neurons)
+        arrays = {name: self._of_site(name) for name in STORED if self._has(name)}
+        return neurons_of(self.info, arrays).embed(np.asarray(rows), np.zeros(len(rows), np.int64))
 
     def _has(self, array: str) -> bool:
         return array in self._folder.site(self.info.number)

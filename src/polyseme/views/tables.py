@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from polyseme.core import Neurons, stored_neurons
 from polyseme.core.distances import unit_rows
+from polyseme.core.gates import GATES
 from polyseme.core.similar import MIN_EXAMPLES
+from polyseme.errors import RunError
 from polyseme.store import RunFolder, SiteInfo
-from polyseme.views.embed import embeddings_of
+
+
+def neurons_of(info: SiteInfo, arrays: Mapping[str, NDArray[Any]]) -> Neurons:
+    """How the neurons of a site read their input, as a run holds it.
+
+    Parameters
+    ----------
+    info : SiteInfo
+    arrays : mapping of str to ndarray
+        Of the site's file, or the rows in them of some of its neurons.
+
+    Raises
+    ------
+    RunError
+        Their embeddings come from a gradient, which takes the model.
+    """
+    gate = info.extra.get("gate")
+    if info.extra.get("general") or (info.kind == "gated" and not isinstance(gate, str)):
+        raise RunError(
+            f"The run does not hold what the embeddings of the neurons of {info.name!r} are made "
+            "of, as polyseme knows no closed form of them; linear neurons have one, and gated "
+            f"ones of {', '.join(GATES[:-1])} or {GATES[-1]}."
+        )
+    return stored_neurons(arrays, gate if "up_weights" in arrays else None)
 
 
 class Tables:
@@ -55,6 +82,6 @@ class Tables:
             examples = self.folder.rows("examples", first, first + info.n_neurons)
             vector = examples["vector"].to_numpy()[central]
             arrays = self.folder.site(info.number)
-            embeddings = embeddings_of(info, arrays, arrays["vectors"][vector], neuron)
+            embeddings = neurons_of(info, arrays).embed(arrays["vectors"][vector], neuron)
             self._medoids[info.number] = (features, unit_rows(embeddings))
         return self._medoids[info.number]
