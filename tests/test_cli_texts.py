@@ -127,15 +127,14 @@ def test_bad_input(place, folder, capsys, arguments, message):
         *(("--text", option, "--data") for option in ("--limit 5", "--mean 0.5", "--no-panels")),
         ("--text", "--image-shape 2,2", "--data"),
         *(("--data", option, "--text") for option in ("--tokens 50k", "--context 64")),
-        *(("--data", option, "--text") for option in ("--keep first", "--memory-budget 4GB")),
-        ("--data", "--importances exact", "--text"),
+        *(("--data", option, "--text") for option in ("--keep first", "--importances exact")),
     ],
 )
 def test_options_of_the_other_kind_of_data(source, option, other, capsys):
     flag = option.split()[0]
     for command in (["analyse", "M", "--sites", "x"], ["train-sae", "M", "--site", "x"]):
         if command[0] == "train-sae":
-            if flag in ("--no-panels", "--image-shape", "--memory-budget", "--importances"):
+            if flag in ("--no-panels", "--image-shape", "--importances"):
                 continue
             command.extend(["--d-sae", "4"])
         given = [*command, source, "here", "--out", "none", *option.split()]

@@ -145,7 +145,8 @@ def test_globs_lists_and_sites_agree_and_share_one_pass(tmp_path):
     )
     handle.remove()
     assert run.sites == ["first", "last"]
-    assert len(seen) == 1 + 1 + 2 + 3, "its fingerprint, what runs, its proof, then the batches"
+    expected = 1 + 1 + 1 + 2 + 3
+    assert len(seen) == expected, "its fingerprint, what runs, the plan, its proof, the batches"
     found = [site for site in ps.list_sites(model) if site.name == "second"]
     other = run_of(model, FLAT, tmp_path, sites=found, panels=False, out=tmp_path / "b")
     assert other.sites == ["second"]
@@ -555,7 +556,6 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     [
         ({"window": (5, 5)}, r"window is \(5, 5\)"),
         ({"importances": "exact"}, "importances is 'exact'"),
-        ({"memory_budget": "4GB"}, "memory_budget is '4GB'"),
     ],
 )
 def test_options_that_images_have_no_use_for(option, shown, tmp_path):
@@ -575,7 +575,6 @@ def test_what_asks_for_nothing_is_no_option(tmp_path):
         sites="0",
         out=tmp_path / "run",
         importances="none",
-        memory_budget=None,
         panels=False,
         progress=False,
     )

@@ -15,7 +15,6 @@ from polyseme.analysis.importances import (
     mask_token,
     neuron_importances,
 )
-from polyseme.analysis.text import analyse_text
 from polyseme.attribution.tokens import token_importances
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
@@ -37,7 +36,7 @@ def setting(tokenizer):  # noqa: F811
 
 def analysed(setting, out, **options):
     model, sites, contexts = setting
-    return analyse_text(
+    return ps.analyse(
         model, contexts, sites=sites, out=out, window=WINDOW, select=ps.TopK(5),
         **{"progress": False, **options},
     )  # fmt: skip

@@ -1,19 +1,24 @@
-"""Several passes over the text, and the plan that says so before they begin."""
+"""Several passes over the data, and the plan that says so before they begin."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
 import polyseme as ps
-from polyseme.analysis import passes, text
+from analysis import small
+from polyseme.analysis import flow, passes
 from polyseme.analysis import plan as plan_module
-from polyseme.analysis.plan import Plan, make_plan, memory_bytes, show_bytes
+from polyseme.analysis.images import Images
+from polyseme.analysis.plan import Plan, make_plan, show_bytes
 from polyseme.analysis.progress import Stages
+from polyseme.analysis.settings import Settings, memory_bytes
+from polyseme.analysis.texts import Texts
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
 from polyseme.sites import find_sites
@@ -64,29 +69,34 @@ class Setting:
         return ps.analyse(self.model, contexts or self.contexts(), out=out, **options)
 
     def plan(self, budget=None, contexts=None, **options) -> Plan:
-        return make_plan(
-            self.sites,
-            contexts or self.contexts(),
-            ps.TopK(5),
-            window=(20, 10),
-            random_examples=16,
-            batch_size=16,
-            memory_budget=budget,
-            **options,
-        )
+        return make_plan(self.sites, self.data(contexts, memory_budget=budget), **options)
+
+    def data(self, contexts=None, **options) -> Texts:
+        return Texts(self.model, contexts or self.contexts(), settings("texts", **options))
 
     def budget(self, n_passes: int) -> int:
         """The least that does with so many passes."""
-        low, high = 0, self.plan().memory
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                enough = len(self.plan(middle).passes) <= n_passes
-            except InputError:
-                enough = False
-            low, high = (low, middle) if enough else (middle, high)
-        assert len(self.plan(high).passes) == n_passes
-        return high
+        return least_budget(self.plan, n_passes)
+
+
+def settings(kind, **options) -> Settings:
+    names = "labels class_names image_shape panels panel_examples baseline window importances"
+    defaults = {"select": ps.TopK(5), "linkage": "average", "random_examples": 16, "seed": 0}
+    unset = dict.fromkeys([*names.split(), "threshold", "memory_budget"])
+    return Settings.checked(kind, **{**unset, **defaults, "batch_size": 16, **options})
+
+
+def least_budget(plan, n_passes: int) -> int:
+    low, high = 0, plan().memory
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            enough = len(plan(middle).passes) <= n_passes
+        except InputError:
+            enough = False
+        low, high = (low, middle) if enough else (middle, high)
+    assert len(plan(high).passes) == n_passes
+    return high
 
 
 def files(path):
@@ -178,7 +188,7 @@ def test_interrupted_after_the_passes(setting, whole, tmp_path, monkeypatch):
 
     budget = setting.budget(2)
     with monkeypatch.context() as patch:
-        patch.setattr("polyseme.analysis.text.cluster_site", interrupt)
+        patch.setattr("polyseme.analysis.flow.cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             setting.analyse(tmp_path / "run", memory_budget=budget)
     monkeypatch.setattr(passes, "read_and_save", None)  # no pass is made again
@@ -245,7 +255,7 @@ def test_sites_side_by_side_come_out_the_same(setting, whole, tmp_path, monkeypa
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: cores)
     assert setting.plan().side_by_side == cores
     at_work, most = [], []
-    cluster_site = text.cluster_site
+    cluster_site = flow.cluster_site
 
     def clustered(one, *options):
         at_work.append(one.site.name)
@@ -254,7 +264,7 @@ def test_sites_side_by_side_come_out_the_same(setting, whole, tmp_path, monkeypa
         at_work.remove(one.site.name)
         return cluster_site(one, *options)
 
-    monkeypatch.setattr(text, "cluster_site", clustered)
+    monkeypatch.setattr(flow, "cluster_site", clustered)
     run = setting.analyse(tmp_path / "run")
     assert files(run.path) == whole
     assert (max(most) > 1) == (cores > 1)
@@ -265,7 +275,7 @@ def test_an_error_at_one_of_several_sites_is_the_analysis_error(setting, tmp_pat
     def failing(one, *_):
         raise ZeroDivisionError(one.site.name)
 
-    monkeypatch.setattr(text, "cluster_site", failing)
+    monkeypatch.setattr(flow, "cluster_site", failing)
     with pytest.raises(ZeroDivisionError, match=r"model\.layers"):
         setting.analyse(tmp_path / "run")
     monkeypatch.undo()
@@ -291,21 +301,108 @@ def test_stages_share_the_time_that_threads_were_at_them_together():
     assert stages.seconds["clusters"] == pytest.approx(stages.seconds["labels"], rel=0.3)
 
 
+# --- images --------------------------------------------------------------------------------------
+
+
+class OfImages:
+    """What an analysis of images is called with."""
+
+    options = MappingProxyType({"select": ps.TopK(5), "seed": 3, "panel_examples": 2})
+
+    def __init__(self) -> None:
+        self.model = small.make(small.MLP)
+        self.inputs = small.flat_inputs()
+        self.labels = np.arange(len(self.inputs)) % 3
+
+    def analyse(self, out, data=None, **options):
+        data = (self.inputs, self.labels) if data is None else data
+        options = {"sites": "*", "batch_size": 16, "progress": False, **self.options, **options}
+        return ps.analyse(self.model, data, out=out, **options)
+
+    def plan(self, budget=None, data=None) -> Plan:
+        data = (self.inputs, self.labels) if data is None else data
+        options = settings("images", memory_budget=budget, **self.options)
+        return make_plan(find_sites(self.model, "*"), Images(self.model, data, options))
+
+
+@pytest.fixture(scope="module")
+def of_images():
+    return OfImages()
+
+
+@pytest.fixture(scope="module")
+def whole_images(of_images, tmp_path_factory):
+    return files(of_images.analyse(tmp_path_factory.mktemp("images") / "run").path)
+
+
+@pytest.mark.parametrize("n_passes", [1, 2, 3])
+def test_images_under_a_budget_come_out_the_same(of_images, whole_images, tmp_path, n_passes):
+    budget = least_budget(of_images.plan, n_passes)
+    run = of_images.analyse(tmp_path / "run", memory_budget=budget)
+    assert files(run.path) == whole_images
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    stages = ["preparation", "reading", "selection", "maps", "logits", "clusters", "tables"]
+    assert list(run.metadata["seconds"])[: len(stages)] == stages
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "stop"), [(None, 1, 2), (None, 2, 5), (2, None, 2), (2, None, 8), (3, 2, 8)]
+)
+def test_images_go_on_under_another_budget(
+    of_images, whole_images, tmp_path, monkeypatch, first, then, stop
+):
+    # Rows that a pass began to keep in memory, or in files, stay there.
+    budgets = [n and least_budget(of_images.plan, n) for n in (first, then)]
+    plain, taken = Images.batches, []
+
+    def stopping(*arguments):
+        for batch in plain(*arguments):
+            if len(taken) == stop:
+                raise KeyboardInterrupt
+            taken.append(batch)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Images, "batches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            of_images.analyse(tmp_path / "run", memory_budget=budgets[0])
+    run = of_images.analyse(tmp_path / "run", memory_budget=budgets[1], resume=True)
+    assert files(run.path) == whole_images
+
+
+def test_images_that_can_be_read_but_once(of_images, tmp_path):
+    budget = least_budget(of_images.plan, 2)
+    once = iter([of_images.inputs])
+    with pytest.raises(
+        InputError,
+        match=r", which takes \d passes over images that can be read but once: give \d.* or images "
+        "that can be read again, such as an array or a data set with a length",
+    ):
+        of_images.analyse(tmp_path / "run", once, memory_budget=budget)
+
+
+def test_the_plan_for_images(of_images, tmp_path, capsys):
+    of_images.analyse(tmp_path / "run", progress=True)
+    shown = capsys.readouterr().err.replace("\n", " ")
+    assert shown.startswith("Plan: 3 sites, 17 neurons; data of 90 inputs; 1 pass over it, about")
+    assert of_images.plan(data=iter([of_images.inputs])).amount == "data of unknown length"
+
+
 # --- the plan ------------------------------------------------------------------------------------
 
 
 def test_a_plan_is_data(setting):
-    plan = setting.plan(contexts=setting.contexts(max_tokens=2_400), seconds_a_context=2.0)
+    plan = setting.plan(contexts=setting.contexts(max_tokens=2_400), seconds_an_input=2.0)
     assert plan.passes == ((0, 1, 2),)
     assert (plan.sites, plan.neurons) == (LAYERS, 24 * LAYERS)
     # No special token begins or ends a context here.
-    assert (plan.tokens, plan.contexts) == (2_400, 200)
+    assert plan.amount == "2,400 tokens in 200 contexts"
     assert plan.seconds == pytest.approx(2.0 * 200 * 1.25)
     shown = str(plan)
     assert shown.startswith("Plan: 3 sites, 72 neurons; 2,400 tokens in 200 contexts; 1 pass over")
     assert "over it, about 8 min 20 s; up to " in shown
-    unknown = setting.plan(seconds_a_context=2.0)
-    assert (unknown.tokens, unknown.contexts, unknown.seconds) == (None, None, None)
+    unknown = setting.plan(seconds_an_input=2.0)
+    assert (unknown.amount, unknown.seconds) == ("text of unknown length", None)
     assert "; text of unknown length; 1 pass over it; up to " in str(unknown)
 
 
@@ -322,7 +419,7 @@ def test_a_smaller_budget_makes_more_passes(setting):
 def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeypatch):
     sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"buffers": 10, "later": 1000}
     monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
-    monkeypatch.setattr(plan_module, "_working_bytes", lambda *_: 0)
+    monkeypatch.setattr(Texts, "working_bytes", lambda *_: 0)
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: 3)
     for budget, side_by_side in [(1060, 1), (2059, 1), (2060, 2), (3059, 2), (3060, 3), (9999, 3)]:
         plan = setting.plan(budget)
@@ -340,7 +437,7 @@ def test_the_search_for_similar_features_is_planned_for(setting, monkeypatch):
     sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"later": 1000, "tables": 50}
     sizes["features"] = 3000
     monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
-    monkeypatch.setattr(plan_module, "_working_bytes", lambda *_: 0)
+    monkeypatch.setattr(Texts, "working_bytes", lambda *_: 0)
     # Blocks of all pairs, what is kept of each feature, and the tables, which are held by then.
     needed = setting.plan().memory
     assert needed == 150 + plan_module._searching(9000, setting.model.config.hidden_size)

@@ -15,7 +15,7 @@ from torch import nn
 
 import polyseme as ps
 from analysis import small
-from polyseme.analysis import analysis
+from polyseme.analysis import flow, images
 from polyseme.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,13 +85,16 @@ def test_batches_that_were_read_are_not_computed_again(tmp_path):
     assert [n for n in rows if n > 4] == [20, 10], "the last two batches alone"
 
 
-@pytest.mark.parametrize("stage", ["activation_maps", "cluster_site", "logit_effects"])
-def test_interrupted_after_the_pass(tmp_path, whole, monkeypatch, stage):
+@pytest.mark.parametrize(
+    ("module", "stage"),
+    [(images, "activation_maps"), (flow, "cluster_site"), (images, "logit_effects")],
+)
+def test_interrupted_after_the_pass(tmp_path, whole, monkeypatch, module, stage):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(analysis, stage, interrupt)
+        patch.setattr(module, stage, interrupt)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run", batches())
     taken = []
@@ -117,7 +120,7 @@ def test_convolutions_after_the_pass(tmp_path, monkeypatch):
         return go(tmp_path / name, images, small.make(small.ConvNet), **options, **more).path
 
     with monkeypatch.context() as patch:
-        patch.setattr(analysis, "cluster_site", interrupt)
+        patch.setattr(flow, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             at("run")
     assert small.contents(at("run", resume=True)) == small.contents(at("whole"))
@@ -244,7 +247,7 @@ def interrupt():
 
 def test_an_empty_iterator_after_the_pass_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(analysis, "cluster_site", lambda *_: interrupt())
+        patch.setattr(flow, "cluster_site", lambda *_: interrupt())
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run", batches())
     with pytest.raises(InputError, match="generator gives nothing: it is empty, or an iterator"):
@@ -295,7 +298,7 @@ def test_a_real_interrupt(tmp_path, whole):
     out, err = process.communicate(timeout=120)
     assert "KeyboardInterrupt" in err
     assert process.returncode not in (0, 1), (out, err)
-    assert (tmp_path / "run.partial" / "state" / "pass.safetensors").exists()
+    assert (tmp_path / "run.partial" / "state" / "pass-0.safetensors").exists()
     rows = []
     model = small.make(small.WithSAE)
     model.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import polyseme as ps
-from polyseme.analysis import text
-from polyseme.analysis.text import analyse_text
+from polyseme.analysis import flow
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError, RunError, SiteError
 from polyseme.sites import find_sites
@@ -68,12 +67,12 @@ def test_a_model_that_computes_something_else_is_not_gone_on_with(
     contexts = Contexts(read_text(TEXT), tokenizer, length=8)
     options = {"sites": sites, "out": tmp_path / "run", "progress": False}
     with monkeypatch.context() as patch:
-        patch.setattr(text, "cluster_site", interrupt)
+        patch.setattr(flow, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            analyse_text(model, contexts, **options)
+            ps.analyse(model, contexts, **options)
     change(model)
     with pytest.raises(RunError, match=match):
-        analyse_text(model, contexts, **options, resume=True)
+        ps.analyse(model, contexts, **options, resume=True)
 
 
 def interrupt(*_):
@@ -335,7 +334,7 @@ def test_a_layer_knows_its_nonlinearity_after_the_pass_is_resumed(tokenizer, tmp
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "cluster_site", interrupt)
+        patch.setattr(flow, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ps.analyse(model, contexts, **arguments)
     layer.activation, layer.proved = Activation(), False  # as in a new process
@@ -364,9 +363,9 @@ def test_bad_input(tokenizer, tmp_path, analysed):
         ps.analyse(model, contexts, sites="h.*.attention", out=tmp_path / "a", progress=False)
     with pytest.raises(InputError, match=r"batch_size is 0; a whole number of at least 1"):
         ps.analyse(model, contexts, sites=sites, out=tmp_path / "a", batch_size=0, progress=False)
-    for window in ((1,), (-1, 2), (3, 2000), None):
+    for window in ((1,), (-1, 2), (3, 2000), 5):
         with pytest.raises(InputError, match=re.escape(f"window is {window!r}; ")):
-            analyse_text(
+            ps.analyse(
                 model, contexts, sites=sites, out=tmp_path / "a", window=window, progress=False
             )
     assert not (tmp_path / "a").exists()
@@ -392,7 +391,7 @@ def test_options_that_texts_have_no_use_for(tokenizer, option, shown, tmp_path):
     with pytest.raises(
         InputError,
         match=rf"^{shown}, but the data is texts, and {name} is an option for images alone; leave "
-        r"it out\. Options for texts alone are: window, importances, memory_budget\.$",
+        r"it out\. Options for texts alone are: window, importances\.$",
     ):
         ps.analyse(torch.nn.Linear(2, 2), contexts, sites="", out=tmp_path / "run", **option)
     assert not (tmp_path / "run").exists()

@@ -194,7 +194,7 @@ def test_all_of_it_equals_the_oracle(select: Selector, oracle: Callable[..., lis
     assert results[1].examples.counts[2] == 0
     # The inputs that examples point at, and no others.
     assert inputs["index"].tolist() == sorted(pointed_at)
-    assert np.array_equal(inputs["pixels"], (x[inputs["index"]] + 7).astype(np.uint8))
+    assert np.array_equal(inputs["rows"], (x[inputs["index"]] + 7).astype(np.uint8))
     assert np.array_equal(inputs["labels"], labels[inputs["index"]])
 
 
@@ -250,7 +250,7 @@ def test_goes_on_from_any_state_to_the_same_bytes(select: Selector, stop: int) -
 def test_without_labels_there_are_none() -> None:
     x, _ = data(20)
     _, inputs = run(collector(Net(), TopK(2)), batches(x, None, (20,)))
-    assert set(inputs) == {"index", "pixels"}
+    assert set(inputs) == {"index", "rows"}
 
 
 def test_no_data_at_all() -> None:

@@ -535,7 +535,7 @@ def test_a_pass_over_tokens() -> None:
         for row in torch.from_numpy(found.background[0]):
             assert (allowed - row).abs().amax(dim=1).min() < 1e-5
         assert all(len(values) == 24 for values in found.statistics.values())
-    assert np.array_equal(kept["pixels"], inputs["input_ids"][kept["index"]].numpy())
+    assert np.array_equal(kept["rows"], inputs["input_ids"][kept["index"]].numpy())
 
 
 def test_the_attention_mask_counts_where_nothing_else_is_said() -> None:

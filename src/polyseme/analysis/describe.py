@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,84 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.capture import Selector
-from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
-from polyseme.sites import evaluating
-
-# Options that one kind of data alone has, each with what may be given for the other kind too:
-# None, or the value that asks for nothing.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "images": {
-        **dict.fromkeys(["labels", "class_names", "image_shape", "panel_examples", "baseline"]),
-        "panels": False,
-    },
-    "texts": {"window": None, "importances": "none", "memory_budget": None},
-}
-
-
-def check_kind(kind: str, **given: Any) -> dict[str, Any]:
-    """Refuse options that the kind of data, "images" or "texts", has no use for.
-
-    Returns those of its own that are given, that is, not None.
-    """
-    (other,) = _OPTIONS.keys() - {kind}
-    for name, nothing in _OPTIONS[other].items():
-        value = given[name]
-        if value is not None and not (isinstance(value, str | bool) and value == nothing):
-            shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
-            raise InputError(
-                f"{name} is {shown}, but the data is {kind}, and {name} is an option for {other} "
-                f"alone; leave it out. Options for {kind} alone are: {', '.join(_OPTIONS[kind])}."
-            )
-    return {name: given[name] for name in _OPTIONS[kind] if given[name] is not None}
-
+from polyseme.sites import HookedSAE, MLPSite, Site, evaluating
 
 # Of the outputs, so many values are compared; and so many characters of a module are shown.
 _VALUES, _LONGEST = 256, 300
 _NOT_OF_THE_MODEL = frozenset({"transformers_version", "device", "metadata"})
 
 
-def check_options(model: Any, select: Any, **counts: Any) -> None:
-    """Refuse a model or a selector that is none, and counts below 1."""
+def check_model(model: Any) -> None:
+    """Refuse a model that is none."""
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model is a {type(model).__name__}; a torch.nn.Module is expected: if it is a "
             "function that makes one, call it."
         )
-    if not isinstance(select, Selector):
-        raise InputError(
-            f"select is {select!r}; a selector is expected: TopK(k), AboveFraction(fraction, "
-            "max_examples), FirstActive(n, minimum) or Stratified(k, bins)."
-        )
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
-
-
-def check_baseline(baseline: Any) -> float | NDArray[Any]:
-    """A number or an array that activation maps may start from."""
-    try:
-        values = to_numpy(baseline).astype(np.float32)
-    except (TypeError, ValueError):
-        values = np.array(np.nan)
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
-            "input, is expected."
-        )
-    return values if values.ndim else float(baseline)
-
-
-def check_image_shape(shape: Any) -> tuple[int, ...] | None:
-    """How to show an input, as whole numbers."""
-    if shape is None:
-        return None
-    try:
-        return tuple(operator.index(n) for n in shape)
-    except TypeError as error:
-        raise InputError(
-            f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
-        ) from error
 
 
 def describe_selector(select: Selector) -> dict[str, Any]:
@@ -164,6 +100,21 @@ def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[
         "precision": max(precisions, default=0.0),
         "outputs": [float(f"{value:.8g}") for value in values[some]],
     }
+
+
+def made_by_hand(sites: Sequence[Site]) -> dict[str, Any]:
+    """What the model's weights and the sites' names do not tell of the sites."""
+    saes = {
+        site.name: {
+            "hook": site.point.name,
+            "sha256": describe_model(site.module)["sha256"],
+            **behaviour(site.module, site.encode, few_vectors(site.d_in)),
+        }
+        for site in sites
+        if isinstance(site, HookedSAE)
+    }
+    folded = [site.name for site in sites if isinstance(site, MLPSite) and site.gain is not None]
+    return {**({"saes": saes} if saes else {}), **({"folded": folded} if folded else {})}
 
 
 def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:

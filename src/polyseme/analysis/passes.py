@@ -1,70 +1,36 @@
-"""The passes over the text: saved now and then, resumed, and read out site after site."""
+"""The passes over the data: saved now and then, resumed, and read out site after site."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.progress import Progress, TaskID
 from torch import nn
 
+from polyseme.analysis.kinds import Arrays, Data, Selected, Work
 from polyseme.analysis.plan import Plan
 from polyseme.analysis.progress import read_and_save
-from polyseme.capture import Batch, Collected, Collector, Selection, Selector
-from polyseme.data.contexts import Contexts, TokenBatch
-from polyseme.sites import Feed, Site, evaluating, prove_sites
-from polyseme.store import RunWriter
+from polyseme.capture import Collected, Collector
+from polyseme.sites import Site
 
-Array = NDArray[Any]
+Group = list[int]
 
-CHECKPOINT_SECONDS = 300.0
+CHECKPOINT_SECONDS = 60.0
 _PASSES = "passes"
 
 
-class TextPasses:
-    """One pass over the text for each group of sites, and what they found.
+class Passes:
+    """One pass over the data for each group of sites, and what they found."""
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-    contexts : Contexts
-    sites : sequence of Site
-    select : Selector
-    writer : RunWriter
-        Keeps the checkpoints, and files of rows beside them.
-    settings : dict
-        ``window``, ``random_examples`` and ``seed`` of the analysis.
-    batch_size : int
-        Contexts in one forward pass.
-
-    Attributes
-    ----------
-    n_inputs : int
-        Contexts read, once the passes are made.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        contexts: Contexts,
-        sites: Sequence[Site],
-        select: Selector,
-        writer: RunWriter,
-        settings: dict[str, Any],
-        batch_size: int,
-    ) -> None:
-        self._model, self._contexts, self._sites = model, contexts, list(sites)
-        self._select, self._writer, self._settings = select, writer, settings
-        self._batch_size = batch_size
-        saved = writer.load_state(_PASSES)
+    def __init__(self, model: nn.Module, data: Data, sites: Sequence[Site], work: Work) -> None:
+        self._model, self._data, self._sites, self._work = model, data, list(sites), work
+        self._writer = work.writer
+        saved = self._writer.load_state(_PASSES)
         #: Groups whose pass is complete, by the numbers of their sites.
-        self._done: list[list[int]] = [] if saved is None else list(saved[1]["groups"])
-        self._last: tuple[list[int], Collector] | None = None
-        self.n_inputs = 0
+        self._done: list[Group] = [] if saved is None else list(saved[1]["groups"])
+        self._last: tuple[Group, Collector] | None = None
 
     @property
     def left(self) -> list[int]:
@@ -72,85 +38,81 @@ class TextPasses:
         done = {number for group in self._done for number in group}
         return [number for number in range(len(self._sites)) if number not in done]
 
-    def run(self, plan: Plan | None, bars: Progress) -> None:
+    def run(self, plan: Plan | None) -> None:
         """Make the passes of a plan for the sites that are `left`; None if none is."""
         left = self.left
-        known = not self._done
         groups = [] if plan is None else [[left[place] for place in part] for part in plan.passes]
         for number, group in enumerate(groups, start=1):
-            title = "Reading the text" + (f", {number} of {len(groups)}" if groups[1:] else "")
-            task = bars.add_task(title, total=None if plan is None else plan.contexts)
-            known &= self._pass(group, bars, task)
-        if not known and self._contexts.texts.reiterable:
-            self._look_again()
-        self.n_inputs = self._of(self._done[-1]).n_inputs
+            title = "Reading the data" + (f", {number} of {len(groups)}" if groups[1:] else "")
+            self._pass(group, title)
 
-    def _pass(self, group: list[int], bars: Progress, task: TaskID) -> bool:
-        """Make one pass; returns whether the model was run, so that its sites are known."""
-        collector = self._collector(group)
-        if not self._restore(collector, group):
+    def _pass(self, group: Group, title: str) -> None:
+        collector, in_files = self._collector(group)
+        if collector.n_inputs == 0:
             if self._writer.load_state(_name(group)) is not None:
                 # Of another group that began with the same site, under another budget: it goes
                 # before the files that it needs.
                 self._writer.save_state(_name(group), {}, {"sites": []})
             shutil.rmtree(self._files(group), ignore_errors=True)
-        collector.on_smaller_batch = lambda n: bars.console.print(
-            f"The device ran out of memory: batches of {n} context{'s' * (n > 1)} from here on."
+        noun = self._data.noun
+        collector.on_smaller_batch = lambda n: self._work.bars.console.print(
+            f"The device ran out of memory: batches of {n} {noun}{'s' * (n > 1)} from here on."
         )
-        start = collector.n_inputs
-        bars.update(task, completed=start)
+        bars = self._work.bars
+        task = bars.add_task(title, total=self._data.total, completed=collector.n_inputs)
+        about = {"sites": group, "in_files": in_files}
         try:
             read_and_save(
                 collector,
-                self._batches(start),
+                self._data.batches(self._data.settings.batch_size, collector.n_inputs),
                 self._writer,
                 lambda n: bars.update(task, completed=n),
                 CHECKPOINT_SECONDS,
                 name=_name(group),
-                about={"sites": group},
+                about=about,
             )
         except Exception:
             if self._writer.load_state(_name(group)) is None:
                 # Nothing that could be gone on with must be in the way of a better try.
                 shutil.rmtree(self._files(group), ignore_errors=True)
             raise
-        self._writer.save_state(_name(group), collector.state(), {"sites": group})
+        self._writer.save_state(_name(group), collector.state(), about)
         collector.saved()
         self._done.append(group)
         self._writer.save_state(_PASSES, {}, {"groups": self._done})
         self._last = (group, collector)
-        return collector.n_inputs > start
 
-    def _restore(self, collector: Collector, group: list[int]) -> bool:
-        saved = self._writer.load_state(_name(group))
-        if saved is None or saved[1].get("sites") != group:
-            return False
-        collector.restore(saved[0])
-        return True
+    def _collector(self, group: Group) -> tuple[Collector, bool]:
+        """The collector of a group, which goes on where it was, and whether its rows are in files.
 
-    def _collector(self, group: list[int]) -> Collector:
-        before, after = self._settings["window"]
-        return Collector(
+        A pass that was begun keeps its rows where they are, whatever the budget is by now.
+        """
+        settings = self._data.settings
+        state, about = self._writer.load_state(_name(group)) or ({}, {})
+        begun = about.get("sites") == group
+        in_files = bool(about.get("in_files", True)) if begun else self._data.in_files
+        collector = Collector(
             self._model,
             [self._sites[number] for number in group],
-            self._select,
-            n_random=self._settings["random_examples"],
-            seed=self._settings["seed"],
-            window=(before, after),
-            half=True,
-            files=self._files(group),
+            settings.select,
+            n_random=settings.random_examples,
+            seed=settings.seed,
+            window=settings.window,
+            half=self._data.half,
+            files=self._files(group) if in_files else None,
         )
+        if begun:
+            collector.restore(state)
+        return collector, in_files
 
-    def _files(self, group: list[int]) -> Path:
+    def _files(self, group: Group) -> Path:
         return self._writer.state_folder / f"rows-{group[0]}"
 
-    def _of(self, group: list[int]) -> Collector:
+    def _of(self, group: Group) -> Collector:
         """The collector of a complete pass; only one of them is in memory."""
         if self._last is None or self._last[0] != group:
             self._last = None
-            collector = self._collector(group)
-            self._restore(collector, group)
-            self._last = (group, collector)
+            self._last = (group, self._collector(group)[0])
         return self._last[1]
 
     def results(self) -> Iterator[Collected]:
@@ -158,42 +120,30 @@ class TextPasses:
         for group in sorted(self._done):
             yield from self._of(group).results()
 
-    def examples(self) -> Iterator[tuple[Site, Selection]]:
-        """The examples of each site, in the order of the sites, without what neurons read there."""
-        for group in sorted(self._done):
-            yield from self._of(group).examples()
-
-    def inputs(self) -> dict[str, Array]:
-        """The contexts that the examples of all sites point at, see `Collector.inputs`."""
-        parts = [self._of(group).inputs() for group in sorted(self._done)]
-        if len(parts) == 1:
-            return parts[0]
-        index = [part["index"] for part in parts]
-        found, first = np.unique(np.concatenate(index), return_index=True)
-        merged = {"index": found}
-        rows = [part["pixels"] for part in parts if "pixels" in part]
-        if rows:
-            merged["pixels"] = np.concatenate(rows)[first]
-        return merged
-
-    def _look_again(self) -> None:
-        """Learn from two contexts what a checkpoint does not hold: the sites' nonlinearities."""
-        inputs = model_inputs(next(iter(self._contexts.batches(2))))
-        with evaluating(self._model):
-            prove_sites(self._model, self._sites, Feed(self._model), inputs)
-
-    def _batches(self, start: int) -> Iterator[Batch]:
-        for batch in self._contexts.batches(self._batch_size, start):
-            lengths = batch.attention.sum(axis=1, keepdims=True)
-            # The length goes along with the tokens: one row an input.
-            row = np.concatenate([batch.ids, lengths], axis=1).astype(np.int32)
-            yield Batch(model_inputs(batch), row, counted=batch.counted)
+    def selected(self) -> Selected:
+        """The examples of all sites, and the inputs that they point at."""
+        groups = sorted(self._done)
+        inputs: Arrays = {}
+        for group in groups:
+            collector = self._of(group)
+            inputs = _merged(inputs, collector.inputs()) if inputs else collector.inputs()
+        examples = (pair for group in groups for pair in self._of(group).examples())
+        range_of_all = collector.low, collector.high
+        return Selected(self._sites, examples, inputs, collector.n_inputs, *range_of_all)
 
 
-def model_inputs(batch: TokenBatch) -> dict[str, Array]:
-    """What a model is called with for some contexts."""
-    return {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
+def _merged(inputs: Arrays, others: Arrays) -> Arrays:
+    """The inputs of two passes, each once."""
+    index = np.union1d(inputs["index"], others["index"])
+    merged = {"index": index}
+    for name in (inputs.keys() | others.keys()) - {"index"}:
+        holders = [part for part in (inputs, others) if name in part]
+        rows = np.empty((len(index), *holders[0][name].shape[1:]), holders[0][name].dtype)
+        for part in holders:
+            rows[np.searchsorted(index, part["index"])] = part[name]
+        merged[name] = rows
+    return merged
 
 
-def _name(group: list[int]) -> str:
+def _name(group: Group) -> str:
     return f"pass-{group[0]}"

@@ -1,51 +1,46 @@
-"""What an analysis of texts will take: passes, memory, disk and time, before it begins."""
+"""What an analysis will take: passes, memory, disk and time, before it begins."""
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from polyseme.analysis.kinds import Data
 from polyseme.analysis.records import BLOCK_BYTES
-from polyseme.capture import RandomActive, Selector, Stream
+from polyseme.capture import RandomActive, Stream
 from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.statistics import Statistics
 from polyseme.core.similar import MOST_EXACT
-from polyseme.data.contexts import Contexts
 from polyseme.errors import InputError
 from polyseme.sites import Feed, Site, evaluating
 
-_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
-_UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 # What the reading costs beside the model's own work, from the first context on: less over long
 # texts, see bench/capture.py.
 _OVERHEAD = 1.25
-# Tokens of the trial: more would take long with a large model, and say nothing new.
-_TRIED = 1024
 # Bytes that sites which are worked on side by side may take more, where no budget is given.
 _BESIDE = 10**9
+# Times that the inputs which examples point at are in memory: of two passes, and of both of them.
+_KEPT = 3
 # Features of three examples or more, for each example: 0.08 of SmolLM2's at the default threshold.
 _FEATURES = 0.1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an analysis of texts will take; estimates, but for the passes.
+    """What an analysis will take; estimates, but for the passes.
 
     Attributes
     ----------
     passes : tuple of tuple of int
-        The numbers of the sites that each pass over the text reads.
+        The numbers of the sites that each pass over the data reads.
     sites, neurons : int
-    tokens, contexts : int, optional
-        Fewer if the text ends; None where it is not known before the text is read.
+    amount : str
+        How much data there is.
     memory : int
         Bytes above the loaded model, at most.
     run_bytes, spare_bytes : int
@@ -53,14 +48,13 @@ class Plan:
     side_by_side : int
         How many sites are clustered at a time, after the passes.
     seconds : float, optional
-        Of all passes, from a trial; None without one, or where the contexts are not known.
+        Of all passes, from a trial; None without one, or where the number of inputs is not known.
     """
 
     passes: tuple[tuple[int, ...], ...]
     sites: int
     neurons: int
-    tokens: int | None
-    contexts: int | None
+    amount: str
     memory: int
     run_bytes: int
     spare_bytes: int
@@ -69,35 +63,14 @@ class Plan:
 
     def __str__(self) -> str:
         n = len(self.passes)
-        text = "text of unknown length"
-        if self.contexts is not None:
-            text = f"{self.tokens:,} tokens in {self.contexts:,} contexts"
         took = "" if self.seconds is None else f", about {_duration(self.seconds)}"
         return (
-            f"Plan: {self.sites} site{'s' * (self.sites > 1)}, {self.neurons:,} neurons; {text}; "
-            f"{n} pass{'es' * (n > 1)} over it{took}; up to {show_bytes(self.memory)} of memory "
-            f"above the model; disk: {show_bytes(self.run_bytes)} for the run, "
-            f"{show_bytes(self.spare_bytes)} more until it is finished."
+            f"Plan: {self.sites} site{'s' * (self.sites > 1)}, {self.neurons:,} neurons; "
+            f"{self.amount}; {n} pass{'es' * (n > 1)} over it{took}; "
+            f"up to {show_bytes(self.memory)} of memory above the model; disk: "
+            f"{show_bytes(self.run_bytes)} for the run, {show_bytes(self.spare_bytes)} more until "
+            "it is finished."
         )
-
-
-def memory_bytes(given: int | str | None) -> int | None:
-    """A memory budget in bytes: a number of them, or such as "4GB" or "512 MiB".
-
-    Raises
-    ------
-    InputError
-        If it is neither.
-    """
-    if given is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(given).upper())
-    if isinstance(given, bool) or not found or found[2] not in _UNITS or float(found[1]) <= 0:
-        raise InputError(
-            f"memory_budget is {given!r}; a number of bytes, or one with a unit, is expected: "
-            "'4GB' or '512MB'."
-        )
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def show_bytes(n: int) -> str:
@@ -116,30 +89,18 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{max(1, rest)} s"
 
 
-def make_plan(
-    sites: Sequence[Site],
-    contexts: Contexts,
-    select: Selector,
-    *,
-    window: tuple[int, int],
-    random_examples: int,
-    batch_size: int,
-    memory_budget: int | None = None,
-    seconds_a_context: float | None = None,
-) -> Plan:
+def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None = None) -> Plan:
     """How the sites are shared out among passes, and what that takes.
 
-    Rows that examples point at are in files, so memory does not grow with the text beyond the
-    buffers that each neuron fills. If those of all sites do not fit in the budget together,
-    the text is read several times, for as many sites at a time as fit.
+    Under a budget, rows that examples point at are in files, so memory does not grow with the data
+    beyond the buffers that each neuron fills. If those of all sites do not fit in the budget
+    together, the data is read several times, for as many sites at a time as fit.
 
     Parameters
     ----------
-    sites, contexts, select, window, random_examples, batch_size
-        As for `analyse_text`.
-    memory_budget : int, optional
-        Bytes above the loaded model.
-    seconds_a_context : float, optional
+    sites : sequence of Site
+    data : Data
+    seconds_an_input : float, optional
         From a `trial`.
 
     Raises
@@ -147,16 +108,12 @@ def make_plan(
     InputError
         If the budget cannot be met with one site at a time.
     """
-    tokens = contexts.max_tokens
-    special = contexts.settings()["special_ids"]
-    room = contexts.length - sum(special[end] is not None for end in ("begin", "end"))
-    n_contexts = None if tokens is None else -(-tokens // room)
-    sizes = [
-        _Size.of(site, select, window, random_examples, n_contexts, contexts.length)
-        for site in sites
-    ]
-    working = _working_bytes(sites, contexts.length, batch_size)
-    tables = sum(size.tables for size in sizes)
+    memory_budget, total = data.settings.memory_budget, data.total
+    sizes = [_Size.of(site, data) for site in sites]
+    working = data.working_bytes(sites)
+    pointed = sum(size.inputs for size in sizes)
+    kept = data.row_bytes * (pointed if total is None else min(pointed, total))
+    tables = sum(size.tables for size in sizes) + _KEPT * kept
     in_the_end = tables + _searching(
         sum(size.features for size in sizes), max(site.d_in for site in sites)
     )
@@ -175,12 +132,12 @@ def make_plan(
             passes[-1].append(number)
         else:
             passes.append([number])
-    if len(passes) > 1 and not contexts.texts.reiterable:
-        everything = _needed(sizes, tables, working)
+    if len(passes) > 1 and not data.repeatable:
+        everything, kind = _needed(sizes, tables, working), data.settings.kind
         raise InputError(
             f"memory_budget is {show_bytes(memory_budget or 0)}, which takes {len(passes)} passes "
-            f"over texts that can be read but once: give {show_bytes(everything)}, or texts that "
-            "can be read again, such as a list or a file."
+            f"over {kind} that can be read but once: give {show_bytes(everything)}, or {kind} that "
+            f"can be read again, such as {data.again}."
         )
     memory = max(_needed([sizes[n] for n in numbers], tables, working) for numbers in passes)
     # Much of what is done with a site after the passes is done in one thread, so that several
@@ -197,15 +154,14 @@ def make_plan(
         passes=tuple(tuple(numbers) for numbers in passes),
         sites=len(sites),
         neurons=sum(site.n_neurons for site in sites),
-        tokens=tokens,
-        contexts=n_contexts,
+        amount=data.amount,
         memory=max(memory, later(side_by_side), in_the_end),
-        run_bytes=sum(size.run for size in sizes),
-        spare_bytes=sum(size.spare for size in sizes),
+        run_bytes=sum(size.run for size in sizes) + kept,
+        spare_bytes=sum(size.spare for size in sizes) + 2 * kept,
         side_by_side=side_by_side,
         seconds=None
-        if seconds_a_context is None or n_contexts is None
-        else n_contexts * seconds_a_context * len(passes) * _OVERHEAD,
+        if seconds_an_input is None or total is None
+        else total * seconds_an_input * len(passes) * _OVERHEAD,
     )
 
 
@@ -217,28 +173,22 @@ class _Size:
     sorting: int  # for a moment, while its buffers are sorted out
     later: int  # in memory while it is clustered and written
     tables: int  # of its rows in the run's tables, held until all are written
-    features: int  # how many, not how large: those that are compared with one another
+    inputs: int  # how many, at most: those that its rows point at
+    features: int  # how many: those that are compared with one another
     run: int  # on disk, in the run
     spare: int  # on disk, beside it
 
     @classmethod
-    def of(
-        cls,
-        site: Site,
-        select: Selector,
-        window: tuple[int, int],
-        random_examples: int,
-        contexts: int | None,
-        length: int,
-    ) -> _Size:
+    def of(cls, site: Site, data: Data) -> _Size:
         n, d = site.n_neurons, site.d_in
-        draw = RandomActive(random_examples)
+        select, total, places = data.settings.select, data.total, data.places
+        draw = RandomActive(data.settings.random_examples)
 
         def most(a_neuron: int) -> int:
-            return n * (a_neuron if contexts is None else min(a_neuron, contexts))
+            return n * (a_neuron if total is None else min(a_neuron, total))
 
         def vectors(examples: int) -> int:
-            return examples if contexts is None else min(examples, contexts * length)
+            return examples if total is None or places is None else min(examples, total * places)
 
         held = most(Stream.width(select))
         chosen = most(select.capacity)
@@ -250,19 +200,23 @@ class _Size:
             + n * Statistics.bytes_a_neuron()
             + 4 * N_BACKGROUND * site.n_groups * d
         )
-        windows = 2 * (sum(window) + 1)
-        run = 2 * d * vectors(chosen) + (windows + 70) * chosen + 12 * d * n + 30 * most(draw.k)
+        windows = 2 * (sum(data.settings.window) + 1) if data.settings.window else 0
+        number = 2 if data.half else 4
+        added = data.added_bytes(site)
+        run = number * d * vectors(chosen) + (windows + 70) * chosen + 12 * d * n
+        rows = 2 * (number * d * vectors(held) + windows * held)
         return cls(
-            buffers=buffers + keys,
+            buffers=buffers + keys + (0 if data.in_files else rows),
             sorting=64 * n * Stream.width(select),
             later=3 * 4 * d * vectors(chosen)
             + 4 * windows * chosen
             + 4 * min(BLOCK_BYTES * (os.cpu_count() or 1), 4 * d * chosen)
             + 12 * d * n,
-            tables=150 * chosen + 80 * most(draw.k),
+            tables=150 * chosen + 80 * most(draw.k) + added,
+            inputs=chosen + most(draw.k),
             features=int(_FEATURES * chosen),
-            run=run,
-            spare=2 * (2 * d * vectors(held) + windows * held) + 3 * buffers,
+            run=run + 30 * most(draw.k) + added,
+            spare=(rows if data.in_files else 3 * rows) + 3 * buffers,
         )
 
 
@@ -287,25 +241,14 @@ def _searching(features: int, d: int) -> int:
     return 32 * some * many + 4 * d * (some + many) + basis + 1000 * features
 
 
-def _working_bytes(sites: Sequence[Site], length: int, batch_size: int) -> int:
-    """Rough, of a forward pass: a few tensors of the widest layer are alive at a time."""
-    widest = max(6 * site.n_neurons + 20 * site.d_in for site in sites)
-    return 4 * batch_size * length * widest
+def trial(model: nn.Module, data: Data) -> float | None:
+    """Seconds that the bare model takes for an input, measured on the first few.
 
-
-def trial(model: nn.Module, contexts: Contexts, batch_size: int) -> float | None:
-    """Seconds that the bare model takes for a context, measured on the first few.
-
-    None where the texts can be read but once.
+    None where the data can be read but once.
     """
-    if not contexts.texts.reiterable:
+    if not data.repeatable:
         return None
-    few = max(1, min(batch_size, _TRIED // contexts.length))
-    batch = next(iter(contexts.batches(few)))
-    inputs: dict[str, Any] = {
-        "input_ids": batch.ids,
-        "attention_mask": batch.attention.astype(np.int64),
-    }
+    batch = next(iter(data.batches(min(data.settings.batch_size, data.n_tried), 0)))
     feed = Feed(model, head=False)
     took = []
     with evaluating(model), torch.no_grad():
@@ -313,10 +256,10 @@ def trial(model: nn.Module, contexts: Contexts, batch_size: int) -> float | None
         for _ in range(2):
             start = time.perf_counter()
             try:
-                feed(inputs)
+                feed(batch.inputs)
             except torch.OutOfMemoryError:
                 return None
             if feed.device.type == "cuda":
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - start)
-    return min(took) / len(batch.ids)
+    return min(took) / len(batch.raw)

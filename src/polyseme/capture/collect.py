@@ -274,11 +274,11 @@ class Collector:
         Returns
         -------
         dict
-            ``index`` (m,), ``pixels`` (m, ...) as in `Batch.raw`, and ``labels`` (m,) if known.
+            ``index`` (m,), ``rows`` (m, ...) as in `Batch.raw`, and ``labels`` (m,) if known.
         """
         live = self._live(lambda c: (c.inputs(),))
         inputs = {"index": live}
-        for name, pool in (("pixels", self._inputs), ("labels", self._labels)):
+        for name, pool in (("rows", self._inputs), ("labels", self._labels)):
             rows = pool.take(live)
             if rows is not None:
                 inputs[name] = rows

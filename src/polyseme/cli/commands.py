@@ -229,8 +229,8 @@ def _add_analyse(commands: Any) -> None:
     work.add_argument(
         "--memory-budget",
         metavar="SIZE",
-        help="with --text: memory that may be used above the model, such as 4GB; if it does not do "
-        "for all sites at once, the text is read several times (default: no limit)",
+        help="memory that may be used above the model, such as 4GB; if it does not do for all "
+        "sites at once, the data is read several times (default: no limit)",
     )
     work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     work.add_argument(
@@ -278,6 +278,8 @@ def _analyse(options: argparse.Namespace) -> None:
         "exclude": options.exclude,
         "threshold": options.threshold,
         "linkage": options.linkage,
+        "batch_size": options.batch_size,
+        "memory_budget": options.memory_budget,
         "seed": options.seed,
         "overwrite": options.overwrite,
         "resume": options.resume,
@@ -304,7 +306,6 @@ def _analyse(options: argparse.Namespace) -> None:
             sites=options.sites,
             image_shape=options.image_shape,
             panels=not options.no_panels,
-            batch_size=options.batch_size,
             **shared,
         )
     for _, row in run.summary().iterrows():

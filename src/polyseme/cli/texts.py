@@ -89,11 +89,8 @@ def load_named_model(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 # Options that go with one kind of data alone.
-_OF_TEXTS = (
-    *("tokens", "context", "encoding", "field", "keep", "trust_remote_code"),
-    *("importances", "memory_budget"),
-)
-_OF_IMAGES = ("limit", "mean", "std", "images_key", "labels_key", "image_shape", "no_panels")
+_OF_TEXTS = ["tokens", "context", "encoding", "field", "keep", "trust_remote_code", "importances"]
+_OF_IMAGES = ["limit", "mean", "std", "images_key", "labels_key", "image_shape", "no_panels"]
 
 
 def check_source(options: argparse.Namespace) -> None:
@@ -153,9 +150,7 @@ def analyse_language_model(
         model,
         contexts,
         sites=sites,
-        batch_size=options.batch_size,
         importances=options.importances,
-        memory_budget=options.memory_budget,
         **shared,
     )
 

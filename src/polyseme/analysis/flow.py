@@ -1,0 +1,201 @@
+"""The stages from a model and data to a run: plan, pass, select, attribute, cluster, write, check.
+
+Each stage takes what those before it found. Attribution comes before the clusters: it needs the
+examples alone, and each site is then written once, with all that it has.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+
+from polyseme.analysis.describe import behaviour, describe_model, made_by_hand
+from polyseme.analysis.kinds import Attributed, Data, Work
+from polyseme.analysis.passes import Passes
+from polyseme.analysis.plan import Plan, make_plan, trial
+from polyseme.analysis.probing import probe
+from polyseme.analysis.progress import Stages, progress_bars
+from polyseme.analysis.records import cluster_site, site_arrays, site_tables
+from polyseme.analysis.similar import SimilarFeatures, room_for_similar
+from polyseme.capture import Collected
+from polyseme.capture.collect import needs_head
+from polyseme.core.parallel import in_threads
+from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites, sites_that_run
+from polyseme.store import RunWriter
+from polyseme.views import Run, open_run
+
+# The published threshold for SAE neurons.
+_SAE_THRESHOLD = 0.05
+
+
+def run_analysis(
+    model: nn.Module,
+    data: Data,
+    *,
+    sites: str | Site | Iterable[str | Site],
+    exclude: str | Iterable[str],
+    out: str | Path,
+    overwrite: bool,
+    resume: bool,
+    progress: bool,
+) -> Run:
+    """Take data through all stages to a run; the arguments are those of `analyse`."""
+    stages = Stages()
+    with stages("preparation"):
+        chosen = sites_that_run(model, find_sites(model, sites, exclude=exclude), data.few)
+        about, identity = describe_model(model), data.identity()
+        settings = data.settings.described()
+        feed = Feed(model, head=data.settings.panels or needs_head(model, chosen))
+        fingerprint = {
+            "sites": [site.name for site in chosen],
+            "settings": {name: value for name, value in settings.items() if name != "batch_size"},
+            "model": {**about, **behaviour(model, feed, data.few)},
+            "data": identity,
+            **made_by_hand(chosen),
+        }
+        # Refused before anything is written, if the budget is too little.
+        side_by_side = make_plan(chosen, data).side_by_side
+    with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
+        if writer.finished:
+            return open_run(out, probe=probe)
+        with progress_bars(progress) as bars, SimilarFeatures(writer) as similar:
+            work = Work(writer, bars, stages, progress)
+            if writer.resumed:
+                # A checkpoint does not hold what the sites learn of themselves.
+                with evaluating(model):
+                    prove_sites(model, chosen, Feed(model), data.few)
+            passes = Passes(model, data, chosen, work)
+            with stages("reading"):
+                passes.run(_plan(model, data, [chosen[n] for n in passes.left], work))
+            with stages("selection"):
+                selected = passes.selected()
+            attributed = data.attribute(selected, work)
+            clustered = _cluster(data, passes.results(), attributed, similar, side_by_side, work)
+            _write(data, attributed, clustered, similar, work)
+            path = writer.finish(
+                {
+                    "sites": clustered.infos,
+                    "seconds": stages.rounded(),
+                    "settings": settings,
+                    **data.metadata(about, identity, selected),
+                }
+            )
+    return open_run(path, probe=probe)
+
+
+def _plan(model: nn.Module, data: Data, left: list[Site], work: Work) -> Plan | None:
+    """What it will take to read the sites that are left, which is shown; None if none is."""
+    if not left:
+        return None
+    plan = make_plan(left, data, trial(model, data) if work.shown else None)
+    work.say(str(plan))
+    return plan
+
+
+class _OfSite(NamedTuple):
+    """What a site comes to besides its arrays, which are written by then."""
+
+    site: Site
+    info: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    labelled: Any
+    directions: NDArray[Any]
+
+
+@dataclass
+class _Clustered:
+    """What the sites so far come to, in their order."""
+
+    infos: list[dict[str, Any]] = field(default_factory=list)
+    labelled: list[tuple[int, Any]] = field(default_factory=list)
+    tables: dict[str, list[pd.DataFrame]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, new: _OfSite, similar: SimilarFeatures) -> None:
+        """Take in the next site."""
+        similar.add(new.site, new.tables["features"], new.directions)
+        self.infos.append(new.info)
+        self.labelled.append((len(new.tables["features"]), new.labelled))
+        for name, table in new.tables.items():
+            self.tables[name].append(table)
+
+
+def _cluster(
+    data: Data,
+    results: Iterator[Collected],
+    attributed: Attributed,
+    similar: SimilarFeatures,
+    side_by_side: int,
+    work: Work,
+) -> _Clustered:
+    """Cluster, label and write all sites, so many side by side."""
+    n_sites = len(attributed.of_sites)
+    task = work.bars.add_task("Features", total=n_sites)
+    numbers, taking, adding = iter(range(n_sites)), Lock(), Lock()
+    clustered, ready = _Clustered(), dict[int, _OfSite]()
+
+    def next_site(_: int) -> None:
+        with taking:
+            number = next(numbers)
+            with work.stages("selection"):
+                collected = next(results)
+        of_site = _cluster_site(data, number, collected, attributed, work)
+        with adding:
+            ready[number] = of_site
+            # In the order of the sites, whichever is ready first.
+            while len(clustered.infos) in ready:
+                with work.stages("similar features"):
+                    clustered.add(ready.pop(len(clustered.infos)), similar)
+                work.bars.update(task, advance=1)
+
+    with work.stages.side_by_side():
+        in_threads(next_site, range(n_sites), side_by_side)
+    return clustered
+
+
+def _cluster_site(
+    data: Data, number: int, collected: Collected, attributed: Attributed, work: Work
+) -> _OfSite:
+    site = collected.site
+    default = _SAE_THRESHOLD if site.kind == "sae" else data.threshold
+    threshold = data.settings.threshold or default
+    with work.stages("clusters"):
+        clusterings, central, layouts, directions = cluster_site(
+            collected, threshold, data.settings.linkage
+        )
+    with work.stages("tables"):
+        tables = site_tables(collected, clusterings, central)
+    with work.stages("labels"):
+        labelled = data.label(tables, attributed.wording)
+    with work.stages("writing"):
+        room = room_for_similar(len(tables["features"]))
+        arrays = {**site_arrays(collected, clusterings), **layouts, **room}
+        work.writer.write_site(number, {**arrays, **attributed.of_sites[number]})
+    info = data.site_info(collected, threshold, attributed.inputs)
+    return _OfSite(site, info, tables, labelled, directions)
+
+
+def _write(
+    data: Data,
+    attributed: Attributed,
+    clustered: _Clustered,
+    similar: SimilarFeatures,
+    work: Work,
+) -> None:
+    """Write what is of all sites: similar features, inputs and tables."""
+    with work.stages("similar features"):
+        similar.write(work.bars)
+    with work.stages("writing"):
+        index = data.index(attributed.inputs, clustered.labelled)
+        work.writer.write_inputs({**attributed.inputs, **index})
+        tables = {
+            name: pd.concat(frames, ignore_index=True) for name, frames in clustered.tables.items()
+        }
+        work.writer.write_tables(**tables)

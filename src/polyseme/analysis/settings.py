@@ -1,0 +1,186 @@
+"""The options of an analysis: checked, with their defaults, and as a run's metadata hold them."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.analysis.describe import describe_selector, digest, plain
+from polyseme.capture import Selector, TopK
+from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
+from polyseme.errors import InputError, one_of
+
+# Options that one kind of data alone has, each with what may be given for the other kind too:
+# None, or the value that asks for nothing.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "images": {
+        **dict.fromkeys(["labels", "class_names", "image_shape", "panel_examples", "baseline"]),
+        "panels": False,
+    },
+    "texts": {"window": None, "importances": "none"},
+}
+_DESCRIBED = {
+    "images": "select threshold linkage random_examples seed batch_size "
+    "panels panel_examples baseline",
+    "texts": "select threshold linkage window importances mask_id random_examples seed batch_size",
+}
+_IMPORTANCES = ("none", "exact")
+_WINDOW, _WIDEST = (20, 10), 1024
+_PANEL_EXAMPLES = 32
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of an analysis, see `analyse`."""
+
+    kind: str  # of the data that they are for: "images" or "texts"
+    select: Selector
+    threshold: float | None
+    linkage: str
+    random_examples: int
+    seed: int
+    batch_size: int
+    memory_budget: int | None
+    labels: Any
+    class_names: Any
+    image_shape: tuple[int, ...] | None
+    panels: bool
+    panel_examples: int
+    baseline: float | NDArray[Any]
+    window: tuple[int, int] | None  # None for images
+    importances: str
+    mask_id: int | None = None  # the token that masks others, for importances
+
+    @classmethod
+    def checked(cls, kind: str, **given: Any) -> Settings:
+        """The options that are given, with defaults in the place of None.
+
+        Refuses those that are out of range, or that the kind of data has no use for.
+        """
+        _check_kind(kind, given)
+        asked = {name: value for name, value in given.items() if value is not None}
+        is_texts = kind == "texts"
+        importances = asked.get("importances", "none")
+        settings = cls(
+            kind=kind,
+            select=_checked_selector(asked.get("select", TopK())),
+            threshold=check_threshold(asked["threshold"]) if "threshold" in asked else None,
+            linkage=given["linkage"],
+            random_examples=_checked_count("random_examples", given["random_examples"]),
+            seed=plain(given["seed"]),
+            batch_size=_checked_count("batch_size", given["batch_size"]),
+            memory_budget=memory_bytes(given["memory_budget"]),
+            labels=given["labels"],
+            class_names=given["class_names"],
+            image_shape=_checked_image_shape(given["image_shape"]),
+            panels=bool(asked.get("panels", not is_texts)),
+            panel_examples=_checked_count(
+                "panel_examples", asked.get("panel_examples", _PANEL_EXAMPLES)
+            ),
+            baseline=_checked_baseline(asked.get("baseline", 0.0)),
+            window=_checked_window(asked.get("window", _WINDOW)) if is_texts else None,
+            importances=importances,
+        )
+        check_linkage(settings.linkage)
+        if importances not in _IMPORTANCES:
+            raise InputError(one_of("kind of importances", str(importances), _IMPORTANCES))
+        return settings
+
+    def described(self) -> dict[str, Any]:
+        """As a run's metadata hold them."""
+        values = {name: getattr(self, name) for name in _DESCRIBED[self.kind].split()}
+        if not isinstance(self.baseline, float):
+            values["baseline"] = digest([self.baseline])
+        return {**values, "select": describe_selector(self.select)}
+
+
+def _check_kind(kind: str, given: Mapping[str, Any]) -> None:
+    """Refuse options that the kind of data, "images" or "texts", has no use for."""
+    (other,) = _OPTIONS.keys() - {kind}
+    for name, nothing in _OPTIONS[other].items():
+        value = given[name]
+        if value is not None and not (isinstance(value, str | bool) and value == nothing):
+            shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
+            raise InputError(
+                f"{name} is {shown}, but the data is {kind}, and {name} is an option for {other} "
+                f"alone; leave it out. Options for {kind} alone are: {', '.join(_OPTIONS[kind])}."
+            )
+
+
+def _checked_selector(select: Any) -> Selector:
+    if not isinstance(select, Selector):
+        raise InputError(
+            f"select is {select!r}; a selector is expected: TopK(k), AboveFraction(fraction, "
+            "max_examples), FirstActive(n, minimum) or Stratified(k, bins)."
+        )
+    return select
+
+
+def _checked_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} is {value!r}; a whole number of at least 1 is expected.")
+    return int(value)
+
+
+def _checked_image_shape(shape: Any) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError as error:
+        raise InputError(
+            f"image_shape is {shape!r}; (height, width) or (channels, height, width) is expected."
+        ) from error
+
+
+def _checked_baseline(baseline: Any) -> float | NDArray[Any]:
+    try:
+        values = to_numpy(baseline).astype(np.float32)
+    except (TypeError, ValueError):
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
+            "input, is expected."
+        )
+    return values if values.ndim else float(baseline)
+
+
+def _checked_window(window: Any) -> tuple[int, int]:
+    try:
+        before, after = (int(n) for n in window)
+    except (TypeError, ValueError):
+        before = after = -1
+    if min(before, after) < 0 or max(before, after) > _WIDEST:
+        raise InputError(
+            f"window is {window!r}; the numbers of tokens before and after an example, each from "
+            f"0 to {_WIDEST}, are expected: (20, 10)."
+        )
+    return before, after
+
+
+def memory_bytes(budget: int | str | None) -> int | None:
+    """A memory budget in bytes: a number of them, or such as "4GB" or "512 MiB".
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    if budget is None:
+        return None
+    parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(budget).upper())
+    if isinstance(budget, bool) or not parts or parts[2] not in _UNITS or float(parts[1]) <= 0:
+        raise InputError(
+            f"memory_budget is {budget!r}; a number of bytes, or one with a unit, is expected: "
+            "'4GB' or '512MB'."
+        )
+    return int(float(parts[1]) * _UNITS[parts[2]])

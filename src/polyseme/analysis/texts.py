@@ -1,0 +1,219 @@
+"""Contexts of tokens as an analysis reads them: logit effects, importances, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from polyseme.analysis.describe import few_tokens
+from polyseme.analysis.importances import estimated_seconds, mask_token, site_importances
+from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Selected, Work
+from polyseme.analysis.progress import duration
+from polyseme.analysis.settings import Settings
+from polyseme.analysis.words import Wording, readings, token_index
+from polyseme.attribution.logits import LogitLens
+from polyseme.capture import Batch, Collected
+from polyseme.data.contexts import Contexts
+from polyseme.data.tokens import pieces
+from polyseme.errors import InputError
+from polyseme.sites import HookedSAE, MLPSite, Site
+from polyseme.sites.language import loaded_name
+from polyseme.sites.transformer import check_whole
+from polyseme.sites.unembedding import output_directions, unembedding
+from polyseme.store import vocabulary_arrays
+
+_TOKENS_AT_ONCE = 4096
+# Tokens to try the model's speed with: more would take long, and say nothing new.
+_TRIED = 1024
+_LOGITS = 10
+
+
+class Texts(Data):
+    """Texts as an analysis reads them, see `Data`; an input is a context.
+
+    It is stored as its tokens and, after them, their number.
+    """
+
+    kind, noun, again = "texts", "context", "a list or a file"
+    #: Chosen by eye on SmolLM2; see docs/language-models.md.
+    threshold = 0.5
+    half = in_files = True
+
+    def __init__(self, model: nn.Module, contexts: Contexts, settings: Settings) -> None:
+        _check_length(model, contexts)
+        check_whole(model, self.kind)
+        # What a tokenizer lacks is missed after the pass otherwise.
+        pieces(contexts.tokenizer, [0])
+        exact = settings.importances == "exact"
+        mask_id = mask_token(contexts.tokenizer) if exact else None
+        self.model, self.contexts = model, contexts
+        self.few = few_tokens(model, contexts.length)
+        self.settings = replace(settings, mask_id=mask_id)
+        self.window = settings.window or (0, 0)
+        self.repeatable = contexts.texts.reiterable
+        self.places = contexts.length
+        self.row_bytes = 4 * (contexts.length + 1)
+        self.n_tried = max(1, _TRIED // contexts.length)
+        self.total, self.amount = None, "text of unknown length"
+        if contexts.max_tokens is not None:
+            special = contexts.settings()["special_ids"]
+            room = contexts.length - sum(special[end] is not None for end in ("begin", "end"))
+            # Fewer if the text ends.
+            self.total = -(-contexts.max_tokens // room)
+            self.amount = f"{contexts.max_tokens:,} tokens in {self.total:,} contexts"
+
+    @staticmethod
+    def default_batch_size(contexts: Contexts) -> int:
+        return max(1, _TOKENS_AT_ONCE // contexts.length)
+
+    def identity(self) -> dict[str, Any]:
+        return self.contexts.identity()
+
+    def batches(self, size: int, start: int) -> Iterator[Batch]:
+        for batch in self.contexts.batches(size, start):
+            lengths = batch.attention.sum(axis=1, keepdims=True)
+            inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
+            row = np.concatenate([batch.ids, lengths], axis=1).astype(np.int32)
+            yield Batch(inputs, row, counted=batch.counted)
+
+    def working_bytes(self, sites: Sequence[Site]) -> int:
+        # A few tensors of the widest layer are alive at a time.
+        widest = max(6 * site.n_neurons + 20 * site.d_in for site in sites)
+        return 4 * self.settings.batch_size * self.contexts.length * widest
+
+    def attribute(self, selected: Selected, work: Work) -> Attributed:
+        """Logit effects of all neurons and, where they are asked for, token importances."""
+        with work.stages("logits"):
+            logits = self._logits(selected.sites, work)
+        inputs, words = self._inputs(selected.inputs, logits)
+        with work.stages("importances"):
+            importances = self._importances(selected, inputs, work)
+        of_sites = [
+            {**tokens, **shares} for tokens, shares in zip(logits, importances, strict=True)
+        ]
+        return Attributed(inputs, of_sites, Wording(inputs, words, self.window))
+
+    def _inputs(self, kept: Arrays, logits: list[Arrays]) -> tuple[Arrays, list[str]]:
+        """The contexts that examples point at, and how every token in the run reads."""
+        rows = kept.get("rows", np.empty((0, self.contexts.length + 1), np.int32))
+        tokens, lengths = rows[:, :-1], rows[:, -1]
+        named = [arrays[name].ravel() for arrays in logits for name in arrays if "tokens" in name]
+        used = np.unique(
+            np.concatenate([tokens[np.arange(tokens.shape[1]) < lengths[:, None]], *named])
+        )
+        words = readings(self.contexts.tokenizer, used.tolist())
+        arrays = {
+            "index": kept["index"],
+            "tokens": tokens,
+            "lengths": lengths,
+            **vocabulary_arrays(used, words),
+        }
+        return arrays, words
+
+    def _importances(self, selected: Selected, inputs: Arrays, work: Work) -> list[Arrays]:
+        """Token importances of each site, where they are asked for; else what they would cost."""
+        if self.settings.mask_id is None:
+            if work.shown and not work.writer.resumed:
+                n_tokens = selected.n_inputs * self.contexts.length
+                seconds = estimated_seconds(
+                    inputs["lengths"],
+                    n_tokens,
+                    work.stages.seconds["reading"],
+                    window=self.window,
+                )
+                work.say(
+                    "Token importances are left out; importances='exact' (--importances exact) "
+                    f"finds them, in about {duration(seconds)}."
+                )
+            return [{} for _ in selected.sites]
+        task = work.bars.add_task("Token importances", total=len(inputs["index"]))
+        importances = site_importances(
+            self.model,
+            selected.sites,
+            [chosen for _, chosen in selected.examples],
+            inputs,
+            work.writer,
+            mask_id=self.settings.mask_id,
+            window=self.window,
+            show=lambda done: work.bars.update(task, completed=done),
+        )
+        return [{"importances": array} for array in importances]
+
+    def _logits(self, sites: Sequence[Site], work: Work) -> list[Arrays]:
+        """The tokens that each site's neurons promote and suppress most, where there is a head."""
+        if unembedding(self.model) is None:
+            return [{} for _ in sites]
+        task = work.bars.add_task("Logit effects", total=len(sites))
+        lens = LogitLens(self.model)
+        arrays = []
+        for site in sites:
+            arrays.append(_top_tokens(lens, site))
+            work.bars.update(task, advance=1)
+        return arrays
+
+    def label(self, tables: dict[str, pd.DataFrame], wording: Wording) -> Array:
+        with_words = wording.site(tables["examples"], tables["features"])
+        tables["features"]["label"] = pd.array(with_words.labels, pd.StringDtype("pyarrow"))
+        return with_words.found_by
+
+    def index(self, inputs: Arrays, labelled: list[tuple[int, Any]]) -> Arrays:
+        words, n_before = [], 0
+        for n_features, found_by in labelled:
+            words.append(found_by + np.array([0, n_before, 0]))
+            n_before += n_features
+        return token_index(words, len(inputs["vocabulary"]))
+
+    def site_info(self, collected: Collected, threshold: float, inputs: Arrays) -> dict[str, Any]:
+        site = collected.site
+        return {
+            "name": site.name,
+            "kind": site.kind,
+            "n_neurons": site.n_neurons,
+            "d_in": site.d_in,
+            "activation": site.activation.name,
+            "gate": collected.neurons.gate,
+            "threshold": threshold,
+            **({"hook": site.point.name} if isinstance(site, HookedSAE) else {}),
+            **({"folded": True} if getattr(site, "gain", None) is not None else {}),
+        }
+
+    def metadata(
+        self, model: dict[str, Any], identity: dict[str, Any], selected: Selected
+    ) -> dict[str, Any]:
+        return {
+            "model": {**model, "name": loaded_name(self.model)},
+            "data": {"kind": "text", "n_inputs": selected.n_inputs, **identity},
+        }
+
+
+def _check_length(model: nn.Module, contexts: Contexts) -> None:
+    """Refuse contexts longer than the model was made for; some models take them all the same."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(limit, int) and contexts.length > limit > 0:
+        raise InputError(
+            f"The contexts have {contexts.length:,} tokens, and the model takes at most {limit:,}; "
+            f"give Contexts(..., length={limit}) or less (--context)."
+        )
+
+
+def _top_tokens(lens: LogitLens, site: Site) -> Arrays:
+    with torch.no_grad():
+        if isinstance(site, HookedSAE):
+            directions = site.directions()
+        else:
+            directions = output_directions(site) if isinstance(site, MLPSite) else None
+    if directions is None or not lens.takes(directions, _LOGITS):
+        return {}
+    top = lens.top(directions, _LOGITS)
+    return {
+        "promoted_tokens": np.asarray(top.promoted_ids, np.int32),
+        "promoted_logits": np.asarray(top.promoted, np.float32),
+        "suppressed_tokens": np.asarray(top.suppressed_ids, np.int32),
+        "suppressed_logits": np.asarray(top.suppressed, np.float32),
+    }
