@@ -28,7 +28,7 @@ from polyseme.analysis.probing import probe
 from polyseme.analysis.progress import progress_bars, read_and_save
 from polyseme.analysis.records import cluster_site, site_arrays, site_info, site_tables
 from polyseme.analysis.similar import SimilarFeatures, room_for_similar
-from polyseme.analysis.text import SAE_THRESHOLD, analyse_text
+from polyseme.analysis.text import analyse_text
 from polyseme.attribution import activation_maps, count_classes, logit_effects
 from polyseme.attribution.pixels import cells_of
 from polyseme.capture import Batch, Collected, Collector, Selector, TopK
@@ -44,8 +44,6 @@ from polyseme.views import Run, open_run
 
 Array = NDArray[Any]
 
-# The published threshold for neurons that read pixels.
-PIXEL_THRESHOLD = 0.2
 CHECKPOINT_SECONDS = 60.0
 # Inputs whose outputs tell one model from another.
 FEW = 4
@@ -274,9 +272,7 @@ class _Analysis:
             infos = []
             for number, one in enumerate(collected):
                 task = bars.add_task(f"Clustering {one.site.name}", total=None)
-                threshold = self.settings["threshold"] or (
-                    SAE_THRESHOLD if one.site.kind == "sae" else PIXEL_THRESHOLD
-                )
+                threshold = self.settings["threshold"] or one.site.default_threshold("images")
                 clusterings, central, layouts, directions = cluster_site(
                     one, threshold, self.settings["linkage"]
                 )

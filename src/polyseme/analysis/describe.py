@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from polyseme.capture import Selector
 from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
-from polyseme.sites import evaluating
+from polyseme.sites import Site, evaluating
 
 # Options that one kind of data alone has, each with what may be given for the other kind too:
 # None, or the value that asks for nothing.
@@ -177,6 +177,23 @@ def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:
 def few_vectors(d_in: int) -> Tensor:
     """Inputs of an SAE: a few vectors without a pattern, (4, d_in)."""
     return torch.sin(torch.linspace(-4, 4, 4 * d_in) ** 3).reshape(4, d_in)
+
+
+def made_by_hand(sites: Sequence[Site]) -> dict[str, Any]:
+    """What the model's weights and the sites' names do not tell of the sites."""
+
+    def describe(module: nn.Module, run: Callable[[Tensor], Tensor], d_in: int) -> dict[str, Any]:
+        told = behaviour(module, run, few_vectors(d_in))
+        return {"sha256": describe_model(module)["sha256"], **told}
+
+    joined: dict[str, Any] = {}
+    for site in sites:
+        for key, told in site.identity(describe).items():
+            if isinstance(told, dict):
+                joined.setdefault(key, {}).update(told)
+            else:
+                joined.setdefault(key, []).extend(told)
+    return joined
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from polyseme.analysis.describe import (
     describe_model,
     describe_selector,
     few_tokens,
-    few_vectors,
+    made_by_hand,
     plain,
 )
 from polyseme.analysis.importances import estimated_seconds, mask_token, site_importances
@@ -42,21 +42,16 @@ from polyseme.core.parallel import in_threads
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError, one_of
-from polyseme.sites import Feed, MLPSite, Site, find_sites, sites_that_run
+from polyseme.sites import Feed, Site, find_sites, sites_that_run
 from polyseme.sites.language import loaded_name
-from polyseme.sites.saes import HookedSAE
 from polyseme.sites.transformer import check_whole, is_transformer
 from polyseme.sites.trial import random_tokens
-from polyseme.sites.unembedding import output_directions, unembedding
+from polyseme.sites.unembedding import unembedding
 from polyseme.store import RunWriter, vocabulary_arrays
 from polyseme.views import Run, open_run
 
 Array = NDArray[Any]
 
-# Chosen by eye on SmolLM2; see docs/language-models.md.
-TEXT_THRESHOLD = 0.5
-# The published threshold for SAE neurons.
-SAE_THRESHOLD = 0.05
 WINDOW, _WIDEST = (20, 10), 1024
 TOKENS_AT_ONCE = 4096
 LOGITS = 10
@@ -154,7 +149,7 @@ def analyse_text(
         if is_transformer(model):
             found = sites_that_run(model, found, random_tokens(model))
         about, text = describe_model(model), contexts.identity()
-        by_hand = _made_by_hand(found)
+        by_hand = made_by_hand(found)
     feed = Feed(model, head=needs_head(model, found))
     settings = {
         "select": describe_selector(select),
@@ -214,21 +209,6 @@ def _check_window(window: Any) -> tuple[int, int]:
             f"0 to {_WIDEST}, are expected: (20, 10)."
         )
     return before, after
-
-
-def _made_by_hand(sites: list[Site]) -> dict[str, Any]:
-    """What the model's weights and the sites' names do not tell of the sites."""
-    saes = {
-        site.name: {
-            "hook": site.point.name,
-            "sha256": describe_model(site.module)["sha256"],
-            **behaviour(site.module, site.encode, few_vectors(site.d_in)),
-        }
-        for site in sites
-        if isinstance(site, HookedSAE)
-    }
-    folded = [site.name for site in sites if isinstance(site, MLPSite) and site.gain is not None]
-    return {**({"saes": saes} if saes else {}), **({"folded": folded} if folded else {})}
 
 
 class _OfSite(NamedTuple):
@@ -397,9 +377,7 @@ class _TextAnalysis:
 
         Its arrays are written, ``more`` with them.
         """
-        threshold = self.settings["threshold"] or (
-            SAE_THRESHOLD if one.site.kind == "sae" else TEXT_THRESHOLD
-        )
+        threshold = self.settings["threshold"] or one.site.default_threshold("texts")
         with self.stages("clusters"):
             clusterings, central, layouts, directions = cluster_site(
                 one, threshold, self.settings["linkage"]
@@ -422,8 +400,7 @@ class _TextAnalysis:
             "activation": one.site.activation.name,
             "gate": one.neurons.gate,
             "threshold": threshold,
-            **({"hook": one.site.point.name} if isinstance(one.site, HookedSAE) else {}),
-            **({"folded": True} if getattr(one.site, "gain", None) is not None else {}),
+            **one.site.metadata(one.neurons),
         }
         return _OfSite(one.site, info, frames, words.found_by, directions)
 
@@ -474,10 +451,7 @@ class _TextAnalysis:
 
     def site_logits(self, lens: LogitLens, site: Site) -> dict[str, Array]:
         with torch.no_grad():
-            if isinstance(site, HookedSAE):
-                directions = site.directions()
-            else:
-                directions = output_directions(site) if isinstance(site, MLPSite) else None
+            directions = site.residual_directions()
         if directions is None or not lens.takes(directions, LOGITS):
             return {}
         top = lens.top(directions, LOGITS)
