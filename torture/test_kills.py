@@ -48,18 +48,18 @@ def analyse_other(folder: Path) -> None:
 
 
 def analyse_interrupted(folder: Path) -> None:
-    from polyseme.analysis import analysis
+    from polyseme.analysis import flow
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before, analysis.cluster_site = analysis.cluster_site, interrupt
+    before, flow.cluster_site = flow.cluster_site, interrupt
     try:
         analyse(folder)
     except KeyboardInterrupt:
         pass
     finally:
-        analysis.cluster_site = before
+        flow.cluster_site = before
 
 
 def train(folder: Path, **flags: bool) -> None:

@@ -15,10 +15,11 @@ from torch import nn
 import polyseme as ps
 from polyseme.analysis import token_vectors
 from polyseme.analysis.importances import neuron_importances
+from polyseme.attribution.truncated import Reach
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError, RunError, SiteError
 from polyseme.sae import PlainSAE
-from polyseme.sites import HookedSAE
+from polyseme.sites import SAESite
 from polyseme.sites.hookpoints import find_hook_point
 from polyseme.sites.language import load_language_model
 from polyseme.sites.saes import vectors_at
@@ -139,6 +140,18 @@ def test_latents_are_what_the_sae_makes_of_what_passes(name, model, contexts, tm
     )
 
 
+@pytest.mark.parametrize("name", PLACES)
+def test_a_run_that_stops_at_an_sae_reads_what_passes_there(name, model, contexts):
+    sae = make_sae(PLACES[name][0])
+    ids = next(iter(contexts.batches(1))).ids[:, :5]
+    places, latents = (axis.ravel() for axis in np.indices((5, 20)))
+    reach = Reach(model, [ps.attach_sae(model, sae, name)])
+    with torch.no_grad():
+        [found] = reach(ids, np.ones_like(ids, bool), [(0 * places, places, latents)])
+        expected = sae.encode(hidden(model, name, ids[0])).flatten()
+    torch.testing.assert_close(found, expected)
+
+
 def test_several_saes_and_their_identity(model, contexts, tmp_path):
     name = "blocks.0.hook_resid_post"
     sites = [
@@ -235,7 +248,7 @@ class _Described(nn.Module):
 def test_the_hook_point_comes_from_the_sae(model):
     described = _Described(make_sae(16), hook_name="blocks.1.hook_resid_pre")
     site = ps.attach_sae(model, described)
-    assert isinstance(site, HookedSAE)
+    assert isinstance(site, SAESite)
     assert (site.name, site.point.name) == (
         "blocks.1.hook_resid_pre.sae",
         "blocks.1.hook_resid_pre",

@@ -16,7 +16,7 @@ from polyseme.attribution.logits import LogitLens, TopLogits
 from polyseme.attribution.rounded import _ROUNDING, RoundedUnembedding, _at_most, _norms
 from polyseme.errors import InputError, SiteError
 from polyseme.sites import MLPSite, find_mlp_sites, find_sites
-from polyseme.sites.unembedding import output_directions, unembedding
+from polyseme.sites.unembedding import unembedding
 from sites.models import SAE, ParameterSAE
 
 transformers = pytest.importorskip("transformers")
@@ -426,7 +426,7 @@ def test_directions_that_do_not_fit() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_direction_is_what_an_activation_of_one_writes(kind: str) -> None:
     for site in find_mlp_sites(made(kind)):
-        found = output_directions(site)
+        found = site.output_directions()
         assert found.shape == (N_NEURONS, D)
         assert not found.requires_grad
         with torch.no_grad():
@@ -437,10 +437,10 @@ def test_a_direction_is_what_an_activation_of_one_writes(kind: str) -> None:
 def test_the_directions_of_saes() -> None:
     sae = SAE(5, 8)
     (site,) = find_sites(sae, "*")
-    assert torch.equal(output_directions(site), sae.decoder.weight.T)
+    assert torch.equal(site.output_directions(), sae.decoder.weight.T)
     parameters = ParameterSAE(5, 8)
     (site,) = find_sites(parameters, "*")
-    assert torch.equal(output_directions(site), parameters.W_dec)
+    assert torch.equal(site.output_directions(), parameters.W_dec)
 
 
 def test_a_site_that_writes_nowhere() -> None:
@@ -448,7 +448,7 @@ def test_a_site_that_writes_nowhere() -> None:
     with pytest.raises(
         SiteError, match=r"Site '0' has neither a linear decoder nor a W_dec of 4 rows, so what its"
     ):
-        output_directions(site)
+        site.output_directions()
 
 
 # --- a real model --------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_neurons_of_a_real_model_do_what_is_said_of_them() -> None:
         mlp = model.model.layers[0].mlp
         mlp.down_proj.weight.copy_(decoder)
     site = MLPSite("mlp", [mlp.gate_proj, mlp.up_proj], mlp.down_proj, mlp.act_fn)
-    directions = output_directions(site)[:40]
+    directions = site.output_directions()[:40]
     found = top_logits(model, directions, k=10)
     with torch.no_grad():
         residual = table[torch.arange(1000, 1005)] * 50

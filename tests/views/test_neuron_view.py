@@ -13,7 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 
 import polyseme as ps
 from analysis import small
-from polyseme.errors import InputError
+from polyseme.errors import InputError, RunError
+from polyseme.store import SiteInfo
+from polyseme.views.tables import neurons_of
 from views import runs
 
 
@@ -320,3 +322,21 @@ def test_repr(grey_run):
         f"Neuron('first', {neuron.number}: {m.n_examples} examples, {m.n_clusters} features at "
         f"0.35, mean distance {m.mean_distance:.3f})"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("gated", {}),
+        ("gated", {"gate": None}),
+        ("gated", {"gate": "silu"}),
+        ("x", {"general": True}),
+    ],
+)
+def test_neurons_of_which_a_run_holds_too_little_to_embed(kind: str, extra: dict) -> None:
+    info = SiteInfo(number=0, name="a", kind=kind, n_neurons=2, d_in=3, extra=extra)
+    with pytest.raises(
+        RunError,
+        match=r"^The run does not hold what the embeddings of the neurons of 'a' are made of",
+    ):
+        neurons_of(info, {"weights": np.ones((2, 3))})

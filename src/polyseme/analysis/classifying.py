@@ -17,7 +17,6 @@ from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
 from polyseme.sites import Feed, Reading, Site, edit_site, evaluating, prove_sites, read_sites
 from polyseme.sites.hooks import Gather
-from polyseme.sites.layers import HiddenSite
 from polyseme.views import Neuron, Run
 
 Array = NDArray[Any]
@@ -186,7 +185,7 @@ class Classifier:
     ) -> Array:
         """What each neuron of a site adds to each logit, (n_neurons, C)."""
         added = np.full((site.n_neurons, n_classes), np.nan, np.float32)
-        if isinstance(site, HiddenSite) and site.is_hidden and site.decoder is None:
+        if not site.can_be_edited:
             # Nothing says where in the model it would go on.
             return added
         seen: list[Tensor] = []
@@ -208,8 +207,8 @@ class Classifier:
             )
             if (slope := slopes[0]) is None:
                 return added
-            product = (slope * seen[0].detach())[0]
-            by_neuron = product if site.kind == "conv" else product.movedim(-1, 0)
+            product = slope * seen[0].detach()
+            by_neuron = product.movedim(site.neuron_axis, 1)[0]
             added[:, c] = by_neuron.reshape(site.n_neurons, -1).sum(dim=1).float().cpu().numpy()
         return added
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from polyseme.capture import Selector
 from polyseme.errors import InputError
-from polyseme.sites import HookedSAE, MLPSite, Site, evaluating
+from polyseme.sites import Site, evaluating
 
 # Of the outputs, so many values are compared; and so many characters of a module are shown.
 _VALUES, _LONGEST = 256, 300
@@ -102,21 +102,6 @@ def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[
     }
 
 
-def made_by_hand(sites: Sequence[Site]) -> dict[str, Any]:
-    """What the model's weights and the sites' names do not tell of the sites."""
-    saes = {
-        site.name: {
-            "hook": site.point.name,
-            "sha256": describe_model(site.module)["sha256"],
-            **behaviour(site.module, site.encode, few_vectors(site.d_in)),
-        }
-        for site in sites
-        if isinstance(site, HookedSAE)
-    }
-    folded = [site.name for site in sites if isinstance(site, MLPSite) and site.gain is not None]
-    return {**({"saes": saes} if saes else {}), **({"folded": folded} if folded else {})}
-
-
 def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:
     """Inputs of a language model: a few tokens from all over its vocabulary."""
     n = len(model.get_input_embeddings().weight)
@@ -128,6 +113,23 @@ def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:
 def few_vectors(d_in: int) -> Tensor:
     """Inputs of an SAE: a few vectors without a pattern, (4, d_in)."""
     return torch.sin(torch.linspace(-4, 4, 4 * d_in) ** 3).reshape(4, d_in)
+
+
+def made_by_hand(sites: Sequence[Site]) -> dict[str, Any]:
+    """What the model's weights and the sites' names do not tell of the sites."""
+
+    def describe(module: nn.Module, run: Callable[[Tensor], Tensor], d_in: int) -> dict[str, Any]:
+        told = behaviour(module, run, few_vectors(d_in))
+        return {"sha256": describe_model(module)["sha256"], **told}
+
+    joined: dict[str, Any] = {}
+    for site in sites:
+        for key, told in site.identity(describe).items():
+            if isinstance(told, dict):
+                joined.setdefault(key, {}).update(told)
+            else:
+                joined.setdefault(key, []).extend(told)
+    return joined
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -32,9 +32,6 @@ from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites, site
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
 
-# The published threshold for SAE neurons.
-_SAE_THRESHOLD = 0.05
-
 
 def run_analysis(
     model: nn.Module,
@@ -164,8 +161,7 @@ def _cluster_site(
     data: Data, number: int, collected: Collected, attributed: Attributed, work: Work
 ) -> _OfSite:
     site = collected.site
-    default = _SAE_THRESHOLD if site.kind == "sae" else data.threshold
-    threshold = data.settings.threshold or default
+    threshold = data.settings.threshold or site.default_threshold(data.kind)
     with work.stages("clusters"):
         clusterings, central, layouts, directions = cluster_site(
             collected, threshold, data.settings.linkage

@@ -32,8 +32,6 @@ class Images(Data):
     """Images as an analysis reads them, see `Data`; an input is stored as it is given."""
 
     kind, noun, again = "images", "input", "an array or a data set with a length"
-    #: The published one for neurons that read pixels.
-    threshold = 0.2
     half = False
     #: Of a layer before its first run.
     places = None

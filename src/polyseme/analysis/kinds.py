@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class Data(Protocol):
     settings: Settings
     noun: str  # what an input is called
     again: str  # what gives the inputs as often as one likes
-    threshold: float  # at which trees are cut by default, but for those of SAEs
+    kind: Literal["images", "texts"]
     half: bool  # whether vectors are kept in half precision
     in_files: bool  # whether rows that examples point at are kept in files, and not in memory
     repeatable: bool  # whether the data can be read more than once

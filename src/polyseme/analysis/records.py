@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from polyseme.capture import Collected
 from polyseme.core import (
@@ -25,9 +23,6 @@ from polyseme.core.distances import cosine_matrices, unit_rows
 from polyseme.core.parallel import in_threads
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.data.sources import Source
-from polyseme.errors import SiteError
-from polyseme.sites.layers import ConvSite
-from polyseme.sites.unembedding import output_directions
 
 Array = NDArray[Any]
 
@@ -37,23 +32,23 @@ BLOCK_BYTES = 8 << 20
 _ROWS = 4096
 
 
-def _vectors_of(one: Collected, examples: slice | NDArray[np.int64]) -> Array:
+def _vectors_of(collected: Collected, examples: slice | NDArray[np.int64]) -> Array:
     """Pre-neuron embeddings of some of a site's examples, (n, d_in) of float32."""
-    rows = one.vector[examples]
-    found = np.empty((len(rows), one.vectors.shape[1]), np.float32)
+    rows = collected.vector[examples]
+    vectors = np.empty((len(rows), collected.vectors.shape[1]), np.float32)
 
     def work(chunk: slice) -> None:
-        of = rows[chunk]
-        if one.vectors.dtype == np.float16:
+        part = rows[chunk]
+        if collected.vectors.dtype == np.float16:
             # torch widens several times as quickly as NumPy does.
-            halves = torch.from_numpy(one.vectors.take(of, axis=0))
-            torch.from_numpy(found[chunk]).copy_(halves)
+            halves = torch.from_numpy(collected.vectors.take(part, axis=0))
+            torch.from_numpy(vectors[chunk]).copy_(halves)
         else:
             # None is out of range; to clip is quicker than to look.
-            one.vectors.take(of, axis=0, out=found[chunk], mode="clip")
+            collected.vectors.take(part, axis=0, out=vectors[chunk], mode="clip")
 
     in_threads(work, [slice(at, at + _ROWS) for at in range(0, len(rows), _ROWS)])
-    return found
+    return vectors
 
 
 class SiteClusters(NamedTuple):
@@ -78,51 +73,53 @@ class SiteClusters(NamedTuple):
     directions: Array
 
 
-def cluster_site(one: Collected, threshold: float, linkage: str) -> SiteClusters:
+def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteClusters:
     """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
-    parts = list(_blocks(one))
-    found: list[SiteClusters | None] = [None] * len(parts)
+    parts = list(_blocks(collected))
+    done: list[SiteClusters | None] = [None] * len(parts)
 
     def work(number: int) -> None:
-        found[number] = _cluster_block(one, parts[number], threshold, linkage)
+        done[number] = _cluster_block(collected, parts[number], threshold, linkage)
 
     in_threads(work, range(len(parts)))
-    return _joined([block for block in found if block is not None])
+    return _joined([block for block in done if block is not None])
 
 
-def _cluster_block(one: Collected, part: _Block, threshold: float, linkage: str) -> SiteClusters:
+def _cluster_block(
+    collected: Collected, part: _Block, threshold: float, linkage: str
+) -> SiteClusters:
     # To gather the vectors takes longer than to draw them, so all is done with them here.
-    vectors = _vectors_of(one, part.examples)
+    vectors = _vectors_of(collected, part.examples)
     drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
-    neurons = one.examples.neuron[part.examples]
-    embeddings = part.padded(one.neurons.embed(vectors, neurons, in_place=True))
+    neurons = collected.examples.neuron[part.examples]
+    embeddings = part.padded(collected.neurons.embed(vectors, neurons, in_place=True))
     cosines = cosine_matrices(embeddings, part.filled, part.neurons)
     layouts = {
         "layout": principal_coordinates(embeddings, part.counts, cosines=cosines)[part.filled],
         "layout_input": drawn,
     }
-    found = cluster_many(
+    clusterings = cluster_many(
         embeddings, part.counts, threshold=threshold, linkage=linkage, cosines=cosines
     )
-    central = medoids_many(embeddings, found.labels, cosines=cosines)
-    directions = _directions(embeddings, found, central)
-    return SiteClusters(found, central, layouts, directions)
+    central = medoids_many(embeddings, clusterings.labels, cosines=cosines)
+    directions = _directions(embeddings, clusterings, central)
+    return SiteClusters(clusterings, central, layouts, directions)
 
 
-def _directions(embeddings: Array, found: Clusterings, central: Array) -> Array:
-    neuron, example = np.nonzero(found.labels >= 0)
-    first = np.cumsum(found.n_clusters) - found.n_clusters
-    sizes = np.bincount(first[neuron] + found.labels[neuron, example], minlength=len(central))
+def _directions(embeddings: Array, clusterings: Clusterings, central: Array) -> Array:
+    neuron, example = np.nonzero(clusterings.labels >= 0)
+    first = np.cumsum(clusterings.n_clusters) - clusterings.n_clusters
+    sizes = np.bincount(first[neuron] + clusterings.labels[neuron, example], minlength=len(central))
     large = sizes >= MIN_EXAMPLES
-    of = np.repeat(np.arange(len(found)), found.n_clusters)
-    return unit_rows(embeddings[of[large], central[large]]).astype(np.float16)
+    neuron_of = np.repeat(np.arange(len(clusterings)), clusterings.n_clusters)
+    return unit_rows(embeddings[neuron_of[large], central[large]]).astype(np.float16)
 
 
 def _joined(blocks: list[SiteClusters]) -> SiteClusters:
     each = [block.clusterings for block in blocks]
     clusterings = Clusterings(
         **{
-            field.name: np.concatenate([getattr(one, field.name) for one in each])
+            field.name: np.concatenate([getattr(block, field.name) for block in each])
             for field in dataclasses.fields(Clusterings)
             if field.name not in ("threshold", "linkage")
         },
@@ -164,17 +161,17 @@ class _Block:
         """Rows of the examples, as an array by neuron and number: (n, width, d)."""
         if self.filled.all():
             return rows.reshape(*self.filled.shape, rows.shape[1])
-        found = np.zeros((*self.filled.shape, rows.shape[1]), np.float32)
-        found[self.filled] = rows
-        return found
+        padded = np.zeros((*self.filled.shape, rows.shape[1]), np.float32)
+        padded[self.filled] = rows
+        return padded
 
 
-def _blocks(one: Collected) -> Iterator[_Block]:
-    counts = one.examples.counts
+def _blocks(collected: Collected) -> Iterator[_Block]:
+    counts = collected.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
     # Whichever is larger, a neuron's embeddings or the cosines between them.
-    size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, one.site.d_in)))
+    size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, collected.site.d_in)))
     for at in range(0, len(counts), size):
         part = counts[at : at + size]
         examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
@@ -183,10 +180,10 @@ def _blocks(one: Collected) -> Iterator[_Block]:
 
 
 def site_tables(
-    one: Collected, clusterings: Clusterings, central: Array
+    collected: Collected, clusterings: Clusterings, central: Array
 ) -> dict[str, pd.DataFrame]:
     """The rows that one site adds to each table of the run."""
-    site, chosen, statistics = one.site, one.examples, one.statistics
+    site, chosen, statistics = collected.site, collected.examples, collected.statistics
     counts = chosen.counts
     labels = clusterings.labels[np.arange(clusterings.labels.shape[1]) < counts[:, None]]
     neurons = pd.DataFrame(
@@ -202,16 +199,16 @@ def site_tables(
             "density": statistics["density"],
             "max_activation": statistics["max_activation"],
             "mean_activation": statistics["mean_activation"],
-            "participation_ratio": participation_ratio(one.neurons.weights),
-            "background_distance": _background(one),
+            "participation_ratio": participation_ratio(collected.neurons.weights),
+            "background_distance": _background(collected),
         }
     )
-    if one.windows is not None:
+    if collected.windows is not None:
         neurons["token_density"] = statistics["position_density"]
     of_first = labels == 0  # the largest feature
     size = np.bincount(chosen.neuron[of_first], minlength=site.n_neurons)
     neurons["largest_share"] = np.where(counts > 0, size / np.maximum(counts, 1), np.nan)
-    neurons["n_random"] = np.bincount(one.random.neuron, minlength=site.n_neurons)
+    neurons["n_random"] = np.bincount(collected.random.neuron, minlength=site.n_neurons)
     neurons["calibrated_distance"] = neurons["mean_distance"] - neurons["background_distance"]
     first = np.concatenate([[0], counts.cumsum()])
     examples = pd.DataFrame(
@@ -223,7 +220,7 @@ def site_tables(
             "position": chosen.position,
             "activation": chosen.activation,
             "feature": labels,
-            "vector": one.vector,
+            "vector": collected.vector,
         }
     )
     features = (
@@ -243,66 +240,61 @@ def site_tables(
     random = pd.DataFrame(
         {
             "site": site.name,
-            "neuron": one.random.neuron,
-            "input": one.random.index,
-            "position": one.random.position,
-            "activation": one.random.activation,
+            "neuron": collected.random.neuron,
+            "input": collected.random.index,
+            "position": collected.random.position,
+            "activation": collected.random.activation,
         }
     )
     return {"neurons": neurons, "examples": examples, "features": features, "random": random}
 
 
-def _background(one: Collected) -> NDArray[np.float64]:
-    if one.background.shape[1] < 2:
-        return np.full(one.site.n_neurons, np.nan)
-    return one.neurons.background_distance(one.background)
+def _background(collected: Collected) -> NDArray[np.float64]:
+    if collected.background.shape[1] < 2:
+        return np.full(collected.site.n_neurons, np.nan)
+    return collected.neurons.background_distance(collected.background)
 
 
-def site_arrays(one: Collected, clusterings: Clusterings) -> dict[str, Array]:
-    extra = {} if one.windows is None else {"windows": one.windows}
-    if one.site.kind == "sae":
-        with contextlib.suppress(SiteError):  # an SAE may have none
-            extra["decoder"] = output_directions(one.site).float().cpu().numpy()
-    merges = np.arange(clusterings.trees.shape[1]) < one.examples.counts[:, None] - 1
+def site_arrays(collected: Collected, clusterings: Clusterings) -> dict[str, Array]:
+    extra = {} if collected.windows is None else {"windows": collected.windows}
+    merges = np.arange(clusterings.trees.shape[1]) < collected.examples.counts[:, None] - 1
     return {
-        **one.neurons.arrays(),
-        "vectors": one.vectors,
+        **collected.neurons.arrays(),
+        "vectors": collected.vectors,
         "tree": clusterings.trees[merges],
-        "histogram": one.statistics["histogram"],
-        "histogram_upper": one.statistics["histogram_upper"],
-        "background": one.background,
+        "histogram": collected.statistics["histogram"],
+        "histogram_upper": collected.statistics["histogram_upper"],
+        "background": collected.background,
+        **collected.site.arrays(),
         **extra,
     }
 
 
 def site_info(
-    one: Collected,
+    collected: Collected,
     threshold: float,
     shape: tuple[int, ...],
     inputs: dict[str, Array],
     source: Source,
 ) -> dict[str, Any]:
-    site = one.site
-    kernel, places = None, {}
-    if isinstance(site.module, nn.Conv2d):
-        kernel = [site.module.in_channels // site.n_groups, *site.module.kernel_size]
-        if isinstance(site, ConvSite) and site.grid is not None:
-            places = {"grid": list(site.grid), "stride": list(site.module.stride)}
+    site = collected.site
+    gate = collected.neurons.gate
     reads_inputs = False
-    if site.d_in == int(np.prod(shape)) and len(one.vectors):
+    if site.d_in == int(np.prod(shape)) and len(collected.vectors):
         # Same length is not enough: a deeper layer may be as wide as the input.
-        sample = np.searchsorted(inputs["index"], one.examples.index[:8])
-        given = source.to_input(inputs["pixels"][sample]).reshape(len(sample), -1)
-        reads_inputs = bool(np.allclose(given, one.vectors[one.vector[:8]], atol=1e-5))
+        sample = np.searchsorted(inputs["index"], collected.examples.index[:8])
+        pixels = source.to_input(inputs["pixels"][sample]).reshape(len(sample), -1)
+        reads_inputs = bool(np.allclose(pixels, collected.vectors[collected.vector[:8]], atol=1e-5))
     return {
         "name": site.name,
         "kind": site.kind,
         "n_neurons": site.n_neurons,
         "d_in": site.d_in,
         "activation": site.activation.name,
+        **({} if gate is None else {"gate": gate}),
         "threshold": threshold,
         "n_groups": site.n_groups,
-        "kernel_shape": kernel,
-        **places,
+        "kernel_shape": None,
+        **site.metadata(collected.neurons),
         "reads_inputs": reads_inputs,
     }

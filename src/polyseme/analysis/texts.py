@@ -22,10 +22,10 @@ from polyseme.capture import Batch, Collected
 from polyseme.data.contexts import Contexts
 from polyseme.data.tokens import pieces
 from polyseme.errors import InputError
-from polyseme.sites import HookedSAE, MLPSite, Site
+from polyseme.sites import Site
 from polyseme.sites.language import loaded_name
 from polyseme.sites.transformer import check_whole
-from polyseme.sites.unembedding import output_directions, unembedding
+from polyseme.sites.unembedding import unembedding
 from polyseme.store import vocabulary_arrays
 
 _TOKENS_AT_ONCE = 4096
@@ -41,8 +41,6 @@ class Texts(Data):
     """
 
     kind, noun, again = "texts", "context", "a list or a file"
-    #: Chosen by eye on SmolLM2; see docs/language-models.md.
-    threshold = 0.5
     half = in_files = True
 
     def __init__(self, model: nn.Module, contexts: Contexts, settings: Settings) -> None:
@@ -179,8 +177,7 @@ class Texts(Data):
             "activation": site.activation.name,
             "gate": collected.neurons.gate,
             "threshold": threshold,
-            **({"hook": site.point.name} if isinstance(site, HookedSAE) else {}),
-            **({"folded": True} if getattr(site, "gain", None) is not None else {}),
+            **site.metadata(collected.neurons),
         }
 
     def metadata(
@@ -204,10 +201,7 @@ def _check_length(model: nn.Module, contexts: Contexts) -> None:
 
 def _top_tokens(lens: LogitLens, site: Site) -> Arrays:
     with torch.no_grad():
-        if isinstance(site, HookedSAE):
-            directions = site.directions()
-        else:
-            directions = output_directions(site) if isinstance(site, MLPSite) else None
+        directions = site.residual_directions()
     if directions is None or not lens.takes(directions, _LOGITS):
         return {}
     top = lens.top(directions, _LOGITS)

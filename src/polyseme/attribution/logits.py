@@ -96,7 +96,7 @@ class LogitLens:
         Parameters
         ----------
         directions : array or Tensor of float, shape (n, d)
-            Such as `output_directions`.
+            Such as `Site.residual_directions`.
         k : int
             How many tokens to keep of each sort.
 

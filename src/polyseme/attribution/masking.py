@@ -15,7 +15,7 @@ from polyseme.attribution.truncated import Reach, Wanted
 from polyseme.attribution.windows import Examples, Floats, Integers, examples_in_text, shares_of
 from polyseme.errors import InputError
 from polyseme.sites.hooks import evaluating
-from polyseme.sites.layers import Site
+from polyseme.sites.site import Site
 
 # Masked copies that go through the model together differ in up to so many neighbouring tokens.
 # From the first of these on a causal model is run, so that more would be run in vain.

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.errors import InputError
-from polyseme.sites.encoders import SAESite
-from polyseme.sites.hooks import Feed, edit_site, evaluating, in_this_thread
-from polyseme.sites.layers import Site
+from polyseme.sites.hooks import Feed, edit_site, evaluating, first_tensor, in_this_thread
+from polyseme.sites.site import Site
 
 Floats = NDArray[np.float32]
 
@@ -142,12 +141,13 @@ def _outputs(sites: list[Site], on_output: Callable[[Site, Tensor], None]) -> It
     with ExitStack() as hooks:
         for site in sites:
 
-            def hook(_: nn.Module, args: Any, output: Any, site: Site = site) -> None:
-                if isinstance(site, SAESite) and site.output_module is site.module:
-                    output = site.encode(args[0])
-                on_output(site, output)
+            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any, site: Site = site) -> None:
+                inputs = first_tensor((*args, *kwargs.values()))
+                on_output(site, site.layer_output(inputs, output))
 
-            handle = site.output_module.register_forward_hook(in_this_thread(hook))
+            handle = site.output_module.register_forward_hook(
+                in_this_thread(hook), with_kwargs=True
+            )
             hooks.callback(handle.remove)
         yield
 
@@ -209,7 +209,7 @@ def logit_effects(
     effects : LogitEffects or None
         At the end; None there too if the site does not reach the logits.
     """
-    if isinstance(site, SAESite) and site.is_hidden and site.decoder is None:
+    if not site.can_be_edited:
         # Nothing says where in the model its reconstruction would go.
         yield 1.0, None
         return
@@ -217,7 +217,6 @@ def logit_effects(
     gradient = np.zeros((site.n_neurons, n_classes))
     ablation = np.zeros((site.n_neurons, n_classes))
     counts = np.bincount(neuron, minlength=site.n_neurons)
-    channel_axis = 1 if site.kind == "conv" else -1
     for at in range(0, len(neuron), batch_size):
         batch = inputs(example[at : at + batch_size])
         which = neuron[at : at + batch_size]
@@ -234,7 +233,7 @@ def logit_effects(
 
         def ablate(activations: Tensor, rows: Tensor = rows, neurons: Tensor = neurons) -> Tensor:
             edited = activations.clone()
-            edited.movedim(channel_axis, 1)[rows, neurons] = 0
+            edited.movedim(site.neuron_axis, 1)[rows, neurons] = 0
             return edited
 
         with evaluating(model):
@@ -244,7 +243,7 @@ def logit_effects(
                 yield 1.0, None
                 return
             active = (
-                seen[0].detach().movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
+                seen[0].detach().movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(which), -1)
             )
             for c in range(n_classes):
                 slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
@@ -254,7 +253,7 @@ def logit_effects(
                     # The logits need gradients by the model's weights, but not by this site.
                     yield 1.0, None
                     return
-                slope = slope.movedim(channel_axis, 1)[rows, neurons].reshape(len(which), -1)
+                slope = slope.movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(which), -1)
                 effect = (slope * active).sum(dim=1).double().cpu().numpy()
                 np.add.at(gradient[:, c], which, effect)
             with torch.no_grad(), edit_site(site, ablate):

@@ -17,7 +17,7 @@ from polyseme.attribution.truncated import Reach
 from polyseme.attribution.windows import Rows, examples_in_text, shares_of
 from polyseme.errors import InputError, SiteError
 from polyseme.sites.hooks import evaluating, in_this_thread
-from polyseme.sites.layers import Site
+from polyseme.sites.site import Site
 
 Floats = NDArray[np.float32]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, SiteError
-from polyseme.sites.hooks import Feed, in_this_thread
-from polyseme.sites.layers import HiddenSite, Site
+from polyseme.sites.hooks import Feed, first_tensor, in_this_thread
+from polyseme.sites.site import Site
 from polyseme.sites.transformer import is_transformer
 
 #: rows, places and neurons of the activations that are wanted of a site
@@ -146,16 +146,18 @@ def _hook(site: Site, number: int, reach: Callable[[int, Callable[[], Tensor]], 
     def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
         reach(number, lambda: _first(args, kwargs))
 
-    def leaving(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        if isinstance(site, HiddenSite) and site.is_hidden:
-            reach(number, lambda: site.encode(_first(args, kwargs)))
-        else:
-            reach(number, lambda: site.activation(output))
+    hidden = site.hidden
 
-    hidden = isinstance(site, HiddenSite) and site.is_hidden
-    if isinstance(site, HiddenSite) and site.decoder is not None:
-        return site.decoder.register_forward_pre_hook(in_this_thread(entering), with_kwargs=True)
-    module = site.last_module if isinstance(site, HiddenSite) and hidden else site.output_module
+    def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if hidden is None:
+            reach(number, lambda: site.activation(output))
+        else:
+            vectors = first_tensor(output) if hidden.reads_output else _first(args, kwargs)
+            reach(number, lambda: hidden.encode(vectors))
+
+    if hidden is not None and hidden.decoder is not None:
+        return hidden.decoder.register_forward_pre_hook(in_this_thread(entering), with_kwargs=True)
+    module = site.output_module if hidden is None else hidden.last_module
     return module.register_forward_hook(in_this_thread(leaving), with_kwargs=True)
 
 

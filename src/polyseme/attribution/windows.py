@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.errors import InputError
-from polyseme.sites.layers import Site
+from polyseme.sites.site import Site
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

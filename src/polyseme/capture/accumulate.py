@@ -20,8 +20,8 @@ from polyseme.capture.stream import Picked, Selection, Stream
 from polyseme.core import Neurons
 from polyseme.errors import InputError
 from polyseme.sites.hooks import Gather
-from polyseme.sites.layers import Site
 from polyseme.sites.reading import Reading
+from polyseme.sites.site import Site
 
 Array = NDArray[Any]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyseme.sites.hooks import Gather
-from polyseme.sites.layers import Site
 from polyseme.sites.reading import Reading
+from polyseme.sites.site import Site
 
 Array = NDArray[Any]
 

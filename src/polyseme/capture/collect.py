@@ -24,9 +24,9 @@ from polyseme.sites.hooks import (
     read_sites,
     some_inputs,
 )
-from polyseme.sites.layers import Site
 from polyseme.sites.proof import prove_sites
 from polyseme.sites.reading import Reading
+from polyseme.sites.site import Site
 
 Array = NDArray[Any]
 State = dict[str, Array]

@@ -253,7 +253,7 @@ def _bars(axes: Any, reports: list[SAEReport]) -> None:
     axes.set_title(f"relative to {reports[0].name}: lower is better", fontsize=10)
 
 
-class Thresholded(nn.Module):
+class Thresholded(AttachedSAE):
     """An SAE whose weak activations are cut off, each latent at a share of its maximum.
 
     Parameters
@@ -264,26 +264,14 @@ class Thresholded(nn.Module):
     """
 
     def __init__(self, sae: Any, levels: Tensor) -> None:
-        super().__init__()
-        self.sae = sae
+        super().__init__(sae)
         self.levels = levels
-
-    @property
-    def W_enc(self) -> Tensor:
-        """Encoder weight, (d_in, d_sae)."""
-        weight: Tensor = self.sae.W_enc
-        return weight
 
     def encode(self, activations: Tensor) -> Tensor:
         """Latents (m, d_sae)."""
-        latents: Tensor = self.sae.encode(activations)
+        latents = super().encode(activations)
         latents = latents.to_dense() if latents.is_sparse else latents
         return torch.where(latents > self.levels, latents, 0)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction (m, d_in)."""
-        reconstruction: Tensor = self.sae.decode(latents)
-        return reconstruction
 
 
 def at_l0(sae: Any, activations: Tensor, l0: float) -> Any:

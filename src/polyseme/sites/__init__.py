@@ -1,19 +1,20 @@
 """What a layer of neurons is, and in which model: kinds of sites, where they are, what they do."""
 
+from polyseme.sites.encoders import SAESite
 from polyseme.sites.find import find_sites, list_sites
 from polyseme.sites.hooks import Feed, edit_site, evaluating, read_sites
-from polyseme.sites.layers import Site
 from polyseme.sites.mlp import MLPSite
 from polyseme.sites.proof import prove_sites, sites_that_run
 from polyseme.sites.reading import Reading
-from polyseme.sites.saes import HookedSAE, attach_sae
+from polyseme.sites.saes import attach_sae
+from polyseme.sites.site import Site
 from polyseme.sites.transformer import find_mlp_sites
 
 __all__ = [
     "Feed",
-    "HookedSAE",
     "MLPSite",
     "Reading",
+    "SAESite",
     "Site",
     "attach_sae",
     "edit_site",

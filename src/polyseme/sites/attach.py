@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from polyseme.errors import InputError, SiteError
 from polyseme.sites.find import find_sites
 from polyseme.sites.hooks import Feed, edit_site, evaluating
-from polyseme.sites.layers import Site
 from polyseme.sites.proof import prove_sites
+from polyseme.sites.site import Site
 
 
 def find_site(model: nn.Module, name: str | Site) -> Site:
@@ -59,7 +59,7 @@ def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> It
 
 def _last(site: Site, activations: Tensor) -> Tensor:
     """Activations with the neurons on the last axis: (B, ..., n_neurons)."""
-    return activations.movedim(1, -1) if site.kind == "conv" else activations
+    return activations.movedim(site.neuron_axis, -1)
 
 
 def rows_of(site: Site, activations: Tensor) -> Tensor:
@@ -82,9 +82,7 @@ def replacing(site: Site, function: Callable[[Tensor], Tensor | None]) -> Iterat
 
     def edit(activations: Tensor) -> Tensor | None:
         changed = function(_last(site, activations))
-        if changed is None or site.kind != "conv":
-            return changed
-        return changed.movedim(-1, 1)
+        return None if changed is None else changed.movedim(-1, site.neuron_axis)
 
     with edit_site(site, edit):
         yield
@@ -102,6 +100,16 @@ class _Decode(nn.Module):
         return self._decode(latents)
 
 
+def check_sae(sae: Any) -> None:
+    """Refuse what cannot be an SAE."""
+    for name in ("encode", "decode"):
+        if not callable(getattr(sae, name, None)):
+            raise InputError(
+                f"The SAE is a {type(sae).__name__} without {name}(); an SAE with encode(), "
+                "decode() and W_enc is expected: load it with polyseme.load_sae."
+            )
+
+
 class AttachedSAE(nn.Module):
     """An SAE in the form in which it is read as a site: encode, then a decoder module.
 
@@ -113,12 +121,7 @@ class AttachedSAE(nn.Module):
 
     def __init__(self, sae: Any) -> None:
         super().__init__()
-        for name in ("encode", "decode"):
-            if not callable(getattr(sae, name, None)):
-                raise InputError(
-                    f"The SAE is a {type(sae).__name__} without {name}(); an SAE with encode(), "
-                    "decode() and W_enc is expected: load it with polyseme.load_sae."
-                )
+        check_sae(sae)
         self.sae = sae
         self.decoder = _Decode(sae.decode)
 
@@ -128,6 +131,12 @@ class AttachedSAE(nn.Module):
         weight: Tensor = self.sae.W_enc
         return weight
 
+    @property
+    def W_dec(self) -> Tensor:
+        """Decoder weight, (d_sae, d_in), of an SAE that has one."""
+        weight: Tensor = self.sae.W_dec
+        return weight
+
     def encode(self, activations: Tensor) -> Tensor:
         """Latents (..., d_sae)."""
         latents: Tensor = self.sae.encode(activations)
@@ -135,7 +144,11 @@ class AttachedSAE(nn.Module):
 
     def forward(self, activations: Tensor) -> Tensor:
         """Reconstruction (..., d_in)."""
-        reconstruction: Tensor = self.decoder(self.encode(activations))
+        return self.decode(self.encode(activations))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Reconstruction (..., d_in) from latents (..., d_sae)."""
+        reconstruction: Tensor = self.decoder(latents)
         return reconstruction
 
 

@@ -2,78 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from polyseme.core import Neurons
 from polyseme.errors import SiteError
 from polyseme.sites.activation import tensors_in, tolerance
-from polyseme.sites.layers import (
-    ConvSite,
-    HiddenSite,
-    LinearSite,
-    Site,
-    base_layer,
-    difference,
-    is_linear,
-    linear_weight,
-    percent,
-)
-from polyseme.sites.seen import Seen, deviation
+from polyseme.sites.hookpoints import HookPoint
+from polyseme.sites.layers import ConvSite, LinearSite, base_layer, is_linear, linear_weight
+from polyseme.sites.seen import Seen, deviation, difference, percent
+from polyseme.sites.site import Describe, HiddenSite, Site, as_array
 
+# The published threshold for SAE neurons.
+_THRESHOLD = 0.05
 # Active latents whose slopes are looked at.
 _N_SLOPES = 8
 
 
 class SAESite(HiddenSite):
-    """A sparse autoencoder: any module with an encoder weight.
+    """A sparse autoencoder: any module with an encoder weight, in a model or looking on at one.
 
     Either a linear ``encoder`` with a linear ``decoder``, or a parameter ``W_enc`` of shape
     (d_in, d_sae) with an ``encode`` method. Its input vector is what its weights multiply, with
     no decoder bias taken off: what the module is called with, unless it has a norm of its own
     before the encoder. Its activations are what reaches the decoder, if each of these rests on
     its own latent alone; else the module is no SAE, and its encoder is read as a linear layer.
+
+    Parameters
+    ----------
+    name : str
+    module : torch.nn.Module
+    point : HookPoint, optional
+        Where an SAE that is no part of the model looks on: the model runs as if it were not
+        there. It is read by its ``W_enc`` and ``encode``, see `polyseme.sites.attach_sae`.
+    centred : bool
+        Whether the SAE reads the vectors there less their mean over the coordinates.
     """
 
     kind = "sae"
 
-    def __init__(self, name: str, module: nn.Module) -> None:
-        encoder = sae_encoder(module)
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        point: HookPoint | None = None,
+        *,
+        centred: bool = False,
+    ) -> None:
+        encoder = sae_encoder(module) if point is None else None
         self._encoder = LinearSite(name, encoder) if encoder is not None else None
         if self._encoder is None:
             d_in, n_neurons = _parameter(module).shape
         else:
             d_in, n_neurons = self._encoder.d_in, self._encoder.n_neurons
-        super().__init__(name, module, n_neurons, d_in)
+        if point is not None and d_in != point.width:
+            raise SiteError(
+                f"The SAE reads vectors of length {d_in}, but those at {point.name!r} have length "
+                f"{point.width}; give the hook point that it was trained on."
+            )
+        super().__init__(name, module, int(n_neurons), int(d_in))
+        self.point = point
+        self.centred = centred
         #: Whether the input vectors are what the module itself is called with.
         self._reads_whole = True
         #: What is taken off them before they reach the encoder.
         self._offset: Tensor | None = None
 
     @property
-    def is_hidden(self) -> bool:
-        return self.kind == "sae"
+    def hidden(self) -> HiddenSite | None:
+        return self if self.kind == "sae" else None
+
+    @property
+    def has_chain(self) -> bool:
+        return self.point is None
+
+    @property
+    def tests_slopes(self) -> bool:
+        return self.decoder is not None
 
     @property
     def decoder(self) -> nn.Module | None:
-        """Module that the activations go into, where there is one."""
+        """Module of the model that the activations go into, where there is one."""
         decoder = getattr(self.module, "decoder", None)
-        return decoder if isinstance(decoder, nn.Module) and self.is_hidden else None
+        here = self.point is None and self.kind == "sae"
+        return decoder if here and isinstance(decoder, nn.Module) else None
+
+    @property
+    def whole_module(self) -> nn.Module:
+        return self.module if self.point is None else self.point.module
 
     @property
     def output_module(self) -> nn.Module:
-        return self._encoder.module if self._encoder else self.module
+        return self._encoder.module if self._encoder else self.whole_module
 
     @property
     def input_module(self) -> nn.Module:
-        return self.module if self._reads_whole or not self._encoder else self._encoder.module
+        return self.output_module if self._encoder and not self._reads_whole else self.whole_module
 
     @property
     def last_module(self) -> nn.Module:
-        return self.module if self._reads_whole else self.decoder or self.output_module
+        return self.whole_module if self._reads_whole else self.decoder or self.output_module
+
+    @property
+    def reads_output(self) -> bool:
+        return self.point is not None and self.point.of_output
 
     @property
     def called_once(self) -> list[nn.Module]:
@@ -85,23 +125,77 @@ class SAESite(HiddenSite):
         return _parameter(self.module).detach().T
 
     def encode(self, inputs: Tensor) -> Tensor:
-        encode: Any = self.module.encode
-        encoded: Tensor = encode(inputs)
-        return encoded
+        return dense(self._encode(self._handed(inputs))).to(inputs.device)
 
-    def vectors(self, inputs: Tensor) -> Tensor:
-        """What the weights multiply, of what `input_module` is called with."""
-        if self._encoder is None and not self._reads_whole:
-            return watched_encode(self.encode, _parameter(self.module), inputs)[1]
-        return inputs if self._offset is None else inputs + self._offset
+    def _encode(self, handed: Tensor) -> Tensor:
+        encode: Any = self.module.encode
+        latents: Tensor = encode(handed)
+        return latents
+
+    def _handed(self, inputs: Tensor) -> Tensor:
+        """What ``encode`` is called with, of the vectors that pass in the model."""
+        if self.point is None:
+            return inputs
+        weight = _parameter(self.module)
+        handed = self._as_read(inputs).to(weight.device, weight.dtype)
+        # SAELens takes heads and their coordinates on two axes, and joins them.
+        joins_heads = getattr(self.module, "hook_z_reshaping_mode", False)
+        return handed[..., None, :] if joins_heads else handed
+
+    def _as_read(self, vectors: Tensor) -> Tensor:
+        return vectors - vectors.mean(dim=-1, keepdim=True) if self.centred else vectors
+
+    def layer_output(self, inputs: Tensor, output: Any) -> Tensor:
+        return super().layer_output(inputs, output) if self._encoder else self.encode(inputs)
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        return super().gather(self.vectors(inputs), rows, places)
+        if self._encoder is None and not self._reads_whole:
+            handed = self._handed(inputs)
+            read = watched_encode(self._encode, _parameter(self.module), handed)[1]
+            return super().gather(read, rows, places)
+        vectors = self._as_read(super().gather(inputs, rows, places))
+        return vectors if self._offset is None else vectors + self._offset
+
+    def default_threshold(self, data: Literal["images", "texts"]) -> float:
+        return _THRESHOLD if self.kind == "sae" else super().default_threshold(data)
+
+    def output_directions(self) -> Tensor:
+        decoder = self.decoder
+        if decoder is not None and is_linear(decoder):
+            return linear_weight(decoder).T
+        weight = getattr(self.module, "W_dec", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == self.n_neurons:
+            return weight.detach()
+        return super().output_directions()
+
+    def residual_directions(self) -> Tensor | None:
+        if self.point is None:
+            return None
+        with contextlib.suppress(SiteError):
+            directions = self.output_directions()
+            if directions.shape[1] == self.d_in:
+                return self.point.written(directions)
+        return None
+
+    def metadata(self, neurons: Neurons) -> dict[str, Any]:
+        return {} if self.point is None else {"hook": self.point.name}
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        with contextlib.suppress(SiteError):  # an SAE may have no decoder
+            return {"decoder": as_array(self.output_directions())} if self.kind == "sae" else {}
+        return {}
+
+    def identity(self, describe: Describe) -> dict[str, Any]:
+        if self.point is None:
+            return {}
+        told = describe(self.module, self.encode, self.d_in)
+        return {"saes": {self.name: {"hook": self.point.name, **told}}}
 
     def prove(self, runs: Sequence[Seen]) -> None:
         if self._encoder is None:
+            handed = [replace(run, inputs=self._handed(run.inputs)) for run in runs]
             weight = _parameter(self.module)
-            self._reads_whole = prove_encode(self.name, self.encode, weight, runs)
+            self._reads_whole = prove_encode(self.name, self._encode, weight, handed)
             return
         self._encoder.prove(
             [

@@ -10,9 +10,10 @@ from torch.nn.parameter import UninitializedParameter
 
 from polyseme.errors import SiteError, one_of
 from polyseme.sites.encoders import SAESite, layer_site, may_be_sae, sae_encoder
-from polyseme.sites.layers import ConvSite, HiddenSite, LinearSite, Site, base_layer
+from polyseme.sites.layers import ConvSite, LinearSite, base_layer
 from polyseme.sites.mlp import MLPSite
 from polyseme.sites.reading import Reading
+from polyseme.sites.site import HiddenSite, Site
 from polyseme.sites.transformer import find_mlp_sites, is_transformer, refuse_quantised, unread
 
 __all__ = [

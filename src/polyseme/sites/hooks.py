@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, SiteError
-from polyseme.sites.layers import HiddenSite, Site
 from polyseme.sites.reading import Counted, Reading, strongest
+from polyseme.sites.site import HiddenSite, Site
 from polyseme.sites.watch import Watch
 
 # What a model may raise on inputs that it does not take.
@@ -165,9 +165,8 @@ def read_sites(
     reader = _Reader(on_reading, counted)
     with ExitStack() as hooks:
         for site in sites:
-            hidden = isinstance(site, HiddenSite) and site.is_hidden
-            handles = reader.between(site) if hidden else reader.at(site)  # type: ignore[arg-type]
-            for handle in handles:
+            hidden = site.hidden
+            for handle in reader.at(site) if hidden is None else reader.between(hidden):
                 hooks.callback(handle.remove)
         yield
 
@@ -267,8 +266,8 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
         convolution (B, channels, height, width).
     """
     with ExitStack() as stack:
-        if isinstance(site, HiddenSite) and site.is_hidden:
-            if site.decoder is None:
+        if (hidden := site.hidden) is not None:
+            if hidden.decoder is None:
                 raise SiteError(f"The SAE {site.name!r} has no decoder module to edit before.")
 
             def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -279,7 +278,7 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
                 swap = [edited if value is given else value for value in args]
                 return tuple(swap), {k: edited if v is given else v for k, v in kwargs.items()}
 
-            handle = site.decoder.register_forward_pre_hook(
+            handle = hidden.decoder.register_forward_pre_hook(
                 in_this_thread(before), with_kwargs=True
             )
             stack.callback(handle.remove)

@@ -1,129 +1,20 @@
-"""The layers of neurons in a model, and how each kind of layer is read."""
+"""Single layers as sites: linear layers and convolutions."""
 
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.core import Linear, Neurons
+from polyseme.core import Neurons
 from polyseme.errors import SiteError
-from polyseme.sites.activation import Activation, tolerance
-from polyseme.sites.reading import Counted, Reading, strongest
-from polyseme.sites.seen import Seen, deviation
-
-
-class Site(ABC):
-    """A layer of neurons in a model.
-
-    Attributes
-    ----------
-    name : str
-        Name of the module, as in ``model.named_modules()``.
-    kind : str
-        "linear", "conv", "sae", "mlp" or "gated".
-    module : torch.nn.Module
-        The layer itself.
-    n_neurons, d_in : int
-        Number of neurons, and length of the vector that each of them reads.
-    activation : Activation
-        What the model applies to the layer's output.
-    """
-
-    kind: str
-    n_groups = 1
-
-    def __init__(self, name: str, module: nn.Module, n_neurons: int, d_in: int) -> None:
-        self.name = name
-        self.module = module
-        self.n_neurons = n_neurons
-        self.d_in = d_in
-        self.activation = Activation()
-        #: Whether a run of the model has proved what is read of it.
-        self.proved = False
-        #: Whether it was named by a glob, so that it is left out if the model does not run it.
-        self.by_glob = False
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.n_neurons} neurons × {self.d_in})"
-
-    @property
-    def output_module(self) -> nn.Module:
-        """Module whose output the nonlinearity acts on."""
-        return self.module
-
-    @property
-    def is_hidden(self) -> bool:
-        """Whether it is read between its input and its decoder, see `HiddenSite`."""
-        return False
-
-    @property
-    def called_once(self) -> list[nn.Module]:
-        """Modules that the model must call once for a batch."""
-        return [self.output_module]
-
-    @abstractmethod
-    def prove(self, runs: Sequence[Seen]) -> None:
-        """Check what is read of the site against what two runs of the model have shown.
-
-        Raises
-        ------
-        SiteError
-            What was gathered, times the weights, is not what the layer put out, or the
-            activations are not what the model goes on with.
-        """
-
-    @abstractmethod
-    def weights(self) -> Tensor:
-        """Input weights of the neurons, shape (n_neurons, d_in), detached."""
-
-    @abstractmethod
-    def flatten(self, output: Tensor) -> Tensor:
-        """The layer's output with one axis of positions: shape (B, positions, n_neurons)."""
-
-    @abstractmethod
-    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Pre-neuron embeddings: what the layer multiplied by its weights.
-
-        Parameters
-        ----------
-        inputs : Tensor, shape (B, ...)
-            What the module was called with.
-        rows : Tensor of int64, shape (m,)
-            Which input of the batch.
-        places : Tensor of int64, shape (m,)
-            ``position * n_groups + group``, see `place`.
-
-        Returns
-        -------
-        Tensor, shape (m, d_in)
-        """
-
-    def place(self, positions: Tensor, neurons: Tensor) -> Tensor:
-        """Where a neuron reads at a position: neurons of one group read the same vector there."""
-        return positions * self.n_groups + neurons * self.n_groups // self.n_neurons
-
-    def neurons(self) -> Neurons:
-        """How its neurons read their input, which says what their embeddings are.
-
-        Made anew at each call, of the weights as they are: whoever asks keeps it.
-        """
-        return Linear(as_array(self.weights()))
-
-
-def as_array(tensor: Tensor) -> NDArray[np.float32]:
-    """A tensor as float32 of the processor's memory, row after row; a view where it is that."""
-    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
-
-
-def _flat_rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+from polyseme.sites.activation import tolerance
+from polyseme.sites.seen import Seen, deviation, percent
+from polyseme.sites.site import Site, flat_rows, spread
 
 
 class _WeightedSite(Site):
@@ -200,22 +91,12 @@ class _WeightedSite(Site):
         )
 
 
-def percent(share: float) -> str:
-    """A share of 1 in words, for messages."""
-    return f"{share:.1%}" if share < 10 else "more than 1,000%"
-
-
 def _noise_like(inputs: Tensor) -> Tensor:
     """Normal noise of the inputs' shape and scale; the same each time."""
     generator = torch.Generator().manual_seed(0)
     scale = float(inputs.float().square().mean().sqrt()) or 1.0
     noise = torch.randn(inputs.shape, generator=generator) * scale
     return noise.to(inputs.device, inputs.dtype)
-
-
-def _some(n: int, most: int) -> Tensor:
-    """Up to ``most`` numbers below n, evenly spread."""
-    return torch.linspace(0, n - 1, min(n, most)).round().long()
 
 
 class LinearSite(_WeightedSite):
@@ -246,15 +127,15 @@ class LinearSite(_WeightedSite):
 
     def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
         flat = self.flatten(output)
-        at = _some(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        at = spread(flat.shape[0] * flat.shape[1], 32).to(flat.device)
         rows, places = at // flat.shape[1], at % flat.shape[1]
         return [(self.gather(inputs, rows, places), slice(None), flat[rows, places])]
 
     def flatten(self, output: Tensor) -> Tensor:
-        return _flat_rows(output)
+        return flat_rows(output)
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        return _flat_rows(inputs)[rows, places]
+        return flat_rows(inputs)[rows, places]
 
 
 class ConvSite(_WeightedSite):
@@ -264,6 +145,7 @@ class ConvSite(_WeightedSite):
     """
 
     kind = "conv"
+    neuron_axis = 1
     _stock = (nn.Conv2d,)
 
     def __init__(self, name: str, module: nn.Conv2d) -> None:
@@ -306,7 +188,7 @@ class ConvSite(_WeightedSite):
 
     def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
         flat = self.flatten(output)
-        at = _some(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        at = spread(flat.shape[0] * flat.shape[1], 32).to(flat.device)
         rows, positions = at // flat.shape[1], at % flat.shape[1]
         n = self.n_neurons // self.n_groups
         return [
@@ -317,6 +199,14 @@ class ConvSite(_WeightedSite):
             )
             for group in range(self.n_groups)
         ]
+
+    def metadata(self, neurons: Neurons) -> dict[str, Any]:
+        conv = self.module
+        assert isinstance(conv, nn.Conv2d)
+        kernel = [conv.in_channels // self.n_groups, *conv.kernel_size]
+        if self.grid is None:
+            return {"kernel_shape": kernel}
+        return {"kernel_shape": kernel, "grid": list(self.grid), "stride": list(conv.stride)}
 
     def flatten(self, output: Tensor) -> Tensor:
         return output.flatten(2).transpose(1, 2)
@@ -342,86 +232,6 @@ class ConvSite(_WeightedSite):
             rows[:, None], channels, (position // across)[:, None], (position % across)[:, None]
         ]
         return picked.flatten(1)
-
-
-class HiddenSite(Site):
-    """A hidden layer that is read between its input and its decoder.
-
-    Its input vectors are what ``input_module`` is called with, its activations what reaches
-    ``decoder``: nothing has to be found out about what the model does in between.
-    """
-
-    @property
-    def is_hidden(self) -> bool:
-        return True
-
-    @property
-    def input_module(self) -> nn.Module:
-        """Module that is called with the input vectors."""
-        return self.module
-
-    @property
-    @abstractmethod
-    def decoder(self) -> nn.Module | None:
-        """Module that the activations go into, where there is one."""
-
-    @property
-    def reads_output(self) -> bool:
-        """Whether the input vectors are what that module returns, not what it is given."""
-        return False
-
-    @property
-    def last_module(self) -> nn.Module:
-        """Module that has been called when the activations are known."""
-        return self.module
-
-    @property
-    def called_once(self) -> list[nn.Module]:
-        return [self.input_module, self.last_module, self.output_module]
-
-    @abstractmethod
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Activations (..., n_neurons) of input vectors (..., d_in)."""
-
-    def prove(self, runs: Sequence[Seen]) -> None:
-        for run in runs:
-            if run.activations is None:
-                continue
-            reached = _flat_rows(run.activations)
-            at = _some(reached.shape[0] * reached.shape[1], 32).to(reached.device)
-            rows, places = at // reached.shape[1], at % reached.shape[1]
-            with torch.no_grad():
-                own = self.encode(self.gather(run.inputs, rows, places))
-            expected = reached[rows, places]
-            error = difference(own, expected)
-            if not error <= 10 * tolerance(expected):
-                raise SiteError(
-                    f"Site {self.name!r} cannot be read: the activations that its weights and its "
-                    f"nonlinearity give are not what reaches its decoder (off by "
-                    f"{percent(error)}). Name its linear layers instead."
-                )
-
-    def flatten(self, output: Tensor) -> Tensor:
-        return _flat_rows(output)
-
-    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        return _flat_rows(inputs)[rows, places]
-
-    def read_activations(self, activations: Tensor, counted: Counted | None = None) -> Reading:
-        """Reading from the activations themselves; ``counted`` as in `read`."""
-        return strongest(_flat_rows(activations), counted)
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two tensors, as a share of the second's largest number."""
-    if one.shape != other.shape:
-        return float("inf")
-    if not bool(torch.isfinite(other).all()):
-        # It is said where activations are collected.
-        return 0.0
-    one, other = one.detach().float(), other.detach().float()
-    far = float((one - other).abs().max()) / (float(other.abs().max()) + 1e-30)
-    return far if far == far else float("inf")
 
 
 def is_linear(module: nn.Module) -> bool:

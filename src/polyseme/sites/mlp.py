@@ -17,7 +17,8 @@ from polyseme.core.gates import known_gate
 from polyseme.errors import SiteError
 from polyseme.sites.activation import Activation
 from polyseme.sites.gradient import activation_gradient
-from polyseme.sites.layers import HiddenSite, as_array, is_linear, linear_weight
+from polyseme.sites.layers import is_linear, linear_weight
+from polyseme.sites.site import Describe, HiddenSite, as_array
 
 
 class MLPSite(HiddenSite):
@@ -243,6 +244,19 @@ class MLPSite(HiddenSite):
     def _of_drives(self, drives: Sequence[Tensor]) -> Tensor:
         activations = self.act(drives[0])
         return activations * drives[1] if self.kind == "gated" else activations
+
+    def output_directions(self) -> Tensor:
+        return linear_weight(self._decoder).T
+
+    def residual_directions(self) -> Tensor:
+        return self.output_directions()
+
+    def metadata(self, neurons: Neurons) -> dict[str, Any]:
+        # A gated site without a known gate is general, and readers know that.
+        return {} if self.gain is None else {"folded": True}
+
+    def identity(self, describe: Describe) -> dict[str, Any]:
+        return {} if self.gain is None else {"folded": [self.name]}
 
     def neurons(self) -> Neurons:
         if self.kind == "mlp":

@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from polyseme.errors import SiteError
 from polyseme.sites.activation import tensors_in, tolerance
-from polyseme.sites.encoders import SAESite, rests_on_own
+from polyseme.sites.encoders import rests_on_own
 from polyseme.sites.hooks import Feed, by_input, evaluating, first_tensor, in_this_thread
-from polyseme.sites.layers import HiddenSite, Site, difference, percent
-from polyseme.sites.seen import Seen
+from polyseme.sites.seen import Seen, difference, percent
+from polyseme.sites.site import HiddenSite, Site
 from polyseme.sites.watch import Watch, learn
 
 # Inputs of the two runs: of different number, so that no axis is taken for the batch that is not,
@@ -58,7 +58,7 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any
         _check_batch(site, *runs)
         site.prove(runs)
         tracks = [run.track for run in runs if run.track is not None]
-        if len(tracks) == len(runs) and _has_chain(site):
+        if len(tracks) == len(runs) and site.has_chain:
             found = learn(tracks, site.n_neurons)
             if site.proved and not found.same(site.activation):
                 raise SiteError(
@@ -68,10 +68,6 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any
                 )
             site.activation = found
         site.proved = True
-
-
-def _has_chain(site: Site) -> bool:
-    return not site.is_hidden or isinstance(site, SAESite)
 
 
 @torch.no_grad()
@@ -163,9 +159,10 @@ class _Run:
                 self._hook(site, hooks)
             with self._watch, self._shifts, torch.no_grad():
                 feed(inputs)
-        saes = [site for site in sites if isinstance(site, SAESite) and site.decoder is not None]
-        if saes:
-            self._look_at_slopes(model, saes, feed, inputs)
+        hidden = [site.hidden for site in sites]
+        tested = [site for site in hidden if site is not None and site.tests_slopes]
+        if tested:
+            self._look_at_slopes(model, tested, feed, inputs)
 
     def _hook(self, site: Site, hooks: ExitStack) -> None:
         noted, calls = self._noted[site.name], self.calls[site.name]
@@ -176,10 +173,10 @@ class _Run:
         def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             with self._watch.paused():
                 noted.args, noted.kwargs = _copied(args), _copied(kwargs)
-                noted.output = _copied(output) if _has_chain(site) else None
+                noted.output = _copied(output) if site.has_chain else None
                 given = first_tensor((*args, *kwargs.values()))
                 noted.taken_off = self._taken_off(site, given)
-            if torch.is_tensor(output) and output.is_floating_point() and _has_chain(site):
+            if torch.is_tensor(output) and output.is_floating_point() and site.has_chain:
                 self._watch.follow(site.name, output)
 
         def entering(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -206,8 +203,7 @@ class _Run:
         for module in calls:
             add(module, count)
         add(site.output_module, leaving)
-        if isinstance(site, HiddenSite):
-            whole = site.module if isinstance(site, SAESite) else site.input_module
+        if (whole := site.whole_module) is not None:
             if site.reads_output:
                 add(whole, returning)
             else:
@@ -224,12 +220,12 @@ class _Run:
         return bias.detach() if torch.equal(terms[1], bias) else None
 
     def _look_at_slopes(
-        self, model: nn.Module, saes: Sequence[SAESite], feed: Feed, inputs: Any
+        self, model: nn.Module, sites: Sequence[HiddenSite], feed: Feed, inputs: Any
     ) -> None:
         latents: dict[str, Tensor] = {}
         reached: dict[str, Tensor] = {}
         with ExitStack() as hooks, evaluating(model), torch.enable_grad():
-            for site in saes:
+            for site in sites:
 
                 def leaving(_: nn.Module, args: Any, output: Any, name: str = site.name) -> Any:
                     latents[name] = output.detach().requires_grad_()
@@ -269,7 +265,7 @@ class _Run:
             )
         output = noted.output
         if not torch.is_tensor(output) or not output.is_floating_point():
-            if not site.is_hidden:
+            if site.hidden is None:
                 raise SiteError(
                     f"Site {site.name!r} puts out a {type(output).__name__}; one tensor of "
                     "floating-point numbers is expected: name the layer inside it that makes it."
@@ -279,7 +275,7 @@ class _Run:
         whole = given if noted.whole is None else noted.whole
         return Seen(
             n_inputs=self._n_inputs,
-            inputs=by_input(whole if site.is_hidden else given, self._shape),
+            inputs=by_input(given if site.hidden is None else whole, self._shape),
             output=by_input(output, self._shape),
             activations=(
                 None if noted.activations is None else by_input(noted.activations, self._shape)
@@ -316,9 +312,9 @@ def _copied(value: Any) -> Any:
 
 def _check_batch(site: Site, one: Seen, other: Seen) -> None:
     """Make sure that the first axis is the batch, and that an input's rows are its own."""
-    tensors = [(one.output, other.output)] if not site.is_hidden else []
+    tensors = [(one.output, other.output)] if site.hidden is None else []
     tensors += [(one.inputs, other.inputs)]
-    if one.activations is not None and other.activations is not None and site.is_hidden:
+    if one.activations is not None and other.activations is not None and site.hidden is not None:
         tensors.append((one.activations, other.activations))
     for a, b in tensors:
         sizes = (one.n_inputs, other.n_inputs)

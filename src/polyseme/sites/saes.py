@@ -2,128 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyseme.errors import InputError, SiteError
-from polyseme.sites.attach import AttachedSAE
-from polyseme.sites.encoders import dense, prove_encode, watched_encode
+from polyseme.errors import InputError
+from polyseme.sites.attach import check_sae
+from polyseme.sites.encoders import SAESite
 from polyseme.sites.hookpoints import HookPoint, find_hook_point
 from polyseme.sites.hooks import Feed, evaluating, first_tensor, in_this_thread
-from polyseme.sites.layers import HiddenSite
-from polyseme.sites.seen import Seen
 from polyseme.sites.unembedding import unembedding
-
-
-class HookedSAE(HiddenSite):
-    """The latents of an SAE that looks on at a hook point: the model runs as if it were not there.
-
-    Made by `attach_sae`.
-
-    Parameters
-    ----------
-    name : str
-    sae : torch.nn.Module
-        See `AttachedSAE`.
-    point : HookPoint
-    centred : bool
-        Whether the SAE reads vectors less their mean over the coordinates.
-    """
-
-    kind = "sae"
-
-    def __init__(self, name: str, sae: Any, point: HookPoint, *, centred: bool = False) -> None:
-        weight = AttachedSAE(sae).W_enc
-        d_in, d_sae = weight.shape
-        if d_in != point.width:
-            raise SiteError(
-                f"The SAE reads vectors of length {d_in}, but those at {point.name!r} have length "
-                f"{point.width}; give the hook point that it was trained on."
-            )
-        super().__init__(name, sae, int(d_sae), int(d_in))
-        #: Whether its weights multiply the vectors at the hook point as they are.
-        self._reads_whole = True
-        self.point = point
-        self.centred = centred
-
-    @property
-    def input_module(self) -> nn.Module:
-        return self.point.module
-
-    @property
-    def output_module(self) -> nn.Module:
-        return self.point.module
-
-    @property
-    def last_module(self) -> nn.Module:
-        return self.point.module
-
-    @property
-    def reads_output(self) -> bool:
-        return self.point.of_output
-
-    @property
-    def decoder(self) -> nn.Module | None:
-        """None: nothing of the model reads the latents."""
-        return None
-
-    def weights(self) -> Tensor:
-        weight: Any = self.module.W_enc
-        found: Tensor = weight.detach().T
-        return found
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Latents (..., d_sae) of vectors at the hook point."""
-        return dense(self._encode(self._given(inputs))).to(inputs.device)
-
-    def _encode(self, given: Tensor) -> Tensor:
-        encode: Any = self.module.encode
-        latents: Tensor = encode(given)
-        return latents
-
-    def _given(self, inputs: Tensor) -> Tensor:
-        """What the SAE is handed of the vectors at the hook point."""
-        weight: Any = self.module.W_enc
-        given = self._as_read(inputs).to(weight.device, weight.dtype)
-        # SAELens takes heads and their coordinates on two axes, and joins them.
-        return given[..., None, :] if self._joins_heads else given
-
-    @property
-    def _joins_heads(self) -> bool:
-        return bool(getattr(self.module, "hook_z_reshaping_mode", False))
-
-    def prove(self, runs: Sequence[Seen]) -> None:
-        weight: Any = self.module.W_enc
-        given = [Seen(run.n_inputs, self._given(run.inputs), run.output) for run in runs]
-        self._reads_whole = prove_encode(self.name, self._encode, weight, given)
-
-    def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        if self._reads_whole:
-            return self._as_read(super().gather(inputs, rows, places))
-        weight: Any = self.module.W_enc
-        vectors = watched_encode(self._encode, weight, self._given(inputs))[1]
-        return super().gather(vectors, rows, places)
-
-    def _as_read(self, vectors: Tensor) -> Tensor:
-        return vectors - vectors.mean(dim=-1, keepdim=True) if self.centred else vectors
-
-    def directions(self) -> Tensor | None:
-        """What each latent writes to the residual stream, (d_sae, d); None if it is not known."""
-        weight = getattr(self.module, "W_dec", None)
-        if not isinstance(weight, Tensor):
-            return None
-        if weight.shape != (self.n_neurons, self.d_in):
-            return None
-        return self.point.written(weight.detach())
 
 
 def attach_sae(
     model: nn.Module, sae: Any, hook: str | None = None, *, name: str | None = None
-) -> HookedSAE:
+) -> SAESite:
     """An SAE as a site of a language model, at the hook point whose vectors it reads.
 
     Give what this returns among ``sites`` of `analyse`, beside the model's own. The model is left
@@ -143,7 +39,7 @@ def attach_sae(
 
     Returns
     -------
-    HookedSAE
+    SAESite
 
     Raises
     ------
@@ -165,7 +61,8 @@ def attach_sae(
             "'blocks.5.hook_resid_post', or the name of a module (--hook on the command line)."
         )
     point = find_hook_point(model, hook)
-    return HookedSAE(
+    check_sae(sae)
+    return SAESite(
         f"{hook}.sae" if name is None else name,
         sae,
         point,

@@ -73,3 +73,20 @@ def deviation(vectors: Tensor, weights: Tensor, outputs: Tensor) -> float:
     far = (rest - rest.mean(dim=0)).abs().amax(dim=0) / (size.amax(dim=0) + 1e-30)
     worst = float(far.max())
     return worst if worst == worst else float("inf")
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors, as a share of the second's largest number."""
+    if one.shape != other.shape:
+        return float("inf")
+    if not bool(torch.isfinite(other).all()):
+        # It is said where activations are collected.
+        return 0.0
+    one, other = one.detach().float(), other.detach().float()
+    far = float((one - other).abs().max()) / (float(other.abs().max()) + 1e-30)
+    return far if far == far else float("inf")
+
+
+def percent(share: float) -> str:
+    """A share of 1 in words, for messages."""
+    return f"{share:.1%}" if share < 10 else "more than 1,000%"

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from polyseme.errors import SiteError
-from polyseme.sites.layers import HiddenSite, Site, is_linear, linear_weight
+from polyseme.sites.layers import is_linear
 from polyseme.sites.transformer import multiplies_by_its_weight
 
 
@@ -98,35 +97,3 @@ def _probe(norm: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
     gain = (norm(signs * size) - norm(-signs * size)).float() / 2 * signs.float()
     shift = norm(signs * size + size).float() - norm(signs * size).float()
     return gain, bool(shift.abs().max() <= 1e-2 * gain.abs().max())
-
-
-def output_directions(site: Site) -> Tensor:
-    """What each neuron of a site writes to the residual stream, for an activation of 1.
-
-    Parameters
-    ----------
-    site : Site
-        The MLP of a transformer, or an SAE.
-
-    Returns
-    -------
-    Tensor of float, shape (n_neurons, d)
-        Detached: a column of an MLP's second weight, a row of an SAE's ``W_dec``.
-
-    Raises
-    ------
-    SiteError
-        For a site that is followed by no decoder.
-    """
-    decoder = site.decoder if isinstance(site, HiddenSite) else None
-    if decoder is not None and is_linear(decoder):
-        return linear_weight(decoder).T
-    # An SAE may be held by a module that makes a site of it.
-    for module in (site.module, getattr(site.module, "sae", None)):
-        weight = getattr(module, "W_dec", None)
-        if isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == site.n_neurons:
-            return weight.detach()
-    raise SiteError(
-        f"Site {site.name!r} has neither a linear decoder nor a W_dec of {site.n_neurons} rows, so "
-        "what its neurons write is not known; the MLP of a transformer or an SAE is expected."
-    )

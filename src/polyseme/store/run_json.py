@@ -189,6 +189,7 @@ _OPTIONAL: Mapping[str, Mapping[str, Rule]] = {
         "gate": _STRING,
         "hook": _STRING,
         "folded": _BOOLEAN,
+        "general": _BOOLEAN,
         "reads_inputs": _BOOLEAN,
         "kernel_shape": _TRIPLE,
         "grid": _PAIR,

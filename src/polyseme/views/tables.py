@@ -29,16 +29,17 @@ def neurons_of(info: SiteInfo, arrays: Mapping[str, NDArray[Any]]) -> Neurons:
     Raises
     ------
     RunError
-        Their embeddings come from a gradient, which takes the model.
+        Their embeddings come from a gradient, which takes the model, or arrays are missing.
     """
     gate = info.extra.get("gate")
-    if info.extra.get("general") or (info.kind == "gated" and not isinstance(gate, str)):
+    general = info.extra.get("general") or (info.kind == "gated" and gate is None)
+    if general or (gate is not None and "up_weights" not in arrays):
         raise RunError(
             f"The run does not hold what the embeddings of the neurons of {info.name!r} are made "
             "of, as polyseme knows no closed form of them; linear neurons have one, and gated "
             f"ones of {', '.join(GATES[:-1])} or {GATES[-1]}."
         )
-    return stored_neurons(arrays, gate if "up_weights" in arrays else None)
+    return stored_neurons(arrays, gate)
 
 
 class Tables:
