@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import polyseme as ps
-from polyseme.cli.texts import count
+from polyseme.cli.language_models import count
 from polyseme.data import Contexts, read_text
 from polyseme.sites.language import load_language_model
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from polyseme.core.similar import nearest_features
 from polyseme.views import open_run
-from polyseme.views.tables import Tables
+from polyseme.views.neuron_rows import Tables
 
 BANDS = (0.3, 0.4, 0.5)
 

@@ -305,7 +305,7 @@ def forge(folder: Path, name: str, dice: Dice) -> None:
 def read_run(folder: Path) -> None:
     """The explorer's way, which does without what is damaged, and then the strict one."""
     import polyseme as ps
-    from polyseme.explorer.opening import open_all
+    from polyseme.explorer.open_runs import open_all
     from polyseme.store import altered_files
 
     altered_files(folder)

@@ -441,7 +441,7 @@ def test_a_server_starts_before_numpy_and_pandas_are_loaded() -> None:
     )
 
 
-@pytest.mark.parametrize("layer", ["errors", "core", "store", "views", "explorer.opening"])
+@pytest.mark.parametrize("layer", ["errors", "core", "store", "views", "explorer.open_runs"])
 def test_torch_is_not_loaded(layer: str) -> None:
     assert loaded_by(f"import polyseme.{layer}", {"torch", "transformers"}) == set()
 

@@ -9,7 +9,7 @@ import torch
 
 import polyseme as ps
 from polyseme import cli
-from polyseme.cli.texts import count
+from polyseme.cli.language_models import count
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import polyseme as ps
-from polyseme.analysis.classifying import MAX_CLASSES, Classifier
+from polyseme.analysis.classifying import MAX_CLASSES, ImageClassifier
 from polyseme.analysis.live import live_classify
 from polyseme.errors import InputError
 from views import runs
@@ -40,7 +40,7 @@ def by_hand(model, x):
 
 def test_contributions_and_features(grey):
     model = runs.model()
-    classifier = Classifier(grey, model)
+    classifier = ImageClassifier(grey, model)
     image = runs.pixels()[4]
     found = classifier.classify(image)
     x = torch.from_numpy(runs.grey().inputs(slice(4, 5)))
@@ -77,7 +77,7 @@ def test_contributions_and_features(grey):
 
 
 def test_the_important_neurons(grey):
-    found = Classifier(grey, runs.model()).classify(runs.pixels()[7])
+    found = ImageClassifier(grey, runs.model()).classify(runs.pixels()[7])
     size = np.abs(found.contributions)
     for k in (1, 3):
         wanted = {int(row) for c in range(3) for row in np.argsort(-size[:, c])[:k]}
@@ -98,7 +98,7 @@ def test_the_explorer_gets_json(grey):
     assert drawn["label"] is None
     assert drawn["logits"] == pytest.approx(found["logits"], abs=1e-5)
     assert drawn["neurons"][0]["neuron"] == found["neurons"][0]["neuron"]
-    exact = Classifier(grey, runs.model()).classify(stored)
+    exact = ImageClassifier(grey, runs.model()).classify(stored)
     for total in found["totals"]:
         mine = (exact.neurons["site"] == grey.sites[total["site"]]).to_numpy()
         assert total["active"] == mine.sum()
@@ -111,7 +111,7 @@ def test_the_explorer_gets_json(grey):
 def test_channels_and_patches(tmp_path):
     run = runs.analyse_rgb(tmp_path / "run")
     model = small.make(small.ConvNet)
-    found = Classifier(run, model).classify(small.rgb_inputs()[2])
+    found = ImageClassifier(run, model).classify(small.rgb_inputs()[2])
     x = torch.from_numpy(runs.rgb().inputs(slice(2, 3)))
     with torch.no_grad():
         conv = torch.relu(model.conv(x))
@@ -141,7 +141,7 @@ def test_many_classes(tmp_path):
     run = ps.analyse(
         model, small.flat_inputs(), sites="0", out=tmp_path / "run", panels=False, progress=False
     )
-    found = Classifier(run, model).classify(small.flat_inputs()[0])
+    found = ImageClassifier(run, model).classify(small.flat_inputs()[0])
     known = np.isfinite(found.contributions)
     assert (known == known[0]).all()
     assert known[0].sum() == MAX_CLASSES
@@ -151,7 +151,7 @@ def test_many_classes(tmp_path):
 
 def test_what_is_refused(grey, tmp_path):
     model = runs.model()
-    classifier, classify = Classifier(grey, model), live_classify(model)
+    classifier, classify = ImageClassifier(grey, model), live_classify(model)
     with pytest.raises(InputError, match=r"^The input has shape \(4, 5\) and dtype uint8; numbers"):
         classifier.classify(np.zeros((4, 5), np.uint8))
     with pytest.raises(InputError, match=r"^The input holds NaN or infinite values; finite ones"):
@@ -175,11 +175,11 @@ def test_what_is_refused(grey, tmp_path):
     with pytest.raises(
         InputError, match=r"has other weights in the model than in the run; give th"
     ):
-        Classifier(grey, other).classify(runs.pixels()[0])
+        ImageClassifier(grey, other).classify(runs.pixels()[0])
     with pytest.raises(
         InputError, match=r"^The model is not the one of the run, which was a OnPix"
     ):
-        Classifier(grey, nn.Linear(20, 3))
+        ImageClassifier(grey, nn.Linear(20, 3))
     headless = nn.Sequential()
     headless.add_module("first", nn.Linear(20, 10))
     flat = ps.analyse(

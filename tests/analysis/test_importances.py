@@ -15,7 +15,7 @@ from polyseme.analysis.importances import (
     mask_token,
     neuron_importances,
 )
-from polyseme.attribution.tokens import token_importances
+from polyseme.attribution.token_importances import token_importances
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
 from polyseme.sites import find_sites

@@ -14,11 +14,11 @@ import polyseme as ps
 from analysis import small
 from polyseme.analysis import flow, passes
 from polyseme.analysis import plan as plan_module
-from polyseme.analysis.images import Images
+from polyseme.analysis.image_data import Images
 from polyseme.analysis.plan import Plan, make_plan, show_bytes
 from polyseme.analysis.progress import Stages
 from polyseme.analysis.settings import Settings, memory_bytes
-from polyseme.analysis.texts import Texts
+from polyseme.analysis.text_data import Texts
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
 from polyseme.sites import find_sites

@@ -276,7 +276,7 @@ def test_a_model_is_loaded_only_if_it_comes_as_a_package(run, model, tokenizer, 
     reopened = ps.open_run(run.path)
     with pytest.raises(
         InputError,
-        match=r"^To probe this run its model is needed: give model and tokenizer, as polyseme\.sites",
+        match=r"^To probe this run its model is needed: give model and tokenizer, as polyseme\.s",
     ):
         reopened.probe(NEW)
     monkeypatch.setitem(reopened.metadata["model"], "name", "evil/model")

@@ -15,7 +15,7 @@ from torch import nn
 
 import polyseme as ps
 from analysis import small
-from polyseme.analysis import flow, images
+from polyseme.analysis import flow, image_data
 from polyseme.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,7 @@ def test_batches_that_were_read_are_not_computed_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "stage"),
-    [(images, "activation_maps"), (flow, "cluster_site"), (images, "logit_effects")],
+    [(image_data, "activation_maps"), (flow, "cluster_site"), (image_data, "logit_effects")],
 )
 def test_interrupted_after_the_pass(tmp_path, whole, monkeypatch, module, stage):
     def interrupt(*_, **__):

@@ -9,7 +9,7 @@ import pytest
 
 import polyseme as ps
 from analysis import small
-from polyseme.analysis import similar
+from polyseme.analysis import feature_search
 from polyseme.store import RunWriter
 
 
@@ -32,7 +32,7 @@ def test_what_a_run_holds(tmp_path: Path) -> None:
     features = folder.features
     found = np.concatenate([folder.site(s.number)["similar_features"] for s in folder.sites])
     similarity = np.concatenate([folder.site(s.number)["similar_similarity"] for s in folder.sites])
-    assert found.shape == (len(features), similar.NEIGHBOURS)
+    assert found.shape == (len(features), feature_search.NEIGHBOURS)
     held = found >= 0
     assert np.array_equal(held, np.isfinite(similarity))
     small_ones = (features["n_examples"] < 3).to_numpy()
@@ -60,7 +60,7 @@ def test_interrupted_after_the_search(tmp_path: Path, monkeypatch: pytest.Monkey
             go(tmp_path / "run")
     with monkeypatch.context() as patch:
         # What was found is kept, so it is not looked for again.
-        patch.setattr(similar, "nearest_features", None)
+        patch.setattr(feature_search, "nearest_features", None)
         run = go(tmp_path / "run", resume=True)
     assert small.contents(run.path) == whole
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run", "whole"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from polyseme.attribution import masking
 from polyseme.attribution.masking import Places, context_importances, is_causal, n_masked_tokens
-from polyseme.attribution.tokens import token_importances
+from polyseme.attribution.token_importances import token_importances
 from polyseme.errors import InputError
 from polyseme.sites import find_mlp_sites, find_sites, prove_sites
 from polyseme.sites.hooks import Feed

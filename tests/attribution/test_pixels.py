@@ -21,7 +21,7 @@ from polyseme.attribution import (
 from polyseme.attribution import (
     pixels as attribution,
 )
-from polyseme.attribution.pixels import cells_of
+from polyseme.attribution.maps import cells_of
 from polyseme.core import gated_gradient, neuron_embeddings
 from polyseme.errors import InputError
 from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites

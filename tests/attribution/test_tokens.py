@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from polyseme.attribution.tokens import (
+from polyseme.attribution.token_importances import (
     RankCorrelation,
     gradient_importances,
     rank_correlation,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyseme.data import Images, images
-from polyseme.data.pixels import as_pixels
+from polyseme.data.input_arrays import as_pixels
 from polyseme.errors import InputError
 
 RNG = np.random.default_rng(7)

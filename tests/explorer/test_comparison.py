@@ -10,7 +10,7 @@ import pytest
 import polyseme as ps
 from explorer.conftest import decoded
 from polyseme.explorer import comparison
-from polyseme.explorer.opening import open_all
+from polyseme.explorer.open_runs import open_all
 from polyseme.explorer.root import WebRoot
 
 

@@ -11,7 +11,7 @@ import pytest
 import polyseme as ps
 from explorer.conftest import decoded
 from polyseme.errors import RunError
-from polyseme.explorer.opening import open_all
+from polyseme.explorer.open_runs import open_all
 from polyseme.store import RunFolder
 
 CUT = "so it was cut short or changed"

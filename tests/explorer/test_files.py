@@ -10,10 +10,10 @@ import pytest
 from explorer.conftest import HOSTILE, decoded
 from polyseme.core import Clustering
 from polyseme.explorer.addresses import site_addresses
-from polyseme.explorer.opening import open_all, titles
+from polyseme.explorer.open_runs import open_all, titles
 from polyseme.explorer.pictures import LARGEST_SIDE, Pictures
+from polyseme.explorer.run_texts import RunTexts
 from polyseme.explorer.runfiles import RunFiles
-from polyseme.explorer.texts import Texts
 from polyseme.store import RunWriter, SiteInfo
 from polyseme.views import open_run
 
@@ -300,7 +300,7 @@ def test_packs_are_of_a_size(text_run, monkeypatch):
 
 def test_a_pack_is_as_large_as_fits(text_run, monkeypatch):
     folder = text_run.folder
-    example = 40 + 5 * (sum(Texts(folder).window) + 1)
+    example = 40 + 5 * (sum(RunTexts(folder).window) + 1)
     neuron = 2_000 + example * len(folder.examples) / len(folder.neurons)
     monkeypatch.setattr("polyseme.explorer.runfiles._PACK_BYTES", 8 * neuron + 1e-6)
     assert RunFiles(text_run, "texts").pack == 8

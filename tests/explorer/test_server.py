@@ -383,7 +383,7 @@ def test_one_question_at_a_time(text_run):
 
 def test_the_page_is_there_before_the_run(text_run, monkeypatch):
     """The browser starts on the pages while the run is still being opened."""
-    from polyseme.explorer import opening
+    from polyseme.explorer import open_runs as opening
 
     opened, asked = threading.Event(), threading.Event()
     real = opening.open_all

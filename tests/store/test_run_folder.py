@@ -745,7 +745,7 @@ def test_a_few_kilobytes_of_text_do_not_fill_the_memory(folder, texts, options, 
 
 
 def test_columns_without_end_do_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyseme.store.tables.MOST_BYTES", 0)
+    monkeypatch.setattr("polyseme.store.parquet_tables.MOST_BYTES", 0)
     made = contents(counts=((1,) * 2000,), n_inputs=3)
     for number in range(80):
         made.tables["neurons"][f"more{number}"] = 0.5

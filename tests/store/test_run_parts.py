@@ -15,7 +15,7 @@ from test_run_folder import edit_arrays, edit_table, put
 from test_run_texts import of_texts
 
 from polyseme.errors import InputError, RunError
-from polyseme.store import RunFolder, tables
+from polyseme.store import RunFolder, parquet_tables
 from polyseme.store.format import SITE_ARRAYS, TABLES, UNITS
 
 COUNTS = ((5, 0, 1, 7), (4, 2), (0, 0), (3, 8, 8, 6, 1))
@@ -33,7 +33,7 @@ def in_groups(tmp_path_factory):
         site["importances"] = np.arange(n * 3, dtype=np.uint8).reshape(n, 3)
         site["layout"] = np.arange(n * 2).reshape(n, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "ROWS_IN_GROUP", 3)
+        patch.setattr(parquet_tables, "ROWS_IN_GROUP", 3)
         folder = write(tmp_path_factory.mktemp("parts") / "run", made)
     assert pq.ParquetFile(folder / "examples.parquet").num_row_groups > 10
     return folder

@@ -768,7 +768,7 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
             Path(file).write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("polyseme.store.arrays.save_file", full)
+        monkeypatch.setattr("polyseme.store.safetensors_files.save_file", full)
         with pytest.raises(RunError, match=r"No space left on device.*resume=True"):
             writer.save_state("s", {"x": np.zeros(2)}, {"n": 2})
         arrays, metadata = writer.load_state("s")

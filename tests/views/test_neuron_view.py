@@ -15,7 +15,7 @@ import polyseme as ps
 from analysis import small
 from polyseme.errors import InputError, RunError
 from polyseme.store import SiteInfo
-from polyseme.views.tables import neurons_of
+from polyseme.views.neuron_rows import neurons_of
 from views import runs
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from polyseme.analysis.describe import check_model
 from polyseme.analysis.flow import run_analysis
-from polyseme.analysis.images import Images
+from polyseme.analysis.image_data import ImageData
 from polyseme.analysis.settings import Settings
-from polyseme.analysis.texts import Texts
+from polyseme.analysis.text_data import TextData
 from polyseme.capture import Selector
 from polyseme.data.contexts import Contexts
 from polyseme.sites import Site
@@ -103,13 +103,13 @@ def analyse(
         default.
     importances : {"none", "exact"}, optional
         Whether to find, by masking, how much of each example's activation rests on each token
-        of its window; see `polyseme.attribution.tokens.token_importances`. For a causal model it
-        costs about as much as reading ``window[0] + 1`` times the contexts that examples are
+        of its window; see `polyseme.attribution.token_importances`. For a causal model it costs
+        about as much as reading ``window[0] + 1`` times the contexts that examples are
         in, so it is left out unless asked for, and can be had later, neuron by neuron, by
         `polyseme.analysis.importances.neuron_importances`.
     memory_budget : int or str, optional
-        Memory that may be used above the loaded model and the libraries at work: bytes, or such
-        as "4GB". If it does not do for all sites together, the data is read several times, for
+        Memory limit, excluding the loaded model and the libraries at work: bytes, or such as
+        "4GB". If not all sites fit at once, the data is read several times, for
         some of them each. What is found does not depend on it.
     random_examples, seed : int
         Random activating examples kept for each neuron, and the seed that they are drawn with.
@@ -141,7 +141,7 @@ def analyse(
     ----------
     A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
     """
-    kind: type[Images | Texts] = Texts if isinstance(data, Contexts) else Images
+    kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
     settings = Settings.checked(
         kind.kind,
         select=select,

@@ -70,7 +70,7 @@ class Classification:
         return chosen[np.argsort(-size[chosen, self.predicted], kind="stable")]
 
 
-class Classifier:
+class ImageClassifier:
     """A run of images and its model, made ready once to classify many inputs.
 
     Parameters

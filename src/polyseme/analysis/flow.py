@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from polyseme.analysis.describe import behaviour, describe_model, made_by_hand
+from polyseme.analysis.feature_search import SimilarFeatures, room_for_similar
 from polyseme.analysis.kinds import Attributed, Data, Work
 from polyseme.analysis.passes import Passes
 from polyseme.analysis.plan import Plan, make_plan, trial
 from polyseme.analysis.probing import probe
 from polyseme.analysis.progress import Stages, progress_bars
 from polyseme.analysis.records import cluster_site, site_arrays, site_tables
-from polyseme.analysis.similar import SimilarFeatures, room_for_similar
 from polyseme.capture import Collected
 from polyseme.capture.collect import needs_head
 from polyseme.core.parallel import in_threads

@@ -13,7 +13,7 @@ from torch import nn
 
 from polyseme.analysis.reopen import sites_of_run
 from polyseme.attribution.masking import Places, context_importances, is_causal, n_masked_tokens
-from polyseme.attribution.tokens import token_importances
+from polyseme.attribution.token_importances import token_importances
 from polyseme.capture import Selection
 from polyseme.errors import InputError
 from polyseme.interrupts import INTERRUPTS, interrupt_between_steps
@@ -170,8 +170,8 @@ def neuron_importances(
     Returns
     -------
     ndarray of float32, shape (n, before + 1 + after)
-        See `polyseme.attribution.tokens.token_importances`. Columns are those of the run's
-        window; NaN beyond the context.
+        See `polyseme.attribution.token_importances`. Columns are those of the run's window; NaN
+        beyond the context.
 
     Raises
     ------

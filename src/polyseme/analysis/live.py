@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from polyseme.analysis.classifying import METHOD, Classifier
+from polyseme.analysis.classifying import METHOD, ImageClassifier
 from polyseme.analysis.probing import Prober
 from polyseme.errors import InputError
 from polyseme.views import Run
@@ -74,28 +74,28 @@ def live_classify(model: nn.Module) -> Callable[..., JSON]:
     Parameters
     ----------
     model : torch.nn.Module
-        See `Classifier`.
+        See `ImageClassifier`.
     """
-    known: dict[Path, Classifier] = {}
+    known: dict[Path, ImageClassifier] = {}
     lock = threading.Lock()
 
     def classify(run: Run, pixels: Sequence[float] | None = None, index: int | None = None) -> JSON:
         with lock:
             if run.path not in known:
-                known[run.path] = Classifier(run, model)
+                known[run.path] = ImageClassifier(run, model)
             return classify_json(known[run.path], pixels, index)
 
     return classify
 
 
 def classify_json(
-    classifier: Classifier, pixels: Sequence[float] | None = None, index: int | None = None
+    classifier: ImageClassifier, pixels: Sequence[float] | None = None, index: int | None = None
 ) -> JSON:
     """Classify an image that was drawn, or one that the run holds.
 
     Parameters
     ----------
-    classifier : Classifier
+    classifier : ImageClassifier
     pixels : sequence of float
         Each from 0, the darkest of the run's data, to 1; row by row, channels last.
     index : int

@@ -17,7 +17,7 @@ from polyseme.analysis.reopen import same_weights, sites_of_run
 from polyseme.capture.collect import needs_head
 from polyseme.data import Contexts, read_text
 from polyseme.data.contexts import TokenBatch
-from polyseme.data.tokens import pieces
+from polyseme.data.token_texts import pieces
 from polyseme.errors import InputError, one_of
 from polyseme.sites import Feed, Reading, Site, evaluating, prove_sites, read_sites
 from polyseme.sites.hooks import Gather

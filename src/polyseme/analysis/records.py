@@ -86,7 +86,7 @@ def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteCl
 
 
 def _cluster_block(
-    collected: Collected, part: _Block, threshold: float, linkage: str
+    collected: Collected, part: _NeuronBlock, threshold: float, linkage: str
 ) -> SiteClusters:
     # To gather the vectors takes longer than to draw them, so all is done with them here.
     vectors = _vectors_of(collected, part.examples)
@@ -138,7 +138,7 @@ def _joined(blocks: list[SiteClusters]) -> SiteClusters:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class _NeuronBlock:
     """Neurons that are worked on together.
 
     Attributes
@@ -166,7 +166,7 @@ class _Block:
         return padded
 
 
-def _blocks(collected: Collected) -> Iterator[_Block]:
+def _blocks(collected: Collected) -> Iterator[_NeuronBlock]:
     counts = collected.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
@@ -176,7 +176,7 @@ def _blocks(collected: Collected) -> Iterator[_Block]:
         part = counts[at : at + size]
         examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
         neurons = np.arange(at, at + len(part))
-        yield _Block(neurons, part, examples, np.arange(width) < part[:, None])
+        yield _NeuronBlock(neurons, part, examples, np.arange(width) < part[:, None])
 
 
 def site_tables(

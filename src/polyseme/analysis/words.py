@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from polyseme.core.labels import count_tokens, no_tokens, rank_tokens, token_rarity
 from polyseme.core.parallel import in_threads
-from polyseme.data.tokens import pieces
+from polyseme.data.token_texts import pieces
 from polyseme.errors import InputError
 
 Array = NDArray[Any]

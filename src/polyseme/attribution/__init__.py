@@ -1,6 +1,6 @@
 """What drives a neuron, and what it does: pixels, tokens and logits."""
 
-from polyseme.attribution.pixels import (
+from polyseme.attribution.maps import (
     LogitEffects,
     activation_maps,
     count_classes,

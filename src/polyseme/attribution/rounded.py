@@ -18,7 +18,7 @@ _ROUNDING = 2.0**-8
 _SMALLEST = 2.0**-126
 
 
-class Candidates(NamedTuple):
+class TokenCandidates(NamedTuple):
     """The tokens with the largest effects of each direction.
 
     Attributes
@@ -84,7 +84,7 @@ class RoundedUnembedding:
         """Whether there are blocks enough to find the first k of so many tokens."""
         return vocabulary >= 4 * k * _BLOCK
 
-    def top(self, directions: Tensor, k: int) -> tuple[Candidates, Candidates]:
+    def top(self, directions: Tensor, k: int) -> tuple[TokenCandidates, TokenCandidates]:
         """Tokens with the largest effects, and with the smallest.
 
         Parameters
@@ -93,7 +93,7 @@ class RoundedUnembedding:
         k : int
             One that it `serves`.
         """
-        found: list[list[Candidates]] = [[], []]
+        found: list[list[TokenCandidates]] = [[], []]
         for part in torch.split(directions, len(self._room)):
             effects = self._room[: len(part)]
             rounded = part.bfloat16()
@@ -102,7 +102,7 @@ class RoundedUnembedding:
             off = self._off(part, rounded)
             for side, sign in zip(found, (1, -1), strict=True):
                 side.append(self._first(part, effects, off, sign, k))
-        high, low = (Candidates(*map(torch.cat, zip(*side, strict=True))) for side in found)
+        high, low = (TokenCandidates(*map(torch.cat, zip(*side, strict=True))) for side in found)
         return high, low
 
     def _off(self, directions: Tensor, rounded: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class RoundedUnembedding:
 
     def _first(
         self, directions: Tensor, effects: Tensor, off: Tensor, sign: int, k: int
-    ) -> Candidates:
+    ) -> TokenCandidates:
         peaks = effects.amax(dim=1) if sign > 0 else -effects.amin(dim=1)
         block, rest = _largest(_at_most(peaks.float(), off), 2 * k)
         inside = effects.gather(2, block[:, None].expand(-1, _BLOCK, -1)).float().mul_(sign)
@@ -135,7 +135,7 @@ class RoundedUnembedding:
         exact, order = exact.sort(dim=1, descending=True, stable=True)
         # Not the other way round: what is no number is not sure.
         sure = torch.maximum(rest, others) < exact[:, k - 1]
-        return Candidates(ids.gather(1, order)[:, :k], exact[:, :k] * sign, sure)
+        return TokenCandidates(ids.gather(1, order)[:, :k], exact[:, :k] * sign, sure)
 
 
 def _norms(rows: Tensor) -> Tensor:

@@ -25,9 +25,7 @@ from polyseme.cli.arguments import (
 )
 from polyseme.cli.benchmark import add_benchmark
 from polyseme.cli.explorer import add_explore, add_export, add_verify
-from polyseme.cli.probing import add_probe
-from polyseme.cli.saes import add_compare, add_sweep, add_train_sae
-from polyseme.cli.texts import (
+from polyseme.cli.language_models import (
     LANGUAGE_MODEL_HELP,
     add_analysis_options,
     add_remote_code,
@@ -36,6 +34,8 @@ from polyseme.cli.texts import (
     check_source,
     load_any_model,
 )
+from polyseme.cli.probe_command import add_probe
+from polyseme.cli.sae_commands import add_compare, add_sweep, add_train_sae
 from polyseme.errors import InputError, PolysemeError
 from polyseme.interrupts import INTERRUPTS, Terminated, handling, interrupt
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polyseme.cli.arguments import load_model, module
-from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
+from polyseme.cli.language_models import add_remote_code, add_saes, load_named_model, saes_of_run
 from polyseme.errors import InputError, RunError
 
 #: models that come as packages, `polyseme.sites.language.PACKAGED`, without loading torch

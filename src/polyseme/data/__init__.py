@@ -5,7 +5,7 @@ from polyseme.data.handwritten import digits, mnist
 from polyseme.data.images import Images
 from polyseme.data.readers import read_images
 from polyseme.data.text import Part, Texts, read_text
-from polyseme.data.tokens import pieces
+from polyseme.data.token_texts import pieces
 
 __all__ = [
     "Contexts",

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from polyseme.data.files import file_errors, read_promised
+from polyseme.data.binary_files import file_errors, read_promised
 from polyseme.data.images import Images
 from polyseme.errors import InputError, one_of
 

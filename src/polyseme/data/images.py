@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from polyseme.data.pixels import as_array, as_labels, as_names, as_pixels, blocks, check_names
+from polyseme.data.input_arrays import as_array, as_labels, as_names, as_pixels, blocks, check_names
 from polyseme.errors import InputError
 
 _DIGEST_BYTES = 1 << 30

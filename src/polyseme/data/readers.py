@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polyseme.data.arrays import read_npy, read_npz
-from polyseme.data.files import is_hub_name, missing_path
+from polyseme.data.binary_files import is_hub_name, missing_path
 from polyseme.data.folders import SUFFIXES, read_folder
 from polyseme.data.hub import read_hub
 from polyseme.data.idx import IdxName, idx_files, is_idx, read_idx_folder, read_idx_images
 from polyseme.data.images import Images
+from polyseme.data.numpy_files import read_npy, read_npz
 from polyseme.errors import InputError
 
 _ACCEPTED = (

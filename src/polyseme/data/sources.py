@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.data.images import Images
-from polyseme.data.pixels import as_array, as_labels, as_names, as_pixels, check_names
+from polyseme.data.input_arrays import as_array, as_labels, as_names, as_pixels, check_names
 from polyseme.data.readers import read_images
 from polyseme.errors import InputError
 

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from polyseme.data.files import is_hub_name, missing_path
+from polyseme.data.binary_files import is_hub_name, missing_path
 from polyseme.data.hub import hub_rows
 from polyseme.data.text_files import (
     SUFFIXES,

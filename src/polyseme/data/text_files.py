@@ -12,7 +12,7 @@ from io import IncrementalNewlineDecoder
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from polyseme.data.files import file_errors
+from polyseme.data.binary_files import file_errors
 from polyseme.errors import InputError, one_of
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")

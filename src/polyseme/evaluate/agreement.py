@@ -14,7 +14,7 @@ from polyseme.core.distances import cosine_distances
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views import Neuron, Run
-from polyseme.views.tables import neurons_of
+from polyseme.views.neuron_rows import neurons_of
 
 Floats = NDArray[np.floating[Any]]
 

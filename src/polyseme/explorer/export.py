@@ -53,7 +53,7 @@ def export(
     RunError
         There is something at `out`, or a run cannot be opened at all.
     """
-    from polyseme.explorer.opening import open_all
+    from polyseme.explorer.open_runs import open_all
     from polyseme.store.partial import Kind, Partial
 
     given = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]

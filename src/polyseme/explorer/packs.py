@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from polyseme.errors import RunError
 from polyseme.explorer.pictures import Pictures, kernel_shape, kernels
+from polyseme.explorer.run_texts import RunTexts
 from polyseme.explorer.tensors import encode
-from polyseme.explorer.texts import Texts
 from polyseme.explorer.told import told
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.store.format import neuron_offsets
@@ -32,7 +32,7 @@ class Pack:
     folder : RunFolder
     site : SiteInfo
     start, stop : int
-    content : Texts, Pictures or None
+    content : RunTexts, Pictures or None
         Of the same run; None if its inputs are damaged.
     """
 
@@ -42,7 +42,7 @@ class Pack:
         site: SiteInfo,
         start: int,
         stop: int,
-        content: Texts | Pictures | None,
+        content: RunTexts | Pictures | None,
     ) -> None:
         self._folder = folder
         self._site = site
@@ -66,7 +66,7 @@ class Pack:
                 problem = told(error)
                 if problem not in self.damage:
                     self.damage.append(problem)
-        if isinstance(self._content, Texts):
+        if isinstance(self._content, RunTexts):
             local, words = self._content.local(self._tokens)
             self._arrays |= local
             self._metadata["vocabulary"] = words
@@ -82,7 +82,7 @@ class Pack:
             self._add_features,
             self._add_site,
         ]
-        if isinstance(self._content, Texts):
+        if isinstance(self._content, RunTexts):
             return [
                 *shared,
                 self._add_windows,
@@ -155,7 +155,7 @@ class Pack:
     # ---------------------------------------------------------------------------- texts
 
     def _add_windows(self) -> None:
-        assert isinstance(self._content, Texts)
+        assert isinstance(self._content, RunTexts)
         for prefix, name in (("", "window_tokens"), ("random_", "random_tokens")):
             if f"{prefix}input" in self._arrays:
                 self._tokens[name] = self._content.windows(
@@ -163,7 +163,7 @@ class Pack:
                 )
 
     def _add_shades(self) -> None:
-        assert isinstance(self._content, Texts)
+        assert isinstance(self._content, RunTexts)
         for name in ("windows", "importances"):
             values = self._part(name)
             if values is not None and values.shape[1] == sum(self._content.window) + 1:
@@ -178,7 +178,7 @@ class Pack:
 
     def _add_similar(self) -> None:
         """The nearest features anywhere in the model, each with a sample of its text."""
-        assert isinstance(self._content, Texts)
+        assert isinstance(self._content, RunTexts)
         rows = self._part("similar_features")
         similarity = self._part("similar_similarity")
         if rows is None or similarity is None:

@@ -17,10 +17,10 @@ from polyseme.errors import RunError
 from polyseme.explorer.addresses import layer_of, site_addresses
 from polyseme.explorer.packs import Pack
 from polyseme.explorer.pictures import Pictures, convolution
+from polyseme.explorer.run_texts import RunTexts
 from polyseme.explorer.search import WordIndex
 from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
-from polyseme.explorer.texts import Texts
 from polyseme.explorer.told import NoSuchFileError, told
 from polyseme.store import SiteInfo, altered_files
 from polyseme.views import Run
@@ -52,7 +52,7 @@ class RunFiles:
         self.run = run
         self.folder = folder = run.folder
         self.title = title
-        self._content: Texts | Pictures | None = None
+        self._content: RunTexts | Pictures | None = None
         self._met: dict[str, None] = {}  # damage that was found when a part was read
         self._altered: list[str] | None = None
         try:
@@ -60,7 +60,7 @@ class RunFiles:
         except RunError:  # which `damage` tells
             self.is_text = folder.metadata["data"].get("kind") == "text"
         else:
-            self._content = Texts(folder) if self.is_text else Pictures(folder)
+            self._content = RunTexts(folder) if self.is_text else Pictures(folder)
 
     @property
     def damage(self) -> list[str]:
@@ -73,7 +73,7 @@ class RunFiles:
 
     @cached_property
     def _words(self) -> WordIndex | None:
-        index = WordIndex(self.folder) if isinstance(self._content, Texts) else None
+        index = WordIndex(self.folder) if isinstance(self._content, RunTexts) else None
         return index if index and index.exists else None
 
     @cached_property
@@ -113,7 +113,7 @@ class RunFiles:
     @property
     def _bytes_an_example(self) -> float:
         """About how much an example takes before compression."""
-        if isinstance(self._content, Texts):
+        if isinstance(self._content, RunTexts):
             return 40 + 5 * (sum(self._content.window) + 1)
         if self._content is None or self._content.shape is None:
             return 60
@@ -135,7 +135,7 @@ class RunFiles:
 
     @cached_property
     def _n_context_files(self) -> int:
-        if not isinstance(self._content, Texts):
+        if not isinstance(self._content, RunTexts):
             return 0
         return -(-len(self.folder.inputs["index"]) // self._contexts_per_file)
 
@@ -207,7 +207,7 @@ class RunFiles:
             "n_packs": self._first_packs[-1],
             "contexts_per_file": self._contexts_per_file if self._n_context_files else 0,
             "n_contexts": len(self.folder.inputs["index"]) if self._n_context_files else 0,
-            "window": list(self._content.window) if isinstance(self._content, Texts) else None,
+            "window": list(self._content.window) if isinstance(self._content, RunTexts) else None,
             "image": self._content.describe() if isinstance(self._content, Pictures) else None,
             "has": self._has(),
             "damage": [told(sentence) for sentence in self.folder.damage],
@@ -280,7 +280,7 @@ class RunFiles:
         return body
 
     def _context_file(self, number: int) -> bytes:
-        assert isinstance(self._content, Texts)
+        assert isinstance(self._content, RunTexts)
         start = number * self._contexts_per_file
         stop = min(start + self._contexts_per_file, len(self.folder.inputs["index"]))
         arrays, vocabulary = self._content.contexts(start, stop)

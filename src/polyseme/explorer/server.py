@@ -82,7 +82,7 @@ def explore(
 
     def open_runs() -> list[Any]:
         # Here, not above: pandas takes longer to load than a server to start.
-        from polyseme.explorer.opening import open_all
+        from polyseme.explorer.open_runs import open_all
 
         return open_all((run, *more))
 

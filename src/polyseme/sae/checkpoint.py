@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from polyseme.store.arrays import load_state, save_state
 from polyseme.store.files import read_json, writing
 from polyseme.store.partial import Kind, Partial
+from polyseme.store.safetensors_files import load_state, save_state
 
 FORMAT = "polyseme-sae-training"
 FORMAT_VERSION = 2

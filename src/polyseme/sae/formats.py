@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyseme.errors import InputError, one_of
-from polyseme.sae.files import read_json
+from polyseme.sae.untrusted_files import read_json
 
 # The file of the weights in a library's folder, and the library.
 WEIGHTS = {

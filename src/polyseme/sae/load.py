@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, MissingDependencyError, one_of
-from polyseme.sae.files import read_json, reading_safetensors
 from polyseme.sae.formats import NO_TRANSCODERS, WEIGHTS
 from polyseme.sae.plain import PlainSAE, read_plain
+from polyseme.sae.untrusted_files import read_json, reading_safetensors
 
 _SAELENS = "sae_weights.safetensors"
 # SAELens's architectures whose latents are functions of h·w, and what it may do to h before.

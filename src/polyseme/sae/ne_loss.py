@@ -45,9 +45,9 @@ from torch.autograd.function import once_differentiable
 from polyseme.errors import InputError, one_of
 from polyseme.sae.pairs import (
     ActivePairs,
-    Batch,
     Block,
     Memory,
+    PairBatch,
     Parts,
     every_pair,
     row_products,
@@ -65,7 +65,7 @@ class _Compared:
     """Pairs whose vectors were compared, with what their gradient is made of."""
 
     pairs: Block
-    batch: Batch
+    batch: PairBatch
     means: Parts
     a2: Tensor
     b2: Tensor
@@ -95,7 +95,7 @@ class _Compared:
 
 def _compare(
     pairs: Block,
-    batch: Batch,
+    batch: PairBatch,
     w2: Parts | None,
     means: Parts,
     memory: Memory,
@@ -128,7 +128,7 @@ def _rescaled(rows: Parts) -> tuple[Parts, Tensor]:
     return [x / length[:, None] for x in rows], length
 
 
-def _raw_distances(pairs: ActivePairs, batch: Batch, means: Tensor, memory: Memory) -> Tensor:
+def _raw_distances(pairs: ActivePairs, batch: PairBatch, means: Tensor, memory: Memory) -> Tensor:
     """(P,): D(h_b, m_j) of each active pair."""
     out = means.new_empty(len(pairs))
     for block in pairs.blocks():
@@ -140,10 +140,10 @@ def _raw_distances(pairs: ActivePairs, batch: Batch, means: Tensor, memory: Memo
 
 def _weighted_loss(
     pairs: ActivePairs,
-    batch: Batch,
+    batch: PairBatch,
     W: Tensor,
     means: Tensor,
-    background: Batch | None,
+    background: PairBatch | None,
     memory: Memory,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -267,7 +267,7 @@ def _ne_loss(
     form: str,
     background: Tensor | None,
     memory: Memory,
-    batch: Batch | None = None,
+    batch: PairBatch | None = None,
     *,
     once: bool = False,
 ) -> Tensor:
@@ -278,7 +278,7 @@ def _ne_loss(
     dtype = torch.promote_types(torch.promote_types(W.dtype, h.dtype), torch.float32)
     means = means.detach().to(dtype)
     if batch is None or batch.dtype != dtype:
-        batch = Batch(h.detach().to(dtype), "h", memory)
+        batch = PairBatch(h.detach().to(dtype), "h", memory)
     if form == "unweighted":
         with torch.no_grad():
             distances = _raw_distances(pairs, batch, means, memory)
@@ -288,7 +288,7 @@ def _ne_loss(
     if form == "calibrated":
         if background is None:
             background = h[:: max(1, len(h) // BACKGROUND)][:BACKGROUND]
-        noise = Batch(background.detach().to(dtype), "background", memory, batch)
+        noise = PairBatch(background.detach().to(dtype), "background", memory, batch)
     differentiate = W.requires_grad and torch.is_grad_enabled()
     with torch.no_grad():
         loss, gradient = _weighted_loss(
@@ -381,10 +381,10 @@ class RunningMeans:
         """Take in a batch: (B, d_in) inputs and (B, d_sae) activations, dense or sparse."""
         _check(h, a, self.means)
         pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
-        self._update(pairs, Batch(h.detach().to(self.means.dtype), "h", Memory()))
+        self._update(pairs, PairBatch(h.detach().to(self.means.dtype), "h", Memory()))
 
     @torch.no_grad()
-    def _update(self, pairs: ActivePairs, batch: Batch) -> None:
+    def _update(self, pairs: ActivePairs, batch: PairBatch) -> None:
         for block in pairs.blocks():
             if not len(block.inputs):
                 continue
@@ -483,7 +483,7 @@ class NETerm:
         """
         _check(h, a, W, self.running.means)
         pairs, running = ActivePairs(a), self.running
-        batch = Batch(h.detach().to(running.means.dtype), "h", self._memory)
+        batch = PairBatch(h.detach().to(running.means.dtype), "h", self._memory)
         running._update(pairs, batch)
         return _ne_loss(h, W, pairs, running.means, self.form, None, self._memory, batch, once=True)
 

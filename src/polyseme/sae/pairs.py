@@ -75,10 +75,10 @@ class Memory:
         ]
 
 
-class Batch:
+class PairBatch:
     """Inputs and their squares, in parts of some columns."""
 
-    def __init__(self, h: Tensor, name: str, memory: Memory, like: Batch | None = None) -> None:
+    def __init__(self, h: Tensor, name: str, memory: Memory, like: PairBatch | None = None) -> None:
         self.n_inputs, self.dtype = len(h), h.dtype
         self.columns: list[slice] = _column_parts(h) if like is None else like.columns
         self.inputs: Parts = [

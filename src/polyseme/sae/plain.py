@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, one_of
-from polyseme.sae.files import as_floats, read_tensors
 from polyseme.sae.formats import NO_TRANSCODERS, Formula, formula_of
+from polyseme.sae.untrusted_files import as_floats, read_tensors
 
 ACTIVATIONS = ("relu", "topk", "jumprelu")
 
@@ -33,7 +33,7 @@ _BESIDES: dict[str, set[str]] = {"relu": set(), "topk": {"k", "threshold"}}
 _BESIDES["jumprelu"] = {"k", "threshold", "group_sizes"}
 
 
-class TopK(nn.Module):
+class TopKActivation(nn.Module):
     """The k largest pre-activations of each input, where they are positive."""
 
     def __init__(self, k: int) -> None:
@@ -290,7 +290,7 @@ def _activation(
     file: Path,
 ) -> nn.Module:
     if formula.activation == "topk":
-        return TopK(_k(tensors.get(prefix + "k"), formula, k, d_sae, file))
+        return TopKActivation(_k(tensors.get(prefix + "k"), formula, k, d_sae, file))
     if k is not None:
         raise InputError(f"activation is {formula.activation!r} and k is {k!r}. Leave k out.")
     if formula.activation == "relu":

@@ -18,7 +18,7 @@ from polyseme.sae.checkpoint import (
     RECORD_TENSORS,
     save_tensors,
 )
-from polyseme.sae.files import read_json, reading_safetensors
+from polyseme.sae.untrusted_files import read_json, reading_safetensors
 from polyseme.store.files import encode_json
 
 

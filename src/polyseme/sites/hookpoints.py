@@ -187,7 +187,7 @@ def _of_block(
     block = modules[_block_name(mlp, modules)]
     if kind == "mlp.hook_post":
         return HookPoint(name, mlp.decoder, False, mlp.n_neurons, writes_by=mlp.decoder)
-    seen = _Block.watch(model, block, mlp)
+    seen = _TransformerBlock.watch(model, block, mlp)
     point = seen.find(kind)
     if point is None:
         why = (
@@ -263,7 +263,7 @@ class _Widths:
         return cls(found[0] if len(found) == 1 else None)
 
 
-class _Block:
+class _TransformerBlock:
     """What went in and out of the parts of one block, on a few tokens."""
 
     def __init__(self, block: nn.Module, mlp: MLPSite) -> None:
@@ -272,7 +272,7 @@ class _Block:
         self.returned: dict[nn.Module, Tensor] = {}
 
     @classmethod
-    def watch(cls, model: nn.Module, block: nn.Module, mlp: MLPSite) -> _Block:
+    def watch(cls, model: nn.Module, block: nn.Module, mlp: MLPSite) -> _TransformerBlock:
         seen = cls(block, mlp)
 
         def note(module: nn.Module, given: Any, output: Any) -> None:

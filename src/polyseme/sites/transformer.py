@@ -16,7 +16,7 @@ from polyseme.errors import SiteError
 from polyseme.sites.hooks import edit_site, evaluating
 from polyseme.sites.layers import is_linear, linear_weight
 from polyseme.sites.mlp import MLPSite
-from polyseme.sites.trial import TURNED, Seen, come_in_order, run_on_tokens
+from polyseme.sites.trial import TURNED, Traced, come_in_order, run_on_tokens
 
 Function = Callable[[Tensor], Tensor]
 
@@ -66,7 +66,7 @@ def find_mlp_sites(
         does not read the output of a layer norm.
     """
     _refuse(model)
-    seen = Seen.watch(model)
+    seen = Traced.watch(model)
     search = _Search(model, seen)
     found = _changing_the_output(model, search.sites())
     why = f"{search.nearest}{unread(model)}"
@@ -222,10 +222,10 @@ def refuse_quantised(model: nn.Module) -> None:
 class _Search:
     """The MLPs of a model by structure that prove to be such."""
 
-    def __init__(self, model: nn.Module, seen: Seen) -> None:
+    def __init__(self, model: nn.Module, seen: Traced) -> None:
         self._model, self._seen = model, seen
-        self._turned = Seen.watch(model, TURNED)
-        self._driven = Seen.watch(model, driven={m for m in seen.calls if is_linear(m)})
+        self._turned = Traced.watch(model, TURNED)
+        self._driven = Traced.watch(model, driven={m for m in seen.calls if is_linear(m)})
         #: What came nearest to an MLP and is none, as a sentence for messages; "" for nothing.
         self.nearest = ""
         self._least = float("inf")
@@ -332,7 +332,7 @@ def _scopes(modules: dict[str, nn.Module], name: str) -> Iterator[nn.Module]:
         name = above
 
 
-def _reads(layers: list[nn.Module], decoder: nn.Module, seen: Seen) -> Iterator[list[nn.Module]]:
+def _reads(layers: list[nn.Module], decoder: nn.Module, seen: Traced) -> Iterator[list[nn.Module]]:
     """First layers that fit a decoder by their widths: one, one of two halves, or a pair."""
     width = seen.calls[decoder].inputs.shape[1]
     before = [m for m in layers if seen.calls[m].number < seen.calls[decoder].number]
@@ -433,7 +433,7 @@ def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLP
     return [site for site in sites if site.name in reaching]
 
 
-def _folded(site: MLPSite, seen: Seen) -> MLPSite:
+def _folded(site: MLPSite, seen: Traced) -> MLPSite:
     """The site with the gain and the bias of the norm before it in its weights."""
     h = seen.calls[site.reads[0]].inputs
     for module, call in seen.calls.items():

@@ -56,7 +56,7 @@ def run_on_tokens(model: nn.Module, order: Sequence[int] = range(_INPUTS)) -> An
 
 
 @dataclass
-class Call:
+class TracedCall:
     """One call of a module; tensors as rows of one position each."""
 
     inputs: Tensor
@@ -69,10 +69,10 @@ def _is_hidden(value: Any) -> TypeGuard[Tensor]:
 
 
 @dataclass
-class Seen:
+class Traced:
     """What went in and out of the modules that the model called once, position by position."""
 
-    calls: dict[nn.Module, Call]
+    calls: dict[nn.Module, TracedCall]
 
     @classmethod
     def watch(
@@ -80,9 +80,9 @@ class Seen:
         model: nn.Module,
         order: Sequence[int] = range(_INPUTS),
         driven: Collection[nn.Module] = (),
-    ) -> Seen:
+    ) -> Traced:
         """Run the model; ``driven`` modules put out random numbers instead of their own."""
-        seen: dict[nn.Module, list[Call]] = {}
+        seen: dict[nn.Module, list[TracedCall]] = {}
         numbers = count()
         generator = torch.Generator().manual_seed(2)
 
@@ -95,7 +95,7 @@ class Seen:
             put_out = output if replaced is None else replaced
             rows = [t.reshape(-1, t.shape[-1]).clone() for t in (given, put_out)]
             if [len(t) for t in rows] == [N_TOKENS] * 2:
-                seen.setdefault(module, []).append(Call(rows[0], rows[1], next(numbers)))
+                seen.setdefault(module, []).append(TracedCall(rows[0], rows[1], next(numbers)))
             return replaced
 
         with ExitStack() as hooks:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from polyseme.store import invariants
-from polyseme.store.arrays import Arrays
 from polyseme.store.files import locate
 from polyseme.store.format import (
     GO_TOGETHER,
@@ -29,8 +28,9 @@ from polyseme.store.format import (
     site_file,
     table_file,
 )
+from polyseme.store.parquet_tables import Table
 from polyseme.store.run_json import check_metadata, parse_files, parse_sites
-from polyseme.store.tables import Table
+from polyseme.store.safetensors_files import Arrays
 
 # A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
 # kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.

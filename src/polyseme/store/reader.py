@@ -14,7 +14,6 @@ import pandas as pd
 
 from polyseme.errors import InputError, one_of
 from polyseme.store import invariants
-from polyseme.store.arrays import Arrays
 from polyseme.store.contents import Contents
 from polyseme.store.files import reporting
 from polyseme.store.format import (
@@ -29,6 +28,7 @@ from polyseme.store.format import (
     token_texts,
 )
 from polyseme.store.run_json import read_run_json, refuse_altered
+from polyseme.store.safetensors_files import Arrays
 
 # Checked together in all tables: enough to read in long stretches, few enough to fit in memory.
 NEURONS_AT_A_TIME = 4096

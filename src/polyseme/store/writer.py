@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from polyseme.errors import InputError, RunError
-from polyseme.store.arrays import cast, load_state, overwrite, save_state, storable, write_arrays
 from polyseme.store.files import (
     ASIDE,
     LITTER,
@@ -43,10 +42,18 @@ from polyseme.store.format import (
     site_file,
     table_file,
 )
+from polyseme.store.parquet_tables import arrow_table, write_table
 from polyseme.store.partial import Kind, Partial
 from polyseme.store.reader import RunFolder
 from polyseme.store.run_json import WRITTEN, parse_sites, write_run_json
-from polyseme.store.tables import arrow_table, write_table
+from polyseme.store.safetensors_files import (
+    cast,
+    load_state,
+    overwrite,
+    save_state,
+    storable,
+    write_arrays,
+)
 
 _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 

@@ -25,11 +25,11 @@ from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views.figure import draw_panel, save_figure
+from polyseme.views.neighbours import compared, stored_similar
+from polyseme.views.neuron_rows import Tables, neurons_of
 from polyseme.views.notebook import features_html
 from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
-from polyseme.views.similar import compared, stored_similar
-from polyseme.views.tables import Tables, neurons_of
-from polyseme.views.texts import TextWindow, top_tokens, windows_of
+from polyseme.views.token_windows import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyseme.views.texts import TextWindow
+from polyseme.views.token_windows import TextWindow
 
 _LARGEST_SIDE = 128
 

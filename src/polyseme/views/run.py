@@ -13,8 +13,8 @@ import pandas as pd
 from polyseme.errors import InputError, one_of
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.views.neuron import Neuron
+from polyseme.views.neuron_rows import Tables
 from polyseme.views.probe import Probe
-from polyseme.views.tables import Tables
 
 METRICS = (
     "max_distance",

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from polyseme.data.files import file_errors, read_promised
+from polyseme.data.binary_files import file_errors, read_promised
 from polyseme.data.images import Images
-from polyseme.data.pixels import as_pixels
+from polyseme.data.input_arrays import as_pixels
 from polyseme.errors import InputError, one_of
 
 _IMAGE_KEYS = ("images", "x", "X", "data", "pixels")

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from polyseme.errors import InputError
 from polyseme.parquet import Chunk, chunks, page_bytes
-from polyseme.store.arrays import cast
 from polyseme.store.files import decoding
 from polyseme.store.format import OPTIONAL_COLUMNS, TABLES, Problem, table_file
+from polyseme.store.safetensors_files import cast
 
 # What is read where one neuron's rows are wanted: 80 neurons of 100 examples.
 ROWS_IN_GROUP = 2**13

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from polyseme.core.distances import unit_rows
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.store.format import neuron_offsets
-from polyseme.views.tables import Tables
+from polyseme.views.neuron_rows import Tables
 
 
 def stored_similar(folder: RunFolder, info: SiteInfo, neuron: int, k: int) -> pd.DataFrame | None:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from polyseme.cli.arguments import module
-from polyseme.cli.texts import add_remote_code, add_saes, load_named_model, saes_of_run
+from polyseme.cli.language_models import add_remote_code, add_saes, load_named_model, saes_of_run
 from polyseme.errors import InputError
 
 

@@ -17,7 +17,7 @@ from polyseme.cli.arguments import (
     read_data,
     to_device,
 )
-from polyseme.cli.texts import (
+from polyseme.cli.language_models import (
     LANGUAGE_MODEL_HELP,
     activations_of_text,
     add_text_options,

@@ -16,7 +16,7 @@ from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Selected, W
 from polyseme.analysis.records import site_info
 from polyseme.analysis.settings import Settings
 from polyseme.attribution import activation_maps, count_classes, logit_effects
-from polyseme.attribution.pixels import cells_of
+from polyseme.attribution.maps import cells_of
 from polyseme.capture import Batch, Collected, Selection
 from polyseme.data.sources import as_source
 from polyseme.errors import InputError
@@ -28,7 +28,7 @@ from polyseme.sites.transformer import check_whole
 _FEW = 4
 
 
-class Images(Data):
+class ImageData(Data):
     """Images as an analysis reads them, see `Data`; an input is stored as it is given."""
 
     kind, noun, again = "images", "input", "an array or a data set with a length"

@@ -18,7 +18,7 @@ BEYOND = -1
 """Stands for a token where there is no context."""
 
 
-class Texts:
+class RunTexts:
     """The contexts of a run and how their tokens read.
 
     Parameters

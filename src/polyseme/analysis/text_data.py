@@ -20,7 +20,7 @@ from polyseme.analysis.words import Wording, readings, token_index
 from polyseme.attribution.logits import LogitLens
 from polyseme.capture import Batch, Collected
 from polyseme.data.contexts import Contexts
-from polyseme.data.tokens import pieces
+from polyseme.data.token_texts import pieces
 from polyseme.errors import InputError
 from polyseme.sites import Site
 from polyseme.sites.language import loaded_name
@@ -34,7 +34,7 @@ _TRIED = 1024
 _LOGITS = 10
 
 
-class Texts(Data):
+class TextData(Data):
     """Texts as an analysis reads them, see `Data`; an input is a context.
 
     It is stored as its tokens and, after them, their number.
