@@ -126,7 +126,7 @@ def test_much_is_dropped_on_the_way_in_these_tests(name: str) -> None:
 
     stream._reduce = counted  # type: ignore[method-assign]
     taken = sum(int(feed(stream, values, slice(at, at + 50)).sum()) for at in range(0, 700, 50))
-    # Once a neuron's buffer has overflowed, or the bar keeps out what comes too late.
+    # Once a neuron's buffer has overflowed, or the threshold keeps out what comes too late.
     assert reductions >= 1 or taken < (values > 0).sum() / 3
     assert_is(stream.result(), values, oracle)
 
@@ -187,7 +187,7 @@ def test_memory_does_not_grow_with_the_data(name: str) -> None:
         neurons = stream.held()[0]
         most = selector.capacity + max(selector.capacity, 64)
         assert np.bincount(neurons.numpy(), minlength=1).max() <= most
-        # The bar itself comes with the first reduction.
+        # The threshold itself comes with the first reduction.
         sizes.add(held_bytes() - (0 if stream._bar is None else stream._bar.nbytes))
     assert len(sizes) == 1
 

@@ -196,7 +196,7 @@ def top_k(values: Sequence[float], k: int) -> list[int]:
 
 
 def above_fraction(values: Sequence[float], fraction: float, max_examples: int) -> list[int]:
-    # The bar is rounded as an activation is: to single precision.
+    # The threshold is rounded as an activation is: to single precision.
     least = np.float32(fraction) * np.float32(max(values, default=0))
     return [i for i in top_k(values, len(values)) if np.float32(values[i]) >= least][:max_examples]
 

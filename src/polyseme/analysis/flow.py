@@ -24,7 +24,7 @@ from polyseme.analysis.passes import Passes
 from polyseme.analysis.plan import Plan, make_plan, trial
 from polyseme.analysis.probing import probe
 from polyseme.analysis.progress import Stages, progress_bars
-from polyseme.analysis.records import cluster_site, site_arrays, site_tables
+from polyseme.analysis.site_tables import cluster_site, site_arrays, site_tables
 from polyseme.capture import Collected
 from polyseme.capture.collect import needs_head
 from polyseme.core.parallel import in_threads

@@ -13,8 +13,8 @@ from torch import nn
 
 from polyseme.analysis.describe import digest
 from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Selected, Work
-from polyseme.analysis.records import site_info
 from polyseme.analysis.settings import Settings
+from polyseme.analysis.site_tables import site_info
 from polyseme.attribution import activation_maps, count_classes, logit_effects
 from polyseme.attribution.maps import cells_of
 from polyseme.capture import Batch, Collected, Selection

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from polyseme.analysis.kinds import Data
-from polyseme.analysis.records import BLOCK_BYTES
+from polyseme.analysis.site_tables import BLOCK_BYTES
 from polyseme.capture import RandomActive, Stream
 from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.statistics import Statistics

@@ -100,16 +100,16 @@ class Selector(ABC):
         """Which of these are the choice, now that nothing more comes."""
         return self.reduce(kept)
 
-    def bar(self, kept: Kept) -> Tensor | None:
+    def threshold(self, kept: Kept) -> Tensor | None:
         """Activation that a later one must exceed to matter, (n_neurons,); None: none.
 
         It may be asked for before `reduce` has been at work.
         """
         return None
 
-    def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
+    def wanted(self, values: Tensor, index: Tensor, threshold: Tensor | None) -> Tensor:
         """Which new activations may matter: bool, shape of ``values`` (B, n_neurons)."""
-        return values > 0 if bar is None else values > bar
+        return values > 0 if threshold is None else values > threshold
 
     @property
     def strongest_first(self) -> bool:
@@ -163,7 +163,7 @@ class TopK(Selector):
     def reduce(self, kept: Kept) -> Tensor:
         return _first(kept, -kept.values, self.k)
 
-    def bar(self, kept: Kept) -> Tensor | None:
+    def threshold(self, kept: Kept) -> Tensor | None:
         # An equal activation that comes later loses the tie, so it may be passed over.
         # Empty places hold 0.
         return _kth(kept.values, kept.values.shape[1] - self.k + 1)[:, 0].clamp(min=0)
@@ -196,8 +196,8 @@ class AboveFraction(Selector):
         strong = kept.values >= self.fraction * kept.maximum[:, None]
         return _first(kept, -kept.values, self.max_examples) & strong
 
-    def bar(self, kept: Kept) -> Tensor | None:
-        return TopK(self.max_examples).bar(kept)
+    def threshold(self, kept: Kept) -> Tensor | None:
+        return TopK(self.max_examples).threshold(kept)
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,12 @@ class FirstActive(Selector):
         # Places are filled in the order of the data.
         return kept.valid & (kept.valid.cumsum(dim=1) <= self.n)
 
-    def bar(self, kept: Kept) -> Tensor | None:
+    def threshold(self, kept: Kept) -> Tensor | None:
         full = kept.valid.sum(dim=1) >= self.n
         return torch.zeros_like(kept.maximum).masked_fill(full, torch.inf)
 
-    def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
-        return super().wanted(values, index, bar) & (values >= self.minimum)
+    def wanted(self, values: Tensor, index: Tensor, threshold: Tensor | None) -> Tensor:
+        return super().wanted(values, index, threshold) & (values >= self.minimum)
 
     @property
     def strongest_first(self) -> bool:
@@ -358,16 +358,16 @@ class RandomActive(Selector):
     def reduce(self, kept: Kept) -> Tensor:
         return _first(kept, self._order_kept(kept), self.k)
 
-    def bar(self, kept: Kept) -> Tensor | None:
-        # Here the bar is a priority to stay below, not an activation to exceed.
+    def threshold(self, kept: Kept) -> Tensor | None:
+        # Here the threshold is a priority to stay below, not an activation to exceed.
         order = self._order_kept(kept).masked_fill(~kept.valid, _NOT_YET)
         return _kth(order, self.k)[:, 0]
 
-    def wanted(self, values: Tensor, index: Tensor, bar: Tensor | None) -> Tensor:
+    def wanted(self, values: Tensor, index: Tensor, threshold: Tensor | None) -> Tensor:
         active = values > 0
-        if bar is None:
+        if threshold is None:
             return active
-        return active & (self._order_new(index, values.shape[1]) < bar)
+        return active & (self._order_new(index, values.shape[1]) < threshold)
 
     def _order_new(self, index: Tensor, n_neurons: int) -> Tensor:
         # All sites of a model ask for the same inputs one after the other, so it is kept.

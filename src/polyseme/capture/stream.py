@@ -53,7 +53,7 @@ class Picked:
     count: Tensor
 
 
-# The bar is raised once a quarter of what the neurons keep is new.
+# The threshold is raised once a quarter of what the neurons keep is new.
 _RAISE = 4
 _LEAST_ROOM = 64
 _COLUMNS = ("values", "index", "position")
@@ -88,7 +88,7 @@ class Stream:
         self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
         self._bar: Tensor | None = None
-        # A bar that lags behind lets in much that is in vain; to raise it costs little.
+        # A threshold that lags behind lets in much that is in vain; to raise it costs little.
         self._raise_after = max(1, n_neurons * selector.capacity // _RAISE)
         self._added = 0
 
@@ -161,9 +161,9 @@ class Stream:
             self._position.view(-1)[picked.places] = position.int()
         self._count = picked.count
         self._added += len(picked.rows)
-        # Nothing is below a bar as long as no neuron has all that it may keep.
+        # Nothing is below a threshold as long as no neuron has all that it may keep.
         if self._added >= self._raise_after and int(self._count.max()) >= self.selector.capacity:
-            self._bar = self.selector.bar(self._kept)
+            self._bar = self.selector.threshold(self._kept)
             self._added = 0
 
     @property
@@ -187,7 +187,7 @@ class Stream:
             column = getattr(self, f"_{name}").view(-1)
             column[after] = column[before]
         self._values.masked_fill_(~self._valid, 0)
-        self._bar = self.selector.bar(self._kept)
+        self._bar = self.selector.threshold(self._kept)
 
     def held(self) -> tuple[Tensor, Tensor, Tensor]:
         """Neuron, input and position of all that is held on to for now."""
@@ -226,4 +226,4 @@ class Stream:
         device = self._values.device
         for name in (*_COLUMNS, "count", "maximum"):
             setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
-        self._bar = self.selector.bar(self._kept)
+        self._bar = self.selector.threshold(self._kept)

@@ -1,9 +1,9 @@
 """The maths of neuron embeddings: arrays in, arrays out; no models and no files."""
 
 from polyseme.core.clustering import Clustering, Clusterings, cluster, cluster_many, cut_trees
+from polyseme.core.coordinates import principal_coordinates
 from polyseme.core.distances import cosine_distances
 from polyseme.core.features import assign, feature_centres, medoids, medoids_many
-from polyseme.core.layout import principal_coordinates
 from polyseme.core.metrics import Polysemanticity, participation_ratio, polysemanticity
 from polyseme.core.neurons import (
     Gated,

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from polyseme.analysis import analyse
-from polyseme.analysis.records import cluster_site, site_tables
+from polyseme.analysis.site_tables import cluster_site, site_tables
 from polyseme.capture import Batch, Collector, FirstActive, Selector
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError, MissingDependencyError
