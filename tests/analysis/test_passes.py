@@ -14,11 +14,11 @@ import polyseme as ps
 from analysis import small
 from polyseme.analysis import flow, passes
 from polyseme.analysis import plan as plan_module
-from polyseme.analysis.image_data import Images
+from polyseme.analysis.image_data import ImageData
 from polyseme.analysis.plan import Plan, make_plan, show_bytes
 from polyseme.analysis.progress import Stages
 from polyseme.analysis.settings import Settings, memory_bytes
-from polyseme.analysis.text_data import Texts
+from polyseme.analysis.text_data import TextData
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
 from polyseme.sites import find_sites
@@ -71,8 +71,8 @@ class Setting:
     def plan(self, budget=None, contexts=None, **options) -> Plan:
         return make_plan(self.sites, self.data(contexts, memory_budget=budget), **options)
 
-    def data(self, contexts=None, **options) -> Texts:
-        return Texts(self.model, contexts or self.contexts(), settings("texts", **options))
+    def data(self, contexts=None, **options) -> TextData:
+        return TextData(self.model, contexts or self.contexts(), settings("texts", **options))
 
     def budget(self, n_passes: int) -> int:
         """The least that does with so many passes."""
@@ -322,7 +322,7 @@ class OfImages:
     def plan(self, budget=None, data=None) -> Plan:
         data = (self.inputs, self.labels) if data is None else data
         options = settings("images", memory_budget=budget, **self.options)
-        return make_plan(find_sites(self.model, "*"), Images(self.model, data, options))
+        return make_plan(find_sites(self.model, "*"), ImageData(self.model, data, options))
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +353,7 @@ def test_images_go_on_under_another_budget(
 ):
     # Rows that a pass began to keep in memory, or in files, stay there.
     budgets = [n and least_budget(of_images.plan, n) for n in (first, then)]
-    plain, taken = Images.batches, []
+    plain, taken = ImageData.batches, []
 
     def stopping(*arguments):
         for batch in plain(*arguments):
@@ -363,7 +363,7 @@ def test_images_go_on_under_another_budget(
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(Images, "batches", stopping)
+        patch.setattr(ImageData, "batches", stopping)
         with pytest.raises(KeyboardInterrupt):
             of_images.analyse(tmp_path / "run", memory_budget=budgets[0])
     run = of_images.analyse(tmp_path / "run", memory_budget=budgets[1], resume=True)
@@ -419,7 +419,7 @@ def test_a_smaller_budget_makes_more_passes(setting):
 def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeypatch):
     sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"buffers": 10, "later": 1000}
     monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
-    monkeypatch.setattr(Texts, "working_bytes", lambda *_: 0)
+    monkeypatch.setattr(TextData, "working_bytes", lambda *_: 0)
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: 3)
     for budget, side_by_side in [(1060, 1), (2059, 1), (2060, 2), (3059, 2), (3060, 3), (9999, 3)]:
         plan = setting.plan(budget)
@@ -437,7 +437,7 @@ def test_the_search_for_similar_features_is_planned_for(setting, monkeypatch):
     sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"later": 1000, "tables": 50}
     sizes["features"] = 3000
     monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
-    monkeypatch.setattr(Texts, "working_bytes", lambda *_: 0)
+    monkeypatch.setattr(TextData, "working_bytes", lambda *_: 0)
     # Blocks of all pairs, what is kept of each feature, and the tables, which are held by then.
     needed = setting.plan().memory
     assert needed == 150 + plan_module._searching(9000, setting.model.config.hidden_size)

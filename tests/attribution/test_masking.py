@@ -14,7 +14,7 @@ from polyseme.errors import InputError
 from polyseme.sites import find_mlp_sites, find_sites, prove_sites
 from polyseme.sites.hooks import Feed
 
-from .test_tokens import (
+from .test_token_importances import (
     MASK,
     N_NEURONS,
     VOCABULARY,

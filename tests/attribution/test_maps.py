@@ -18,9 +18,7 @@ from polyseme.attribution import (
     count_classes,
     logit_effects,
 )
-from polyseme.attribution import (
-    pixels as attribution,
-)
+from polyseme.attribution import maps as attribution
 from polyseme.attribution.maps import cells_of
 from polyseme.core import gated_gradient, neuron_embeddings
 from polyseme.errors import InputError
