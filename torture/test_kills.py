@@ -108,7 +108,7 @@ def export_to_replace(folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file; JSON in one order, as SAELens writes it from sets, and without a run's date."""
+    """Every file; JSON in one order, as SAELens writes it from sets, and a run's without times."""
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
@@ -116,7 +116,10 @@ def contents(folder: Path) -> dict[str, bytes]:
             if file.suffix == ".json":
                 content = re.sub(rb'"created": ?"[^"]*"', b'"created": ""', content)
                 with suppress(ValueError):  # a half-written one aside
-                    content = json.dumps(json.loads(content), sort_keys=True).encode()
+                    parsed = json.loads(content)
+                    if file.name == "run.json":  # how long it took, and what follows from that
+                        parsed |= {"seconds": {}, "sha256": ""}
+                    content = json.dumps(parsed, sort_keys=True).encode()
             found[file.relative_to(folder).as_posix()] = content
     return found
 
