@@ -305,7 +305,7 @@ def test_a_bomb_that_tells_what_it_is_is_not_read(
     path = tmp_path / "x.npz"
     np.savez_compressed(path, images=np.zeros((1000, 4000), np.uint8))
     assert len(read_images(path)) == 1000  # small enough in memory
-    monkeypatch.setattr("polyseme.data.files._NO_BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr("polyseme.data.binary_files._NO_BOMB_BYTES", 1 << 20)
     with pytest.raises(
         InputError, match=r"'images' takes 4,000,000 bytes in memory, by its header"
     ):

@@ -98,7 +98,7 @@ def test_value_range_of_channels_broadcasts_against_an_image() -> None:
 
 
 def test_value_range_of_floats_is_that_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyseme.data.pixels._BLOCK_BYTES", 64)
+    monkeypatch.setattr("polyseme.data.input_arrays._BLOCK_BYTES", 64)
     pixels = RNG.normal(size=(100, 7)).astype(np.float32)
     low, high = Images(pixels).value_range
     assert (low, high) == (pixels.min(), pixels.max())
@@ -106,7 +106,7 @@ def test_value_range_of_floats_is_that_of_the_data(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("row", [0, 50, 99])
 def test_value_range_hands_nan_on_from_any_block(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyseme.data.pixels._BLOCK_BYTES", 64)
+    monkeypatch.setattr("polyseme.data.input_arrays._BLOCK_BYTES", 64)
     pixels = RNG.normal(size=(100, 7))
     pixels[row, 3] = np.nan
     low, high = Images(pixels).value_range
@@ -155,7 +155,7 @@ def test_digest_is_that_of_the_contents() -> None:
 
 def test_digest_does_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     digest = Images(GREY).digest()
-    monkeypatch.setattr("polyseme.data.pixels._BLOCK_BYTES", 41)
+    monkeypatch.setattr("polyseme.data.input_arrays._BLOCK_BYTES", 41)
     assert Images(GREY).digest() == digest
 
 

@@ -217,7 +217,7 @@ def test_windows_end_where_the_context_ends(text_run):
 def test_many_contexts_are_not_kept(text_run, monkeypatch):
     files = RunFiles(text_run, "texts")
     kept = files.file("packs/0.safetensors")
-    monkeypatch.setattr("polyseme.explorer.texts._MOST_KEPT_TOKENS", 0)
+    monkeypatch.setattr("polyseme.explorer.run_texts._MOST_KEPT_TOKENS", 0)
     assert RunFiles(text_run, "texts").file("packs/0.safetensors") == kept
 
 
