@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyseme.capture import Batch, Collector, TopK
 from polyseme.errors import SiteError
-from polyseme.sites import Feed, find_sites, list_sites, prove_sites
+from polyseme.sites import Feed, evaluating, find_sites, list_sites, prove_sites
 from polyseme.sites.proof import sites_that_run
 
 from .models import SAE
@@ -408,3 +408,25 @@ def test_a_layer_that_returns_more_than_a_tensor_is_refused() -> None:
 
     with pytest.raises(SiteError, match=r"Site 'fc' puts out a tuple; one tensor of floating"):
         proved(Model(), "fc", torch.randn(5, 6))
+
+
+class Residual(nn.Module):
+    """Adds what it is given to its own output, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(torch.relu(self.first(x)))
+        y += x
+        return torch.relu_(y)
+
+
+def test_following_a_layer_leaves_what_the_model_computes_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), *(Residual() for _ in range(3)), nn.Linear(6, 2)).eval()
+    x = torch.randn(8, 4)
+    sites = find_sites(model, "*")
+    with evaluating(model):
+        prove_sites(model, sites, Feed(model), x)
+    assert all(site.proved for site in sites)

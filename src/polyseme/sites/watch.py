@@ -109,10 +109,18 @@ class Track:
         for place, tensor in enumerate(returned):
             if id(tensor) not in self._number:
                 call.results[place] = self._add(tensor)
+        # Repeated, a call that writes into other data would write into the model's own.
+        others = tensors_in(template)
+        writes_elsewhere = any(tensor is other for tensor in returned for other in others)
         if self._known is not None:
             follow = number_of_call < len(self._known.calls)
         else:
-            follow = -1 not in used and len(self.calls) <= _MOST_CALLS and self._is_local(call)
+            follow = (
+                -1 not in used
+                and not writes_elsewhere
+                and len(self.calls) <= _MOST_CALLS
+                and self._is_local(call)
+            )
         if not follow:
             self.opaque.add(number_of_call)
             for value in call.makes:
