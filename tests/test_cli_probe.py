@@ -129,7 +129,7 @@ def test_an_sae_at_a_hook_point(place, capsys):
     assert ps.load_sae("saes/mine").cfg.metadata["hook_name"] == hook
     status, _, err = said(capsys, *train, "--site", hook, "--out", "saes/mine")
     assert status == 1
-    assert err.startswith("polyseme: saes/mine exists already. Replace it by --overwrite")
+    assert err.startswith("polyseme: saes/mine already exists. Replace it with --overwrite")
     status, _, err = said(capsys, *train, "--site", "blocks.7.hook_resid_post", "--out", "saes/x")
     assert (status, err.count("\n")) == (1, 1)
     assert "is in block 7, but this LlamaForCausalLM has 2 blocks" in err

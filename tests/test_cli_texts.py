@@ -109,7 +109,7 @@ def test_sites(folder, capsys):
         (["FOLDER", "--text", "missing.txt"], "missing.txt"),
         (["FOLDER", "--text", "text.txt", "--sites", "layers.9"], "layers.9"),
         (["FOLDER", "--text", "text.txt", "--context", "2"], "length is 2"),
-        (["models.py:net", "--data", "x.npz"], "Which layers? Give --sites"),
+        (["models.py:net", "--data", "x.npz"], "No layers given; pass --sites"),
     ],
 )
 def test_bad_input(place, folder, capsys, arguments, message):

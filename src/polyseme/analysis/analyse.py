@@ -104,13 +104,13 @@ def analyse(
     importances : {"none", "exact"}, optional
         Whether to find, by masking, how much of each example's activation rests on each token
         of its window; see `polyseme.attribution.token_importances`. For a causal model it costs
-        about as much as reading ``window[0] + 1`` times the contexts that examples are
-        in, so it is left out unless asked for, and can be had later, neuron by neuron, by
+        about as much as reading ``window[0] + 1`` times the contexts that examples are in, so it
+        is left out unless asked for, and can be had later, neuron by neuron, by
         `polyseme.analysis.importances.neuron_importances`.
     memory_budget : int or str, optional
         Memory limit, excluding the loaded model and the libraries at work: bytes, or such as
-        "4GB". If not all sites fit at once, the data is read several times, for
-        some of them each. What is found does not depend on it.
+        "4GB". If not all sites fit at once, the data is read several times, for some of them each.
+        It does not change the results.
     random_examples, seed : int
         Random activating examples kept for each neuron, and the seed that they are drawn with.
     batch_size : int, optional

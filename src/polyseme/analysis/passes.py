@@ -73,7 +73,7 @@ class Passes:
             )
         except Exception:
             if self._writer.load_state(_name(group)) is None:
-                # Nothing that could be gone on with must be in the way of a better try.
+                # There is nothing to resume, so nothing may block the next attempt.
                 shutil.rmtree(self._files(group), ignore_errors=True)
             raise
         self._writer.save_state(_name(group), collector.state(), about)

@@ -133,7 +133,7 @@ class RoundedUnembedding:
         exact = (exact - (directions @ self._mean)[:, None]).mul_(sign)
         exact = exact.masked_fill_(ids < 0, -torch.inf)
         exact, order = exact.sort(dim=1, descending=True, stable=True)
-        # Not the other way round: what is no number is not sure.
+        # Not the other way round: NaN must not count as sure.
         sure = torch.maximum(rest, others) < exact[:, k - 1]
         return TokenCandidates(ids.gather(1, order)[:, :k], exact[:, :k] * sign, sure)
 

@@ -331,6 +331,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path} cannot be read or written: {error.strerror or error}. Put that right; an "
-            "analysis that was begun goes on by resume=True (--resume)."
+            f"{path} cannot be read or written: {error.strerror or error}. Fix this, "
+            "then resume with resume=True (--resume)."
         ) from error

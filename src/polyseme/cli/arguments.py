@@ -53,11 +53,11 @@ def add_data_options(command: Any) -> None:
     """The options that say how data is read."""
     data = command.add_argument_group("data")
     data.add_argument("--split", default="train", help="train or test; default: %(default)s")
-    data.add_argument("--limit", type=int, help="only the first so many inputs")
+    data.add_argument("--limit", type=int, help="read at most this many inputs")
     data.add_argument(
         "--mean", type=numbers, help="for uint8 images: input = (pixel / 255 - mean) / std"
     )
-    data.add_argument("--std", type=numbers, help="one number, or one a channel: 0.5,0.5,0.5")
+    data.add_argument("--std", type=numbers, help="one value, or one per channel: 0.5,0.5,0.5")
     data.add_argument("--images-key", metavar="KEY", help="array in an .npz, if unclear")
     data.add_argument("--labels-key", metavar="KEY", help="likewise")
 

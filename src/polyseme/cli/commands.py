@@ -229,15 +229,15 @@ def _add_analyse(commands: Any) -> None:
     work.add_argument(
         "--memory-budget",
         metavar="SIZE",
-        help="memory that may be used above the model, such as 4GB; if it does not do for all "
-        "sites at once, the data is read several times (default: no limit)",
+        help="memory limit, excluding the model, such as 4GB; if not all sites fit at once, the "
+        "data is read several times (default: no limit)",
     )
     work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     work.add_argument(
         "--no-panels", action="store_true", help="no activation maps and logit effects: faster"
     )
     work.add_argument("--overwrite", action="store_true", help="replace a run that exists")
-    work.add_argument("--resume", action="store_true", help="go on where a run was interrupted")
+    work.add_argument("--resume", action="store_true", help="resume an interrupted run")
     work.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -296,7 +296,7 @@ def _analyse(options: argparse.Namespace) -> None:
             )
         if not options.sites:
             raise InputError(
-                "Which layers? Give --sites; their names are listed by: polyseme sites MODEL"
+                "No layers given; pass --sites. To list their names: polyseme sites MODEL"
             )
         images = read_data(options)
         model = load_model(options.model)

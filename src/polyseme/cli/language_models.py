@@ -47,7 +47,7 @@ def add_text_options(command: Any) -> None:
         "that ships with Python",
     )
     text.add_argument(
-        "--tokens", type=count, metavar="N", help="only the first so many: 50k, 1M; default: all"
+        "--tokens", type=count, metavar="N", help="read at most this many: 50k, 1M; default: all"
     )
     text.add_argument(
         "--context", type=int, default=128, metavar="N", help="tokens at a time; default: 128"
@@ -213,8 +213,8 @@ def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
     if os.path.lexists(out) and not (options.overwrite or options.resume):
         # Before the text is read, which takes a while.
         raise InputError(
-            f"{out} exists already. Replace it by --overwrite, go on with an unfinished training "
-            "by --resume, or choose another output."
+            f"{out} already exists. Replace it with --overwrite, resume an unfinished training "
+            "with --resume, or choose another output."
         )
     analysis = module("polyseme.analysis", "Reading a model's activations")
     model, contexts = read_contexts(options)

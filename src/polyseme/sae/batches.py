@@ -1,4 +1,4 @@
-"""Batches of activations of equal size, in an order that can be gone on with at any step."""
+"""Batches of activations of equal size, in an order that can be resumed at any step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SAMPLED_ROWS = 1024
 class RowBatches:
     """Rows of an array, shuffled anew in each epoch; no row is left out.
 
-    The order follows from the seed and the number of the epoch alone, so that any step can be
-    gone on with. A batch may hold the end of one epoch and the beginning of the next.
+    The order follows from the seed and the number of the epoch alone, so that training
+    can resume at any step. A batch may hold the end of one epoch and the beginning of the next.
 
     Parameters
     ----------

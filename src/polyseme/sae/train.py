@@ -348,7 +348,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 
 def _float(value: Any) -> float:
-    """As a float; NaN for what is no number."""
+    """As a float; NaN for what is not a number."""
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return math.nan
     return float(value)
