@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from polyseme.analysis.kinds import Data
+from polyseme.analysis.progress import duration
 from polyseme.analysis.site_tables import BLOCK_BYTES
 from polyseme.capture import RandomActive, Stream
 from polyseme.capture.accumulate import N_BACKGROUND
@@ -63,7 +64,7 @@ class Plan:
 
     def __str__(self) -> str:
         n = len(self.passes)
-        took = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        took = "" if self.seconds is None else f", about {duration(self.seconds)}"
         return (
             f"Plan: {self.sites} site{'s' * (self.sites > 1)}, {self.neurons:,} neurons; "
             f"{self.amount}; {n} pass{'es' * (n > 1)} over it{took}; "
@@ -79,14 +80,6 @@ def show_bytes(n: int) -> str:
         if n >= size:
             return f"{n / size:.1f} {unit}"
     return f"{n} B"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{max(1, rest)} s"
 
 
 def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None = None) -> Plan:

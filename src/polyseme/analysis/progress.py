@@ -117,8 +117,9 @@ def read_and_save(
 
 
 def duration(seconds: float) -> str:
-    """About how long something takes, for people."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{max(1, round(seconds))} s"
-    return f"{minutes} min" if minutes < 120 else f"{round(seconds / 3600)} h"
+    """Seconds as people say them, such as "2 min 5 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{max(1, rest)} s"
