@@ -18,6 +18,7 @@ _NAMES = {
     "Clustering": "core",
     "FirstActive": "capture",
     "Images": "data",
+    "Meanings": "core",
     "Neuron": "views",
     "Polysemanticity": "core",
     "PolysemeError": "errors",
@@ -33,6 +34,7 @@ _NAMES = {
     "gated_gradient": "core",
     "list_sites": "sites",
     "load_sae": "sae",
+    "meanings": "core",
     "ne_loss": "sae",
     "neuron_embeddings": "core",
     "open_run": "opening",
@@ -50,9 +52,11 @@ if TYPE_CHECKING:
     from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK
     from polyseme.core import (
         Clustering,
+        Meanings,
         Polysemanticity,
         cluster,
         gated_gradient,
+        meanings,
         neuron_embeddings,
         participation_ratio,
         polysemanticity,

@@ -4,6 +4,7 @@ from polyseme.core.clustering import Clustering, Clusterings, cluster, cluster_m
 from polyseme.core.coordinates import principal_coordinates
 from polyseme.core.distances import cosine_distances
 from polyseme.core.features import assign, feature_centres, medoids, medoids_many
+from polyseme.core.meaning import Meanings, meanings, meanings_many
 from polyseme.core.metrics import Polysemanticity, participation_ratio, polysemanticity
 from polyseme.core.neurons import (
     Gated,
@@ -21,6 +22,7 @@ __all__ = [
     "Gated",
     "General",
     "Linear",
+    "Meanings",
     "Neurons",
     "Polysemanticity",
     "assign",
@@ -30,6 +32,8 @@ __all__ = [
     "cut_trees",
     "feature_centres",
     "gated_gradient",
+    "meanings",
+    "meanings_many",
     "medoids",
     "medoids_many",
     "neuron_embeddings",

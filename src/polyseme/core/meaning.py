@@ -1,0 +1,516 @@
+"""Meanings: how many things the examples of a neuron are about, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.core.arrays import Floats, as_floats
+from polyseme.core.clustering import cluster_many
+from polyseme.core.distances import cosine_matrices, unit_rows
+from polyseme.errors import InputError
+
+Ints = NDArray[np.int64]
+
+#: Two groups of examples that overlap less than this are two meanings.
+OVERLAP = 0.57
+#: A meaning has at least so many examples.
+MIN_SIZE = 5
+#: Exponent of the covariance: 0 leaves the input as it is, ½ whitens it.
+WHITENING = 0.25
+# Share of the mean variance that is mixed into every direction, so that directions in which the
+# input hardly varies are not blown up.
+_RIDGE = 0.01
+# Mean cosine of a group below which its examples have next to nothing in common.
+_COHERENT = 0.1
+_DRAWS = 99
+_HALVES = 20
+
+
+@dataclass(frozen=True)
+class Space:
+    """The space in which meanings are told apart: inputs centred and partly whitened.
+
+    Attributes
+    ----------
+    mean : ndarray of float32, shape (d,)
+        Of the site's input.
+    matrix : ndarray of float32, shape (d, d)
+        A power of its covariance, symmetric: ``(0.99 Σ + 0.01 tr(Σ)/d)^-¼``.
+    """
+
+    mean: NDArray[np.float32]
+    matrix: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, mean: Any, covariance: Any = None) -> Space:
+        """The space of a site whose input has this mean (d,) and covariance (d, d).
+
+        Without a covariance the input is centred alone.
+
+        Raises
+        ------
+        InputError
+            If the shapes do not fit, or the covariance is not symmetric and positive.
+        """
+        centre = as_floats(mean, "mean", 1, np.float64)
+        d = len(centre)
+        if covariance is None:
+            return cls(centre.astype(np.float32), np.eye(d, dtype=np.float32))
+        sigma = as_floats(covariance, "covariance", 2, np.float64)
+        if sigma.shape != (d, d):
+            raise InputError(
+                f"covariance has shape {sigma.shape} and mean has shape {centre.shape}; "
+                f"({d}, {d}) is expected."
+            )
+        variances, axes = np.linalg.eigh((sigma + sigma.T) / 2)
+        scale = float(variances.sum()) / max(d, 1)
+        if not np.allclose(sigma, sigma.T, atol=1e-4 * max(scale, 1e-30)) or (
+            d and variances[0] < -1e-3 * abs(scale)
+        ):
+            raise InputError(
+                "covariance is not symmetric and positive semi-definite; give numpy.cov(inputs.T) "
+                "or the like."
+            )
+        if scale <= 0:
+            return cls(centre.astype(np.float32), np.eye(d, dtype=np.float32))
+        mixed = (1 - _RIDGE) * np.maximum(variances, 0) / scale + _RIDGE
+        power = (axes * mixed**-WHITENING) @ axes.T
+        return cls(centre.astype(np.float32), power.astype(np.float32))
+
+    def inputs(self, h: Floats) -> NDArray[np.float32]:
+        """Unit vectors of input vectors: (..., d) to (..., d)."""
+        return unit_rows((np.asarray(h, np.float32) - self.mean) @ self.matrix)
+
+    def directions(self, gradients: Floats) -> NDArray[np.float32]:
+        """Unit directions along which neurons read, by their gradients ∂a/∂h: (..., d)."""
+        # Inner products with inputs stay what they are, so what inputs are divided by these
+        # are multiplied by.
+        return unit_rows(np.linalg.solve(self.matrix.T, np.asarray(gradients, np.float32).T).T)
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """The meanings of one neuron.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (n,)
+        Meaning of each example, numbered by size: 0 is the largest; of two equally large ones,
+        the one with the earlier example comes first.
+    tree : ndarray of float64, shape (n - 1, 4)
+        The tree of the examples in this space, as SciPy's linkage matrices (average linkage on
+        cosine distance).
+    overlaps : ndarray of float64, shape (n - 1,)
+        What the two sides of each merge have in common: about 1 for two halves of one meaning,
+        0 for meanings that are unrelated. NaN where a side is a single example.
+    threshold : float
+        Groups whose overlap is less are different meanings.
+    cosines : ndarray, shape (n, n)
+        Between the examples.
+    drives : ndarray, shape (n,)
+        Cosine of each example with the direction along which the neuron reads; zeros where that
+        is unknown.
+    """
+
+    labels: Ints
+    tree: NDArray[np.float64]
+    overlaps: NDArray[np.float64]
+    threshold: float
+    cosines: Floats
+    drives: Floats
+
+    @property
+    def number(self) -> int:
+        """How many there are; 0 without examples."""
+        return int(self.labels.max(initial=-1)) + 1
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Each one's share of the examples, the largest first."""
+        return np.bincount(self.labels, minlength=self.number) / max(1, len(self.labels))
+
+    @property
+    def effective_number(self) -> float:
+        """Exponential of the entropy of the shares: 1 for one meaning, k for k equal ones."""
+        return effective_number(self.shares)
+
+    @cached_property
+    def separation(self) -> float:
+        """How far the two most different groups are apart: 1 less their overlap.
+
+        Of all splits at the top of the tree with enough examples on both sides the first, made or
+        not; NaN if there is none. Near 0 for halves of one meaning, about 1 for unrelated ones.
+        """
+        return float(_separations(self.tree[None], self.overlaps[None])[0])
+
+    def cut(self, threshold: float) -> Meanings:
+        """The meanings at another overlap: more of them the higher it is."""
+        limit = _checked_threshold(threshold)
+        labels = _labels(self.tree[None], self.overlaps[None], self.cosines[None], limit)[0]
+        return Meanings(labels, self.tree, self.overlaps, limit, self.cosines, self.drives)
+
+    @cached_property
+    def stability(self) -> float:
+        """How far meanings found in half of the examples agree with those found in all.
+
+        Mean adjusted Rand index over 20 random halves: 1 where each finds the same groups. NaN
+        for fewer than 20 examples.
+        """
+        n, rng = len(self.labels), np.random.default_rng(0)
+        if n < 4 * MIN_SIZE:
+            return float("nan")
+        halves = np.sort([rng.permutation(n)[: n // 2] for _ in range(_HALVES)], axis=1)
+        rows = self.cosines[halves[:, :, None], halves[:, None, :]]
+        found = meanings_many(rows, self.drives[halves], threshold=self.threshold)
+        return float(
+            np.mean(
+                [
+                    rand_index(self.labels[half], labels)
+                    for half, labels in zip(halves, found.labels, strict=True)
+                ]
+            )
+        )
+
+    @cached_property
+    def chance(self) -> float:
+        """How often examples without groups would seem at least as far apart: a p-value.
+
+        The null has the mean and the covariance of the examples, but is normally distributed, so
+        that it has no groups; the statistic is the `separation`. 99 draws, so 0.01 at least. NaN
+        where there is no separation.
+        """
+        n = len(self.labels)
+        if not np.isfinite(self.separation):
+            return float("nan")
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal((_DRAWS, n, n)) / np.sqrt(n)
+        # Rows C X have these moments, so their inner products are C G Cᵀ: no vector is needed.
+        combine = 1 / n + noise - noise.mean(axis=2, keepdims=True)
+        products = combine @ self.cosines @ combine.transpose(0, 2, 1)
+        norms = np.sqrt(np.maximum(np.einsum("gii->gi", products), 1e-12))
+        products /= norms[:, :, None] * norms[:, None, :]
+        found = meanings_many(products, (combine @ self.drives) / norms, threshold=self.threshold)
+        apart = np.nan_to_num(_separations(found.trees, found.overlaps), nan=-np.inf)
+        return float((1 + (apart >= self.separation).sum()) / (1 + _DRAWS))
+
+    @property
+    def verdict(self) -> str:
+        """ "several", "one", or "no clear groups".
+
+        "no clear groups" where groups are found but `chance` gives as much (p ≥ 0.05), or where
+        none is found and the examples have next to nothing in common (mean cosine below 0.1).
+        """
+        if self.number > 1:
+            return "several" if self.chance < 0.05 else "no clear groups"
+        n = len(self.labels)
+        alike = (self.cosines.sum() - np.trace(self.cosines)) / max(1, n * (n - 1))
+        return "one" if n == 1 or alike >= _COHERENT else "no clear groups"
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{share:.0%}" for share in self.shares)
+        return f"Meanings({self.number}: {shares})"
+
+
+@dataclass(frozen=True)
+class ManyMeanings:
+    """The meanings of many neurons, ragged ones padded.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (n_neurons, n)
+        As in `Meanings`; -1 beyond a neuron's number of examples.
+    trees : ndarray of float64, shape (n_neurons, n - 1, 4)
+    overlaps : ndarray of float64, shape (n_neurons, n - 1)
+        Zeros beyond.
+    counts : ndarray of int64, shape (n_neurons,)
+        Examples of each.
+    separations : ndarray of float64, shape (n_neurons,)
+        See `Meanings.separation`.
+    """
+
+    labels: Ints
+    trees: NDArray[np.float64]
+    overlaps: NDArray[np.float64]
+    counts: Ints
+    separations: NDArray[np.float64]
+
+
+def meanings(
+    h: Any,
+    *,
+    mean: Any,
+    covariance: Any = None,
+    direction: Any = None,
+    threshold: float = OVERLAP,
+) -> Meanings:
+    """How many things a neuron's examples are about, and which: the groups they fall into.
+
+    What the neuron read is centred and partly whitened by the statistics of all that its site
+    reads, and clustered by average linkage on cosine distance. From the top of the tree down, two
+    sides of at least 5 examples are different meanings if they overlap less than the threshold.
+    Examples in no such group join the one that they are most like.
+
+    The overlap of two groups is ``(2 r + q) / 3``. ``r`` is the mean cosine between them over the
+    geometric mean of those within each; ``q`` is that mean cosine over the product of their mean
+    cosines with the direction along which the neuron reads: what they have in common, over what
+    they must have in common to activate the neuron. Without a direction q is taken as 1.
+
+    Parameters
+    ----------
+    h : array or tensor, shape (n, d)
+        Pre-neuron embeddings of the neuron's examples: 100 of the strongest, or some hundreds.
+    mean : array or tensor, shape (d,)
+        Mean of all that the site reads. The mean of the examples alone does not do.
+    covariance : array or tensor, shape (d, d), optional
+        Its covariance, of at least several times d inputs. Without it nothing is whitened.
+    direction : array or tensor, shape (d,), optional
+        The neuron's input weights, or its mean gradient ∂a/∂h at the examples.
+    threshold : float
+        Overlap in (0, 1]; the default was chosen on neurons whose meanings are known.
+
+    Returns
+    -------
+    Meanings
+
+    Raises
+    ------
+    InputError
+        For values that are NaN or infinite, shapes that do not fit, a threshold out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> ships, months = 4 * np.eye(64)[:2]
+    >>> h = np.concatenate([rng.normal(ships, size=(60, 64)), rng.normal(months, size=(40, 64))])
+    >>> meanings(h, mean=np.zeros(64), direction=ships + months).number
+    2
+    """
+    rows = as_floats(h, "h", 2)
+    space = Space.of(mean, covariance)
+    limit = _checked_threshold(threshold)
+    if rows.shape[1] != len(space.mean):
+        raise InputError(
+            f"h has shape {rows.shape} and mean has shape {space.mean.shape}; "
+            f"({len(rows)}, {len(space.mean)}) is expected of h."
+        )
+    units = space.inputs(rows)
+    drives = np.zeros(len(rows), np.float32)
+    if direction is not None:
+        gradient = as_floats(direction, "direction", 1)
+        if gradient.shape != rows.shape[1:]:
+            raise InputError(
+                f"direction has shape {gradient.shape}; ({rows.shape[1]},) is expected."
+            )
+        drives = units @ space.directions(gradient)
+    cosines = cosine_matrices(units[None], np.ones((1, len(rows)), bool))
+    found = meanings_many(cosines, drives[None], threshold=limit)
+    n = len(rows)
+    return Meanings(
+        found.labels[0],
+        found.trees[0, : max(n - 1, 0)],
+        found.overlaps[0, : max(n - 1, 0)],
+        limit,
+        cosines[0],
+        drives,
+    )
+
+
+def meanings_many(
+    cosines: Floats,
+    drives: Floats,
+    counts: Any = None,
+    *,
+    threshold: float = OVERLAP,
+    threads: int | None = None,
+) -> ManyMeanings:
+    """Meanings of many neurons at once, by the cosines between their examples; see `meanings`.
+
+    Parameters
+    ----------
+    cosines : ndarray, shape (n_neurons, n, n)
+        Between the `Space.inputs` of each neuron's examples.
+    drives : ndarray, shape (n_neurons, n)
+        Their cosines with the neuron's direction; zeros where that is unknown.
+    counts : array of int, shape (n_neurons,), optional
+        Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+    threshold : float
+    threads : int, optional
+        Worker threads; by default one for each core.
+
+    Returns
+    -------
+    ManyMeanings
+    """
+    n_neurons, n = cosines.shape[:2]
+    # Nothing is embedded again: the trees come from the cosines.
+    rows = np.broadcast_to(np.float32(0), (n_neurons, n, 0))
+    clusterings = cluster_many(rows, counts, threshold=2.0, cosines=cosines, threads=threads)
+    sizes, trees = clusterings.n_examples, clusterings.trees
+    labels = np.where(np.arange(n) < sizes[:, None], 0, -1)
+    overlaps = np.zeros(trees.shape[:2])
+    separations = np.full(n_neurons, np.nan)
+    for size in np.unique(sizes[sizes > 1]):
+        for part in _parts(np.flatnonzero(sizes == size), int(size)):
+            tree = trees[part, : size - 1]
+            between = _overlaps(tree, drives[part, :size])
+            overlaps[part, : size - 1] = between
+            separations[part] = _separations(tree, between)
+            inner = cosines[part, :size, :size]
+            labels[part, :size] = _labels(tree, between, inner, threshold)
+    return ManyMeanings(labels, trees, overlaps, sizes, separations)
+
+
+def effective_number(shares: NDArray[np.float64]) -> float:
+    """Exponential of the entropy of shares that sum to 1; 0 if there are none."""
+    present = shares[shares > 0]
+    return float(np.exp(-(present * np.log(present)).sum())) if len(present) else 0.0
+
+
+def rand_index(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Adjusted Rand index of two groupings of the same things; 1 if both make one group.
+
+    L. Hubert and P. Arabie, *Comparing partitions* (1985).
+    """
+
+    def pairs(sizes: NDArray[Any]) -> float:
+        return float((sizes * (sizes - 1) / 2).sum())
+
+    _, rows = np.unique(first, return_inverse=True)
+    _, columns = np.unique(second, return_inverse=True)
+    table = np.zeros((rows.max(initial=0) + 1, columns.max(initial=0) + 1))
+    np.add.at(table, (rows, columns), 1)
+    both, one, other = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    n_pairs = len(rows) * (len(rows) - 1) / 2
+    expected = one * other / n_pairs if n_pairs else 0.0
+    largest = (one + other) / 2
+    return 1.0 if largest == expected else (both - expected) / (largest - expected)
+
+
+def _checked_threshold(threshold: Any) -> float:
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError):
+        value = np.nan
+    if not 0 < value <= 1:
+        raise InputError(f"threshold is {threshold!r}; an overlap in (0, 1] is expected.")
+    return value
+
+
+def _parts(neurons: Ints, size: int) -> Iterator[Ints]:
+    step = max(1, 2_000_000 // size**2)
+    return (neurons[at : at + step] for at in range(0, len(neurons), step))
+
+
+def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]:
+    """What the two sides of each merge of trees of equal size have in common, (m, n - 1)."""
+    m, n = drives.shape
+    rows = np.arange(m)
+    sizes, drive, within = (np.zeros((m, 2 * n - 1)) for _ in range(3))
+    sizes[:, :n], drive[:, :n] = 1, drives
+    known = (drives != 0).any(axis=1)
+    overlaps = np.full((m, n - 1), np.nan)
+    for merge in range(n - 1):
+        a, b = trees[:, merge, :2].astype(np.int64).T
+        size_a, size_b = sizes[rows, a], sizes[rows, b]
+        # Average linkage: a merge's height is the mean distance between its sides.
+        between = 1 - trees[:, merge, 2]
+        node = n + merge
+        sizes[:, node] = size_a + size_b
+        drive[:, node] = drive[rows, a] + drive[rows, b]
+        within[:, node] = within[rows, a] + within[rows, b] + size_a * size_b * between
+        several = (size_a > 1) & (size_b > 1)
+        if not several.any():
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inner = [
+                np.maximum(within[rows, side] / (size * (size - 1) / 2), 1e-6)
+                for side, size in ((a, size_a), (b, size_b))
+            ]
+            alike = between / np.sqrt(inner[0] * inner[1])
+            driven = [
+                np.maximum(drive[rows, side] / size, 1e-3)
+                for side, size in ((a, size_a), (b, size_b))
+            ]
+            shared = np.where(known, between / (driven[0] * driven[1]), 1.0)
+        overlaps[several, merge] = ((2 * alike + np.clip(shared, -1, 3)) / 3)[several]
+    return overlaps
+
+
+def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Larger and smaller side of a merge of each tree, and whether both have enough examples."""
+    n = trees.shape[1] + 1
+    children = trees[:, merge, :2].astype(np.int64)
+    inner = np.maximum(children - n, 0)
+    sizes = np.where(children < n, 1, trees[np.arange(len(trees))[:, None], inner, 3])
+    first = sizes[:, 0] >= sizes[:, 1]
+    larger = np.where(first, children[:, 0], children[:, 1])
+    smaller = np.where(first, children[:, 1], children[:, 0])
+    return larger, smaller, sizes.min(axis=1) >= MIN_SIZE
+
+
+def _separations(trees: NDArray[np.float64], overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 less the overlap of the first split from the top with enough examples on both sides."""
+    m, n = len(trees), trees.shape[1] + 1
+    separation = np.full(m, np.nan)
+    node = np.full(m, 2 * n - 2)
+    for merge in range(n - 2, -1, -1):
+        larger, _, enough = _sides(trees, merge)
+        here = node == n + merge
+        separation[here & enough] = 1 - overlaps[here & enough, merge]
+        node = np.where(here, np.where(enough, -1, larger), node)
+    return separation
+
+
+def _labels(
+    trees: NDArray[np.float64],
+    overlaps: NDArray[np.float64],
+    cosines: Floats,
+    threshold: float,
+) -> Ints:
+    """Meanings of the examples of trees of equal size, (m, n)."""
+    m, n = len(trees), trees.shape[1] + 1
+    rows = np.arange(m)
+    # The group that each node is in, by the node at its top; whether it may still be split.
+    top = np.full((m, 2 * n - 1), 2 * n - 2)
+    whole = np.ones((m, 2 * n - 1), bool)
+    is_open = np.zeros((m, 2 * n - 1), bool)
+    is_open[:, -1] = True
+    for merge in range(n - 2, -1, -1):
+        node = n + merge
+        larger, smaller, enough = _sides(trees, merge)
+        split = is_open[:, node] & enough & (overlaps[:, merge] < threshold)
+        # A few examples that come off are no meaning; the split may be further down.
+        peeled = is_open[:, node] & ~enough
+        whole[rows[split], top[split, node]] = False
+        for side, goes_on in ((larger, split | peeled), (smaller, split)):
+            top[rows, side] = np.where(split, side, top[:, node])
+            is_open[rows, side] = goes_on
+    groups = top[:, :n]
+    loose = ~whole[rows[:, None], groups]
+    labels = np.where(loose, -1, groups)
+    numbered = np.stack([_by_size(row) for row in labels]) if m else np.zeros((0, n), np.int64)
+    for row in np.flatnonzero(loose.any(axis=1)):
+        member = np.eye(numbered[row].max() + 1)[numbered[row][~loose[row]]]
+        similar = cosines[row][loose[row]][:, ~loose[row]] @ (member / member.sum(axis=0))
+        numbered[row][loose[row]] = similar.argmax(axis=1)
+        numbered[row] = _by_size(numbered[row])
+    return numbered
+
+
+def _by_size(labels: Ints) -> Ints:
+    """Labels numbered by size, then by their first example; -1 stays."""
+    names, first, inverse, sizes = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True
+    )
+    rank = np.empty(len(names), np.int64)
+    known = np.flatnonzero(names >= 0)
+    rank[known[np.lexsort((first[known], -sizes[known]))]] = np.arange(len(known))
+    rank[names < 0] = -1
+    return np.asarray(rank[inverse])
