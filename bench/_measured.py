@@ -26,7 +26,7 @@ LENGTH = 128
 
 def as_batch(batch: TokenBatch) -> Batch:
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
-    return Batch(inputs, batch.ids.astype(np.int32), counted=batch.counted)
+    return Batch(inputs, batch.ids.astype(np.int32), mask=batch.mask)
 
 
 def model_and_batches(name: str, size: int, device: str) -> tuple[nn.Module, Iterator[Batch]]:
@@ -64,9 +64,9 @@ def _random(config: Any, size: int) -> Iterator[Batch]:
     rng = np.random.default_rng(0)
     while True:
         ids = rng.integers(0, config.vocab_size, (size, LENGTH))
-        counted = np.ones(ids.shape, bool)
-        counted[:, 0] = False
-        yield as_batch(TokenBatch(ids, np.ones(ids.shape, bool), counted))
+        mask = np.ones(ids.shape, bool)
+        mask[:, 0] = False
+        yield as_batch(TokenBatch(ids, np.ones(ids.shape, bool), mask))
 
 
 def forget_peak() -> int:

@@ -97,10 +97,10 @@ class TopOfLayers:
 
 
 def _but_the_first(batch: Batch) -> Batch:
-    """The same batch, with every position counted but the first: so that sides can be compared."""
-    counted = np.ones_like(batch.raw, bool)
-    counted[:, 0] = False
-    return Batch(batch.inputs, batch.raw, counted=counted)
+    """The same batch, with every position but the first counting: so that sides can be compared."""
+    mask = np.ones_like(batch.raw, bool)
+    mask[:, 0] = False
+    return Batch(batch.inputs, batch.raw, mask=mask)
 
 
 def one_side(side: str, contexts: int, size: int) -> None:

@@ -36,10 +36,10 @@ class MissingDependencyError(PolysemeError, ImportError):
         )
 
 
-def one_of(kind: str, given: str, allowed: Iterable[str], *, limit: int = 12) -> str:
+def one_of(kind: str, value: str, allowed: Iterable[str], *, limit: int = 12) -> str:
     """Sentence for a name that is not among the allowed ones: near matches, then all of them."""
     names = list(allowed)
-    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
-    return f"Unknown {kind}: {given!r}.{hint} Must be one of: {shown or '(there are none)'}."
+    return f"Unknown {kind}: {value!r}.{hint} Must be one of: {shown or '(there are none)'}."

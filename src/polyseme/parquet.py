@@ -88,11 +88,11 @@ def page_bytes(file: int, chunk: Chunk, *, text: bool) -> Iterator[int]:
     start, end, rows = chunk.start, chunk.stop, chunk.rows
     if chunk.values != rows:
         raise ValueError("a column has another number of values than its row group has rows")
-    values, at = 0, start
-    while values < rows and at < end:
-        header, length = _parsed(os.pread(file, _LONGEST_HEADER, at))
+    values, offset = 0, start
+    while values < rows and offset < end:
+        header, length = _parsed(os.pread(file, _LONGEST_HEADER, offset))
         kind, size, stored = (_whole(header, number) for number in (1, 2, 3))
-        if kind == _DICTIONARY and at == start:
+        if kind == _DICTIONARY and offset == start:
             # Each entry takes 4 bytes or more, if only to say how long it is.
             if 4 * _whole(header.get(7), 1) > size:
                 raise ValueError("a dictionary claims more entries than it has room for")
@@ -106,7 +106,7 @@ def page_bytes(file: int, chunk: Chunk, *, text: bool) -> Iterator[int]:
         else:
             raise ValueError(f"a page is of kind {kind}")
         yield size
-        at += length + stored
+        offset += length + stored
 
 
 def _whole(struct: Any, number: int) -> int:
@@ -131,58 +131,58 @@ def _parsed(raw: bytes) -> tuple[Struct, int]:
         raise ValueError("a header is cut short") from None
 
 
-def _struct(raw: bytes, at: int, depth: int) -> tuple[Struct, int]:
-    found: Struct = {}
+def _struct(raw: bytes, offset: int, depth: int) -> tuple[Struct, int]:
+    fields: Struct = {}
     number = 0
-    while kind := raw[at] & 15:
-        step, at = raw[at] >> 4, at + 1
+    while kind := raw[offset] & 15:
+        step, offset = raw[offset] >> 4, offset + 1
         if step:
             number += step
         else:
-            number, at = _zigzag(raw, at)
-        found[number], at = _value(raw, at, kind, depth)
-    return found, at + 1
+            number, offset = _zigzag(raw, offset)
+        fields[number], offset = _value(raw, offset, kind, depth)
+    return fields, offset + 1
 
 
-def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+def _value(raw: bytes, offset: int, kind: int, depth: int) -> tuple[Any, int]:
     """One value of a kind: a number, a struct, a list, or None for what is not asked for."""
     if kind in (1, 2):  # a boolean lies in its kind
-        return None, at
+        return None, offset
     if kind == 3:
-        return None, at + 1
+        return None, offset + 1
     if kind in (4, 5, 6):
-        return _zigzag(raw, at)
+        return _zigzag(raw, offset)
     if kind == 7:
-        return None, at + 8
+        return None, offset + 8
     if kind == 8:
-        length, at = _varint(raw, at)
-        return None, at + length
+        length, offset = _varint(raw, offset)
+        return None, offset + length
     if kind in (9, 10):
-        size, of, at = raw[at] >> 4, raw[at] & 15, at + 1
+        size, element, offset = raw[offset] >> 4, raw[offset] & 15, offset + 1
         if size == 15:
-            size, at = _varint(raw, at)
-        if of in (1, 2):  # but a byte each in a list
-            return None, at + size
+            size, offset = _varint(raw, offset)
+        if element in (1, 2):  # but a byte each in a list
+            return None, offset + size
         values = []
         for _ in range(size):
-            if at >= len(raw):
+            if offset >= len(raw):
                 raise IndexError
-            value, at = _value(raw, at, of, depth)
+            value, offset = _value(raw, offset, element, depth)
             values.append(value)
-        return values, at
+        return values, offset
     if kind == 12 and depth:
-        return _struct(raw, at, depth - 1)
+        return _struct(raw, offset, depth - 1)
     raise ValueError("a header is damaged")
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
+def _varint(raw: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
-    while raw[at] & 128:
-        value |= (raw[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-    return value | raw[at] << shift, at + 1
+    while raw[offset] & 128:
+        value |= (raw[offset] & 127) << shift
+        shift, offset = shift + 7, offset + 1
+    return value | raw[offset] << shift, offset + 1
 
 
-def _zigzag(raw: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(raw, at)
-    return (value >> 1) ^ -(value & 1), at
+def _zigzag(raw: bytes, offset: int) -> tuple[int, int]:
+    value, offset = _varint(raw, offset)
+    return (value >> 1) ^ -(value & 1), offset

@@ -111,7 +111,7 @@ def test_latents_are_what_the_sae_makes_of_what_passes(name, model, contexts, tm
     for batch in contexts.batches(1):
         h = hidden(model, name, batch.ids[0][batch.attention[0]])
         a = sae.encode(h).detach()
-        a[~torch.from_numpy(batch.counted[0][batch.attention[0]])] = -torch.inf
+        a[~torch.from_numpy(batch.mask[0][batch.attention[0]])] = -torch.inf
         latents.append(a)
         reads.append(h)
     for number in range(20):
@@ -308,7 +308,7 @@ def test_vectors_of_tokens_that_count(model, tokenizer, contexts, tmp_path):
     wanted = []
     for batch in contexts.batches(1):
         h = hidden(model, name, batch.ids[0][batch.attention[0]])
-        wanted.append(h[torch.from_numpy(batch.counted[0][batch.attention[0]])])
+        wanted.append(h[torch.from_numpy(batch.mask[0][batch.attention[0]])])
     expected = torch.cat(wanted)
     assert len(expected) < sum(int(batch.attention.sum()) for batch in contexts.batches(1))
     with tempfile.TemporaryFile(dir=tmp_path) as file:

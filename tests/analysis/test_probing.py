@@ -82,7 +82,7 @@ def test_the_most_active_neurons_and_their_features(run, model, tokenizer, by, k
     found = run.probe(NEW, model, tokenizer, k=k, by=by)
     assert found.tokens == NEW.split()
     # 13 words in contexts of 8: the first of each is left out, as in the run.
-    assert found.counted.tolist() == [place not in (0, 8) for place in range(13)]
+    assert found.mask.tolist() == [place not in (0, 8) for place in range(13)]
     rows = expected(run, model, tokenizer, NEW, k, by)
     frame = found.neurons
     assert len(frame) == len(rows) > 20
@@ -198,7 +198,7 @@ def test_the_explorer_gets_json(run, model, tokenizer):
     assert json.loads(json.dumps(found)) == found
     plain = run.probe(NEW, model, tokenizer, k=3)
     assert found["tokens"] == plain.tokens
-    assert found["left_out"] == (~plain.counted).tolist()
+    assert found["left_out"] == (~plain.mask).tolist()
     assert found["truncated"] is False
     assert [row["neuron"] for row in found["active"]] == plain.neurons["neuron"].tolist()
     assert {row["site"] for row in found["active"]} == {0, 1}

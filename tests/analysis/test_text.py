@@ -132,17 +132,17 @@ def hidden(model, layer, family, ids, attention):
 def test_examples_are_the_strongest_places(analysed):
     family, model, contexts, run = analysed
     everything = [
-        (ids, attention, counted)
+        (ids, attention, mask)
         for batch in contexts.batches(4)
-        for ids, attention, counted in zip(batch.ids, batch.attention, batch.counted, strict=True)
+        for ids, attention, mask in zip(batch.ids, batch.attention, batch.mask, strict=True)
     ]
     for layer, site in enumerate(run.sites):
         name = site if isinstance(site, str) else site.name
         best, where, inputs, active_tokens = [], [], [], []
-        for ids, attention, counted in everything:
+        for ids, attention, mask in everything:
             h, a = hidden(model, layer, family, ids, attention)
-            a = a.masked_fill(~torch.tensor(counted)[:, None], -torch.inf)
-            active_tokens.append((a[torch.tensor(counted)] > 0).double())
+            a = a.masked_fill(~torch.tensor(mask)[:, None], -torch.inf)
+            active_tokens.append((a[torch.tensor(mask)] > 0).double())
             values, positions = a.max(dim=0)
             best.append(values)
             where.append(positions)

@@ -44,7 +44,7 @@ def together(model: nn.Module, sites: list, ids, attention, places, **options) -
     for step in context_importances(model, sites, ids, attention, places, **options):
         assert step.stop > last
         last = step.stop
-        for array, (rows, shares) in zip(found, step.found, strict=True):
+        for array, (rows, shares) in zip(found, step.importances, strict=True):
             assert (array[rows] == -1).all()
             array[rows] = shares
     assert last == len(ids)

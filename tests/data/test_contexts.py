@@ -62,7 +62,7 @@ def oracle(
     max_tokens: int | None = None,
     leave_out: tuple[str, ...] = ("special", "first"),
 ) -> list[tuple[list[int], list[bool], list[bool]]]:
-    """Every context as (ids, attention, counted), from all tokens in one list."""
+    """Every context as (ids, attention, mask), from all tokens in one list."""
     encoder = tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None
     begin = tokenizer.cls_token_id if encoder else tokenizer.bos_token_id
     if begin is None:
@@ -103,11 +103,11 @@ def oracle(
         if padding is None:
             padding = tokenizer.eos_token_id or 0
         special = tokenizer.all_special_ids if "special" in leave_out else []
-        counted = [token not in special for token in ids] + [False] * missing
+        mask = [token not in special for token in ids] + [False] * missing
         if "first" in leave_out:
-            counted[0] = False
+            mask[0] = False
         attention = [True] * len(ids) + [False] * missing
-        contexts.append((ids + [padding] * missing, attention, counted))
+        contexts.append((ids + [padding] * missing, attention, mask))
     return contexts
 
 
@@ -117,14 +117,12 @@ def rows(contexts: Contexts, size: int = 3, start: int = 0) -> list[Any]:
     batches = list(contexts.batches(size, start))
     for batch in batches:
         assert isinstance(batch, TokenBatch)
-        assert batch.ids.shape == batch.attention.shape == batch.counted.shape
+        assert batch.ids.shape == batch.attention.shape == batch.mask.shape
         assert batch.ids.shape[1] == contexts.length
         assert batch.ids.dtype == np.int64
-        assert batch.attention.dtype == batch.counted.dtype == np.bool_
-        assert not (batch.counted & ~batch.attention).any()
-        found += zip(
-            batch.ids.tolist(), batch.attention.tolist(), batch.counted.tolist(), strict=True
-        )
+        assert batch.attention.dtype == batch.mask.dtype == np.bool_
+        assert not (batch.mask & ~batch.attention).any()
+        found += zip(batch.ids.tolist(), batch.attention.tolist(), batch.mask.tolist(), strict=True)
     assert all(len(batch.ids) == size for batch in batches[:-1])
     return found
 
@@ -207,7 +205,7 @@ def test_a_short_text_is_one_padded_context() -> None:
         assert batch.ids.tolist() == [ids]
         text_only = [token in (20, 21) for token in ids]
         text_only[0] = False
-        assert batch.counted.tolist() == [text_only]
+        assert batch.mask.tolist() == [text_only]
 
 
 def test_documents_are_separated_except_where_a_context_begins() -> None:
@@ -386,10 +384,10 @@ def test_with_the_tokenizer_of_an_encoder(minilm: Any, caplog: pytest.LogCapture
     contexts = Contexts(read_text(documents), minilm, length=16)
     found = rows(contexts)
     assert found == oracle(documents, minilm, 16)
-    for ids, attention, counted in found:
+    for ids, attention, mask in found:
         real = sum(attention)
         assert (ids[0], ids[real - 1]) == (minilm.cls_token_id, minilm.sep_token_id)
-        assert counted[0] is counted[real - 1] is False
+        assert mask[0] is mask[real - 1] is False
     with pytest.raises(InputError, match=r"^length is 513; .* at most 512 tokens"):
         Contexts(read_text(documents), minilm, length=513)
     assert not caplog.records

@@ -41,7 +41,7 @@ class TranscoderSite(HiddenSite):
 
     def __init__(self, name: str, module: Transcoder) -> None:
         super().__init__(name, module, *module.encoder.weight.shape)
-        self.activation = Activation.of(F.relu)
+        self.activation = Activation.from_function(F.relu)
 
     @property
     def output_module(self) -> nn.Module:

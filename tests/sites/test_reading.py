@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyseme.errors import InputError
-from polyseme.sites.reading import Counted, strongest
+from polyseme.sites.reading import PositionMask, strongest
 
 
 def slow(values: Tensor, mask: Tensor) -> tuple[list[list[float]], list[list[int]]]:
     """Each neuron's activation and place in each input, by the plainest loops."""
     found: tuple[list[list[float]], list[list[int]]] = ([], [])
-    for one, counted in zip(values.tolist(), mask.tolist(), strict=True):
-        allowed = [p for p, counts in enumerate(counted) if counts]
+    for one, row_mask in zip(values.tolist(), mask.tolist(), strict=True):
+        allowed = [p for p, counts in enumerate(row_mask) if counts]
         best = [max(allowed, key=lambda p: one[p][j], default=None) for j in range(len(one[0]))]
         found[0].append([0.0 if p is None else one[p][j] for j, p in enumerate(best)])
         found[1].append([p or 0 for p in best])
@@ -46,14 +46,14 @@ def test_equals_a_look_at_every_position(
         "few": drawn < 0.05,
         "none in one": (torch.arange(4) != 2)[:, None] & (drawn < 0.9),
     }[kind]
-    reading = strongest(values, None if kind == "all" else Counted(mask))
+    reading = strongest(values, None if kind == "all" else PositionMask(mask))
     activations, positions = slow(values, mask)
     assert reading.activations.tolist() == activations
     assert reading.positions.tolist() == positions
     active, n = reading.active(slice(1, 4))
-    counted = values[1:][mask[1:]].tolist()
-    assert n == len(counted)
-    assert active.tolist() == [sum(row[j] > 0 for row in counted) for j in range(5)]
+    kept = values[1:][mask[1:]].tolist()
+    assert n == len(kept)
+    assert active.tolist() == [sum(row[j] > 0 for row in kept) for j in range(5)]
     # A few at a time and all together are looked for in different ways.
     few = torch.tensor([0, 3, 3]), torch.tensor([4, 0, 1])
     for rows, neurons in (few, torch.ones(4, 5).nonzero(as_tuple=True)):
@@ -70,5 +70,5 @@ def test_equals_a_look_at_every_position(
 
 
 def test_other_shapes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"counted has shape \(2, 3\), but the layer has \(2, 4\)"):
-        strongest(torch.zeros(2, 4, 5), Counted(torch.ones(2, 3, dtype=torch.bool)))
+    with pytest.raises(InputError, match=r"mask has shape \(2, 3\), but the layer has \(2, 4\)"):
+        strongest(torch.zeros(2, 4, 5), PositionMask(torch.ones(2, 3, dtype=torch.bool)))

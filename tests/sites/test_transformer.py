@@ -61,9 +61,7 @@ def called(model: nn.Module, name: str, inputs: Any) -> tuple[Tensor, Tensor]:
     return given.reshape(shape), output.reshape(shape)
 
 
-def read(
-    model: nn.Module, site: Site, inputs: Any, counted: Tensor | None
-) -> tuple[Reading, Tensor]:
+def read(model: nn.Module, site: Site, inputs: Any, mask: Tensor | None) -> tuple[Reading, Tensor]:
     """A site's reading of a batch, and the vector that each neuron read: (B, n, d_in)."""
     found: list[tuple[Reading, Tensor]] = []
 
@@ -73,7 +71,7 @@ def read(
         places = site.place(reading.positions[rows, neurons], neurons)
         found.append((reading, gather(rows, places).reshape(n, m, -1)))
 
-    with torch.no_grad(), read_sites(model, [site], on_reading, counted):
+    with torch.no_grad(), read_sites(model, [site], on_reading, mask):
         Feed(model, head=False)(inputs)
     ((reading, vectors),) = found
     return reading, vectors
@@ -297,23 +295,23 @@ def test_an_mlp_is_one_site_among_the_others(family: str) -> None:
 @pytest.mark.parametrize("padded", [True, False])
 def test_readings_are_of_positions_that_count(family: str, padded: bool) -> None:
     model, inputs = model_of(family), tokens()
-    counted = inputs["attention_mask"].bool() if padded else everywhere(inputs)
+    mask = inputs["attention_mask"].bool() if padded else everywhere(inputs)
     if padded:
-        counted[2] = False  # nothing counts in this one
-        counted[3] = torch.arange(9) % 2 == 1
+        mask[2] = False  # nothing counts in this one
+        mask[3] = torch.arange(9) % 2 == 1
     site = find_mlp_sites(model)[1]
     name = [layer.replace(".0.", ".1.") for layer in layer_names(family)]
     h, _ = called(model, name[0], inputs)
     a, _ = called(model, name[-1], inputs)
-    reading, vectors = read(model, site, inputs, counted)
+    reading, vectors = read(model, site, inputs, mask)
     for b in range(len(a)):
         for j in range(24):
-            allowed = counted[b].nonzero()[:, 0].tolist()
+            allowed = mask[b].nonzero()[:, 0].tolist()
             best = max(allowed, key=lambda p: a[b, p, j].item(), default=None)
             if best is None:
                 assert reading.activations[b, j] == 0
                 assert reading.positions[b, j] == 0
-                assert not reading.counted[b]
+                assert not reading.input_mask[b]
                 continue
             torch.testing.assert_close(reading.activations[b, j], a[b, best, j])
             assert int(reading.positions[b, j]) == best
@@ -334,12 +332,12 @@ def test_rows_of_all_positions_one_after_the_other() -> None:
     torch.testing.assert_close(rows, vectors)
 
 
-def test_counted_must_fit_the_layer() -> None:
+def test_mask_must_fit_the_layer() -> None:
     model, inputs = model_of("gpt2"), tokens()
     site = find_mlp_sites(model)[0]
     wrong = torch.arange(7) < torch.arange(6)[:, None]
     with pytest.raises(
-        InputError, match=r"^counted has shape \(6, 7\), but the layer has \(6, 9\) inputs and pos"
+        InputError, match=r"^mask has shape \(6, 7\), but the layer has \(6, 9\) inputs and pos"
     ):
         read(model, site, inputs, wrong)
 
@@ -489,13 +487,13 @@ def test_an_mlp_without_a_norm_before_it() -> None:
 # --- the pass over the data --------------------------------------------------------------------
 
 
-def batches(inputs: dict[str, Tensor], sizes: list[int], counted: Any = None) -> list[Batch]:
+def batches(inputs: dict[str, Tensor], sizes: list[int], mask: Any = None) -> list[Batch]:
     parts, at = [], 0
     for size in sizes:
         part = slice(at, at + size)
         named = {name: values[part] for name, values in inputs.items()}
         raw = inputs["input_ids"][part].numpy()
-        parts.append(Batch(named, raw, counted=None if counted is None else counted[part]))
+        parts.append(Batch(named, raw, mask=None if mask is None else mask[part]))
         at += size
     return parts
 
@@ -508,16 +506,16 @@ def collect(model: nn.Module, parts: list[Batch]) -> Any:
 
 def test_a_pass_over_tokens() -> None:
     model, inputs = model_of("llama"), tokens(40)
-    counted = inputs["attention_mask"].bool()
-    counted[:, 0] = False
-    counted[7] = False
-    results, kept = collect(model, batches(inputs, [11, 29], counted))
+    mask = inputs["attention_mask"].bool()
+    mask[:, 0] = False
+    mask[7] = False
+    results, kept = collect(model, batches(inputs, [11, 29], mask))
     assert [found.site.name for found in results] == ["model.layers.0.mlp", "model.layers.1.mlp"]
     for number, found in enumerate(results):
         layer = f"model.layers.{number}.mlp"
         a, _ = called(model, f"{layer}.down_proj", inputs)
         h, _ = called(model, f"{layer}.gate_proj", inputs)
-        strongest = a.masked_fill(~counted[..., None], -torch.inf).amax(dim=1)
+        strongest = a.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)
         strongest[7] = 0
         for j in range(24):
             own = found.examples.neuron == j
@@ -525,13 +523,13 @@ def test_a_pass_over_tokens() -> None:
             chosen = [i for i in order if strongest[i, j] > 0]
             assert sorted(found.examples.index[own].tolist()) == sorted(chosen)
         index, position = found.examples.index, found.examples.position
-        assert counted[index, position].all()
+        assert mask[index, position].all()
         torch.testing.assert_close(
             torch.from_numpy(found.vectors[found.vector]), h[index, position]
         )
         # The background: nothing of padding, and nothing of the input without a position.
         assert found.background.shape == (1, 39, 16)
-        allowed = h[counted]
+        allowed = h[mask]
         for row in torch.from_numpy(found.background[0]):
             assert (allowed - row).abs().amax(dim=1).min() < 1e-5
         assert all(len(values) == 24 for values in found.statistics.values())
@@ -551,11 +549,11 @@ def test_the_attention_mask_counts_where_nothing_else_is_said() -> None:
     assert everywhere[0].examples.position.max() == 8
 
 
-def test_counted_is_a_value_for_each_position() -> None:
+def test_mask_is_a_value_for_each_position() -> None:
     model, inputs = model_of("llama"), tokens(4)
-    for counted in (np.ones(4, bool), np.ones((3, 9), bool)):
-        with pytest.raises(InputError, match=r"^counted has shape .* for 4 inputs; a value for ea"):
-            collect(model, [Batch(inputs, inputs["input_ids"].numpy(), counted=counted)])
+    for mask in (np.ones(4, bool), np.ones((3, 9), bool)):
+        with pytest.raises(InputError, match=r"^mask has shape .* for 4 inputs; a value for ea"):
+            collect(model, [Batch(inputs, inputs["input_ids"].numpy(), mask=mask)])
 
 
 def test_the_head_is_left_out_where_no_site_needs_it() -> None:

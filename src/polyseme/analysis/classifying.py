@@ -137,13 +137,13 @@ class ImageClassifier:
             raise InputError("The input holds NaN or infinite values; finite ones are expected.")
         inputs = torch.from_numpy(values)[None]
         feed = Feed(self.model)
-        found: dict[str, tuple[Array, Array]] = {}
+        readings: dict[str, tuple[Array, Array]] = {}
 
         def on_reading(site: Site, reading: Reading, gather: Gather) -> None:
             neurons = torch.arange(site.n_neurons, device=reading.positions.device)
             places = site.place(reading.positions[0], neurons)
             vectors = gather(torch.zeros_like(places), places)
-            found[site.name] = (
+            readings[site.name] = (
                 reading.activations[0].float().cpu().numpy(),
                 vectors.float().cpu().numpy(),
             )
@@ -169,7 +169,7 @@ class ImageClassifier:
             ]
         frames, added = [], []
         for site, contribution in zip(self.sites, contributions, strict=True):
-            activations, vectors = found[site.name]
+            activations, vectors = readings[site.name]
             active = np.flatnonzero(activations > 0)
             frames.append(self._features(site, active, activations[active], vectors[active]))
             added.append(contribution[active])

@@ -119,16 +119,16 @@ def made_by_hand(sites: Sequence[Site]) -> dict[str, Any]:
     """What the model's weights and the sites' names do not tell of the sites."""
 
     def describe(module: nn.Module, run: Callable[[Tensor], Tensor], d_in: int) -> dict[str, Any]:
-        told = behaviour(module, run, few_vectors(d_in))
-        return {"sha256": describe_model(module)["sha256"], **told}
+        described = behaviour(module, run, few_vectors(d_in))
+        return {"sha256": describe_model(module)["sha256"], **described}
 
     joined: dict[str, Any] = {}
     for site in sites:
-        for key, told in site.identity(describe).items():
-            if isinstance(told, dict):
-                joined.setdefault(key, {}).update(told)
+        for key, value in site.identity(describe).items():
+            if isinstance(value, dict):
+                joined.setdefault(key, {}).update(value)
             else:
-                joined.setdefault(key, []).extend(told)
+                joined.setdefault(key, []).extend(value)
     return joined
 
 
@@ -142,15 +142,17 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _module(module: nn.Module) -> str:
     """A module's type, what it prints of itself, and the functions that it was given."""
-    given = [
+    functions = [
         f"{name}={_name(value)}"
         for name, value in sorted(vars(module).items())
         if inspect.isroutine(value) and (name == "forward" or not name.startswith("_"))
     ]
-    told = _without_addresses(", ".join(filter(None, [module.extra_repr(), *given])))
-    if len(told) > _LONGEST:
-        told = f"{told[:_LONGEST]}… sha256 {hashlib.sha256(told.encode()).hexdigest()}"
-    return f"{_name(type(module))}({told})"
+    description = _without_addresses(", ".join(filter(None, [module.extra_repr(), *functions])))
+    if len(description) > _LONGEST:
+        description = (
+            f"{description[:_LONGEST]}… sha256 {hashlib.sha256(description.encode()).hexdigest()}"
+        )
+    return f"{_name(type(module))}({description})"
 
 
 def _name(thing: Any) -> str:

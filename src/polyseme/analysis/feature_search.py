@@ -76,17 +76,17 @@ class SimilarFeatures:
     def write(self, bars: Progress) -> None:
         """Find the nearest of each feature, and fill in what is written of the sites."""
         if self._saved is None:
-            found = room_for_similar(sum(self._sites))
+            arrays = room_for_similar(sum(self._sites))
             for space in self._spaces.values():
-                space.search(found, self._writer.path.parent, bars)
-            self._writer.save_state(_STATE, found, {})
+                space.search(arrays, self._writer.path.parent, bars)
+            self._writer.save_state(_STATE, arrays, {})
         else:
-            found = self._saved[0]
+            arrays = self._saved[0]
         last = np.cumsum(self._sites)
         for number, stop in enumerate(last):
             rows = slice(stop - self._sites[number], stop)
             self._writer.overwrite_in_site(
-                number, {name: array[rows] for name, array in found.items()}
+                number, {name: array[rows] for name, array in arrays.items()}
             )
 
 
@@ -107,7 +107,7 @@ class _Space:
     rows: list[NDArray[np.int64]]
     owners: list[NDArray[np.int64]]
 
-    def search(self, found: dict[str, NDArray[Any]], folder: Path, bars: Progress) -> None:
+    def search(self, arrays: dict[str, NDArray[Any]], folder: Path, bars: Progress) -> None:
         """Fill in the rows of this space's features."""
         rows, owners = np.concatenate(self.rows), np.concatenate(self.owners)
         if not len(rows):
@@ -122,5 +122,5 @@ class _Space:
             progress=lambda done: bars.update(task, completed=done),
         )
         none = nearest.neighbours < 0
-        found["similar_features"][rows] = np.where(none, -1, rows[nearest.neighbours])
-        found["similar_similarity"][rows] = nearest.similarity
+        arrays["similar_features"][rows] = np.where(none, -1, rows[nearest.neighbours])
+        arrays["similar_similarity"][rows] = nearest.similarity

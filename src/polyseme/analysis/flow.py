@@ -71,7 +71,7 @@ def run_analysis(
                     prove_sites(model, chosen, Feed(model), data.few)
             passes = Passes(model, data, chosen, work)
             with stages("reading"):
-                passes.run(_plan(model, data, [chosen[n] for n in passes.left], work))
+                passes.run(_plan(model, data, [chosen[n] for n in passes.remaining], work))
             with stages("selection"):
                 selected = passes.selected()
             attributed = data.attribute(selected, work)
@@ -88,11 +88,11 @@ def run_analysis(
     return open_run(path, probe=probe)
 
 
-def _plan(model: nn.Module, data: Data, left: list[Site], work: Work) -> Plan | None:
+def _plan(model: nn.Module, data: Data, sites: list[Site], work: Work) -> Plan | None:
     """What it will take to read the sites that are left, which is shown; None if none is."""
-    if not left:
+    if not sites:
         return None
-    plan = make_plan(left, data, trial(model, data) if work.shown else None)
+    plan = make_plan(sites, data, trial(model, data) if work.shown else None)
     work.say(str(plan))
     return plan
 

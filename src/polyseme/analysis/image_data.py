@@ -124,12 +124,12 @@ class ImageData(Data):
                     f"The data's batches hold inputs of shapes {self.shape} and "
                     f"{stored.shape[1:]}; one shape is expected: resize or crop them first."
                 )
-            for at in range(0, len(stored), size):
-                part = stored[at : at + size]
+            for first in range(0, len(stored), size):
+                part = stored[first : first + size]
                 yield Batch(
                     self.source.to_input(part),
                     part if part.dtype == np.uint8 else part.astype(np.float32),
-                    None if labels is None else labels[at : at + size],
+                    None if labels is None else labels[first : first + size],
                 )
 
     def working_bytes(self, sites: Sequence[Site]) -> int:

@@ -88,17 +88,18 @@ def site_importances(
         )
         for chosen in examples
     ]
-    found = [
-        np.full((len(of.contexts), before + 1 + after), NO_IMPORTANCE, np.uint8) for of in places
+    importances = [
+        np.full((len(place.contexts), before + 1 + after), NO_IMPORTANCE, np.uint8)
+        for place in places
     ]
     done = 0
     saved = writer.load_state(STATE)
     if saved is not None:
-        found = [saved[0][str(number)] for number in range(len(found))]
+        importances = [saved[0][str(number)] for number in range(len(importances))]
         done = int(saved[1]["done"])
 
     def save() -> None:
-        arrays = {str(number): array for number, array in enumerate(found)}
+        arrays = {str(number): array for number, array in enumerate(importances)}
         writer.save_state(STATE, arrays, {"done": done})
 
     last = time.monotonic()
@@ -118,7 +119,7 @@ def site_importances(
         try:
             with interrupt_between_steps() as pause:
                 for step in steps:
-                    for array, (rows, shares) in zip(found, step.found, strict=True):
+                    for array, (rows, shares) in zip(importances, step.importances, strict=True):
                         array[rows] = encode_importances(shares)
                     done = step.stop
                     show(done)
@@ -130,7 +131,7 @@ def site_importances(
             save()
             raise
         save()
-    return found
+    return importances
 
 
 def estimated_seconds(
@@ -199,8 +200,8 @@ def neuron_importances(
     tokens[~attention] = tokens[0, 0]
     [place] = sites_of_run(run, model, [site], saes or {})
     with evaluating(model):
-        given = {"input_ids": tokens[:1], "attention_mask": attention[:1].astype(np.int64)}
-        prove_sites(model, [place], Feed(model), given)
+        inputs = {"input_ids": tokens[:1], "attention_mask": attention[:1].astype(np.int64)}
+        prove_sites(model, [place], Feed(model), inputs)
     steps = token_importances(
         model,
         place,
@@ -214,9 +215,9 @@ def neuron_importances(
         batch_size=64,
         causal=is_causal(model, [place], tokens, lengths),
     )
-    *_, (_, found) = steps
-    assert found is not None
-    return found
+    *_, (_, importances) = steps
+    assert importances is not None
+    return importances
 
 
 def live_importances(
@@ -240,12 +241,12 @@ def live_importances(
                 f"site is {site!r}; a number from 0 to {len(run.sites) - 1} is expected."
             )
         with lock:
-            found = neuron_importances(
+            values = neuron_importances(
                 model, tokenizer, run, run.sites[site], neuron, list(examples), saes=saes
             )
         return {
             "importances": [
-                [round(float(x), 4) if np.isfinite(x) else None for x in row] for row in found
+                [round(float(x), 4) if np.isfinite(x) else None for x in row] for row in values
             ]
         }
 

@@ -121,28 +121,30 @@ def classify_json(
         stored, label = classifier.stored(index)
     else:
         stored = _stored(run, pixels)
-    found = classifier.classify(stored)
+    classification = classifier.classify(stored)
     number = {name: n for n, name in enumerate(run.sites)}
-    columns = {name: found.neurons[name].tolist() for name in found.neurons}
+    columns = {name: classification.neurons[name].tolist() for name in classification.neurons}
     columns["site"] = [number[name] for name in columns["site"]]
     columns["share"] = [_or_none(share) for share in columns["share"]]
-    columns["contributions"] = [_or_none_each(row) for row in found.contributions]
+    columns["contributions"] = [_or_none_each(row) for row in classification.contributions]
     sites = np.array(columns["site"], dtype=np.int64)
     return {
         "pixels": _shown(run, stored),
         "label": label,
-        "predicted": found.predicted,
-        "logits": found.logits.tolist(),
-        "probabilities": found.probabilities.tolist(),
+        "predicted": classification.predicted,
+        "logits": classification.logits.tolist(),
+        "probabilities": classification.probabilities.tolist(),
         "neurons": [
             {name: values[row] for name, values in columns.items()}
-            for row in found.important(K + 2)
+            for row in classification.important(K + 2)
         ],
         "totals": [
             {
                 "site": n,
                 "active": int((sites == n).sum()),
-                "contributions": _or_none_each(found.contributions[sites == n].sum(axis=0)),
+                "contributions": _or_none_each(
+                    classification.contributions[sites == n].sum(axis=0)
+                ),
             }
             for n in number.values()
         ],
@@ -185,8 +187,8 @@ def _stored(run: Run, pixels: Any) -> Any:
         raise InputError(f"pixels are {len(values)} values; {int(np.prod(shape))} {wanted}")
     inside = (values >= 0) & (values <= 1)
     if not inside.all():
-        at = int(np.argmin(inside))
-        raise InputError(f"pixels hold {values[at]} at place {at}; {len(values)} {wanted}")
+        place = int(np.argmin(inside))
+        raise InputError(f"pixels hold {values[place]} at place {place}; {len(values)} {wanted}")
     if channels_first:
         values = np.moveaxis(values.reshape(*shape[1:], shape[0]), -1, 0)
     values = values.reshape(run.metadata["data"]["shape"])
@@ -206,5 +208,5 @@ def _shown(run: Run, stored: Any) -> list[float]:
         values = np.clip((values - low) / (high - low), 0, 1)
     if channels_first:
         values = np.moveaxis(values, 0, -1)
-    found: list[float] = np.round(values, 4).ravel().tolist()
-    return found
+    pixels: list[float] = np.round(values, 4).ravel().tolist()
+    return pixels

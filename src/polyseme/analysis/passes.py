@@ -33,15 +33,17 @@ class Passes:
         self._last: tuple[Group, Collector] | None = None
 
     @property
-    def left(self) -> list[int]:
+    def remaining(self) -> list[int]:
         """Numbers of the sites that no complete pass has read."""
         done = {number for group in self._done for number in group}
         return [number for number in range(len(self._sites)) if number not in done]
 
     def run(self, plan: Plan | None) -> None:
-        """Make the passes of a plan for the sites that are `left`; None if none is."""
-        left = self.left
-        groups = [] if plan is None else [[left[place] for place in part] for part in plan.passes]
+        """Make the passes of a plan for the sites that are `remaining`; None if none is."""
+        remaining = self.remaining
+        groups = (
+            [] if plan is None else [[remaining[place] for place in part] for part in plan.passes]
+        )
         for number, group in enumerate(groups, start=1):
             title = "Reading the data" + (f", {number} of {len(groups)}" if groups[1:] else "")
             self._pass(group, title)

@@ -102,7 +102,7 @@ def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None 
         If the budget cannot be met with one site at a time.
     """
     memory_budget, total = data.settings.memory_budget, data.total
-    sizes = [_Size.of(site, data) for site in sites]
+    sizes = [_Size.estimate(site, data) for site in sites]
     working = data.working_bytes(sites)
     pointed = sum(size.inputs for size in sizes)
     kept = data.row_bytes * (pointed if total is None else min(pointed, total))
@@ -172,7 +172,7 @@ class _Size:
     spare: int  # on disk, beside it
 
     @classmethod
-    def of(cls, site: Site, data: Data) -> _Size:
+    def estimate(cls, site: Site, data: Data) -> _Size:
         n, d = site.n_neurons, site.d_in
         select, total, places = data.settings.select, data.total, data.places
         draw = RandomActive(data.settings.random_examples)

@@ -102,13 +102,13 @@ class Prober:
             raise InputError(one_of("ranking", str(by), RANKINGS))
         contexts, truncated = self._contexts(text, max_tokens)
         tokens: list[str] = []
-        counts: list[NDArray[np.bool_]] = []
+        masks: list[NDArray[np.bool_]] = []
         frames = []
         for batch in contexts.batches(_CONTEXTS):
             read = self._read(batch, int(k), by)
-            frames.append(self._rows(read, int(k), tokens, counts))
+            frames.append(self._rows(read, int(k), tokens, masks))
         neurons = pd.concat(frames, ignore_index=True)
-        return Probe(tokens, np.concatenate(counts), neurons, by, int(k), truncated)
+        return Probe(tokens, np.concatenate(masks), neurons, by, int(k), truncated)
 
     def _contexts(self, text: str, max_tokens: int | None) -> tuple[Contexts, bool]:
         """The text as the run's texts were cut, and whether there is more of it."""
@@ -125,10 +125,10 @@ class Prober:
         return part, sizes[0] < sizes[1]
 
     def _check_tokenizer(self, contexts: Contexts) -> None:
-        given, known = contexts.identity()["tokenizer"], self.run.metadata["data"]["tokenizer"]
-        if given["vocabulary_sha256"] != known.get("vocabulary_sha256"):
+        tokenizer, known = contexts.identity()["tokenizer"], self.run.metadata["data"]["tokenizer"]
+        if tokenizer["vocabulary_sha256"] != known.get("vocabulary_sha256"):
             raise InputError(
-                f"The tokenizer, a {given['class']}, has another vocabulary than the one that "
+                f"The tokenizer, a {tokenizer['class']}, has another vocabulary than the one that "
                 f"made the run's tokens, a {known.get('class')}; give the analysed model's own."
             )
 
@@ -136,17 +136,17 @@ class Prober:
         """Run the model on a few contexts; the k best neurons of all sites at each token."""
         width = int(batch.attention.sum(axis=1).max())
         ids, attention = batch.ids[:, :width], batch.attention[:, :width]
-        counted = batch.counted[:, :width]
+        mask = batch.mask[:, :width]
         inputs = {"input_ids": ids, "attention_mask": attention.astype(np.int64)}
-        places = tuple(torch.from_numpy(part) for part in np.nonzero(counted))
-        found: dict[str, _SiteTop] = {}
+        places = tuple(torch.from_numpy(part) for part in np.nonzero(mask))
+        tops: dict[str, _SiteTop] = {}
 
         def on_reading(site: Site, reading: Reading, gather: Gather) -> None:
             assert reading.everywhere is not None
-            rows, at = (part.to(reading.everywhere.device) for part in places)
-            score, neuron, values = self._top_of(site, reading.everywhere[rows, at], k, by)
-            vectors = gather(rows, at).float().cpu().numpy()
-            found[site.name] = _SiteTop(score, neuron, values, vectors)
+            rows, positions = (part.to(reading.everywhere.device) for part in places)
+            score, neuron, values = self._top_of(site, reading.everywhere[rows, positions], k, by)
+            vectors = gather(rows, positions).float().cpu().numpy()
+            tops[site.name] = _SiteTop(score, neuron, values, vectors)
 
         feed = Feed(self.model, head=needs_head(self.model, self.sites))
         with evaluating(self.model), torch.no_grad():
@@ -155,7 +155,7 @@ class Prober:
                 self._known = True
             with read_sites(self.model, self.sites, on_reading):
                 feed(inputs)
-        return _Read(ids[attention], counted[attention], [found[s.name] for s in self.sites])
+        return _Read(ids[attention], mask[attention], [tops[s.name] for s in self.sites])
 
     def _top_of(self, site: Site, values: Tensor, k: int, by: str) -> tuple[Array, Array, Array]:
         """The site's own k best neurons at each place: scores, numbers, activations, (n, k)."""
@@ -172,12 +172,12 @@ class Prober:
         return tuple(array.cpu().numpy() for array in arrays)  # type: ignore[return-value]
 
     def _rows(
-        self, read: _Read, k: int, tokens: list[str], counts: list[NDArray[np.bool_]]
+        self, read: _Read, k: int, tokens: list[str], masks: list[NDArray[np.bool_]]
     ) -> pd.DataFrame:
         """The rows of these contexts; their tokens are put to those that were before."""
         start = len(tokens)
         tokens += pieces(self.tokenizer, read.ids)
-        counts.append(read.counted)
+        masks.append(read.mask)
         score, neuron, activation = (
             np.concatenate([getattr(top, name) for top in read.tops], axis=1)
             for name in ("score", "neuron", "activation")
@@ -187,18 +187,18 @@ class Prober:
         order = np.argsort(-score, axis=1, kind="stable")[:, :k]
         place, rank = np.nonzero(np.take_along_axis(score, order, axis=1) > 0)
         column = order[place, rank]
-        which, neuron, activation = site[column], neuron[place, column], activation[place, column]
-        feature, label, size = self._assigned(read.tops, which, neuron, place)
-        maxima = self._max[self._first[which] + neuron]
+        sites, neuron, activation = site[column], neuron[place, column], activation[place, column]
+        feature, label, size = self._assigned(read.tops, sites, neuron, place)
+        maxima = self._max[self._first[sites] + neuron]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(maxima > 0, activation / maxima, np.nan).astype(np.float32)
-        token = start + np.flatnonzero(read.counted)[place]
-        names = np.array([one.name for one in self.sites], dtype=object)
+        token = start + np.flatnonzero(read.mask)[place]
+        names = np.array([s.name for s in self.sites], dtype=object)
         return pd.DataFrame(
             {
                 "token": token,
                 "text": np.array(tokens, dtype=object)[token],
-                "site": names[which],
+                "site": names[sites],
                 "neuron": neuron,
                 "activation": activation,
                 "share": share,
@@ -215,9 +215,9 @@ class Prober:
         feature = np.full(len(place), -1, np.int64)
         label = np.full(len(place), "", dtype=object)
         size = np.zeros(len(place), np.int64)
-        unique, which = np.unique(np.stack([site, neuron], axis=1), axis=0, return_inverse=True)
+        unique, inverse = np.unique(np.stack([site, neuron], axis=1), axis=0, return_inverse=True)
         for number, (s, n) in enumerate(unique):
-            here = np.flatnonzero(which.ravel() == number)
+            here = np.flatnonzero(inverse.ravel() == number)
             known = self.run.neuron(self.sites[s].name, int(n))
             same_weights(known, self.sites[s])
             feature[here] = known.assign(tops[s].vectors[place[here]])
@@ -226,7 +226,7 @@ class Prober:
 
 
 class _SiteTop(NamedTuple):
-    """One site at all counted places: its best neurons (n, k), and what it read (n, d_in)."""
+    """One site at all places that count: its best neurons (n, k), and what it read (n, d_in)."""
 
     score: Array
     neuron: Array
@@ -238,7 +238,7 @@ class _Read(NamedTuple):
     """A few contexts: tokens without padding, which of them count, and all sites at these."""
 
     ids: NDArray[np.int64]
-    counted: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
     tops: list[_SiteTop]
 
 
@@ -270,9 +270,9 @@ def _recorded(run: Run) -> tuple[nn.Module, Any]:
     name = run.metadata["model"].get("name")
     if name not in PACKAGED:
         # A run may come from anybody: what it names is neither fetched nor run.
-        said = f" (the run says that it was {str(name)[:80]!r})" if isinstance(name, str) else ""
+        note = f" (the run says that it was {str(name)[:80]!r})" if isinstance(name, str) else ""
         raise InputError(
-            f"To probe this run its model is needed{said}: give model and tokenizer, as "
+            f"To probe this run its model is needed{note}: give model and tokenizer, as "
             "polyseme.sites.language.load_language_model loads them (--model on the command "
             "line)."
         )

@@ -48,16 +48,16 @@ def sites_of_run(
     folded = [info.name for info in infos if info.extra.get("folded")]
     plain = [info.name for info in infos if info not in hooked and info.name not in folded]
     try:
-        found: list[Site] = find_sites(model, plain) if plain else []
-        found += find_mlp_sites(model, folded, fold_layer_norm=True) if folded else []
+        sites: list[Site] = find_sites(model, plain) if plain else []
+        sites += find_mlp_sites(model, folded, fold_layer_norm=True) if folded else []
         for info in hooked:
-            found.append(attach_sae(model, saes[info.name], info.extra["hook"], name=info.name))
+            sites.append(attach_sae(model, saes[info.name], info.extra["hook"], name=info.name))
     except SiteError as error:
         raise InputError(
             f"The model is not the one of the run, which was a {run.metadata['model']['class']}: "
             f"{error}"
         ) from error
-    by_name = {site.name: site for site in found}
+    by_name = {site.name: site for site in sites}
     for info in infos:
         site = by_name.get(info.name)
         if site is None or (site.n_neurons, site.d_in) != (info.n_neurons, info.d_in):
@@ -77,9 +77,9 @@ def same_weights(neuron: Neuron, site: Site) -> None:
     InputError
         The weights differ by more than half precision explains.
     """
-    stored, given = neuron.weights, site.weights()[neuron.number].float().cpu().numpy()
+    stored, current = neuron.weights, site.weights()[neuron.number].float().cpu().numpy()
     scale = float(np.abs(stored).max(initial=0))
-    if not np.allclose(stored, given, rtol=0.02, atol=0.01 * scale):
+    if not np.allclose(stored, current, rtol=0.02, atol=0.01 * scale):
         raise InputError(
             f"Neuron {neuron.number} of site {site.name!r} has other weights in the model than in "
             "the run; give the model that was analysed."

@@ -60,27 +60,27 @@ class Settings:
     mask_id: int | None = None  # the token that masks others, for importances
 
     @classmethod
-    def checked(cls, kind: str, **given: Any) -> Settings:
+    def checked(cls, kind: str, **options: Any) -> Settings:
         """The options that are given, with defaults in the place of None.
 
         Refuses those that are out of range, or that the kind of data has no use for.
         """
-        _check_kind(kind, given)
-        asked = {name: value for name, value in given.items() if value is not None}
+        _check_kind(kind, options)
+        asked = {name: value for name, value in options.items() if value is not None}
         is_texts = kind == "texts"
         importances = asked.get("importances", "none")
         settings = cls(
             kind=kind,
             select=_checked_selector(asked.get("select", TopK())),
             threshold=check_threshold(asked["threshold"]) if "threshold" in asked else None,
-            linkage=given["linkage"],
-            random_examples=_checked_count("random_examples", given["random_examples"]),
-            seed=plain(given["seed"]),
-            batch_size=_checked_count("batch_size", given["batch_size"]),
-            memory_budget=memory_bytes(given["memory_budget"]),
-            labels=given["labels"],
-            class_names=given["class_names"],
-            image_shape=_checked_image_shape(given["image_shape"]),
+            linkage=options["linkage"],
+            random_examples=_checked_count("random_examples", options["random_examples"]),
+            seed=plain(options["seed"]),
+            batch_size=_checked_count("batch_size", options["batch_size"]),
+            memory_budget=memory_bytes(options["memory_budget"]),
+            labels=options["labels"],
+            class_names=options["class_names"],
+            image_shape=_checked_image_shape(options["image_shape"]),
             panels=bool(asked.get("panels", not is_texts)),
             panel_examples=_checked_count(
                 "panel_examples", asked.get("panel_examples", _PANEL_EXAMPLES)
@@ -102,11 +102,11 @@ class Settings:
         return {**values, "select": describe_selector(self.select)}
 
 
-def _check_kind(kind: str, given: Mapping[str, Any]) -> None:
+def _check_kind(kind: str, options: Mapping[str, Any]) -> None:
     """Refuse options that the kind of data, "images" or "texts", has no use for."""
     (other,) = _OPTIONS.keys() - {kind}
     for name, nothing in _OPTIONS[other].items():
-        value = given[name]
+        value = options[name]
         if value is not None and not (isinstance(value, str | bool) and value == nothing):
             shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
             raise InputError(

@@ -47,7 +47,7 @@ def _vectors_of(collected: Collected, examples: slice | NDArray[np.int64]) -> Ar
             # None is out of range; to clip is quicker than to look.
             collected.vectors.take(part, axis=0, out=vectors[chunk], mode="clip")
 
-    in_threads(work, [slice(at, at + _ROWS) for at in range(0, len(rows), _ROWS)])
+    in_threads(work, [slice(start, start + _ROWS) for start in range(0, len(rows), _ROWS)])
     return vectors
 
 
@@ -172,10 +172,10 @@ def _blocks(collected: Collected) -> Iterator[_NeuronBlock]:
     width = int(counts.max(initial=0))
     # Whichever is larger, a neuron's embeddings or the cosines between them.
     size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, collected.site.d_in)))
-    for at in range(0, len(counts), size):
-        part = counts[at : at + size]
-        examples = slice(int(offsets[at]), int(offsets[at + len(part)]))
-        neurons = np.arange(at, at + len(part))
+    for start in range(0, len(counts), size):
+        part = counts[start : start + size]
+        examples = slice(int(offsets[start]), int(offsets[start + len(part)]))
+        neurons = np.arange(start, start + len(part))
         yield _NeuronBlock(neurons, part, examples, np.arange(width) < part[:, None])
 
 
@@ -235,8 +235,8 @@ def site_tables(
     features.insert(0, "site", site.name)
     features["medoid"] = central
     for column in ("input", "position"):
-        at = first[features["neuron"]] + central
-        features[column] = examples[column].to_numpy()[at]
+        row = first[features["neuron"]] + central
+        features[column] = examples[column].to_numpy()[row]
     random = pd.DataFrame(
         {
             "site": site.name,

@@ -78,7 +78,7 @@ class TextData(Data):
             lengths = batch.attention.sum(axis=1, keepdims=True)
             inputs = {"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)}
             row = np.concatenate([batch.ids, lengths], axis=1).astype(np.int32)
-            yield Batch(inputs, row, counted=batch.counted)
+            yield Batch(inputs, row, mask=batch.mask)
 
     def working_bytes(self, sites: Sequence[Site]) -> int:
         # A few tensors of the widest layer are alive at a time.

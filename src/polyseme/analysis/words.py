@@ -94,7 +94,7 @@ class Wording:
         kinds = np.arange(len(self._weights))
         parts = _neurons_together(examples["neuron"].to_numpy())
         frequency, adding = np.zeros(self._n_tokens), Lock()
-        found = no_tokens(len(features), LABEL_WORDS)
+        distinctive = no_tokens(len(features), LABEL_WORDS)
 
         def weigh(part: slice) -> None:
             tokens = self._windows[contexts[part], position[part]]
@@ -109,15 +109,15 @@ class Wording:
             tokens = self._windows[contexts[part], position[part]]
             numbers = np.arange(len(tokens))[:, None]
             counts = count_tokens(tokens, cluster[part, None], numbers, kinds[None], self._weights)
-            rank_tokens(counts, rarity, found)
+            rank_tokens(counts, rarity, distinctive)
 
         in_threads(weigh, parts)
         rarity = token_rarity(frequency, len(features))
         in_threads(rank, parts)
         central = self._windows[contexts, position, self._before]
         sizes = features["n_examples"].to_numpy(np.int64)
-        index = _index(central, cluster, found.tokens, sizes, self._n_tokens)
-        return FeatureWords(self._joined(found.tokens), index)
+        index = _index(central, cluster, distinctive.tokens, sizes, self._n_tokens)
+        return FeatureWords(self._joined(distinctive.tokens), index)
 
     def _joined(self, tokens: Array) -> pa.StringArray:
         """Words of rows of tokens, each once."""
@@ -153,8 +153,8 @@ def _index(central: Array, cluster: Array, named: Array, sizes: Array, n_tokens:
     token = named[several].ravel()
     labelled = owner[token >= 0] * n_tokens + token[token >= 0]
     chosen = np.union1d(pairs[often], labelled)
-    at = np.minimum(np.searchsorted(pairs, chosen), max(len(pairs) - 1, 0))
-    held = counts[at] * (pairs[at] == chosen)
+    place = np.minimum(np.searchsorted(pairs, chosen), max(len(pairs) - 1, 0))
+    held = counts[place] * (pairs[place] == chosen)
     return np.stack([chosen % n_tokens, chosen // n_tokens, held], axis=1)
 
 

@@ -63,15 +63,15 @@ class LogitLens:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = unembedding(model)
-        if found is None:
+        head = unembedding(model)
+        if head is None:
             raise InputError(
                 f"The model is a {type(model).__name__} without an LM head that is one matrix "
                 "after the last layer; a causal language model, such as AutoModelForCausalLM "
                 "loads, is expected: leave logit effects out."
             )
-        self._gain, self._centred = found.gain, found.centred
-        self._weight = found.weight.float()
+        self._gain, self._centred = head.gain, head.centred
+        self._weight = head.weight.float()
         self._mean = self._weight.mean(dim=0)
 
     @cached_property
@@ -121,8 +121,8 @@ class LogitLens:
             )
         find = self._with_rounded if self._worth_rounding(len(rows), k) else self._exact
         kept: list[list[NDArray[Any]]] = [[], [], [], []]
-        for at in range(0, max(len(rows), 1), TOGETHER):
-            part = torch.as_tensor(rows[at : at + TOGETHER]).to(self._weight.device)
+        for start in range(0, max(len(rows), 1), TOGETHER):
+            part = torch.as_tensor(rows[start : start + TOGETHER]).to(self._weight.device)
             if self._centred:
                 part = part - part.mean(dim=1, keepdim=True)
             if self._gain is not None:
@@ -144,18 +144,18 @@ class LogitLens:
     def _with_rounded(self, parts: Tensor, k: int) -> list[Tensor]:
         """As `_exact`, which is asked for those of which rounded effects do not tell enough."""
         high, low = self._rounded.top(parts, k)
-        found = [high.ids, high.effects, low.ids, low.effects]
+        tensors = [high.ids, high.effects, low.ids, low.effects]
         unsure = ~(high.sure & low.sure)
-        for tensor, exact in zip(found, self._exact(parts[unsure], k), strict=True):
+        for tensor, exact in zip(tensors, self._exact(parts[unsure], k), strict=True):
             tensor[unsure] = exact
-        return found
+        return tensors
 
     def _exact(self, parts: Tensor, k: int) -> list[Tensor]:
         """Ids and effects of the tokens promoted, and of those suppressed, from all effects."""
         kept: list[list[Tensor]] = [[], [], [], []]
         step = max(1, MAX_VALUES // len(self._weight))
-        for at in range(0, max(len(parts), 1), step):
-            part = parts[at : at + step]
+        for start in range(0, max(len(parts), 1), step):
+            part = parts[start : start + step]
             effects = part @ self._weight.T
             effects -= (part @ self._mean)[:, None]
             high, low = _top(effects, k), _top(effects.neg_(), k)
@@ -177,13 +177,13 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = (blocks.sort(dim=1).values[:, :, None] * _BLOCK + inside).flatten(1)
     rest = torch.arange(n_blocks * _BLOCK, values.shape[1], device=values.device)
     columns = torch.cat([columns, rest.expand(len(values), -1)], dim=1)
-    among, found = _top_of_all(values.gather(1, columns), k)
+    among, largest = _top_of_all(values.gather(1, columns), k)
     columns = columns.gather(1, among)
     # No other block has a value as large, but where there is a tie with the last of the peaks.
-    tied = found[:, -1] <= peaks[:, -1]
+    tied = largest[:, -1] <= peaks[:, -1]
     if bool(tied.any()):
-        columns[tied], found[tied] = _top_of_all(values[tied], k)
-    return columns, found
+        columns[tied], largest[tied] = _top_of_all(values[tied], k)
+    return columns, largest
 
 
 def _top_of_all(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -193,5 +193,5 @@ def _top_of_all(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     room = k - above.sum(dim=1, keepdim=True)
     kept = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
     columns = kept.nonzero()[:, 1].reshape(-1, k)
-    found, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return columns.gather(1, order), found
+    largest, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return columns.gather(1, order), largest

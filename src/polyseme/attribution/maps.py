@@ -103,21 +103,21 @@ def activation_maps(
     bottom = np.broadcast_to(np.asarray(low, np.float32), baseline.shape)
 
     def drives(inputs: Floats) -> dict[str, Floats]:
-        found: dict[str, Floats] = {}
+        by_site: dict[str, Floats] = {}
 
         def on_output(site: Site, output: Tensor) -> None:
             strongest = site.flatten(site.activation.drive(output)).amax(dim=1)
-            found[site.name] = strongest.float().cpu().numpy()
+            by_site[site.name] = strongest.float().cpu().numpy()
 
         with evaluating(model), torch.no_grad(), _outputs(sites, on_output):
             feed(inputs)
-        return found
+        return by_site
 
     start = drives(baseline[None])
     best = {site.name: np.zeros((n_cells, site.n_neurons), np.float32) for site in sites}
     jobs = [(cell, step) for cell in range(n_cells) for step in steps]
-    for at in range(0, len(jobs), batch_size):
-        part = jobs[at : at + batch_size]
+    for first in range(0, len(jobs), batch_size):
+        part = jobs[first : first + batch_size]
         inputs = np.repeat(baseline[None], len(part), axis=0)
         for row, (cell, step) in zip(inputs, part, strict=True):
             row[cells == cell] = (bottom + step * span)[cells == cell]
@@ -126,12 +126,12 @@ def activation_maps(
             for (cell, _), row in zip(part, change, strict=True):
                 held = best[name][cell]
                 np.copyto(held, row, where=np.abs(row) > np.abs(held))
-        yield min(at + batch_size, len(jobs)) / len(jobs), None
+        yield min(first + batch_size, len(jobs)) / len(jobs), None
     yield (
         1.0,
         {
-            name: np.ascontiguousarray(found[cells.ravel()].T).reshape(-1, *cells.shape)
-            for name, found in best.items()
+            name: np.ascontiguousarray(largest[cells.ravel()].T).reshape(-1, *cells.shape)
+            for name, largest in best.items()
         },
     )
 
@@ -217,11 +217,11 @@ def logit_effects(
     gradient = np.zeros((site.n_neurons, n_classes))
     ablation = np.zeros((site.n_neurons, n_classes))
     counts = np.bincount(neuron, minlength=site.n_neurons)
-    for at in range(0, len(neuron), batch_size):
-        batch = inputs(example[at : at + batch_size])
-        which = neuron[at : at + batch_size]
-        neurons = torch.as_tensor(which, device=feed.device)
-        rows = torch.arange(len(which), device=feed.device)
+    for start in range(0, len(neuron), batch_size):
+        batch = inputs(example[start : start + batch_size])
+        part = neuron[start : start + batch_size]
+        neurons = torch.as_tensor(part, device=feed.device)
+        rows = torch.arange(len(part), device=feed.device)
         seen: list[Tensor] = []
 
         def watch(activations: Tensor, seen: list[Tensor] = seen) -> Tensor:
@@ -243,7 +243,7 @@ def logit_effects(
                 yield 1.0, None
                 return
             active = (
-                seen[0].detach().movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(which), -1)
+                seen[0].detach().movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(part), -1)
             )
             for c in range(n_classes):
                 slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
@@ -253,14 +253,14 @@ def logit_effects(
                     # The logits need gradients by the model's weights, but not by this site.
                     yield 1.0, None
                     return
-                slope = slope.movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(which), -1)
+                slope = slope.movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(part), -1)
                 effect = (slope * active).sum(dim=1).double().cpu().numpy()
-                np.add.at(gradient[:, c], which, effect)
+                np.add.at(gradient[:, c], part, effect)
             with torch.no_grad(), edit_site(site, ablate):
                 without = feed(batch)
         change = (logits.detach() - without).double().cpu().numpy()
-        np.add.at(ablation, which, change)
-        yield min(at + batch_size, len(neuron)) / len(neuron), None
+        np.add.at(ablation, part, change)
+        yield min(start + batch_size, len(neuron)) / len(neuron), None
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.where(counts > 0, 1 / counts, np.nan)[:, None]
     yield (

@@ -57,13 +57,13 @@ class ContextImportances:
     ----------
     stop : int
         Contexts before this one are done.
-    found : list of (ndarray of int64, ndarray of float32)
+    importances : list of (ndarray of int64, ndarray of float32)
         For each site the examples in these contexts, and their importances,
         (n, before + 1 + after): see `token_importances`.
     """
 
     stop: int
-    found: list[tuple[Integers, Floats]]
+    importances: list[tuple[Integers, Floats]]
 
 
 def context_importances(
@@ -120,20 +120,20 @@ def context_importances(
     if len(places) != len(sites):
         raise InputError(f"There are {len(sites)} sites and places for {len(places)}.")
     work = _Masking(model, sites, mask_id, before, after, causal)
-    orders = [np.lexsort((of.positions, of.contexts)) for of in places]
-    ends = [of.contexts[order] for of, order in zip(places, orders, strict=True)]
-    for at in range(start, len(ids), batch_size):
-        stop = min(at + batch_size, len(ids))
+    orders = [np.lexsort((place.positions, place.contexts)) for place in places]
+    ends = [place.contexts[order] for place, order in zip(places, orders, strict=True)]
+    for first in range(start, len(ids), batch_size):
+        stop = min(first + batch_size, len(ids))
         here = [
-            order[slice(*np.searchsorted(end, [at, stop]))]
+            order[slice(*np.searchsorted(end, [first, stop]))]
             for order, end in zip(orders, ends, strict=True)
         ]
         batch = [
-            Places(of.contexts[rows] - at, of.positions[rows], of.neurons[rows])
-            for of, rows in zip(places, here, strict=True)
+            Places(place.contexts[rows] - first, place.positions[rows], place.neurons[rows])
+            for place, rows in zip(places, here, strict=True)
         ]
-        found = work(ids[at:stop], attended[at:stop], batch)
-        yield ContextImportances(stop, list(zip(here, found, strict=True)))
+        importances = work(ids[first:stop], attended[first:stop], batch)
+        yield ContextImportances(stop, list(zip(here, importances, strict=True)))
 
 
 def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any, lengths: Any = None) -> bool:
@@ -177,13 +177,13 @@ def _sees_no_later(reach: Reach, sites: Sequence[Site], row: Integers) -> bool:
     # One context at a time: then the same numbers go through the same operations.
     before, after = (reach(ids[None], attended, wanted) for ids in (row, changed))
     seen_to_change = False
-    for one, other in zip(before, after, strict=True):
-        moved = (one - other).abs().reshape(len(row), -1)
-        earlier, own = moved[:middle].max(), moved[middle:].max()
+    for old, new in zip(before, after, strict=True):
+        moved = (old - new).abs().reshape(len(row), -1)
+        earlier, later = moved[:middle].max(), moved[middle:].max()
         # NaN, as of a site that overflows, is never within a limit.
-        if not bool(earlier <= _LEAK * own):
+        if not bool(earlier <= _LEAK * later):
             return False
-        seen_to_change |= bool(own > 0)
+        seen_to_change |= bool(later > 0)
     return seen_to_change
 
 
@@ -198,8 +198,8 @@ def _others(row: Integers) -> Integers:
 def _sample(site: Site, places: Integers, first: int = 0) -> Wanted:
     """Neurons spread over a site, at each of some places in a context that begins at ``first``."""
     neurons = np.unique(np.linspace(0, site.n_neurons - 1, _SAMPLE).astype(np.int64))
-    at = np.repeat(places - first, len(neurons))
-    return np.zeros(len(at), np.int64), at, np.tile(neurons, len(places))
+    positions = np.repeat(places - first, len(neurons))
+    return np.zeros(len(positions), np.int64), positions, np.tile(neurons, len(places))
 
 
 def n_masked_tokens(lengths: NDArray[np.int64], *, before: int, causal: bool = True) -> int:
@@ -231,34 +231,37 @@ class _Masking:
         examples = [
             examples_in_text(
                 site,
-                ids[of.contexts],
-                attended[of.contexts],
-                of.positions,
-                of.neurons,
+                ids[place.contexts],
+                attended[place.contexts],
+                place.positions,
+                place.neurons,
                 self.mask_id,
                 self.before,
                 self.after,
                 self.causal,
             )
-            for site, of in zip(self.sites, batch, strict=True)
+            for site, place in zip(self.sites, batch, strict=True)
         ]
         with evaluating(self.model), torch.no_grad():
             unmasked, past = self._unmasked(ids, attended, batch)
-            pairs = [_Pairs.of(of, e, self.mask_id) for of, e in zip(batch, examples, strict=True)]
+            pairs = [
+                _Pairs.from_places(place, e, self.mask_id)
+                for place, e in zip(batch, examples, strict=True)
+            ]
             for masked in self._copies(pairs, ids.shape[1]):
                 self._mask(ids, attended, pairs, masked, past)
-        found = []
+        importances = []
         for e, pair, activations in zip(examples, pairs, unmasked, strict=True):
             drops = np.zeros(e.places.shape, np.float32)
             drops[pair.example, pair.column] = activations[pair.example] - pair.values
-            found.append(shares_of(e, drops, activations, self.before))
-        return found
+            importances.append(shares_of(e, drops, activations, self.before))
+        return importances
 
     def _unmasked(
         self, ids: Integers, attended: NDArray[np.bool_], batch: list[Places]
     ) -> tuple[list[Floats], Any]:
         """Each example's activation, and the keys and values of all tokens, if they are of use."""
-        wanted: list[Wanted] = [(of.contexts, of.positions, of.neurons) for of in batch]
+        wanted: list[Wanted] = [(place.contexts, place.positions, place.neurons) for place in batch]
         attended = self._attended(attended)
         plain = [a.cpu().numpy() for a in self.reach(ids, attended, wanted)]
         if self.goes_on is False:
@@ -342,19 +345,19 @@ class _Masking:
         copies = ids[context, :end].copy()
         copies[np.arange(len(copies)), token] = self.mask_id
         seen = self._attended(attended[context, :end])[:, first:]
-        given = _past_of(past, context, first) if first else None
-        values = self.reach(copies[:, first:], seen, wanted, given)
-        for pair, mine, found in zip(pairs, chosen, values, strict=True):
-            pair.values[mine] = found.cpu().numpy()
+        cache = _past_of(past, context, first) if first else None
+        values = self.reach(copies[:, first:], seen, wanted, cache)
+        for pair, mine, activations in zip(pairs, chosen, values, strict=True):
+            pair.values[mine] = activations.cpu().numpy()
 
 
 def _past_of(past: Any, contexts: Integers, stop: int) -> Any:
     """Keys and values of the first tokens of contexts, one for each of the masked copies."""
-    own = type(past)()
+    cache = type(past)()
     for number, layer in enumerate(past.layers):
         rows = torch.as_tensor(contexts, device=layer.keys.device)
-        own.update(layer.keys[rows, :, :stop], layer.values[rows, :, :stop], number)
-    return own
+        cache.update(layer.keys[rows, :, :stop], layer.values[rows, :, :stop], number)
+    return cache
 
 
 @dataclass(frozen=True)
@@ -371,7 +374,7 @@ class _Pairs:
     values: Floats
 
     @classmethod
-    def of(cls, places: Places, examples: Examples, mask_id: int) -> _Pairs:
+    def from_places(cls, places: Places, examples: Examples, mask_id: int) -> _Pairs:
         # A token that is the mask already makes no drop.
         example, column = np.nonzero(examples.seen & (examples.window_ids() != mask_id))
         token = examples.places[example, column]

@@ -65,8 +65,8 @@ class RoundedUnembedding:
         self._token = ranked.view(n_blocks, _BLOCK).T.contiguous()
         self._rounded = torch.zeros(ranked.numel(), d, dtype=torch.bfloat16)
         lost, size = torch.zeros(2, ranked.numel())
-        for at in range(0, ranked.numel(), _TOKENS):
-            part = slice(at, at + _TOKENS)
+        for start in range(0, ranked.numel(), _TOKENS):
+            part = slice(start, start + _TOKENS)
             token = self._token.view(-1)[part]
             rows = (weight[token.clamp(min=0)] - mean).masked_fill_(token[:, None] < 0, 0)
             self._rounded[part] = rows
@@ -75,7 +75,9 @@ class RoundedUnembedding:
             # And what adding up in single precision may lose.
             lost[part] = _norms(rows - kept) + 2 * d * 2.0**-24 * _norms(rows)
         # One for each block: its tokens are so alike that their own would tell little more.
-        self._lost, self._size = (of.view(self._token.shape).amax(dim=0) for of in (lost, size))
+        self._lost, self._size = (
+            values.view(self._token.shape).amax(dim=0) for values in (lost, size)
+        )
         rows_at_once = max(1, _EFFECTS // ranked.numel())
         self._room = torch.empty(rows_at_once, ranked.numel(), dtype=torch.bfloat16)
 
@@ -93,16 +95,18 @@ class RoundedUnembedding:
         k : int
             One that it `serves`.
         """
-        found: list[list[TokenCandidates]] = [[], []]
+        candidates: list[list[TokenCandidates]] = [[], []]
         for part in torch.split(directions, len(self._room)):
             effects = self._room[: len(part)]
             rounded = part.bfloat16()
             torch.mm(rounded, self._rounded.T, out=effects)
             effects = effects.view(len(part), *self._token.shape)
             off = self._off(part, rounded)
-            for side, sign in zip(found, (1, -1), strict=True):
+            for side, sign in zip(candidates, (1, -1), strict=True):
                 side.append(self._first(part, effects, off, sign, k))
-        high, low = (TokenCandidates(*map(torch.cat, zip(*side, strict=True))) for side in found)
+        high, low = (
+            TokenCandidates(*map(torch.cat, zip(*side, strict=True))) for side in candidates
+        )
         return high, low
 
     def _off(self, directions: Tensor, rounded: Tensor) -> Tensor:
@@ -140,8 +144,8 @@ class RoundedUnembedding:
 
 def _norms(rows: Tensor) -> Tensor:
     # Squares of small numbers are none in single precision.
-    found: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return found.float()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.float()
 
 
 def _at_most(rounded: Tensor, off: Tensor) -> Tensor:

@@ -91,22 +91,22 @@ def token_importances(
     runner = _Runner(model, site, causal)
     masked = examples.seen & (examples.window_ids() != mask_id)
     # The contexts as they are come first; a masked place of -1 masks nothing.
-    which = np.concatenate([np.arange(len(examples)), np.nonzero(masked)[0]])
+    example = np.concatenate([np.arange(len(examples)), np.nonzero(masked)[0]])
     place = np.concatenate([np.full(len(examples), -1), examples.places[masked]])
     # Together what is equally long; the longest first, so that memory runs out at once or not.
-    order = np.argsort(-examples.ends[which], kind="stable")
-    values = np.zeros(len(which), np.float32)
-    for at in range(0, len(order), batch_size):
-        part = order[at : at + batch_size]
-        rows = examples.rows(which[part])
+    order = np.argsort(-examples.ends[example], kind="stable")
+    values = np.zeros(len(example), np.float32)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        rows = examples.rows(example[part])
         changed = np.nonzero(place[part] >= 0)[0]
         rows.ids[changed, place[part][changed]] = mask_id
         with evaluating(model), torch.no_grad():
             values[part] = runner(rows).cpu().numpy()
-        yield min(at + batch_size, len(order)) / len(order), None
+        yield min(start + batch_size, len(order)) / len(order), None
     activations = values[: len(examples)]
     drops = np.zeros(examples.places.shape, np.float32)
-    drops[masked] = activations[which[len(examples) :]] - values[len(examples) :]
+    drops[masked] = activations[example[len(examples) :]] - values[len(examples) :]
     yield 1.0, shares_of(examples, drops, activations, before)
 
 
@@ -169,8 +169,8 @@ def gradient_importances(
     order = np.argsort(-examples.ends, kind="stable")
     activations = np.zeros(len(examples), np.float32)
     drops = np.zeros(examples.places.shape, np.float32)
-    for at in range(0, len(order), batch_size):
-        part = order[at : at + batch_size]
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
         rows = examples.rows(part)
         with evaluating(model), _frozen(model), torch.enable_grad():
             with _leaf(embedding) as leaves:
@@ -186,7 +186,7 @@ def gradient_importances(
         inside = np.clip(examples.places[part], 0, estimate.shape[1] - 1)
         drops[part] = np.take_along_axis(estimate, inside, axis=1)
         activations[part] = chosen.detach().cpu().numpy()
-        yield min(at + batch_size, len(order)) / len(order), None
+        yield min(start + batch_size, len(order)) / len(order), None
     drops[~examples.seen] = 0
     yield 1.0, shares_of(examples, drops, activations, before)
 
@@ -238,13 +238,15 @@ def rank_correlation(
     used[:, before] = False
     if causal:
         used[:, before:] = False
-    found = []
+    correlations = []
     for a, b, use in zip(first, second, used, strict=True):
         # Equal values share their mean rank. A rank has no correlation with a constant.
         ranks = [rankdata(values[use]) for values in (a, b)]
         if all(len(rank) > 1 and np.ptp(rank) > 0 for rank in ranks):
-            found.append(np.corrcoef(*ranks)[0, 1])
-    return RankCorrelation(float(np.mean(found)) if found else float("nan"), len(found))
+            correlations.append(np.corrcoef(*ranks)[0, 1])
+    return RankCorrelation(
+        float(np.mean(correlations)) if correlations else float("nan"), len(correlations)
+    )
 
 
 class _Runner:
@@ -269,8 +271,8 @@ class _Runner:
 def _input_embedding(model: nn.Module, mask_id: int) -> nn.Module:
     # A model may be wrapped, as one with an SAE spliced in is.
     for module in model.modules():
-        if callable(found := getattr(module, "get_input_embeddings", None)):
-            embedding: nn.Module = found()
+        if callable(getter := getattr(module, "get_input_embeddings", None)):
+            embedding: nn.Module = getter()
             break
     else:
         raise InputError(

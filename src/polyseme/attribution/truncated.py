@@ -77,18 +77,18 @@ class Reach:
         SiteError
             For a site that the model does not reach, or one without a place for each token.
         """
-        given: Any = ids
+        inputs: Any = ids
         if is_transformer(self._model):
-            given = {"input_ids": ids}
+            inputs = {"input_ids": ids}
             if not attended.all():
-                given["attention_mask"] = attended.astype(np.int64)
+                inputs["attention_mask"] = attended.astype(np.int64)
         elif not attended.all():
             raise InputError(
                 f"The contexts hold padding, and a {type(self._model).__name__} is called with "
                 "token ids alone; a transformers model, which takes an attention mask, is "
                 "expected, or contexts of equal length."
             )
-        found: dict[int, Tensor] = {}
+        caught: dict[int, Tensor] = {}
 
         def catch(number: int, activations: Tensor) -> None:
             site = self._sites[number]
@@ -98,22 +98,24 @@ class Reach:
                     f"for token ids of shape {ids.shape}; {(*ids.shape, site.n_neurons)} "
                     "is expected: name a layer that runs on each token."
                 )
-            at = [torch.as_tensor(index, device=activations.device) for index in wanted[number]]
-            found[number] = activations.reshape(*ids.shape, -1)[at[0], at[1], at[2]].float()
+            rows, places, neurons = (
+                torch.as_tensor(index, device=activations.device) for index in wanted[number]
+            )
+            caught[number] = activations.reshape(*ids.shape, -1)[rows, places, neurons].float()
 
         with _stopping_at(self._sites, catch):
             if past is None:
-                self._feed(given)
+                self._feed(inputs)
             else:
                 tokens = torch.as_tensor(ids, device=self.device)
                 self._base(input_ids=tokens, past_key_values=past, use_cache=True)
         for number, site in enumerate(self._sites):
-            if number not in found:
+            if number not in caught:
                 raise SiteError(
                     f"The model does not run site {site.name!r} on token ids; name a layer "
                     "that it uses."
                 )
-        return [found[number] for number in range(len(self._sites))]
+        return [caught[number] for number in range(len(self._sites))]
 
 
 class _Reached(Exception):
@@ -126,13 +128,13 @@ def _stopping_at(sites: Sequence[Site], catch: Callable[[int, Tensor], None]) ->
 
     A site that a forward pass runs twice is caught once.
     """
-    left = set(range(len(sites)))
+    pending = set(range(len(sites)))
 
     def reach(number: int, activations: Callable[[], Tensor]) -> None:
-        if number in left:
+        if number in pending:
             catch(number, activations())
-            left.remove(number)
-            if not left:
+            pending.remove(number)
+            if not pending:
                 raise _Reached
 
     with ExitStack() as hooks:

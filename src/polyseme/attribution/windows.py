@@ -49,13 +49,13 @@ class Examples:
     def window_ids(self) -> Integers:
         return np.take_along_axis(self.ids, np.clip(self.places, 0, self.ids.shape[1] - 1), axis=1)
 
-    def rows(self, which: Integers) -> Rows:
-        end = self.ends[which].max()
+    def rows(self, numbers: Integers) -> Rows:
+        end = self.ends[numbers].max()
         return Rows(
-            self.ids[which, :end],
-            self.attention[which, :end],
-            self.positions[which],
-            self.neurons[which],
+            self.ids[numbers, :end],
+            self.attention[numbers, :end],
+            self.positions[numbers],
+            self.neurons[numbers],
         )
 
 
@@ -124,8 +124,8 @@ def shares_of(examples: Examples, drops: Floats, activations: Floats, before: in
             "a masked copy of it, is not finite; run the model in a type of more range, such as "
             "float32 or bfloat16."
         )
-    own = drops[:, before]
-    scale = np.where(own > NO_DROP * np.abs(activations), own, activations)[:, None]
+    own_drop = drops[:, before]
+    scale = np.where(own_drop > NO_DROP * np.abs(activations), own_drop, activations)[:, None]
     shares = np.divide(drops, scale, out=np.zeros_like(drops), where=scale > 0)
     shares = np.clip(shares, 0, 1)
     shares[:, before] = 1

@@ -133,10 +133,14 @@ class SiteCollector:
             )
         room = min(self.examples.room, self.random.room)
         start = self.n_inputs - int(index[0])
-        for at in range(start, len(values), room):
-            part = slice(at, at + room)
-            few = (values, index) if len(values) <= room and not at else (values[part], index[part])
-            self._update(reading, gather, *few, order[part], at, wanted[part])
+        for first in range(start, len(values), room):
+            part = slice(first, first + room)
+            few = (
+                (values, index)
+                if len(values) <= room and not first
+                else (values[part], index[part])
+            )
+            self._update(reading, gather, *few, order[part], first, wanted[part])
         self._let_go()
 
     def _update(
@@ -159,19 +163,21 @@ class SiteCollector:
         parts = [len(group.rows) for group in groups]
         all_rows = (torch.cat([group.rows for group in groups]) + start).to(device)
         all_neurons = torch.cat([group.neurons for group in groups]).to(device)
-        at, at_random, at_background = torch.split(reading.locate(all_rows, all_neurons), parts)
+        positions, random_positions, background_positions = torch.split(
+            reading.locate(all_rows, all_neurons), parts
+        )
         rows, _, background_rows = torch.split(all_rows, parts)
         neurons = all_neurons[: parts[0]]
-        vectors = self._vectors(rows, at, neurons, gather, index, start)
-        windows = self._windows(rows, neurons, at, reading, values, taken)
-        read = self.background.read(gather, background_rows, at_background)
+        vectors = self._vectors(rows, positions, neurons, gather, index, start)
+        windows = self._windows(rows, neurons, positions, reading, values, taken)
+        read = self.background.read(gather, background_rows, background_positions)
         if self.window is not None:  # the inputs are texts, and their positions tokens
             here = reading.active(slice(start, start + len(values)))
             self.statistics.update_positions(*here)
 
         self.statistics.update(values)
-        self.examples.add(taken, values, index, at.cpu())
-        self.random.add(drawn, values, index, at_random.cpu())
+        self.examples.add(taken, values, index, positions.cpu())
+        self.random.add(drawn, values, index, random_positions.cpu())
         self.vectors.add(*vectors)
         if windows is not None:
             self.windows.add(self._example_key(taken.neurons, index[taken.rows]).numpy(), windows)

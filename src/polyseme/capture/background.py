@@ -67,8 +67,8 @@ class Background:
         wanted = torch.ones(len(order), dtype=torch.bool)
         if len(self._keys) >= self._size:
             wanted = order < int(self._keys.max())
-        if reading.counted is not None:
-            wanted &= reading.counted[start : start + len(order)].cpu()
+        if reading.input_mask is not None:
+            wanted &= reading.input_mask[start : start + len(order)].cpu()
         rows = wanted.nonzero()[:, 0]
         # The place is one at which some neuron fired most: anywhere else may be padding.
         return Candidates(rows, order[rows] % self._site.n_neurons, order[rows].numpy())
@@ -79,8 +79,8 @@ class Background:
         if not len(rows):
             return self._rows[:0]
         places = positions[:, None] * groups + torch.arange(groups, device=rows.device)
-        found = gather(rows.repeat_interleave(groups), places.flatten())
-        return found.detach().float().cpu().numpy().reshape(len(rows), groups, -1)
+        vectors = gather(rows.repeat_interleave(groups), places.flatten())
+        return vectors.detach().float().cpu().numpy().reshape(len(rows), groups, -1)
 
     def add(self, candidates: Candidates, rows: Array) -> None:
         """Take in what was `wanted` and `read`."""

@@ -47,7 +47,7 @@ class Batch:
     raw : ndarray, shape (B, ...)
         The same as stored, to be kept for the examples.
     labels : ndarray of int64, shape (B,), optional
-    counted : ndarray or Tensor of bool, shape (B, positions), optional
+    mask : ndarray or Tensor of bool, shape (B, positions), optional
         Positions that count, such as those that are no padding: no neuron is read at another
         one, and an input without any has activation 0. Without it, those that the attention
         mask in ``inputs`` lets through, or all where there is no such mask.
@@ -56,27 +56,27 @@ class Batch:
     inputs: Any
     raw: Array
     labels: Array | None = None
-    counted: Any = None
+    mask: Any = None
 
-    def positions(self, device: torch.device) -> Tensor | None:
+    def mask_on(self, device: torch.device) -> Tensor | None:
         """Which positions count, bool of shape (B, positions); None for all."""
-        counted = self.counted
-        if counted is None and isinstance(self.inputs, Mapping):
-            counted = self.inputs.get("attention_mask")
-            if counted is None and "input_ids" in self.inputs:
+        mask = self.mask
+        if mask is None and isinstance(self.inputs, Mapping):
+            mask = self.inputs.get("attention_mask")
+            if mask is None and "input_ids" in self.inputs:
                 # Says what the batch and the positions are, for models that lay them in one row.
                 return torch.ones(
                     tuple(self.inputs["input_ids"].shape), dtype=torch.bool, device=device
                 )
-        if counted is None:
+        if mask is None:
             return None
-        found = torch.as_tensor(counted).to(device).bool()
-        if found.ndim != 2 or len(found) != len(self.raw):
+        tensor = torch.as_tensor(mask).to(device).bool()
+        if tensor.ndim != 2 or len(tensor) != len(self.raw):
             raise InputError(
-                f"counted has shape {tuple(found.shape)} for {len(self.raw)} inputs; a value for "
+                f"mask has shape {tuple(tensor.shape)} for {len(self.raw)} inputs; a value for "
                 f"each position, ({len(self.raw)}, positions), is expected."
             )
-        return found
+        return tensor
 
 
 def needs_head(model: nn.Module, sites: list[Site]) -> bool:
@@ -171,7 +171,7 @@ class Collector:
         self._check(batch.inputs)
         self.is_whole = False
         wanted = torch.zeros(n, dtype=torch.bool)
-        counted = batch.positions(self._feed.device)
+        mask = batch.mask_on(self._feed.device)
         with evaluating(self._model), torch.no_grad():
             if self._batch_number in _CHECKED or not self._batch_number % _CHECKED[-1]:
                 prove_sites(self._model, self._sites, self._feed, batch.inputs)
@@ -180,7 +180,7 @@ class Collector:
             while start < n:
                 part = slice(start, min(n, start + (self._largest_batch or n)))
                 try:
-                    self._read(batch.inputs, part, counted, wanted)
+                    self._read(batch.inputs, part, mask, wanted)
                 except torch.OutOfMemoryError as error:
                     self._halve(part.stop - start, error)
                     continue
@@ -197,7 +197,7 @@ class Collector:
             self._labels.keep(live)
         self.is_whole = True
 
-    def _read(self, inputs: Any, part: slice, counted: Tensor | None, wanted: Tensor) -> None:
+    def _read(self, inputs: Any, part: slice, mask: Tensor | None, wanted: Tensor) -> None:
         """Run the model on a part of a batch."""
         n = part.stop - part.start
         index = torch.arange(part.start, part.stop) + self.n_inputs
@@ -211,8 +211,8 @@ class Collector:
                 )
             self._collectors[site.name].update(reading, gather, index, order, wanted[part])
 
-        counted = None if counted is None else counted[part]
-        with read_sites(self._model, self._sites, on_reading, counted):
+        mask = None if mask is None else mask[part]
+        with read_sites(self._model, self._sites, on_reading, mask):
             self._feed(some_inputs(inputs, part))
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
@@ -315,8 +315,10 @@ class Collector:
         self.low, self.high = (float(value) for value in state["range"])
         for part, holder in self._parts().items():
             prefix = f"{part}/"
-            own = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
+            part_state = {
+                k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)
+            }
             if isinstance(holder, Pool):
-                holder.restore(own)
+                holder.restore(part_state)
             else:
-                holder.restore(own, self.n_inputs)
+                holder.restore(part_state, self.n_inputs)

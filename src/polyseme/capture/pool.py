@@ -104,16 +104,16 @@ class Pool:
         if self._rows.dtype is None or self._rows.shape is None:
             return None
         order = np.argsort(keys, kind="stable")
-        at = np.searchsorted(self.keys, keys[order])
-        found = np.empty((len(keys), *self._rows.shape), self._rows.dtype)
+        places = np.searchsorted(self.keys, keys[order])
+        result = np.empty((len(keys), *self._rows.shape), self._rows.dtype)
         sorted_already = bool((order[1:] > order[:-1]).all())
         start = 0
         for chunk in self._rows:
-            low, high = np.searchsorted(at, (start, start + len(chunk)))
+            low, high = np.searchsorted(places, (start, start + len(chunk)))
             rows = slice(low, high) if sorted_already else order[low:high]
-            found[rows] = chunk.take(at[low:high] - start, axis=0)
+            result[rows] = chunk.take(places[low:high] - start, axis=0)
             start += len(chunk)
-        return found
+        return result
 
     def state(self) -> dict[str, Array]:
         """Everything, to go on later from here; of rows in a file, where they are."""
@@ -232,9 +232,9 @@ class _InFile:
         with _explained(path), path.open("r+b", buffering=0) as file:
             # There may be more in it, from before rows were dropped.
             file.seek(self._n * self._row_bytes)
-            left = _bytes_of(rows)
-            while left:
-                left = left[file.write(left) :]
+            unwritten = _bytes_of(rows)
+            while unwritten:
+                unwritten = unwritten[file.write(unwritten) :]
         self._n += len(rows)
         self._new_bytes += rows.nbytes
         if self._new_bytes > _BEHIND_BYTES and (self._settled is None or self._settled.done()):

@@ -316,12 +316,12 @@ class Stratified(Selector):
 
     def choose(self, kept: Kept) -> Tensor:
         keep = self.reduce(kept)
-        left = Kept(kept.values, kept.index, keep, kept.maximum)
+        remaining = Kept(kept.values, kept.index, keep, kept.maximum)
         share = kept.values.double() / kept.maximum[:, None].double()
         band = (share.nan_to_num() * self.bins).ceil().long().clamp(1, self.bins) - 1
         bands = torch.arange(self.bins, device=band.device)
         quota = self.k // self.bins + (bands >= self.bins - self.k % self.bins).long()
-        return keep & (self._rank_in(left, band) < quota[band])
+        return keep & (self._rank_in(remaining, band) < quota[band])
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,12 @@ class Statistics:
         """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""
         start = 0
         while start < len(values):
-            at = self._n_inputs % _TOGETHER
-            part = values[start : start + _TOGETHER - at]
-            self._waiting[at : at + len(part)] = part
+            offset = self._n_inputs % _TOGETHER
+            part = values[start : start + _TOGETHER - offset]
+            self._waiting[offset : offset + len(part)] = part
             self._n_inputs += len(part)
             start += len(part)
-            if at + len(part) == _TOGETHER:
+            if offset + len(part) == _TOGETHER:
                 self._count(self._waiting)
 
     def update_positions(self, active: Tensor, n_positions: int) -> None:
@@ -100,11 +100,11 @@ class Statistics:
             64): counts of positive activations; ``histogram_upper``: its upper edge, 0 for a
             neuron that was never active.
         """
-        if left := self._n_inputs % _TOGETHER:
+        if n_waiting := self._n_inputs % _TOGETHER:
             # In a copy, so that sums stay those of the same inputs if more come.
             whole = Statistics(len(self._sum), self._sum.device)
             whole.restore(self.state())
-            whole._count(self._waiting[:left])
+            whole._count(self._waiting[:n_waiting])
             return whole._as_arrays()
         return self._as_arrays()
 

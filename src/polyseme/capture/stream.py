@@ -124,8 +124,8 @@ class Stream:
         for start in range(0, len(values), self.room):
             part = slice(start, start + self.room)
             picked = self.pick(values[part], index[part])
-            at = None if position is None else position[part][picked.rows, picked.neurons]
-            self.add(picked, values[part], index[part], at)
+            places = None if position is None else position[part][picked.rows, picked.neurons]
+            self.add(picked, values[part], index[part], places)
             taken[part][picked.rows, picked.neurons] = True
         return taken
 

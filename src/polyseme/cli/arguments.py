@@ -141,14 +141,14 @@ def load_model(spec: str) -> nn.Module:
         )
     try:
         module = _import_file(Path(where)) if is_file else _import_module(where)
-        found: Any = module
+        target: Any = module
         for part in name.split("."):
-            if not hasattr(found, part):
+            if not hasattr(target, part):
                 public = [entry for entry in vars(module) if not entry.startswith("_")]
                 raise InputError(f"{where} has no {name!r}. {one_of('name', name, public)}")
-            found = getattr(found, part)
-        if not isinstance(found, nn.Module) and callable(found) and _takes_nothing(found):
-            found = found()
+            target = getattr(target, part)
+        if not isinstance(target, nn.Module) and callable(target) and _takes_nothing(target):
+            target = target()
     except PolysemeError:
         raise
     # Every exception: this is the user's own code. Some scripts leave with sys.exit.
@@ -158,22 +158,22 @@ def load_model(spec: str) -> nn.Module:
             f"{spec} cannot be loaded: its code raises {type(error).__name__}{_place(error)}: "
             f"{reason}."
         ) from error
-    if not isinstance(found, nn.Module):
+    if not isinstance(target, nn.Module):
         raise InputError(
-            f"{spec} gives a {type(found).__name__}; a torch.nn.Module is expected, or a function "
+            f"{spec} gives a {type(target).__name__}; a torch.nn.Module is expected, or a function "
             "without arguments that returns one."
         )
-    return found
+    return target
 
 
 def _place(error: BaseException) -> str:
     """The line of the user's code where an error arose, as far as it is known."""
     installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-    own = str(Path(__file__).parent)
+    package = str(Path(__file__).parent)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<", own, *installed))
+        if not frame.filename.startswith(("<", package, *installed))
     ]
     return f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 

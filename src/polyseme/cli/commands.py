@@ -135,11 +135,11 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, without the usage before it. Its commands do too."""
 
     def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
-        found, unknown = super().parse_known_args(*arguments, **named)
+        namespace, unknown = super().parse_known_args(*arguments, **named)
         if unknown:
             # Here, where it is known of which command: argparse would tell of the whole program.
             self.error(f"unknown arguments: {shlex.join(unknown)}")
-        return found, unknown
+        return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
@@ -335,14 +335,14 @@ def _about(row: Any) -> str:
 def _sites(options: argparse.Namespace) -> None:
     list_sites = module("polyseme.sites", "Listing a model's sites").list_sites
     model = load_any_model(options)
-    found = list_sites(model)
-    if not found:
+    sites = list_sites(model)
+    if not sites:
         raise InputError(
             "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
         )
     # Not by a table of rich: that would cut long names, which are there to be copied.
     rows = [("site", "kind", "neurons", "reads")]
-    rows += [(site.name, site.kind, f"{site.n_neurons:,}", f"{site.d_in:,}") for site in found]
+    rows += [(site.name, site.kind, f"{site.n_neurons:,}", f"{site.d_in:,}") for site in sites]
     site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))
     for row in rows:
         print(f"{row[0]:<{site}}  {row[1]:<{kind}}  {row[2]:>{neurons}}  {row[3]:>{reads}}")

@@ -25,9 +25,9 @@ _UNITS = {"": 1, "k": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 def count(text: str) -> int:
     """A number such as 50000, 50k or 1.5M."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text.strip())
-    value = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if not found or value < 1 or value != int(value):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text.strip())
+    value = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not match or value < 1 or value != int(value):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a number of tokens; give one such as 50000, 50k or 1M"
         )

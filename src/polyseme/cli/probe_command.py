@@ -48,12 +48,12 @@ def _probe(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     run = opening.open_run(options.path)
-    given = sys.stdin.read() if options.text == "-" else options.text
+    text = sys.stdin.read() if options.text == "-" else options.text
     model, tokenizer = load_named_model(options) if options.model else (None, None)
     if model is None and options.device:
         raise InputError("--device is for --model; give the model too.")
-    found = run.probe(
-        given,
+    probe = run.probe(
+        text,
         model,
         tokenizer,
         sites=options.sites,
@@ -61,4 +61,4 @@ def _probe(options: argparse.Namespace) -> None:
         by=options.by,
         saes=saes_of_run(run, options.sae),
     )
-    Console().print(found.table())
+    Console().print(probe.table())

@@ -154,13 +154,13 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     if getattr(options, "device", None):
         model = to_device(model, options.device)
     site = attach.find_site(model, options.site)
-    batches = (images.inputs(slice(at, at + 512)) for at in range(0, len(images), 512))
+    batches = (images.inputs(slice(start, start + 512)) for start in range(0, len(images), 512))
     return model, images, torch.cat(list(attach.site_activations(model, site, batches)))
 
 
 def _labelled(images: Any) -> Any:
-    for at in range(0, len(images), 512):
-        rows = slice(at, at + 512)
+    for start in range(0, len(images), 512):
+        rows = slice(start, start + 512)
         yield images.inputs(rows), images.labels[rows]
 
 
@@ -261,8 +261,8 @@ def _names(paths: list[str]) -> list[str]:
 
 def _trained_on(sae: Any) -> dict[str, str]:
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
-    found = {name: metadata.get(name) for name in ("model", "site")} if metadata else {}
-    return {name: str(value) for name, value in found.items() if value}
+    names = {name: metadata.get(name) for name in ("model", "site")} if metadata else {}
+    return {name: str(value) for name, value in names.items() if value}
 
 
 def _sweep(options: argparse.Namespace) -> None:

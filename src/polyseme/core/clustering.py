@@ -190,14 +190,14 @@ def cluster_many(
     order = np.argsort(sizes, kind="stable")
     runs = np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1) if n_neurons else []
     chunks = [
-        run[at : at + step]
+        run[start : start + step]
         for run in runs
         if sizes[run[0]] > 1
         for step in [int(np.clip(_PAIRS // sizes[run[0]] ** 2, 1, 256))]
-        for at in range(0, len(run), step)
+        for start in range(0, len(run), step)
     ]
     in_threads(work.chunk, chunks, threads)
-    return work.found
+    return work.result
 
 
 class _Work:
@@ -216,7 +216,7 @@ class _Work:
         self.cosines = cosines
         # The condensed distances' places in a flattened matrix, by number of examples.
         self.pairs: dict[int, NDArray[Any]] = {}
-        self.found = Clusterings(
+        self.result = Clusterings(
             # A lone example is a cluster; of two and more, the chunks tell.
             labels=np.where((sizes[:, None] == 1) & (np.arange(n) == 0), 0, -1),
             trees=np.zeros((n_neurons, max(n - 1, 0), 4)),
@@ -232,10 +232,10 @@ class _Work:
 
     def chunk(self, neurons: NDArray[np.int64]) -> None:
         """Trees, clusters and metrics of a few neurons with equally many examples, over one."""
-        found, linkage = self.found, self.found.linkage
-        n = int(found.n_examples[neurons[0]])
+        result, linkage = self.result, self.result.linkage
+        n = int(result.n_examples[neurons[0]])
         distances = self._condensed(neurons, n)
-        found.max_distance[neurons] = distances.max(axis=1)
+        result.max_distance[neurons] = distances.max(axis=1)
         trees = np.empty((len(neurons), n - 1, 4))
         # Sum of the distances between the two sides of each merge.
         sums = np.empty((len(neurons), n - 1))
@@ -247,14 +247,14 @@ class _Work:
         if linkage == "average":
             # Each height is a mean over the pairs that its merge joins.
             np.multiply(heights, n_pairs, out=sums)
-        merged = heights < found.threshold
-        labels = cut_trees(trees, found.threshold)
-        found.trees[neurons, : n - 1] = trees
-        found.labels[neurons, :n] = labels
-        found.n_clusters[neurons] = labels.max(axis=1) + 1
-        found.mean_distance[neurons] = sums.sum(axis=1) / n_pairs.sum(axis=1)
-        found.intra_cluster_distance[neurons] = _mean_of(sums, n_pairs, merged)
-        found.inter_cluster_distance[neurons] = _mean_of(sums, n_pairs, ~merged)
+        merged = heights < result.threshold
+        labels = cut_trees(trees, result.threshold)
+        result.trees[neurons, : n - 1] = trees
+        result.labels[neurons, :n] = labels
+        result.n_clusters[neurons] = labels.max(axis=1) + 1
+        result.mean_distance[neurons] = sums.sum(axis=1) / n_pairs.sum(axis=1)
+        result.intra_cluster_distance[neurons] = _mean_of(sums, n_pairs, merged)
+        result.inter_cluster_distance[neurons] = _mean_of(sums, n_pairs, ~merged)
 
     def _condensed(self, neurons: NDArray[np.int64], n: int) -> NDArray[np.float64]:
         """Distances of all pairs i < j of each neuron, float64, shape (n_neurons, pairs)."""

@@ -64,7 +64,7 @@ def principal_coordinates(
             f"counts is {np.asarray(counts)!r}; {n_neurons} integers from 0 to {n} are "
             "expected, one for each neuron."
         )
-    found = np.zeros((n_neurons, n, 2), np.float32)
+    coordinates = np.zeros((n_neurons, n, 2), np.float32)
 
     def work(chunk: slice) -> None:
         used = np.arange(n) < sizes[chunk, None]
@@ -75,10 +75,10 @@ def principal_coordinates(
             gram = cosine_matrices(rows, used, np.arange(n_neurons)[chunk])
         else:
             gram = cosines[chunk].copy()
-        found[chunk] = _coordinates(gram, used)
+        coordinates[chunk] = _coordinates(gram, used)
 
-    in_threads(work, [slice(at, at + _TOGETHER) for at in range(0, n_neurons, _TOGETHER)])
-    return found
+    in_threads(work, [slice(start, start + _TOGETHER) for start in range(0, n_neurons, _TOGETHER)])
+    return coordinates
 
 
 def _coordinates(gram: Floats, used: NDArray[np.bool_]) -> Floats:
@@ -102,8 +102,8 @@ def _leading(gram: Floats) -> Floats:
         return np.zeros((n_neurons, n, 2), np.float32)
     start = np.random.default_rng(0).standard_normal((n, k))
     basis = np.broadcast_to(np.linalg.qr(start)[0].astype(np.float32), (n_neurons, n, k))
-    found = np.empty((n_neurons, n, 2), np.float32)
-    left = np.arange(n_neurons)
+    coordinates = np.empty((n_neurons, n, 2), np.float32)
+    pending = np.arange(n_neurons)
     # Each orthogonalisation costs more than products do, so there are four between two of them.
     square = np.matmul(gram, gram)
     for step in range(1, _MOST_STEPS + 1):
@@ -116,11 +116,11 @@ def _leading(gram: Floats) -> Floats:
         settled = (beside**2).sum(axis=(1, 2)) <= (_SETTLED * values[:, 0, 0]) ** 2
         settled |= step == _MOST_STEPS
         plane *= np.sqrt(np.maximum(values, 0))
-        found[left[settled]] = plane[settled]
+        coordinates[pending[settled]] = plane[settled]
         if settled.all():
             break
-        left, gram, square, basis = (array[~settled] for array in (left, gram, square, basis))
-    return found
+        pending, gram, square, basis = (array[~settled] for array in (pending, gram, square, basis))
+    return coordinates
 
 
 def _signed(plane: Floats, used: NDArray[np.bool_]) -> Floats:

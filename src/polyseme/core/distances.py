@@ -45,22 +45,24 @@ def cosine_matrices(
     """
     # What overflows here is computed again below.
     with np.errstate(over="ignore", invalid="ignore"):
-        found = np.matmul(vectors, vectors.transpose(0, 2, 1))
-    squares = np.einsum("gii->gi", found)
-    low, high = (1e-28, 1e36) if found.dtype == np.float32 else (1e-290, 1e300)
+        cosines = np.matmul(vectors, vectors.transpose(0, 2, 1))
+    squares = np.einsum("gii->gi", cosines)
+    low, high = (1e-28, 1e36) if cosines.dtype == np.float32 else (1e-290, 1e300)
     if not ((squares > low) & (squares < high) | ~used).all():
         # Here, and not before, values that are not finite come to light: looking at every one
         # of them first would cost as much as all the trees.
-        for at, (rows, those) in enumerate(zip(vectors, used, strict=True)):
+        for number, (rows, those) in enumerate(zip(vectors, used, strict=True)):
             if not np.isfinite(rows).all():
-                as_floats(rows[those], f"embeddings[{at if neurons is None else neurons[at]}]", 2)
+                as_floats(
+                    rows[those], f"embeddings[{number if neurons is None else neurons[number]}]", 2
+                )
         unit = unit_rows(vectors.astype(np.float64))
-        found = np.matmul(unit, unit.transpose(0, 2, 1))
-        squares = np.einsum("gii->gi", found)
+        cosines = np.matmul(unit, unit.transpose(0, 2, 1))
+        squares = np.einsum("gii->gi", cosines)
     inverse = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
-    found *= inverse[:, :, None]
-    found *= inverse[:, None, :]
-    return np.asarray(found)
+    cosines *= inverse[:, :, None]
+    cosines *= inverse[:, None, :]
+    return np.asarray(cosines)
 
 
 def cosine_distances(vectors: Any) -> Floats:

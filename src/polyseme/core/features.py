@@ -95,20 +95,20 @@ def medoids_many(
     order = np.argsort(cluster, kind="stable")
     neuron, example, cluster = neuron[order], example[order], cluster[order]
     starts = np.cumsum(sizes) - sizes
-    found: NDArray[np.int64] = example[starts]
+    central: NDArray[np.int64] = example[starts]
     # Of one example or two the first is as central as any.
-    left = sizes > 2
-    if cosines is not None and left.any():
+    pending = sizes > 2
+    if cosines is not None and pending.any():
         same = (labels[:, :, None] == labels[:, None, :]).astype(cosines.dtype)
         # Less an example's similarity to itself, which is 0 for a zero vector.
         sums = np.einsum("gij,gij->gi", cosines, same) - np.einsum("gii->gi", cosines)
         rough = sums[neuron, example]
         near = np.repeat(np.maximum.reduceat(rough, starts) - _ROUNDING * sizes, sizes) < rough
-        plain = left & (np.add.reduceat(near, starts, dtype=np.int64) == 1)
+        plain = pending & (np.add.reduceat(near, starts, dtype=np.int64) == 1)
         chosen = near & plain[cluster]
-        found[cluster[chosen]] = example[chosen]
-        left &= ~plain
-    chunks = _stretches(np.flatnonzero(left), sizes, _MEDOID_ROWS)
+        central[cluster[chosen]] = example[chosen]
+        pending &= ~plain
+    chunks = _stretches(np.flatnonzero(pending), sizes, _MEDOID_ROWS)
 
     def work(clusters: NDArray[np.int64]) -> None:
         length = sizes[clusters]
@@ -123,11 +123,11 @@ def medoids_many(
         # Rounding must not decide between examples that are equally central.
         similarity = np.round(similarity, 9)
         best = np.maximum.reduceat(similarity, first)
-        at = np.where(similarity == np.repeat(best, length), np.arange(len(rows)), len(rows))
-        found[clusters] = example[rows[np.minimum.reduceat(at, first)]]
+        places = np.where(similarity == np.repeat(best, length), np.arange(len(rows)), len(rows))
+        central[clusters] = example[rows[np.minimum.reduceat(places, first)]]
 
     in_threads(work, chunks)
-    return found
+    return central
 
 
 def _unit(rows: Floats) -> Floats:

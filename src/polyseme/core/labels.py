@@ -122,9 +122,9 @@ def distinctive_tokens(
         np.bincount(ids, amount, minlength=vocabulary).astype(np.float64),
         len(np.unique(counts.clusters)),
     )
-    found = no_tokens(n_clusters, k)
-    rank_tokens(counts, rarity, found)
-    return found
+    result = no_tokens(n_clusters, k)
+    rank_tokens(counts, rarity, result)
+    return result
 
 
 def count_tokens(
@@ -200,7 +200,7 @@ def token_rarity(frequency: Floats, n_clusters: int) -> NDArray[np.float64]:
         return np.asarray(np.log1p(frequency.sum() / max(n_clusters, 1) / frequency))
 
 
-def rank_tokens(counts: TokenCounts, rarity: Floats, found: DistinctiveTokens) -> None:
+def rank_tokens(counts: TokenCounts, rarity: Floats, result: DistinctiveTokens) -> None:
     """Find the most distinctive tokens: the second half of `distinctive_tokens`.
 
     Parameters
@@ -209,7 +209,7 @@ def rank_tokens(counts: TokenCounts, rarity: Floats, found: DistinctiveTokens) -
         All that some clusters have.
     rarity : ndarray of float64, shape (vocabulary,)
         Of `token_rarity`.
-    found : DistinctiveTokens
+    result : DistinctiveTokens
         Is filled in, in the rows of these clusters; what they lack stays as it was.
     """
     if not len(counts.tokens):
@@ -218,17 +218,17 @@ def rank_tokens(counts: TokenCounts, rarity: Floats, found: DistinctiveTokens) -
     row = np.repeat(np.arange(len(first)), np.diff(first, append=len(counts.clusters)))
     scores = counts.amounts / np.add.reduceat(counts.amounts, first)[row] * rarity[counts.tokens]
     # Rounding must not decide between equal scores: of these the first token is taken.
-    left = np.round(scores, 12)
-    left[~counts.shared & np.logical_or.reduceat(counts.shared, first)[row]] = -np.inf
-    for rank in range(found.tokens.shape[1]):
-        best = np.maximum.reduceat(left, first)
-        at = np.flatnonzero((left == best[row]) & (left > -np.inf))
-        if not len(at):
+    remaining = np.round(scores, 12)
+    remaining[~counts.shared & np.logical_or.reduceat(counts.shared, first)[row]] = -np.inf
+    for rank in range(result.tokens.shape[1]):
+        best = np.maximum.reduceat(remaining, first)
+        winners = np.flatnonzero((remaining == best[row]) & (remaining > -np.inf))
+        if not len(winners):
             break
-        at = at[np.diff(row[at], prepend=-1) > 0]
-        found.tokens[counts.clusters[at], rank] = counts.tokens[at]
-        found.scores[counts.clusters[at], rank] = scores[at]
-        left[at] = -np.inf
+        winners = winners[np.diff(row[winners], prepend=-1) > 0]
+        result.tokens[counts.clusters[winners], rank] = counts.tokens[winners]
+        result.scores[counts.clusters[winners], rank] = scores[winners]
+        remaining[winners] = -np.inf
 
 
 def no_tokens(n_clusters: int, k: int) -> DistinctiveTokens:
@@ -256,7 +256,7 @@ def _example_numbers(examples: Any, owner: NDArray[np.int64]) -> NDArray[np.int6
     return numbers
 
 
-def _numbers(array: Any, name: str, limit: int, of: str) -> NDArray[np.int64]:
+def _numbers(array: Any, name: str, limit: int, limit_name: str) -> NDArray[np.int64]:
     values = to_numpy(array)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise InputError(
@@ -268,6 +268,6 @@ def _numbers(array: Any, name: str, limit: int, of: str) -> NDArray[np.int64]:
         where = int(np.argmax(bad))
         raise InputError(
             f"{name}[{where}] is {values[where]}; numbers from 0 to {limit - 1}, less than "
-            f"{of}, are expected."
+            f"{limit_name}, are expected."
         )
     return values.astype(np.int64)

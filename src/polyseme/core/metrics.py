@@ -79,10 +79,10 @@ def polysemanticity(embeddings: Any, labels: Any) -> Polysemanticity:
         return Polysemanticity(nan, nan, nan, nan, n, len(names))
     unit = unit_rows(values)
     sums = cluster_sums(unit, clusters)
-    own = np.einsum("nd,nd->n", unit, unit)
+    squares = np.einsum("nd,nd->n", unit, unit)
     total = unit.sum(axis=0)
-    all_cos = (total @ total - own.sum()) / 2
-    intra_cos = (np.einsum("kd,kd->", sums, sums) - own.sum()) / 2
+    all_cos = (total @ total - squares.sum()) / 2
+    intra_cos = (np.einsum("kd,kd->", sums, sums) - squares.sum()) / 2
     sizes = np.bincount(clusters, minlength=len(names))
     n_pairs = n * (n - 1) // 2
     n_intra = int((sizes * (sizes - 1) // 2).sum())

@@ -236,7 +236,9 @@ class _ByNeuron(Neurons):
                 rows = h[start:end]
                 _embedded(rows, self.gradient(rows, neurons[start]), out=rows)
 
-        in_threads(work, [slice(at, at + _NEURONS) for at in range(0, len(starts), _NEURONS)])
+        in_threads(
+            work, [slice(first, first + _NEURONS) for first in range(0, len(starts), _NEURONS)]
+        )
 
 
 class Linear(_ByNeuron):
@@ -338,9 +340,9 @@ class General(Neurons):
 
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
         # Few rows at a time, so that what the gradient is made of stays small.
-        for at in range(0, len(h), _ROWS):
-            rows = h[at : at + _ROWS]
-            _embedded(rows, self._gradient(rows, neurons[at : at + _ROWS]), out=rows)
+        for start in range(0, len(h), _ROWS):
+            rows = h[start : start + _ROWS]
+            _embedded(rows, self._gradient(rows, neurons[start : start + _ROWS]), out=rows)
 
     def _background_distance(self, h: Floats, neurons: slice) -> NDArray[np.float64]:
         return np.full(len(self.weights[neurons]), np.nan)

@@ -108,17 +108,17 @@ def nearest_features(
     MissingDependencyError
         If cells are needed and faiss is not installed.
     """
-    given = vectors if isinstance(vectors, np.ndarray) else to_numpy(vectors)
-    if given.ndim != 2 or given.dtype.kind != "f":
+    array = vectors if isinstance(vectors, np.ndarray) else to_numpy(vectors)
+    if array.ndim != 2 or array.dtype.kind != "f":
         raise InputError(
-            f"vectors has shape {given.shape} and dtype {given.dtype}; (n, d) of floats is "
+            f"vectors has shape {array.shape} and dtype {array.dtype}; (n, d) of floats is "
             "expected: a unit vector for each feature."
         )
     group = to_numpy(owners)
-    if group.shape != (len(given),) or (group.size and group.dtype.kind not in "iu"):
+    if group.shape != (len(array),) or (group.size and group.dtype.kind not in "iu"):
         raise InputError(
             f"owners has shape {group.shape} and dtype {group.dtype}; one integer for each of "
-            f"the {len(given)} vectors is expected."
+            f"the {len(array)} vectors is expected."
         )
     if (np.diff(group) < 0).any():
         where = int(np.argmax(np.diff(group) < 0))
@@ -128,11 +128,11 @@ def nearest_features(
         )
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k is {k!r}; a whole number of at least 1 is expected.")
-    best = _Best(len(given), int(k))
-    compare_all = len(given) <= MOST_EXACT if exact is None else exact
+    best = _Best(len(array), int(k))
+    compare_all = len(array) <= MOST_EXACT if exact is None else exact
     group = group.astype(np.int64)
     search = (
-        _all_pairs(given, group, best) if compare_all else _within_cells(given, group, best, folder)
+        _all_pairs(array, group, best) if compare_all else _within_cells(array, group, best, folder)
     )
     for done in search:
         if progress is not None:
@@ -148,10 +148,10 @@ class _Best:
         self.rows = np.full((n, k), -1, np.int64)
         self.similarity = np.full((n, k), -np.inf, np.float32)
 
-    def merge(self, of: Any, rows: NDArray[np.int64], similarity: Floats) -> None:
+    def merge(self, numbers: Any, rows: NDArray[np.int64], similarity: Floats) -> None:
         """Take in candidates for some vectors: (m, c) each; a row of -1 or -inf stands for none."""
-        rows = np.concatenate([self.rows[of], rows], axis=1)
-        similarity = np.concatenate([self.similarity[of], similarity], axis=1)
+        rows = np.concatenate([self.rows[numbers], rows], axis=1)
+        similarity = np.concatenate([self.similarity[numbers], similarity], axis=1)
         similarity[rows < 0] = -np.inf
         order = np.argsort(rows, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
@@ -160,8 +160,8 @@ class _Best:
         similarity[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
         # Equal ones in the order of their numbers.
         order = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
-        self.rows[of] = np.take_along_axis(rows, order, axis=1)
-        self.similarity[of] = np.take_along_axis(similarity, order, axis=1)
+        self.rows[numbers] = np.take_along_axis(rows, order, axis=1)
+        self.similarity[numbers] = np.take_along_axis(similarity, order, axis=1)
 
     def result(self) -> NearestFeatures:
         none = ~np.isfinite(self.similarity)
@@ -172,9 +172,9 @@ class _Best:
 
 def _all_pairs(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Iterator[float]:
     n = len(vectors)
-    for at in range(0, n, _ROWS):
-        mine = np.asarray(vectors[at : at + _ROWS], np.float32)
-        here = slice(at, at + len(mine))
+    for first in range(0, n, _ROWS):
+        mine = np.asarray(vectors[first : first + _ROWS], np.float32)
+        here = slice(first, first + len(mine))
         for start in range(0, n, _COLUMNS):
             theirs = np.asarray(vectors[start : start + _COLUMNS], np.float32)
             similarity = mine @ theirs.T
@@ -185,7 +185,7 @@ def _all_pairs(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Itera
             columns = np.argpartition(-similarity, min(best.k, len(theirs)) - 1, axis=1)
             columns = columns[:, : best.k]
             best.merge(here, columns + start, np.take_along_axis(similarity, columns, axis=1))
-        yield (at + len(mine)) / n
+        yield (first + len(mine)) / n
 
 
 def _within_cells(
@@ -211,14 +211,14 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     some = np.sort(sample[:_COLUMNS])
     step = _rows_at_once(vectors)
     gram = np.zeros((vectors.shape[1], vectors.shape[1]), np.float32)
-    for at in range(0, len(some), step):
-        rows = _single(vectors[some[at : at + step]])
+    for start in range(0, len(some), step):
+        rows = _single(vectors[some[start : start + step]])
         gram += rows.T @ rows
     basis = np.linalg.eigh(gram)[1][:, -_DIMENSIONS:]
     flat = np.empty((n, basis.shape[1]), np.float32)
-    for at in range(0, n, step):
+    for start in range(0, n, step):
         # A copy, as torch takes none that may not be written.
-        flat[at : at + step] = _single(np.array(vectors[at : at + step])) @ basis
+        flat[start : start + step] = _single(np.array(vectors[start : start + step])) @ basis
     kmeans = faiss.Kmeans(
         flat.shape[1],
         n_cells,
@@ -231,8 +231,8 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     )
     kmeans.train(flat[np.sort(sample)])
     near = np.empty((n, n_visits), np.int16)  # which are sorted in little time
-    for at in range(0, n, _COLUMNS):
-        block = slice(at, at + _COLUMNS)
+    for start in range(0, n, _COLUMNS):
+        block = slice(start, start + _COLUMNS)
         near[block] = faiss.knn(
             flat[block], kmeans.centroids, near.shape[1], metric=faiss.METRIC_INNER_PRODUCT
         )[1]
@@ -282,31 +282,31 @@ def _visit(
         width = _padded(size, _MEMBERS)
         hosts = data[first : first + width]
         visitors, slots = np.divmod(visits[visited[cell] : visited[cell + 1]], n_visits)
-        own, of_host = _of_the_same(owners, order, place, visitors, slice(first, first + size))
+        visitor, host = _of_the_same(owners, order, place, visitors, slice(first, first + size))
         share = _PRODUCTS // (os.cpu_count() or 1) // max(width, data.shape[1])
         step = max(_VISITORS, share // _VISITORS * _VISITORS)
         try:
             room = rooms.pop()
         except IndexError:
             room = _Room(data.dtype)
-        for at in range(0, len(visitors), step):
-            here, slot = visitors[at : at + step], slots[at : at + step]
+        for start in range(0, len(visitors), step):
+            here, slot = visitors[start : start + step], slots[start : start + step]
             rows = np.full(_padded(len(here), _VISITORS), n)
             rows[: len(here)] = here
             guests = room.matrix("guests", len(rows), data.shape[1])
-            found = room.matrix("found", len(rows), width)
+            products = room.matrix("products", len(rows), width)
             torch.index_select(data, 0, torch.from_numpy(rows), out=guests)
-            torch.mm(guests, hosts.T, out=found)
-            found[len(here) :] = -_OUT
-            found[:, size:] = -_OUT
-            mine = (own >= at) & (own < at + step)
-            found[torch.from_numpy(own[mine] - at), torch.from_numpy(of_host[mine])] = -_OUT
+            torch.mm(guests, hosts.T, out=products)
+            products[len(here) :] = -_OUT
+            products[:, size:] = -_OUT
+            mine = (visitor >= start) & (visitor < start + step)
+            products[torch.from_numpy(visitor[mine] - start), torch.from_numpy(host[mine])] = -_OUT
             part = width // _PARTS
-            most, which = found.view(len(rows), _PARTS, part).max(dim=2)
+            most, winner = products.view(len(rows), _PARTS, part).max(dim=2)
             similar[here, slot] = most[: len(here)].half().numpy()
-            which += torch.arange(_PARTS) * part
-            member[here, slot] = which[: len(here)].numpy()
-            rank, most = _best_of_columns(found, links.k)
+            winner += torch.arange(_PARTS) * part
+            member[here, slot] = winner[: len(here)].numpy()
+            rank, most = _best_of_columns(products, links.k)
             best = rows[rank[:size].numpy()]
             best[(most[:size] < -1 - _SLACK).numpy()] = n
             links.merge(order[first : first + size], named[best], most[:size].float().numpy())
@@ -319,8 +319,8 @@ def _visit(
         together = worked[start : start + _AT_ONCE]
         in_threads(compare, together)
         yield float(done[together[-1]])
-    for at in range(0, n, _COLUMNS):
-        block = slice(at, at + _COLUMNS)
+    for start in range(0, n, _COLUMNS):
+        block = slice(start, start + _COLUMNS)
         rows = (homes[to[block]][:, :, None] + member[block]).reshape(-1, n_visits * _PARTS)
         values = similar[block].reshape(rows.shape).astype(np.float32)
         some = np.argpartition(-values, min(links.k, rows.shape[1]) - 1, axis=1)[:, : links.k]
@@ -351,9 +351,9 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) ->
 
     step = _rows_at_once(vectors)
 
-    def copy(at: int) -> None:
-        some = np.asarray(vectors[order[at : at + step]])
-        data[at : at + len(some)] = torch.from_numpy(some)
+    def copy(start: int) -> None:
+        some = np.asarray(vectors[order[start : start + step]])
+        data[start : start + len(some)] = torch.from_numpy(some)
 
     in_threads(copy, range(0, len(vectors), step))
     return data
@@ -390,9 +390,9 @@ def _of_the_same(
     host = np.repeat(np.arange(len(owner)), count)
     nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     wanted = place[first[host] + nth]
-    at = np.minimum(np.searchsorted(visitors, wanted), len(visitors) - 1)
-    there = visitors[at] == wanted
-    return at[there], host[there]
+    visitor = np.minimum(np.searchsorted(visitors, wanted), len(visitors) - 1)
+    there = visitors[visitor] == wanted
+    return visitor[there], host[there]
 
 
 def _best_of_columns(values: Any, k: int) -> tuple[Any, Any]:
@@ -408,8 +408,8 @@ def _best_of_columns(values: Any, k: int) -> tuple[Any, Any]:
     # NumPy parts several times as quickly as torch finds the first ones in order.
     block = torch.from_numpy(np.argpartition(peaks, k_blocks - 1, axis=1)[:, :k_blocks])
     inside = blocks.permute(2, 1, 0).gather(1, block[:, :, None].expand(-1, -1, _DEPTH))
-    most, at = inside.flatten(1).topk(min(k, k_blocks * _DEPTH), dim=1)
-    return at % _DEPTH * blocks.shape[1] + block.gather(1, at // _DEPTH), most
+    most, index = inside.flatten(1).topk(min(k, k_blocks * _DEPTH), dim=1)
+    return index % _DEPTH * blocks.shape[1] + block.gather(1, index // _DEPTH), most
 
 
 def _padded(n: int, to: int) -> int:
@@ -422,14 +422,14 @@ def _measure(
 ) -> Iterator[float]:
     """Find out how similar those are that were found, to the last digit."""
 
-    def compare(of: NDArray[np.int64]) -> None:
-        rows = links.rows[of]
-        mine, theirs = (_single(vectors[some]) for some in (of, rows))
-        best.merge(of, rows, np.matmul(theirs, mine[:, :, None])[:, :, 0])
+    def compare(numbers: NDArray[np.int64]) -> None:
+        rows = links.rows[numbers]
+        mine, theirs = (_single(vectors[some]) for some in (numbers, rows))
+        best.merge(numbers, rows, np.matmul(theirs, mine[:, :, None])[:, :, 0])
 
     # One after the other have many in common.
     step = max(1, _MEASURED // vectors.shape[1])
-    blocks = [order[at : at + step] for at in range(0, len(order), step)]
+    blocks = [order[first : first + step] for first in range(0, len(order), step)]
     for start in range(0, len(blocks), _AT_ONCE):
         in_threads(compare, blocks[start : start + _AT_ONCE])
         yield min(1.0, (start + _AT_ONCE) / len(blocks))

@@ -26,13 +26,13 @@ _WANTED = (
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """A batch of contexts, what a model is given and what is counted of it."""
+    """A batch of contexts, what a model is given and which positions of it count."""
 
     ids: NDArray[np.int64]
     """(B, length): the tokens."""
     attention: NDArray[np.bool_]
     """(B, length): False for padding, which only follows the last token of a context."""
-    counted: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
     """(B, length): False for padding and for whatever is left out."""
 
 
@@ -62,7 +62,7 @@ class Contexts:
         Stop after so many tokens of the documents, whether they are counted or not. What
         begins, ends, separates and pads comes on top.
     leave_out : iterable of str, default ("special", "first")
-        What `TokenBatch.counted` leaves out besides padding: "special", the special tokens of
+        What `TokenBatch.mask` leaves out besides padding: "special", the special tokens of
         the tokenizer (that for unknown words is one of them); "first", whatever stands first
         in a context, on which many models dump attention.
 
@@ -170,7 +170,7 @@ class Contexts:
         Yields
         ------
         TokenBatch
-            ids int64, attention bool and counted bool, each (B, length).
+            ids int64, attention bool and mask bool, each (B, length).
 
         Raises
         ------
@@ -203,28 +203,28 @@ class Contexts:
     def _bodies(self) -> Iterator[list[int]]:
         """What stands between the beginning and the end of each context, which is never empty."""
         room = self.length - (self._begin is not None) - (self._end is not None)
-        left = self.max_tokens
+        remaining = self.max_tokens
         body: list[int] = []
         between = False
         for part in self.texts.parts():
             between = between or part.first
-            ids = self._tokenize(part.text)[:left]
+            ids = self._tokenize(part.text)[:remaining]
             if ids and between:
                 between = False
                 if body and self._separator is not None:
                     body.append(self._separator)
-            at = 0
+            offset = 0
             # The separator may have filled a context: then none of the ids goes into it.
-            while at < len(ids):
-                taken = ids[at : at + room - len(body)]
+            while offset < len(ids):
+                taken = ids[offset : offset + room - len(body)]
                 body += taken
-                at += len(taken)
+                offset += len(taken)
                 if len(body) == room:
                     yield body
                     body = []
-            if left is not None:
-                left -= len(ids)
-                if not left:
+            if remaining is not None:
+                remaining -= len(ids)
+                if not remaining:
                     break
         if body:
             yield body
@@ -238,12 +238,12 @@ class Contexts:
             context = begin + body + end
             ids[row, : len(context)] = context
             attention[row, : len(context)] = True
-        counted = attention.copy()
+        mask = attention.copy()
         if "special" in self.leave_out:
-            counted &= ~np.isin(ids, self._special)
+            mask &= ~np.isin(ids, self._special)
         if "first" in self.leave_out:
-            counted[:, 0] = False
-        return TokenBatch(ids, attention, counted)
+            mask[:, 0] = False
+        return TokenBatch(ids, attention, mask)
 
     def settings(self) -> dict[str, Any]:
         """How the contexts are cut, as JSON can hold it.

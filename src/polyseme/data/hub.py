@@ -86,13 +86,13 @@ def hub_rows(name: str, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
     MissingDependencyError
         If the datasets library is not installed.
     """
-    _, found = _load(name, split, streaming=True)
+    _, dataset = _load(name, split, streaming=True)
 
     def rows() -> Iterator[dict[str, Any]]:
-        at = iter(found)
+        iterator = iter(dataset)
         while True:
             try:
-                row = dict(next(at))
+                row = dict(next(iterator))
             except StopIteration:
                 return
             # As in _load.
@@ -104,19 +104,19 @@ def hub_rows(name: str, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
 
 
 def _column(
-    name: str, given: str | None, features: dict[str, Any], kind: type, argument: str
+    name: str, key: str | None, features: dict[str, Any], kind: type, argument: str
 ) -> str | None:
-    if given is not None:
-        if given not in features:
-            raise InputError(f"{name!r}: " + one_of(argument, given, features))
-        return given
-    found = [column for column, feature in features.items() if isinstance(feature, kind)]
-    if len(found) > 1:
+    if key is not None:
+        if key not in features:
+            raise InputError(f"{name!r}: " + one_of(argument, key, features))
+        return key
+    candidates = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if len(candidates) > 1:
         raise InputError(
             f"{name!r}: several columns are of type {kind.__name__}: "
-            f"{', '.join(map(repr, found))}. Name one with {argument}=..."
+            f"{', '.join(map(repr, candidates))}. Name one with {argument}=..."
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
 def read_hub(

@@ -49,12 +49,12 @@ class IdxName:
 
 def idx_files(folder: Path) -> dict[IdxName, Path]:
     """IDX files of a folder, by what their names say; of two spellings, the uncompressed one."""
-    found: dict[IdxName, Path] = {}
+    files: dict[IdxName, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: (path.suffix.lower() == ".gz", path)):
         name = IdxName.parse(path)
         if name is not None and path.is_file():
-            found.setdefault(name, path)
-    return found
+            files.setdefault(name, path)
+    return files
 
 
 def is_idx(path: Path) -> bool:

@@ -112,13 +112,13 @@ def read_npy(path: Path, name: str, limit: int | None) -> Images:
 
 
 def _choose(
-    path: Path, given: str | None, names: Iterable[str], arrays: dict[str, _Header], argument: str
+    path: Path, key: str | None, names: Iterable[str], arrays: dict[str, _Header], argument: str
 ) -> str | None:
     """Key that the caller gave, else the only one of the usual names, else None."""
-    if given is not None:
-        if given not in arrays:
-            raise InputError(f"{path}: " + one_of(argument, given, arrays))
-        return given
+    if key is not None:
+        if key not in arrays:
+            raise InputError(f"{path}: " + one_of(argument, key, arrays))
+        return key
     present = [name for name in names if name in arrays]
     if len(present) > 1:
         raise _ambiguous(path, present, arrays, argument)

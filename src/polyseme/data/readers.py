@@ -116,10 +116,10 @@ def _read(
     if path.is_file() and suffix == ".npz":
         return read_npz(path, path.name, split, images_key, labels_key, limit)
     if images_key is not None or labels_key is not None:
-        given = "images_key" if images_key is not None else "labels_key"
+        option = "images_key" if images_key is not None else "labels_key"
         raise InputError(
-            f"{path}: {given} was given; it chooses among the arrays of a .npz file or the columns "
-            f"of a hub data set. Leave it out for this source."
+            f"{path}: {option} was given; it chooses among the arrays of a .npz file or the "
+            f"columns of a hub data set. Leave it out for this source."
         )
     if path.is_dir():
         files = idx_files(path)

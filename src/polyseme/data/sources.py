@@ -67,19 +67,19 @@ class Source:
     def batches(self, size: int, start: int = 0) -> Iterator[Batch]:
         """Stored inputs (B, ...) with their labels (B,) or None, from input ``start`` on."""
         if self.images is not None:
-            for at in range(start, len(self.images), size):
-                rows = slice(at, at + size)
+            for first in range(start, len(self.images), size):
+                rows = slice(first, first + size)
                 labels = self.images.labels
                 yield np.asarray(self.images.pixels[rows]), None if labels is None else labels[rows]
             return
-        found = _skip(self._items, start)
+        batches = _skip(self._items, start)
         if self.length is not None:
             rows_of = range(self.length)
-            found = (
-                _stack([self._items[row] for row in rows_of[at : at + size]])
-                for at in rows_of[start::size]
+            batches = (
+                _stack([self._items[row] for row in rows_of[first : first + size]])
+                for first in rows_of[start::size]
             )
-        for inputs, labels in found:
+        for inputs, labels in batches:
             if labels is not None:
                 check_names(self.class_names, labels, self.name)
             yield inputs, labels
@@ -94,13 +94,13 @@ class Source:
         if not self.is_read_once:
             return next((stored for stored, _ in self.batches(size)), None)
         taken = []
-        found = None
+        first = None
         for item in self._items:
             taken.append(item)
-            if (found := next((stored for stored, _ in _skip([item], 0)), None)) is not None:
+            if (first := next((stored for stored, _ in _skip([item], 0)), None)) is not None:
                 break
         self._items = chain(taken, self._items)
-        return found
+        return first
 
     def to_input(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Model inputs of float32 from stored ones."""
@@ -228,17 +228,17 @@ def _inputs(value: Any) -> NDArray[Any]:
     return pixels.astype(np.float32, copy=False)
 
 
-def _parts(item: Any, of: str) -> tuple[Any, Any]:
+def _parts(item: Any, unit: str) -> tuple[Any, Any]:
     """The input and the label, if there is one, of an item or of a batch."""
     if isinstance(item, Mapping):
         keys = [repr(key) for key in item]
-        first = f"{of}[{keys[0] if keys else '...'}]"
-        pair = f"({first}, {of}[{keys[1]}])" if len(keys) > 1 else first
-        all_of = f"({pair} for batch in data)" if of == "batch" else f"[{pair} for item in data]"
+        first = f"{unit}[{keys[0] if keys else '...'}]"
+        pair = f"({first}, {unit}[{keys[1]}])" if len(keys) > 1 else first
+        all_of = f"({pair} for batch in data)" if unit == "batch" else f"[{pair} for item in data]"
         raise InputError(
             f"The data gives a {type(item).__name__} with the keys {', '.join(keys) or '(none)'} "
-            f"for each {of}; an array of inputs, or a pair (input, label), is expected: give them "
-            f"such as {all_of}."
+            f"for each {unit}; an array of inputs, or a pair (input, label), is expected: give "
+            f"them such as {all_of}."
         )
     if not isinstance(item, tuple | list) or not item or np.isscalar(item[0]):
         return item, None
@@ -249,11 +249,11 @@ def _parts(item: Any, of: str) -> tuple[Any, Any]:
         return item[0], item[1]
     if isinstance(item, tuple) or _is_array(item[0]):
         raise InputError(
-            f"The data gives {len(item)} things for each {of}; an array of inputs, or a pair "
+            f"The data gives {len(item)} things for each {unit}; an array of inputs, or a pair "
             f"(input, label), is expected: give them such as "
             + (
                 "((batch[0], batch[1]) for batch in data)."
-                if of == "batch"
+                if unit == "batch"
                 else "[item[:2] for item in data]."
             )
         )

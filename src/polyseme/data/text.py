@@ -70,31 +70,31 @@ def cut(chunks: Iterable[str]) -> Iterator[str]:
     held = ""
     for chunk in chunks:
         held += chunk
-        at = 0
-        while len(held) - at > _LONGEST_PART:
-            end = _part_end(held, at)
-            yield held[at:end]
-            at = end
-        held = held[at:]
-    at = 0
-    while at < len(held):
-        end = _part_end(held, at)
-        yield held[at:end]
-        at = end
+        start = 0
+        while len(held) - start > _LONGEST_PART:
+            end = _part_end(held, start)
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    start = 0
+    while start < len(held):
+        end = _part_end(held, start)
+        yield held[start:end]
+        start = end
 
 
-def _part_end(text: str, at: int) -> int:
-    """Where the part that begins at ``at`` ends, from at most one character after the longest."""
-    limit = at + _LONGEST_PART
-    if found := _LINE_START.search(text, at + _PART - 1, limit + 1):
-        return found.start() + 1
+def _part_end(text: str, start: int) -> int:
+    """Where the part from ``start`` on ends, given at most one character after the longest."""
+    limit = start + _LONGEST_PART
+    if match := _LINE_START.search(text, start + _PART - 1, limit + 1):
+        return match.start() + 1
     if len(text) <= limit:
         return len(text)
-    if (line_end := text.rfind("\n", at, limit)) >= 0:
+    if (line_end := text.rfind("\n", start, limit)) >= 0:
         return line_end + 1
     # Before the space and not after it, as most tokenizers put a space with the next word.
-    found = _TO_LAST_WORD_END.match(text, at, limit + 1)
-    return found.end() if found else limit
+    match = _TO_LAST_WORD_END.match(text, start, limit + 1)
+    return match.end() if match else limit
 
 
 class Texts:
@@ -259,21 +259,21 @@ def read_text(
         If datasets is needed and not installed.
     """
     encoding = checked_encoding(encoding)
-    given = {"field": field != "text", "split": split != "train", "encoding": encoding != "utf-8"}
+    changed = {"field": field != "text", "split": split != "train", "encoding": encoding != "utf-8"}
     if source is None:
-        _refuse(given, "the texts that come with Python", ())
+        _refuse(changed, "the texts that come with Python", ())
         return _python_topics()
     if not isinstance(source, str | Path):
-        _refuse(given, f"a {type(source).__name__}", ())
+        _refuse(changed, f"a {type(source).__name__}", ())
         return _from_memory(source)
     if not str(source):
         raise InputError(f"source is {source!r}, an empty path. {_ACCEPTED}")
     path = Path(source).expanduser()
     try:
         if is_hub_name(source) and not path.exists():
-            _refuse(given, f"the hub data set {str(source)!r}", ("field", "split"))
+            _refuse(changed, f"the hub data set {str(source)!r}", ("field", "split"))
             return _checked(_from_hub(str(source), split, field))
-        texts = _from_files(path, field, encoding, given)
+        texts = _from_files(path, field, encoding, changed)
     except OSError as error:
         raise InputError(
             f"{str(source)[:200]!r} could not be read ({error.strerror or error}). Check the path, "
@@ -282,9 +282,9 @@ def read_text(
     return _checked(texts)
 
 
-def _refuse(given: dict[str, bool], what: str, applying: tuple[str, ...]) -> None:
+def _refuse(changed: dict[str, bool], what: str, applying: tuple[str, ...]) -> None:
     """Refuse an argument that would have no effect."""
-    for argument, is_given in given.items():
+    for argument, is_given in changed.items():
         if is_given and argument not in applying:
             raise InputError(
                 f"{argument} was given for {what}, to which it does not apply. Leave it out."
@@ -305,7 +305,7 @@ def _empty(name: str) -> InputError:
     )
 
 
-def _from_files(path: Path, field: str, encoding: str, given: dict[str, bool]) -> Texts:
+def _from_files(path: Path, field: str, encoding: str, changed: dict[str, bool]) -> Texts:
     if not path.exists():
         raise missing_path(path, _ACCEPTED)
     if path.is_dir():
@@ -320,7 +320,7 @@ def _from_files(path: Path, field: str, encoding: str, given: dict[str, bool]) -
     suffixes = {suffix_of(file) for file in files}
     fields, characters = suffixes - {".txt"}, suffixes - {".parquet"}
     applying = ("field",) * bool(fields) + ("encoding",) * bool(characters)
-    _refuse(given, str(path), applying)
+    _refuse(changed, str(path), applying)
 
     def identity() -> dict[str, Any]:
         listed = []

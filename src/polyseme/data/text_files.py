@@ -31,12 +31,12 @@ def suffix_of(path: Path) -> str | None:
 
 def files_below(folder: Path) -> list[Path]:
     """The files of text in a folder and its subfolders, sorted; hidden ones are passed over."""
-    found = []
+    files = []
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if not hidden and suffix_of(path) is not None and path.is_file():
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+            files.append(path)
+    return sorted(files, key=lambda path: path.relative_to(folder).parts)
 
 
 def checked_encoding(encoding: str) -> str:
@@ -107,16 +107,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 def _decoded(path: Path, encoding: str) -> Iterator[str]:
     """The text of a file in chunks; a UTF-8 byte order mark is dropped."""
     decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)()
-    given = 0
+    n_read = 0
     with file_errors(path, "a file of text"), _opened(path) as file:
         while True:
             chunk = file.read(_CHUNK_BYTES)
-            given += len(chunk)
+            n_read += len(chunk)
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 # What the decoder was looking at ends where the bytes given so far end.
-                offset = given - len(error.object) + error.start
+                offset = n_read - len(error.object) + error.start
                 raise InputError(
                     f"{path}: byte {offset:,} is no {encoding} text ({error.reason}, "
                     f"0x{error.object[error.start] if error.object else 0:02X}); text in "

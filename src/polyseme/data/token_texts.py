@@ -98,7 +98,7 @@ def _byte_level_text(token: str) -> str:
     if not all(character in table for character in token):
         return token
     text = bytes(table[character] for character in token).decode("utf-8", "surrogateescape")
-    return _UNDECODED.sub(lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", text)
+    return _UNDECODED.sub(lambda match: f"<0x{ord(match[0]) - 0xDC00:02X}>", text)
 
 
 def _sentence_piece_text(token: str) -> str:

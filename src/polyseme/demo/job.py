@@ -142,7 +142,7 @@ def _compare_saes(
     model: Classifier, images: Images, folder: Path, *, seed: int, overwrite: bool, progress: bool
 ) -> Comparison:
     """A standard SAE of the hidden layer, one with the NE loss, and what sets them apart."""
-    batches = (images.inputs(slice(at, at + 512)) for at in range(0, len(images), 512))
+    batches = (images.inputs(slice(start, start + 512)) for start in range(0, len(images), 512))
     activations = torch.cat(list(site_activations(model, find_site(model, SITE), batches)))
     saes = {
         name: train_sae(

@@ -113,8 +113,8 @@ def _next(demo: Demo) -> str:
 def _command() -> str:
     """How the shell calls polyseme, whether or not its environment is activated."""
     script = Path(sys.executable).with_name("polyseme")
-    found = shutil.which("polyseme")
-    if found and (not script.exists() or Path(found).absolute() == script.absolute()):
+    installed = shutil.which("polyseme")
+    if installed and (not script.exists() or Path(installed).absolute() == script.absolute()):
         return "polyseme"
     if not script.exists():
         return f"{shlex.quote(sys.executable)} -m polyseme.cli"

@@ -246,8 +246,8 @@ def _bars(axes: Any, reports: list[SAEReport]) -> None:
     for number, report in enumerate(reports):
         record = report.as_dict()
         heights = [record[key] / first[key] if first[key] else np.nan for key, _ in keys]
-        at = np.arange(len(keys)) + number * width
-        axes.bar(at, heights, width, color=_COLOURS[number % len(_COLOURS)])
+        positions = np.arange(len(keys)) + number * width
+        axes.bar(positions, heights, width, color=_COLOURS[number % len(_COLOURS)])
     axes.axhline(1, color="#666666", lw=0.8)
     axes.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, [name for _, name in keys])
     axes.set_title(f"relative to {reports[0].name}: lower is better", fontsize=10)
@@ -331,8 +331,8 @@ def latents_table(
     for _ in collector.run(batches()):
         pass
     [collected], _ = collector.result()
-    found = cluster_site(collected, threshold, "average")
-    return site_tables(collected, found.clusterings, found.medoids)["neurons"]
+    clustered = cluster_site(collected, threshold, "average")
+    return site_tables(collected, clustered.clusterings, clustered.medoids)["neurons"]
 
 
 def report_on(

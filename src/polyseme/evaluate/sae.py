@@ -262,17 +262,17 @@ def label_purity(run: Run, site: str, *, shuffles: int = 20, seed: int = 0) -> P
     neuron = examples["neuron"].to_numpy()
     n_neurons = run.site(site).n_neurons
     sizes = np.bincount(neuron, minlength=n_neurons)
-    counted = sizes >= 2
+    measured = sizes >= 2
     n_classes = int(classes.max(initial=0)) + 1
 
-    def mean(of: NDArray[Any]) -> float:
-        counts = np.bincount(neuron * n_classes + of, minlength=n_neurons * n_classes)
+    def mean(assigned: NDArray[Any]) -> float:
+        counts = np.bincount(neuron * n_classes + assigned, minlength=n_neurons * n_classes)
         most = counts.reshape(n_neurons, n_classes).max(axis=1)
-        return float((most[counted] / sizes[counted]).mean()) if counted.any() else float("nan")
+        return float((most[measured] / sizes[measured]).mean()) if measured.any() else float("nan")
 
     rng = np.random.default_rng(seed)
     null = [mean(rng.permutation(classes)) for _ in range(shuffles)]
-    return Purity(mean(classes), float(np.mean(null)), int(counted.sum()))
+    return Purity(mean(classes), float(np.mean(null)), int(measured.sum()))
 
 
 @dataclass(frozen=True)

@@ -197,12 +197,12 @@ def at_equal_l0(
         ordered = group.sort_values("l1_coefficient")
         for pair in zip(range(len(ordered) - 1), range(1, len(ordered)), strict=True):
             two = ordered.iloc[list(pair)].sort_values("l0")
-            at = two["l0"].to_numpy(float)
-            if at[0] <= l0 <= at[1]:
+            l0s = two["l0"].to_numpy(float)
+            if l0s[0] <= l0 <= l0s[1]:
                 row = dict(zip(keys, key, strict=True))
                 for measure in measures:
                     row[measure] = float(
-                        np.interp(np.log(l0), np.log(at), two[measure].to_numpy(float))
+                        np.interp(np.log(l0), np.log(l0s), two[measure].to_numpy(float))
                     )
                 rows.append(row)
                 break

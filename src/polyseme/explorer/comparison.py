@@ -31,8 +31,8 @@ def _mean_of(column: str) -> Measure:
     return measure
 
 
-def _share_of(which: Callable[[pd.DataFrame], pd.Series[bool]]) -> Measure:
-    return lambda run: (float(which(run.folder.neurons).mean()), None)
+def _share_of(condition: Callable[[pd.DataFrame], pd.Series[bool]]) -> Measure:
+    return lambda run: (float(condition(run.folder.neurons).mean()), None)
 
 
 def _l0(run: Run) -> tuple[float, int | None]:
@@ -171,7 +171,7 @@ def _unlike(runs: Sequence[Run]) -> list[str]:
     return [words for words in first if any(other[words] != first[words] for other in others)]
 
 
-def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], dict[str, str]]:
+def best_matches(base: RunFolder, other: RunFolder) -> tuple[dict[str, Array], dict[str, str]]:
     """For each neuron of a run the neuron of another whose direction is most like its own.
 
     A latent's direction is what it writes, its decoder; where a run holds none, and for other
@@ -186,14 +186,14 @@ def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], di
     metadata : dict of str to str
         ``by``: ``decoder`` or ``weights``; ``reason``, where no neuron has a match.
     """
-    by = "decoder" if all(_has_decoders(folder) for folder in (one, other)) else "weights"
-    row = np.full(len(one.neurons), -1, dtype=np.int64)
-    similarity = np.full(len(one.neurons), np.nan, dtype=np.float32)
+    by = "decoder" if all(_has_decoders(folder) for folder in (base, other)) else "weights"
+    row = np.full(len(base.neurons), -1, dtype=np.int64)
+    similarity = np.full(len(base.neurons), np.nan, dtype=np.float32)
     lengths: list[set[int]] = [set(), set()]
-    shared = {site.name for site in one.sites} & {site.name for site in other.sites}
-    for site in one.sites:
-        first = one.first_neuron(site.number)
-        here = _directions(one, site, by)
+    shared = {site.name for site in base.sites} & {site.name for site in other.sites}
+    for site in base.sites:
+        first = base.first_neuron(site.number)
+        here = _directions(base, site, by)
         for match in other.sites:
             if shared and match.name != site.name:
                 continue
@@ -204,17 +204,17 @@ def best_matches(one: RunFolder, other: RunFolder) -> tuple[dict[str, Array], di
                 continue
             offset = other.first_neuron(match.number)
             step = max(1, _BLOCK // len(there))
-            for at in range(0, len(here), step):
-                products = here[at : at + step] @ there.T
+            for start in range(0, len(here), step):
+                products = here[start : start + step] @ there.T
                 nearest = products.argmax(axis=1)
-                found = products[np.arange(len(nearest)), nearest]
-                rows = first + at + np.arange(len(nearest))
-                better = ~(found <= similarity[rows])  # a NaN is not yet compared
+                largest = products[np.arange(len(nearest)), nearest]
+                rows = first + start + np.arange(len(nearest))
+                better = ~(largest <= similarity[rows])  # a NaN is not yet compared
                 row[rows[better]] = offset + nearest[better]
-                similarity[rows[better]] = found[better]
+                similarity[rows[better]] = largest[better]
     metadata = {"by": by}
     if not (row >= 0).any():
-        ours, theirs = (" or ".join(map(str, sorted(found))) for found in lengths)
+        ours, theirs = (" or ".join(map(str, sorted(sizes))) for sizes in lengths)
         where = "in sites of the same name" if shared else "in the two runs"
         metadata["reason"] = (
             "No neuron has a match, as only directions of the same length can be compared: "

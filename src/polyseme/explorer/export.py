@@ -56,8 +56,8 @@ def export(
     from polyseme.explorer.open_runs import open_all
     from polyseme.store.partial import Kind, Partial
 
-    given = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
-    root = WebRoot(lambda: open_all(given))
+    sources = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    root = WebRoot(lambda: open_all(sources))
     root.runs  # noqa: B018 - before anything is made
     kind = Kind(
         work="export",

@@ -11,7 +11,7 @@ from polyseme.store import RunFolder
 from polyseme.views import Run
 
 
-def open_all(given: Sequence[Run | str | Path]) -> list[RunFiles]:
+def open_all(sources: Sequence[Run | str | Path]) -> list[RunFiles]:
     """The runs, each with a title that no other has.
 
     Raises
@@ -19,7 +19,7 @@ def open_all(given: Sequence[Run | str | Path]) -> list[RunFiles]:
     RunError
         One of them cannot be opened.
     """
-    runs = [run if isinstance(run, Run) else Run(RunFolder.salvaged(run)) for run in given]
+    runs = [run if isinstance(run, Run) else Run(RunFolder.salvaged(run)) for run in sources]
     return [RunFiles(run, title) for run, title in zip(runs, titles(runs), strict=True)]
 
 

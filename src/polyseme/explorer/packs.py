@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.errors import RunError
+from polyseme.explorer.page_errors import page_message
 from polyseme.explorer.pictures import Pictures, kernel_shape, kernels
 from polyseme.explorer.run_texts import RunTexts
 from polyseme.explorer.tensors import encode
-from polyseme.explorer.told import told
 from polyseme.store import RunFolder, SiteInfo
 from polyseme.store.format import neuron_offsets
 
@@ -63,7 +63,7 @@ class Pack:
                 section()
             except RunError as error:
                 # Without the folder's path, which is nobody else's business.
-                problem = told(error)
+                problem = page_message(error)
                 if problem not in self.damage:
                     self.damage.append(problem)
         if isinstance(self._content, RunTexts):
@@ -218,25 +218,25 @@ class Pack:
         assert isinstance(self._content, Pictures)
         inputs = self._folder.inputs
         examples, random = (self._arrays.get(f"{prefix}input") for prefix in ("", "random_"))
-        shown = [of for of in (examples, random) if of is not None]
+        shown = [numbers for numbers in (examples, random) if numbers is not None]
         rows = np.unique(np.concatenate([np.empty(0, np.int64), *shown]))
         self._arrays["thumbs"] = self._content.thumbs(rows)
-        for name, of in (("thumb", examples), ("random_thumb", random)):
-            if of is not None:
-                self._arrays[name] = np.searchsorted(rows, of)
+        for name, numbers in (("thumb", examples), ("random_thumb", random)):
+            if numbers is not None:
+                self._arrays[name] = np.searchsorted(rows, numbers)
         if "labels" in inputs:
-            for name, of in (("class", examples), ("random_class", random)):
-                if of is not None:
-                    self._arrays[name] = inputs.take("labels", of)
+            for name, numbers in (("class", examples), ("random_class", random)):
+                if numbers is not None:
+                    self._arrays[name] = inputs.take("labels", numbers)
         kernel = kernel_shape(self._site)
         if kernel and examples is not None and self._site.d_in <= _LARGEST_KERNEL:
             vector = self._folder.rows("examples", *self._rows)["vector"]
             patches = self._folder.site(self._site.number).take("vectors", vector)
             weights = self._part("weights")
             if weights is not None:
-                own = np.repeat(np.arange(len(weights)), self._arrays["counts"])
+                neuron = np.repeat(np.arange(len(weights)), self._arrays["counts"])
                 # Added up over channels: one picture an example, however many channels it read.
-                embeddings = patches.astype(np.float32) * weights[own]
+                embeddings = patches.astype(np.float32) * weights[neuron]
                 pictures = kernels(embeddings, kernel).sum(axis=3, keepdims=True)
                 self._arrays["embedding"] = pictures.astype(np.float16)
 
@@ -249,5 +249,5 @@ class Pack:
         return self._folder.site_rows(self._site.number, name, *self._range)
 
     def _input_rows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        found = np.searchsorted(self._folder.inputs["index"], numbers)
-        return np.asarray(found, dtype=np.int64)
+        rows = np.searchsorted(self._folder.inputs["index"], numbers)
+        return np.asarray(rows, dtype=np.int64)

@@ -145,11 +145,11 @@ class Request:
             raise Refused(431, f"The headers are too long; {LONGEST_HEAD} bytes are the most.")
         first, *lines = head.split(b"\r\n")
         asked = _FIRST_LINE.fullmatch(first)
-        found = [_HEADER.fullmatch(line) for line in lines]
-        if not asked or not all(found):
+        matches = [_HEADER.fullmatch(line) for line in lines]
+        if not asked or not all(matches):
             raise Refused(400, "This is not a request of HTTP/1.1.")
         headers: dict[str, str] = {}
-        for header in filter(None, found):
+        for header in filter(None, matches):
             name = header[1].decode().lower()
             if name in _READ and name in headers:
                 raise Refused(400, f"The header {name} is there twice; it is expected once.")
@@ -170,12 +170,14 @@ class Request:
 def _length(method: str, headers: Mapping[str, str]) -> int:
     if "transfer-encoding" in headers:
         raise Refused(400, "A body has a Content-Length here; Transfer-Encoding is not accepted.")
-    given = headers.get("content-length")
+    content_length = headers.get("content-length")
     if method != "POST":
-        if given not in (None, "0"):
+        if content_length not in (None, "0"):
             raise Refused(400, f"A {method} request has no body.")
         return 0
-    length = int(given) if given and re.fullmatch("[0-9]{1,9}", given) else -1
+    length = (
+        int(content_length) if content_length and re.fullmatch("[0-9]{1,9}", content_length) else -1
+    )
     if not 0 <= length <= MOST_BODY:
         raise Refused(413, f"A question has a length, of {MOST_BODY} bytes at most.")
     return length

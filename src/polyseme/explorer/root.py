@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyseme.explorer.page_errors import NoSuchFileError
 from polyseme.explorer.strict_json import compact_json
-from polyseme.explorer.told import NoSuchFileError
 
 if TYPE_CHECKING:
     from polyseme.explorer.runfiles import RunFiles

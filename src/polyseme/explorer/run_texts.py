@@ -55,8 +55,8 @@ class RunTexts:
         tokens, lengths, back = self._contexts(contexts)
         places = positions[:, None] + np.arange(-before, after + 1)
         inside = (places >= 0) & (places < lengths[back][:, None])
-        found = tokens[back[:, None], np.where(inside, places, 0)]
-        return np.where(inside, found, BEYOND)
+        ids = tokens[back[:, None], np.where(inside, places, 0)]
+        return np.where(inside, ids, BEYOND)
 
     def _contexts(self, rows: Array) -> tuple[Array, Array, Array]:
         """Contexts and their lengths, and where each of the rows is among them."""

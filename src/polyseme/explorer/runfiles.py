@@ -16,12 +16,12 @@ import numpy as np
 from polyseme.errors import RunError
 from polyseme.explorer.addresses import layer_of, site_addresses
 from polyseme.explorer.packs import Pack
+from polyseme.explorer.page_errors import NoSuchFileError, page_message
 from polyseme.explorer.pictures import Pictures, convolution
 from polyseme.explorer.run_texts import RunTexts
 from polyseme.explorer.search import WordIndex
 from polyseme.explorer.strict_json import compact_json, finite
 from polyseme.explorer.tensors import encode
-from polyseme.explorer.told import NoSuchFileError, told
 from polyseme.store import SiteInfo, altered_files
 from polyseme.views import Run
 
@@ -65,11 +65,11 @@ class RunFiles:
     @property
     def damage(self) -> list[str]:
         """What is known of its damage so far, in sentences that begin with the file's name."""
-        found = list(dict.fromkeys([*self.folder.damage, *self._met]))
+        problems = list(dict.fromkeys([*self.folder.damage, *self._met]))
         for name in self._altered or []:
-            if not any(problem.startswith(f"{name}:") for problem in found):
-                found.append(f"{name}: its SHA-256 is not the one that run.json records")
-        return found
+            if not any(problem.startswith(f"{name}:") for problem in problems):
+                problems.append(f"{name}: its SHA-256 is not the one that run.json records")
+        return problems
 
     @cached_property
     def _words(self) -> WordIndex | None:
@@ -173,9 +173,9 @@ class RunFiles:
             return encode(self._neurons())
         if path == "search/words.json" and self._words:
             return compact_json(self._words.words()).encode()
-        found = _NUMBERED.fullmatch(path)
-        if found:
-            numbers = {key: int(text) for key, text in found.groupdict().items() if text}
+        numbered = _NUMBERED.fullmatch(path)
+        if numbered:
+            numbers = {key: int(text) for key, text in numbered.groupdict().items() if text}
             match numbers:
                 case {"pack": number} if number < self._first_packs[-1]:
                     return self._pack_file(number)
@@ -210,7 +210,7 @@ class RunFiles:
             "window": list(self._content.window) if isinstance(self._content, RunTexts) else None,
             "image": self._content.describe() if isinstance(self._content, Pictures) else None,
             "has": self._has(),
-            "damage": [told(sentence) for sentence in self.folder.damage],
+            "damage": [page_message(sentence) for sentence in self.folder.damage],
         }
 
     @cached_property

@@ -92,8 +92,8 @@ class WordIndex:
         return {word: self._features(word) for word in list(self._tokens)[start:stop]}
 
     def _features(self, word: str) -> list[list[Any]]:
-        found = [self._folder.features_of_token(row) for row in self._tokens[word]]
-        rows = np.unique(np.concatenate(found))
+        features = [self._folder.features_of_token(row) for row in self._tokens[word]]
+        rows = np.unique(np.concatenate(features))
         sizes = self._sizes[rows]
         order = np.argsort(-sizes, kind="stable")[:_MOST_LABELS]
         rows = rows[order]

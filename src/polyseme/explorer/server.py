@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from polyseme.errors import PolysemeError, RunError
 from polyseme.explorer.connections import Connections
+from polyseme.explorer.page_errors import NoSuchFileError, page_message
 from polyseme.explorer.requests import Answer, Refused, Request, arguments, question
 from polyseme.explorer.root import WebRoot
 from polyseme.explorer.strict_json import compact_json, finite
-from polyseme.explorer.told import NoSuchFileError, told
 from polyseme.explorer.worker import Worker
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?", re.ASCII)
 
 def explore(
     run: Run | str | Path,
-    *more: Run | str | Path,
+    *others: Run | str | Path,
     port: int = 0,
     host: str = "127.0.0.1",
     open_browser: bool = True,
@@ -49,7 +49,7 @@ def explore(
     ----------
     run : Run, str or Path
         A run, or its folder.
-    *more : Run, str or Path
+    *others : Run, str or Path
         Runs to set beside it, such as the same analysis of another model.
     port : int
         0 takes one that is free.
@@ -77,14 +77,14 @@ def explore(
     RunError
         A run cannot be opened at all. One that is damaged in part is shown as far as it goes.
     """
-    given = {"probe": probe, "classify": classify, "importances": importances}
-    live = {name: function for name, function in given.items() if function is not None}
+    functions = {"probe": probe, "classify": classify, "importances": importances}
+    live = {name: function for name, function in functions.items() if function is not None}
 
     def open_runs() -> list[Any]:
         # Here, not above: pandas takes longer to load than a server to start.
         from polyseme.explorer.open_runs import open_all
 
-        return open_all((run, *more))
+        return open_all((run, *others))
 
     explorer = Explorer(WebRoot(open_runs, live), live, host, port)
     if explorer.exposed:
@@ -149,10 +149,10 @@ class Explorer(AbstractContextManager["Explorer"]):
         A page elsewhere can have a name of its own lead to this machine (DNS rebinding), but
         its requests then carry that name.
         """
-        given = _HOST.fullmatch(header or "")
-        if not given:
+        match = _HOST.fullmatch(header or "")
+        if not match:
             return False
-        name = given[1].strip("[]").lower().removesuffix(".")
+        name = match[1].strip("[]").lower().removesuffix(".")
         if name == "localhost" or _is_loopback(name) or name == self._host.lower():
             return True
         if not _is_everywhere(self._host):
@@ -191,9 +191,9 @@ class Explorer(AbstractContextManager["Explorer"]):
         except Refused as refused:
             return refused.answer
         except RunError as error:
-            return Refused(500, told(error)).answer
+            return Refused(500, page_message(error)).answer
         except PolysemeError as error:
-            return Refused(400, told(error)).answer
+            return Refused(400, page_message(error)).answer
         except Exception:
             traceback.print_exc(file=sys.stderr)
             return Refused(500, "The server has an error; its terminal tells more.").answer
@@ -218,10 +218,10 @@ class Explorer(AbstractContextManager["Explorer"]):
         number = asked.get("run", 0)
         if type(number) is not int or not 0 <= number < len(runs):
             raise Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
-        found = finite(function(runs[number].run, **arguments(name, asked)))
+        answer = finite(function(runs[number].run, **arguments(name, asked)))
         # Importances are an array, the others say what they answer.
-        found = found if isinstance(found, dict) else {name: found}
-        return Answer(200, compact_json(found).encode())
+        answer = answer if isinstance(answer, dict) else {name: answer}
+        return Answer(200, compact_json(answer).encode())
 
     async def _file(self, path: str) -> tuple[str, bytes]:
         """The entity tag and contents of a file; whoever asks for it meanwhile shares them."""
@@ -236,17 +236,17 @@ class Explorer(AbstractContextManager["Explorer"]):
 
     async def _build(self, path: str) -> tuple[str, bytes]:
         try:
-            found = await self._builder.do(lambda: self._made(path))
+            built = await self._builder.do(lambda: self._made(path))
         finally:
             del self._building[path]
         if self.root.changes(path):
-            return found
-        self._cache[path] = found
-        self._cached_bytes += len(found[1])
+            return built
+        self._cache[path] = built
+        self._cached_bytes += len(built[1])
         while self._cached_bytes > _CACHE_BYTES:
             _, (_, dropped) = self._cache.popitem(last=False)
             self._cached_bytes -= len(dropped)
-        return found
+        return built
 
     def _made(self, path: str) -> tuple[str, bytes]:
         body = self.root.file(path)

@@ -152,12 +152,12 @@ class StreamBatches:
     def _next_rows(self, step: int) -> Tensor:
         while True:
             try:
-                given = next(self._passes)
+                batch = next(self._passes)
             except StopIteration:
                 self._start_again(step)
                 continue
             self._number += 1
-            rows = self._check(given)
+            rows = self._check(batch)
             if len(rows):
                 self._rows_in_pass += len(rows)
                 return rows
@@ -177,22 +177,22 @@ class StreamBatches:
             raise InputError(_too_few(self._rows_in_pass, self._size))
         self._passes, self._rows_in_pass = iter(self._batches), 0
 
-    def _check(self, given: Any) -> Tensor:
+    def _check(self, batch: Any) -> Tensor:
         what = f"Batch {self._number} of activations"
-        if not isinstance(given, Tensor | np.ndarray):
+        if not isinstance(batch, Tensor | np.ndarray):
             raise InputError(
-                f"{what} is a {type(given).__name__}; a tensor or an array of shape (B, d_in) is "
+                f"{what} is a {type(batch).__name__}; a tensor or an array of shape (B, d_in) is "
                 "expected."
             )
-        if given.ndim != 2 or not given.shape[1]:
-            raise InputError(f"{what} has shape {tuple(given.shape)}; (B, d_in) is expected.")
-        if self.d_in and given.shape[1] != self.d_in:
+        if batch.ndim != 2 or not batch.shape[1]:
+            raise InputError(f"{what} has shape {tuple(batch.shape)}; (B, d_in) is expected.")
+        if self.d_in and batch.shape[1] != self.d_in:
             raise InputError(
-                f"{what} has rows of {given.shape[1]} values, those before it of {self.d_in}; "
+                f"{what} has rows of {batch.shape[1]} values, those before it of {self.d_in}; "
                 "all must be of one site."
             )
         # A copy: whoever gives the batches may write the next one into the same memory.
-        return _as_float32(given.detach().clone() if isinstance(given, Tensor) else given, what)
+        return _as_float32(batch.detach().clone() if isinstance(batch, Tensor) else batch, what)
 
 
 Batches = RowBatches | StreamBatches

@@ -154,8 +154,8 @@ def _gemma_scope(config: Path, content: Mapping[str, Any]) -> Formula:
             f"{written!r}. {NO_TRANSCODERS}."
         )
     if content.get("architecture") != "jump_relu":
-        found = str(content.get("architecture"))
-        raise InputError(one_of(f"architecture in {config}", found, ["jump_relu"]))
+        architecture = str(content.get("architecture"))
+        raise InputError(one_of(f"architecture in {config}", architecture, ["jump_relu"]))
     return Formula(str(config), "jumprelu", False)
 
 

@@ -96,10 +96,10 @@ def load_sae(
         ).to(place)
     plain = {"prefix": prefix, "activation": activation, "k": k}
     plain["apply_b_dec_to_input"] = apply_b_dec_to_input
-    given = [name for name, value in plain.items() if value is not None]
-    if given:
+    options = [name for name, value in plain.items() if value is not None]
+    if options:
         raise InputError(
-            f"{given[0]} is given, but {str(source)!r} is not the file of a plain state dict: a "
+            f"{options[0]} is given, but {str(source)!r} is not the file of a plain state dict: a "
             "SAELens SAE says itself what it is. Leave it out."
         )
     sae = _folder(path.parent, place) if is_file else _release(str(source), place)
@@ -110,24 +110,24 @@ def load_sae(
 
 def _weights_in(folder: Path) -> Path:
     """The file of the weights in the folder of an SAE."""
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if len(found) == 1:
-        if found[0].name == _SAELENS and not (folder / "cfg.json").is_file():
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if len(files) == 1:
+        if files[0].name == _SAELENS and not (folder / "cfg.json").is_file():
             raise InputError(
                 f"{folder} is not the folder of an SAE: it has {_SAELENS} and no cfg.json. Give a "
                 "folder that SAELens or polyseme saved, or the file of a plain state dict."
             )
-        return found[0]
-    if found:
+        return files[0]
+    if files:
         raise InputError(
             f"{folder} holds several SAEs. Give one of the files: "
-            f"{', '.join(file.name for file in found)}."
+            f"{', '.join(file.name for file in files)}."
         )
     inside = sorted({file.parent.name for name in WEIGHTS for file in folder.glob(f"*/{name}")})
     if inside:
-        more = ", …" if len(inside) > 8 else ""
+        suffix = ", …" if len(inside) > 8 else ""
         raise InputError(
-            f"{folder} holds the folders of {len(inside)} SAEs: {', '.join(inside[:8])}{more}. "
+            f"{folder} holds the folders of {len(inside)} SAEs: {', '.join(inside[:8])}{suffix}. "
             f"Give one of them, such as {str(folder / inside[0])!r}."
         )
     known = ", ".join(f"{name} ({library})" for name, library in WEIGHTS.items())
@@ -177,13 +177,13 @@ def sae_tensors(sae: nn.Module) -> dict[str, Tensor]:
     """
     if isinstance(sae, PlainSAE):
         return sae.tensors()
-    own = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
-    if "W_enc" not in own or "W_dec" not in own:
+    tensors = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
+    if "W_enc" not in tensors or "W_dec" not in tensors:
         raise InputError(
             f"{type(sae).__name__} is not an SAE that polyseme knows: one that load_sae "
             "or train_sae gave, or with the parameters W_enc and W_dec, is expected."
         )
-    return own
+    return tensors
 
 
 def import_sae_lens(what: str) -> Any:
@@ -222,8 +222,8 @@ def _folder(path: Path, device: torch.device) -> Any:
         with _quiet():
             sae: Any = sae_lens.SAE.load_from_disk(path, device=str(device))
     except Exception as error:
-        told = _unlike(sae_lens, content, shapes) or " ".join(str(error).split())
-        raise InputError(f"{path} is not an SAE that SAELens loads: {told}.") from error
+        reason = _unlike(sae_lens, content, shapes) or " ".join(str(error).split())
+        raise InputError(f"{path} is not an SAE that SAELens loads: {reason}.") from error
     # SAELens no longer looks at this field of its old configurations.
     function = content.get("activation_fn", content.get("activation_fn_str"))
     if function not in (None, "relu", sae.cfg.architecture()):

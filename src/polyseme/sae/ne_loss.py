@@ -133,7 +133,7 @@ def _raw_distances(pairs: ActivePairs, batch: PairBatch, means: Tensor, memory: 
     out = means.new_empty(len(pairs))
     for block in pairs.blocks():
         if len(block.inputs):
-            m = [block.of(means[:, part]) for part in batch.columns]
+            m = [block.rows_of(means[:, part]) for part in batch.columns]
             out[block.pairs] = 1 - _compare(block, batch, None, m, memory).cosines
     return out
 
@@ -156,13 +156,13 @@ def _weighted_loss(
             if gradient is not None:
                 gradient[block.neurons] = 0
             continue
-        w = [block.of(W[:, part]).to(batch.dtype) for part in batch.columns]
+        w = [block.rows_of(W[:, part]).to(batch.dtype) for part in batch.columns]
         # Every neuron meets the background, active or not, so its row is rescaled beforehand.
         length: Tensor | float = 1.0
         if background is not None:
             w, length = _rescaled(w)
         w2 = memory.products("w²", w, w)
-        m = [block.of(means[:, part]) for part in batch.columns]
+        m = [block.rows_of(means[:, part]) for part in batch.columns]
         compared = _compare(block, batch, w2, m, memory)
         if background is None and compared.out_of_range():
             w, length = _rescaled(w)
@@ -302,10 +302,10 @@ def _ne_loss(
 def _check(h: Tensor, a: Tensor | ActivePairs, *rows: Tensor) -> None:
     """Shapes of inputs (B, d), activations (B, S), and weights and means (S, d)."""
     shape = (a.n_inputs, a.n_neurons) if isinstance(a, ActivePairs) else tuple(a.shape)
-    for name, given in (("h", tuple(h.shape)), ("a", shape)):
-        if len(given) != 2:
+    for name, dims in (("h", tuple(h.shape)), ("a", shape)):
+        if len(dims) != 2:
             axes = "(inputs, d_in)" if name == "h" else "(inputs, d_sae)"
-            raise InputError(f"{name} has shape {given}; two dimensions {axes} are expected.")
+            raise InputError(f"{name} has shape {dims}; two dimensions {axes} are expected.")
     if shape[0] != len(h):
         raise InputError(
             f"a has shape {shape} and h has shape {tuple(h.shape)}; as many rows in both are "
@@ -388,16 +388,16 @@ class RunningMeans:
         for block in pairs.blocks():
             if not len(block.inputs):
                 continue
-            old = torch.where(block.of(self.seen), self.momentum, 0.0).to(batch.dtype)
+            old = torch.where(block.rows_of(self.seen), self.momentum, 0.0).to(batch.dtype)
             old = torch.where(block.counts > 0, old, 1)
             new = ((1 - old) / block.counts.clamp(min=1))[block.owners]
             old = old[:, None]
             for part, change in zip(batch.columns, block.sums(batch.inputs, new), strict=True):
                 means = self.means[:, part]
                 if isinstance(block.neurons, slice):
-                    torch.addcmul(change, block.of(means), old, out=block.of(means))
+                    torch.addcmul(change, block.rows_of(means), old, out=block.rows_of(means))
                 else:
-                    means[block.neurons] = change.addcmul_(block.of(means), old)
+                    means[block.neurons] = change.addcmul_(block.rows_of(means), old)
         self.seen |= pairs.counts > 0
 
     def to(self, device: torch.device | str) -> None:
@@ -416,16 +416,16 @@ class RunningMeans:
         InputError
             If a tensor is missing or of another shape.
         """
-        for name, own in (("means", self.means), ("seen", self.seen)):
+        for name, current in (("means", self.means), ("seen", self.seen)):
             if name not in state:
                 raise InputError(
                     f"The state of the running means has no {name!r}, only {sorted(state)}; load "
                     "what state_dict() gave."
                 )
-            if state[name].shape != own.shape:
+            if state[name].shape != current.shape:
                 raise InputError(
                     f"The state's {name!r} has shape {tuple(state[name].shape)}; "
-                    f"{tuple(own.shape)} is expected: it belongs to an SAE of another size."
+                    f"{tuple(current.shape)} is expected: it belongs to an SAE of another size."
                 )
         self.means.copy_(state["means"])
         self.seen.copy_(state["seen"])

@@ -130,7 +130,7 @@ class Block:
         """Of each neuron, the number of its pairs that are in this block."""
         return self.offsets.diff()
 
-    def of(self, rows: Tensor) -> Tensor:
+    def rows_of(self, rows: Tensor) -> Tensor:
         """Rows of these neurons: a view for a range, else a copy."""
         return rows[self.neurons]
 
@@ -273,9 +273,9 @@ class ActivePairs:
             return inputs, neurons
         # NumPy's comparison and search are several times as quick as torch's on the CPU.
         values = (a.float() if a.dtype is torch.bfloat16 else a).numpy()
-        at = np.flatnonzero(values > 0)
-        rows = at // max(1, self.n_neurons)
-        columns = at - rows * self.n_neurons
+        flat = np.flatnonzero(values > 0)
+        rows = flat // max(1, self.n_neurons)
+        columns = flat - rows * self.n_neurons
         order = _radix_order(columns, self.n_neurons)
         return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])
 

@@ -152,14 +152,14 @@ def read_plain(
     names = {role: _find(tensors, prefix, role, file) for role in _NAMES}
     known = formula_of(file, besides)
     formula = known or _as_given(activation, apply_b_dec_to_input, besides, file)
-    given = {"activation": activation, "apply_b_dec_to_input": apply_b_dec_to_input}
-    for option, value in given.items():
-        if value is not None and value != (said := getattr(formula, option)):
+    options = {"activation": activation, "apply_b_dec_to_input": apply_b_dec_to_input}
+    for option, value in options.items():
+        if value is not None and value != (stated := getattr(formula, option)):
             raise InputError(
-                f"{option} is {value!r}, but by {formula.said_by} it is {said!r}. Leave it out."
+                f"{option} is {value!r}, but by {formula.said_by} it is {stated!r}. Leave it out."
             )
     encoder, decoder = _layers(tensors, names, file, by_custom=known is not None)
-    for what, found, said in (
+    for what, actual, stated in (
         ("d_in is", encoder.in_features, formula.d_in),
         ("d_sae is", encoder.out_features, formula.d_sae),
         (
@@ -168,9 +168,9 @@ def read_plain(
             formula.decoder_bias,
         ),
     ):
-        if said is not None and said != found:
+        if stated is not None and stated != actual:
             raise InputError(
-                f"The {what} {found} in {file}, but {said} by {formula.said_by}: the two do not "
+                f"The {what} {actual} in {file}, but {stated} by {formula.said_by}: the two do not "
                 "belong together. Give activation and apply_b_dec_to_input, and the file alone."
             )
     besides -= {name.removeprefix(prefix) for name in names.values()}
@@ -187,24 +187,24 @@ def read_plain(
 
 def _prefix(tensors: Mapping[str, Tensor], file: Path) -> str:
     """What stands before the names of the one SAE in a state dict."""
-    found = {
+    prefixes = {
         name.removesuffix(alias)
         for name in tensors
         for role in ("encoder weight", "decoder weight")
         for alias in _NAMES[role]
         if name == alias or name.endswith(f".{alias}")
     }
-    if not found:
+    if not prefixes:
         raise InputError(
             f"{file} holds no SAE: no tensor is called encoder.weight or W_enc, after any prefix. "
             f"It has: {_listing(tensors)}."
         )
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise InputError(
             f"{file} holds several SAEs. Say which by prefix, one of: "
-            f"{', '.join(repr(name) for name in sorted(found))}."
+            f"{', '.join(repr(name) for name in sorted(prefixes))}."
         )
-    return found.pop()
+    return prefixes.pop()
 
 
 def _as_given(
@@ -228,43 +228,43 @@ def _as_given(
 
 def _find(tensors: Mapping[str, Tensor], prefix: str, role: str, file: Path) -> str:
     names = [prefix + alias for alias in _NAMES[role]]
-    found = [name for name in names if name in tensors]
-    if not found:
+    present = [name for name in names if name in tensors]
+    if not present:
         raise InputError(
             f"{file} has no {role}: a tensor {' or '.join(names)} is expected. It has: "
             f"{_listing(tensors)}."
         )
-    return found[0]
+    return present[0]
 
 
 def _layers(
     tensors: Mapping[str, Tensor], names: Mapping[str, str], file: Path, *, by_custom: bool
 ) -> tuple[nn.Linear, nn.Linear]:
-    found = {role: as_floats(tensors[name], name, file) for role, name in names.items()}
-    told = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names.values())
-    shapes = [len(found[role].shape) for role in _NAMES]
-    if shapes != [2, 1, 2, 1] or not all(tensor.numel() for tensor in found.values()):
+    floats = {role: as_floats(tensors[name], name, file) for role, name in names.items()}
+    listing = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names.values())
+    shapes = [len(floats[role].shape) for role in _NAMES]
+    if shapes != [2, 1, 2, 1] or not all(tensor.numel() for tensor in floats.values()):
         raise InputError(
-            f"{file} holds {told}; two matrices with a vector each are expected, those of an "
+            f"{file} holds {listing}; two matrices with a vector each are expected, those of an "
             "encoder and a decoder."
         )
-    d_sae, d_in = len(found["encoder bias"]), len(found["decoder bias"])
-    if sorted(found["decoder weight"].shape) == sorted((d_sae, d_in)):
-        read = [*found["encoder weight"].shape]
+    d_sae, d_in = len(floats["encoder bias"]), len(floats["decoder bias"])
+    if sorted(floats["decoder weight"].shape) == sorted((d_sae, d_in)):
+        read = [*floats["encoder weight"].shape]
         if d_sae in read and d_in not in read:
             read.remove(d_sae)
             raise InputError(
-                f"{file} holds {told}: it reads vectors of length {read[0]} and writes vectors of "
-                f"length {d_in}, as a transcoder does. {NO_TRANSCODERS}."
+                f"{file} holds {listing}: it reads vectors of length {read[0]} and writes vectors "
+                f"of length {d_in}, as a transcoder does. {NO_TRANSCODERS}."
             )
     layers = []
     for part, n_out, n_in in (("encoder", d_sae, d_in), ("decoder", d_in, d_sae)):
-        weight, name = found[f"{part} weight"], names[f"{part} weight"]
+        weight, name = floats[f"{part} weight"], names[f"{part} weight"]
         fits = {False: weight.shape == (n_out, n_in), True: weight.shape == (n_in, n_out)}
         if not any(fits.values()):
             raise InputError(
-                f"The tensors in {file} do not fit each other: {told}. By its biases the SAE has "
-                f"d_in {d_in} and d_sae {d_sae}, so {name} should be of {n_out} and {n_in}."
+                f"The tensors in {file} do not fit each other: {listing}. By its biases the SAE "
+                f"has d_in {d_in} and d_sae {d_sae}, so {name} should be of {n_out} and {n_in}."
             )
         transposed = fits[True]
         if all(fits.values()):
@@ -276,7 +276,7 @@ def _layers(
                 )
         layer = nn.Linear(n_in, n_out, device="meta")
         layer.weight = nn.Parameter(weight.T.contiguous() if transposed else weight)
-        layer.bias = nn.Parameter(found[f"{part} bias"])
+        layer.bias = nn.Parameter(floats[f"{part} bias"])
         layers.append(layer)
     return layers[0], layers[1]
 
@@ -305,28 +305,28 @@ def _activation(
     return JumpReLU(values.flatten().expand(d_sae).clone())
 
 
-def _k(own: Tensor | None, formula: Formula, given: int | None, d_sae: int, file: Path) -> int:
-    stored: object = own
-    if own is not None and own.numel() == 1:
-        stored = own.item()
-    said = {"the argument": given, formula.said_by: formula.k, f"the tensor k in {file}": stored}
-    found: dict[str, Any] = {by: value for by, value in said.items() if value is not None}
-    for by, value in found.items():
+def _k(tensor: Tensor | None, formula: Formula, k: int | None, d_sae: int, file: Path) -> int:
+    stored: object = tensor
+    if tensor is not None and tensor.numel() == 1:
+        stored = tensor.item()
+    claims = {"the argument": k, formula.said_by: formula.k, f"the tensor k in {file}": stored}
+    stated: dict[str, Any] = {by: value for by, value in claims.items() if value is not None}
+    for by, value in stated.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= d_sae:
             shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise InputError(
                 f"k is {shown} by {by}; an integer of at least 1 and at most d_sae, "
                 f"{d_sae}, is expected."
             )
-    if not found:
+    if not stated:
         raise InputError("activation is 'topk' and k is None. Give k with it.")
-    if len({*found.values()}) > 1:
-        told = " and ".join(f"{value} by {by}" for by, value in found.items())
-        raise InputError(f"k is {told}. Leave out what is given, or put the files right.")
-    return int(next(iter(found.values())))
+    if len({*stated.values()}) > 1:
+        listing = " and ".join(f"{value} by {by}" for by, value in stated.items())
+        raise InputError(f"k is {listing}. Leave out what is given, or put the files right.")
+    return int(next(iter(stated.values())))
 
 
 def _listing(tensors: Mapping[str, Tensor], limit: int = 8) -> str:
     names = list(tensors)
-    more = f", … ({len(names)} in all)" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "no tensors") + more
+    suffix = f", … ({len(names)} in all)" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "no tensors") + suffix

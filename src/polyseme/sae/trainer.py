@@ -135,22 +135,22 @@ def start_from(sae: Any, source: nn.Module | str | Path) -> None:
         The other one has other widths, other tensors, or treats its input in another way.
     """
     other = load_sae(source) if isinstance(source, str | Path) else source
-    given = sae_tensors(other)
-    own = dict(sae.state_dict())
-    if "topk_threshold" in own and "threshold" in given:
+    weights = sae_tensors(other)
+    expected = dict(sae.state_dict())
+    if "topk_threshold" in expected and "threshold" in weights:
         # A trained BatchTopK SAE is a JumpReLU SAE whose latents share one threshold.
-        given["topk_threshold"] = given.pop("threshold").double().mean()
-    elif "topk_threshold" in own:
-        given.setdefault("topk_threshold", own["topk_threshold"])
+        weights["topk_threshold"] = weights.pop("threshold").double().mean()
+    elif "topk_threshold" in expected:
+        weights.setdefault("topk_threshold", expected["topk_threshold"])
     architecture = sae.cfg.architecture()
-    if missing := sorted(own.keys() - given.keys()):
+    if missing := sorted(expected.keys() - weights.keys()):
         raise InputError(f"init_from has no {missing[0]}, which a {architecture!r} SAE has.")
-    if more := sorted(given.keys() - own.keys()):
-        raise InputError(f"init_from has a tensor {more[0]!r}, and a {architecture!r} SAE none.")
-    for name, tensor in own.items():
-        if tensor.shape != given[name].shape:
+    if surplus := sorted(weights.keys() - expected.keys()):
+        raise InputError(f"init_from has a tensor {surplus[0]!r}, and a {architecture!r} SAE none.")
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
             raise InputError(
-                f"init_from has {name} of shape {tuple(given[name].shape)}; by the activations "
+                f"init_from has {name} of shape {tuple(weights[name].shape)}; by the activations "
                 f"and d_sae, {tuple(tensor.shape)} is expected."
             )
     source_of = getattr(other, "cfg", other)
@@ -166,7 +166,7 @@ def start_from(sae: Any, source: nn.Module | str | Path) -> None:
             f"init_from has normalize_activations {norm!r}, and the SAE to train reads activations "
             "as they are. Start from an SAE that does so too."
         )
-    sae.load_state_dict(given)
+    sae.load_state_dict(weights)
 
 
 class Trainer:
@@ -263,15 +263,15 @@ class Trainer:
     def _remember(self, output: Any, loss: float) -> None:
         acts = output.feature_acts.detach()
         active = (acts.coalesce().values() if acts.is_sparse else acts).count_nonzero()
-        found = {"step": self.done, "loss": loss, "l0": float(active) / len(acts)}
-        found |= {name: float(value.detach()) for name, value in output.losses.items()}
+        entry = {"step": self.done, "loss": loss, "l0": float(active) / len(acts)}
+        entry |= {name: float(value.detach()) for name, value in output.losses.items()}
         if "ne_distance" in output.metrics:
-            found["ne_distance"] = float(output.metrics["ne_distance"])
+            entry["ne_distance"] = float(output.metrics["ne_distance"])
         before = len(self.history["step"])
-        for name in self.history.keys() | found.keys():
+        for name in self.history.keys() | entry.keys():
             # The NE term may come in later.
-            self.history.setdefault(name, [None] * before).append(found.get(name))
-        self.losses = found
+            self.history.setdefault(name, [None] * before).append(entry.get(name))
+        self.losses = entry
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, as tensors and plain JSON.

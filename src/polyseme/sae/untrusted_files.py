@@ -180,9 +180,9 @@ def _reading(file: Path, otherwise: str) -> Iterator[None]:
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from error
     # zipfile, zlib, torch and NumPy raise whatever the damage leads to.
     except Exception as error:
-        told = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{file} is truncated, {otherwise} ({told}). Fetch it again, or save the state dict "
+            f"{file} is truncated, {otherwise} ({reason}). Fetch it again, or save the state dict "
             "as safetensors."
         ) from error
 

@@ -26,8 +26,8 @@ _TOLERANCE_ON_DEVICES = 1e-2  # Their products may be of ten bits, which is not 
 
 def tolerance(tensor: Tensor) -> float:
     """How far numbers computed in a tensor's dtype, on its device, may be off by rounding."""
-    own = _TOLERANCE.get(tensor.dtype, _TOLERANCE[torch.float32])
-    return own if tensor.device.type == "cpu" else max(own, _TOLERANCE_ON_DEVICES)
+    bound = _TOLERANCE.get(tensor.dtype, _TOLERANCE[torch.float32])
+    return bound if tensor.device.type == "cpu" else max(bound, _TOLERANCE_ON_DEVICES)
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _leaves(value: Any) -> list[Any]:
-    found: list[Any] = []
-    mapped(found.append, value)
-    return found
+    leaves: list[Any] = []
+    mapped(leaves.append, value)
+    return leaves
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -136,12 +136,12 @@ def replay(calls: Sequence[Call], value: int, output: Tensor) -> Tensor:
 
 def needed(calls: Sequence[Call], value: int) -> list[int]:
     """Numbers of the calls that make a value, in their order."""
-    wanted, found = {value}, []
+    wanted, numbers = {value}, []
     for number in range(len(calls) - 1, -1, -1):
         if calls[number].makes & wanted:
             wanted |= calls[number].uses
-            found.append(number)
-    return found[::-1]
+            numbers.append(number)
+    return numbers[::-1]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Activation:
     before: str = ""
 
     @classmethod
-    def of(cls, function: Callable[[Tensor], Tensor]) -> Activation:
+    def from_function(cls, function: Callable[[Tensor], Tensor]) -> Activation:
         """A single nonlinearity, a function or a module, that is known beforehand."""
         return cls((Call(function, (Value(0),), {}, {0: 1}),), 1)
 
@@ -193,51 +193,53 @@ class Activation:
         )
 
 
-def agreed(one: Call, other: Call, n_one: int, n_other: int, n_neurons: int = 0) -> Call | None:
+def agreed(
+    first: Call, second: Call, n_first: int, n_second: int, n_neurons: int = 0
+) -> Call | None:
     """The call that both are, of batches of these sizes; None if their constants differ."""
-    if one.function is not other.function and one.name != other.name:
+    if first.function is not second.function and first.name != second.name:
         return None
-    if (one.results, one.changes) != (other.results, other.changes):
+    if (first.results, first.changes) != (second.results, second.changes):
         return None
     try:
-        args = _same(one.args, other.args, n_one, n_other, n_neurons)
-        kwargs = _same(one.kwargs, other.kwargs, n_one, n_other, n_neurons)
+        args = _same(first.args, second.args, n_first, n_second, n_neurons)
+        kwargs = _same(first.kwargs, second.kwargs, n_first, n_second, n_neurons)
     except _DiffersError:
         return None
-    return Call(one.function, args, kwargs, one.results, one.changes)
+    return Call(first.function, args, kwargs, first.results, first.changes)
 
 
 class _DiffersError(Exception):
     """Two constants differ."""
 
 
-def _same(one: Any, other: Any, n_one: int, n_other: int, n_neurons: int) -> Any:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
+def _same(first: Any, second: Any, n_first: int, n_second: int, n_neurons: int) -> Any:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
         # One for all, or one for each neuron; any other may belong to these inputs alone.
-        fits = not n_neurons or one.numel() in (1, n_neurons)
-        if one is other and fits:
-            return one
-        alike = fits and one.shape == other.shape and one.dtype == other.dtype
-        if alike and torch.equal(one.nan_to_num(), other.nan_to_num()):
-            return one
+        fits = not n_neurons or first.numel() in (1, n_neurons)
+        if first is second and fits:
+            return first
+        alike = fits and first.shape == second.shape and first.dtype == second.dtype
+        if alike and torch.equal(first.nan_to_num(), second.nan_to_num()):
+            return first
         raise _DiffersError
-    if type(one) is not type(other):
+    if type(first) is not type(second):
         raise _DiffersError
-    if isinstance(one, tuple | list):
-        if len(one) != len(other):
+    if isinstance(first, tuple | list):
+        if len(first) != len(second):
             raise _DiffersError
-        pairs = zip(one, other, strict=True)
-        parts = [_same(a, b, n_one, n_other, n_neurons) for a, b in pairs]
-        return parts if isinstance(one, list) else tuple(parts)
-    if isinstance(one, Mapping):
-        if one.keys() != other.keys():
+        pairs = zip(first, second, strict=True)
+        parts = [_same(a, b, n_first, n_second, n_neurons) for a, b in pairs]
+        return parts if isinstance(first, list) else tuple(parts)
+    if isinstance(first, Mapping):
+        if first.keys() != second.keys():
             raise _DiffersError
-        return {k: _same(one[k], other[k], n_one, n_other, n_neurons) for k in one}
-    if isinstance(one, slice):
-        ends = [(one.start, other.start), (one.stop, other.stop), (one.step, other.step)]
-        return slice(*(_same(a, b, n_one, n_other, n_neurons) for a, b in ends))
-    if one == other or (one != one and other != other):
-        return one
-    if isinstance(one, int) and not one % n_one and one // n_one * n_other == other:
-        return _Batches(one // n_one)
+        return {k: _same(first[k], second[k], n_first, n_second, n_neurons) for k in first}
+    if isinstance(first, slice):
+        ends = [(first.start, second.start), (first.stop, second.stop), (first.step, second.step)]
+        return slice(*(_same(a, b, n_first, n_second, n_neurons) for a, b in ends))
+    if first == second or (first != first and second != second):
+        return first
+    if isinstance(first, int) and not first % n_first and first // n_first * n_second == second:
+        return _Batches(first // n_first)
     raise _DiffersError

@@ -18,11 +18,11 @@ from polyseme.sites.site import Site
 
 def find_site(model: nn.Module, name: str | Site) -> Site:
     """The one site of that name, for what works on a single site."""
-    found = find_sites(model, name)
-    if len(found) != 1:
-        names = ", ".join(site.name for site in found[:8])
-        raise SiteError(f"{name!r} matches {len(found)} sites ({names}); name a single one.")
-    return found[0]
+    sites = find_sites(model, name)
+    if len(sites) != 1:
+        names = ", ".join(site.name for site in sites[:8])
+        raise SiteError(f"{name!r} matches {len(sites)} sites ({names}); name a single one.")
+    return sites[0]
 
 
 def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> Iterator[Tensor]:

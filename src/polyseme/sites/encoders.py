@@ -188,8 +188,8 @@ class SAESite(HiddenSite):
     def identity(self, describe: Describe) -> dict[str, Any]:
         if self.point is None:
             return {}
-        told = describe(self.module, self.encode, self.d_in)
-        return {"saes": {self.name: {"hook": self.point.name, **told}}}
+        description = describe(self.module, self.encode, self.d_in)
+        return {"saes": {self.name: {"hook": self.point.name, **description}}}
 
     def prove(self, runs: Sequence[Seen]) -> None:
         if self._encoder is None:
@@ -284,17 +284,17 @@ class _Operand(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if self.operand is not None or not isinstance(result, Tensor):
             return result
-        given = tensors_in((args, kwargs or {}))
-        rest = [tensor for tensor in given if not self._is_weight(tensor)]
+        tensors = tensors_in((args, kwargs or {}))
+        rest = [tensor for tensor in tensors if not self._is_weight(tensor)]
         vectors = [
             tensor
             for tensor in rest
             if tensor.shape == (*result.shape[:-1], self._weight.shape[0]) and result.ndim > 1
         ]
-        if len(rest) < len(given) and vectors and result.shape[-1] == self._weight.shape[1]:
+        if len(rest) < len(tensors) and vectors and result.shape[-1] == self._weight.shape[1]:
             self.operand, self.result = vectors[0], result
         else:
-            self._made[id(result)] = (result, given)
+            self._made[id(result)] = (result, tensors)
         return result
 
     def _is_weight(self, tensor: Tensor) -> bool:
@@ -305,9 +305,9 @@ class _Operand(TorchFunctionMode):
         """The operand before a vector that is the same for all was taken off it."""
         if self.operand is None:
             return None
-        _, given = self._made.get(id(self.operand), (None, []))
-        whole = [t for t in given if t.shape == self.operand.shape and t is not self.operand]
-        same = [t for t in given if t.shape == self.operand.shape[-1:]]
+        _, operands = self._made.get(id(self.operand), (None, []))
+        whole = [t for t in operands if t.shape == self.operand.shape and t is not self.operand]
+        same = [t for t in operands if t.shape == self.operand.shape[-1:]]
         if len(whole) == 1 and len(same) == 1:
             shifted = whole[0] - same[0].to(whole[0].dtype)
             if difference(shifted, self.operand) <= tolerance(self.operand):
@@ -387,14 +387,14 @@ def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
     activations, latents : Tensor of the same shape
         The first made of the second, with a graph.
     """
-    for at in _spread(activations.detach().reshape(-1).nonzero()[:, 0]).tolist():
+    for index in _spread(activations.detach().reshape(-1).nonzero()[:, 0]).tolist():
         slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
-            activations.reshape(-1)[at], latents, retain_graph=True, allow_unused=True
+            activations.reshape(-1)[index], latents, retain_graph=True, allow_unused=True
         )
         if (slope := slopes[0]) is None:
             return False
         others = slope.reshape(-1).clone()
-        others[at] = 0
+        others[index] = 0
         if bool((others.abs() > 1e-6 * slope.abs().max()).any()):
             return False
     return True
@@ -414,8 +414,8 @@ def _slope_error(latents: Tensor, vectors: Tensor, weights: Tensor, unknown: flo
         )
         if (slope := slopes[0]) is None:
             return unknown
-        own = slope.reshape(-1, slope.shape[-1])[row].float()
-        cosine = torch.cosine_similarity(own, weights[latent].float(), dim=0)
+        direction = slope.reshape(-1, slope.shape[-1])[row].float()
+        cosine = torch.cosine_similarity(direction, weights[latent].float(), dim=0)
         worst = max(worst, 1 - float(cosine))
     return worst
 

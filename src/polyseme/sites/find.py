@@ -107,10 +107,10 @@ def find_sites(
     """
     if isinstance(names, str | Site):
         names = [names]
-    found: dict[str, Site] = {}
+    sites: dict[str, Site] = {}
     wanted = list(names) if isinstance(names, Iterable) else [names]
-    given = bool(wanted) and all(isinstance(name, Site) for name in wanted)
-    known = [] if given else list_sites(model)
+    as_objects = bool(wanted) and all(isinstance(name, Site) for name in wanted)
+    known = [] if as_objects else list_sites(model)
     for name in wanted:
         if not isinstance(name, str | Site):
             raise SiteError(
@@ -119,27 +119,27 @@ def find_sites(
             )
     for name in wanted:
         for site in [name] if isinstance(name, Site) else _match(model, known, name):
-            if all(site.module is not other.module for other in found.values()):
-                if site.name in found:
+            if all(site.module is not other.module for other in sites.values()):
+                if site.name in sites:
                     raise SiteError(
                         f"Two sites are called {site.name!r}; give one of them another name."
                     )
-                found[site.name] = site
-    if not found:
+                sites[site.name] = site
+    if not sites:
         raise SiteError(f"sites is {wanted!r}, which names no site. {_choices(known)}")
     for pattern in [exclude] if isinstance(exclude, str) else exclude:
-        left_out = [name for name in found if fnmatch.fnmatchcase(name, pattern)]
+        left_out = [name for name in sites if fnmatch.fnmatchcase(name, pattern)]
         if not left_out:
             raise SiteError(
                 f"exclude holds {pattern!r}, which matches none of the sites that are named: "
-                f"{', '.join(list(found)[:12])}."
+                f"{', '.join(list(sites)[:12])}."
             )
-        found = {name: site for name, site in found.items() if name not in left_out}
-    if not found:
+        sites = {name: site for name, site in sites.items() if name not in left_out}
+    if not sites:
         raise SiteError(f"exclude is {exclude!r}, which leaves no site out of {wanted!r}.")
-    for site in found.values():
+    for site in sites.values():
         _check_loaded(site)
-    return _in_order(model, found.values())
+    return _in_order(model, sites.values())
 
 
 def _check_loaded(site: Site) -> None:
@@ -159,10 +159,10 @@ def _check_loaded(site: Site) -> None:
 
 def _choices(known: list[Site]) -> str:
     names = ", ".join(site.name for site in known[:12])
-    more = f", … ({len(known)} in all)" if len(known) > 12 else ""
+    suffix = f", … ({len(known)} in all)" if len(known) > 12 else ""
     if not known:
         return "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
-    return f"The model's sites are: {names}{more}."
+    return f"The model's sites are: {names}{suffix}."
 
 
 def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:

@@ -143,16 +143,16 @@ def _blocks(mlps: list[MLPSite], modules: dict[str, nn.Module]) -> dict[int, MLP
 
     None if blocks are not told apart: there are several lists, or several MLPs in a block.
     """
-    found: dict[int, MLPSite] = {}
+    blocks: dict[int, MLPSite] = {}
     lists = set()
     for site in mlps:
         name = _block_name(site, modules)
         above, _, number = name.rpartition(".")
         lists.add(above)
-        if not name or len(lists) > 1 or int(number) in found:
+        if not name or len(lists) > 1 or int(number) in blocks:
             return {}
-        found[int(number)] = site
-    return found
+        blocks[int(number)] = site
+    return blocks
 
 
 def _block_name(mlp: MLPSite, modules: dict[str, nn.Module]) -> str:
@@ -233,16 +233,16 @@ def _run(model: nn.Module, order: Sequence[int] = range(len(TURNED))) -> None:
 
 def _rows_at(model: nn.Module, point: HookPoint, order: Sequence[int]) -> Tensor | None:
     """Vectors at a hook point for the inputs in some order; None if it is not reached once."""
-    found: list[Tensor] = []
+    rows: list[Tensor] = []
 
-    def note(_: nn.Module, given: Any, output: Any) -> None:
-        value = output if point.of_output else given
+    def note(_: nn.Module, inputs: Any, output: Any) -> None:
+        value = output if point.of_output else inputs
         if value is not None and value.numel() == N_TOKENS * point.width:
-            found.append(value.reshape(N_TOKENS, point.width).float().clone())
+            rows.append(value.reshape(N_TOKENS, point.width).float().clone())
 
     with _noting([point.module], note):
         _run(model, order)
-    return found[0] if len(found) == 1 else None
+    return rows[0] if len(rows) == 1 else None
 
 
 @dataclass
@@ -251,16 +251,16 @@ class _Widths:
 
     @classmethod
     def watch(cls, model: nn.Module, module: nn.Module) -> _Widths:
-        found: list[int | None] = []
+        widths: list[int | None] = []
 
-        def note(_: nn.Module, given: Any, output: Any) -> None:
+        def note(_: nn.Module, inputs: Any, output: Any) -> None:
             whole = output is not None and output.is_floating_point() and output.ndim > 1
             whole = whole and output.shape[:-1].numel() == N_TOKENS
-            found.append(int(output.shape[-1]) if whole else None)
+            widths.append(int(output.shape[-1]) if whole else None)
 
         with _noting([module], note):
             _run(model)
-        return cls(found[0] if len(found) == 1 else None)
+        return cls(widths[0] if len(widths) == 1 else None)
 
 
 class _TransformerBlock:
@@ -268,15 +268,15 @@ class _TransformerBlock:
 
     def __init__(self, block: nn.Module, mlp: MLPSite) -> None:
         self.block, self.mlp = block, mlp
-        self.given: dict[nn.Module, Tensor] = {}
-        self.returned: dict[nn.Module, Tensor] = {}
+        self.inputs: dict[nn.Module, Tensor] = {}
+        self.outputs: dict[nn.Module, Tensor] = {}
 
     @classmethod
     def watch(cls, model: nn.Module, block: nn.Module, mlp: MLPSite) -> _TransformerBlock:
         seen = cls(block, mlp)
 
-        def note(module: nn.Module, given: Any, output: Any) -> None:
-            for kept, value in ((seen.given, given), (seen.returned, output)):
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            for kept, value in ((seen.inputs, inputs), (seen.outputs, output)):
                 if value is not None and value.is_floating_point():
                     # As rows: some models lay all positions one after the other. Copies: what
                     # follows may work in place.
@@ -288,7 +288,7 @@ class _TransformerBlock:
 
     def find(self, kind: str) -> tuple[nn.Module, bool, int] | None:
         """Module, whether its output is meant, and the width; None if it cannot be told."""
-        before, after = self.given.get(self.block), self.returned.get(self.block)
+        before, after = self.inputs.get(self.block), self.outputs.get(self.block)
         if before is None or after is None or before.shape != after.shape:
             return None
         parts = self._parts(before, after)
@@ -306,10 +306,10 @@ class _TransformerBlock:
             return of_mlp, True, width
         if kind == "attn.hook_z":
             return attention, False, linear_weight(attention).shape[1]
-        middle = before + self.returned[of_attention]
+        middle = before + self.outputs[of_attention]
         # The norm before the MLP reads it; a block whose halves run side by side has none.
-        for module, given in self.given.items():
-            if module is not self.block and self._is_norm(module) and _same(given, middle):
+        for module, inputs in self.inputs.items():
+            if module is not self.block and self._is_norm(module) and _same(inputs, middle):
                 return module, False, width
         return None
 
@@ -317,35 +317,35 @@ class _TransformerBlock:
         self, before: Tensor, after: Tensor
     ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module] | None:
         """Attention's last layer and where its output is added, and the same of the MLP."""
-        own = {*self.mlp.layers}
+        mlp_layers = {*self.mlp.layers}
         for decoder, of_mlp in self._ends(self.mlp.decoder):
-            added = after - before - self.returned[of_mlp]
-            for layer in self.returned:
-                if layer in own or not is_linear(layer):
+            added = after - before - self.outputs[of_mlp]
+            for layer in self.outputs:
+                if layer in mlp_layers or not is_linear(layer):
                     continue
                 for attention, of_attention in self._ends(layer):
-                    if _same(self.returned[of_attention], added):
+                    if _same(self.outputs[of_attention], added):
                         return attention, of_attention, decoder, of_mlp
         return None
 
     def _ends(self, layer: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         """A layer with where its output is added: itself, or a norm that comes after it."""
-        if layer not in self.returned:
+        if layer not in self.outputs:
             return []
-        output = self.returned[layer]
+        output = self.outputs[layer]
         after = [
             module
-            for module, given in self.given.items()
-            if self._is_norm(module) and torch.equal(given, output)
+            for module, inputs in self.inputs.items()
+            if self._is_norm(module) and torch.equal(inputs, output)
         ]
         return [(layer, end) for end in (layer, *after)]
 
     def _is_norm(self, module: nn.Module) -> bool:
-        return "norm" in type(module).__name__.lower() and module in self.returned
+        return "norm" in type(module).__name__.lower() and module in self.outputs
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
+def _same(tensor: Tensor, expected: Tensor) -> bool:
+    if tensor.shape != expected.shape:
         return False
-    scale = float(other.abs().max())
-    return scale > 0 and float((one - other).abs().max()) <= 1e-2 * scale
+    scale = float(expected.abs().max())
+    return scale > 0 and float((tensor - expected).abs().max()) <= 1e-2 * scale

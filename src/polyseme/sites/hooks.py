@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, SiteError
-from polyseme.sites.reading import Counted, Reading, strongest
+from polyseme.sites.reading import PositionMask, Reading, strongest
 from polyseme.sites.site import HiddenSite, Site
 from polyseme.sites.watch import Watch
 
@@ -54,8 +54,8 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     While the explorer asks a model in a thread of its own, its user may go on with the model:
     that is neither read nor edited nor stopped. For every hook that is set on a model.
     """
-    own = threading.get_ident()
-    return lambda *given: hook(*given) if threading.get_ident() == own else None
+    thread = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == thread else None
 
 
 class Feed:
@@ -109,9 +109,9 @@ class Feed:
         except _MODELS_RAISE as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if isinstance(shape, dict):
-                given = ", ".join(f"{name} {size}" for name, size in shape.items())
+                shapes = ", ".join(f"{name} {size}" for name, size in shape.items())
                 raise InputError(
-                    f"The model cannot take a batch of {given}: {reason}. Give it the arrays "
+                    f"The model cannot take a batch of {shapes}: {reason}. Give it the arrays "
                     "that its own tokenizer makes, no longer than the model allows."
                 ) from error
             raise InputError(
@@ -147,7 +147,7 @@ def read_sites(
     model: nn.Module,
     sites: Sequence[Site],
     on_reading: OnReading,
-    counted: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Iterator[None]:
     """Call back with every site's reading whenever the model runs; hooks always go again.
 
@@ -158,15 +158,15 @@ def read_sites(
     on_reading : callable (site, reading, gather)
         Called from within the forward pass, before a later layer can change a tensor in
         place. ``gather(rows, places)`` gives pre-neuron embeddings, see `Site.gather`.
-    counted : Tensor of bool, shape (B, positions), optional
+    mask : Tensor of bool, shape (B, positions), optional
         Positions that count, for one run of the model: no reading is of another one. All of
         them without it.
     """
-    reader = _Reader(on_reading, counted)
+    reader = _Reader(on_reading, mask)
     with ExitStack() as hooks:
         for site in sites:
             hidden = site.hidden
-            for handle in reader.at(site) if hidden is None else reader.between(hidden):
+            for handle in reader.hooks_at(site) if hidden is None else reader.hooks_between(hidden):
                 hooks.callback(handle.remove)
         yield
 
@@ -188,27 +188,27 @@ def by_input(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
 class _Reader:
     """Makes the hooks that read sites."""
 
-    def __init__(self, on_reading: OnReading, counted: Tensor | None) -> None:
+    def __init__(self, on_reading: OnReading, mask: Tensor | None) -> None:
         self._on_reading = on_reading
-        self._shape = None if counted is None else counted.shape
+        self._shape = None if mask is None else mask.shape
         # Where every position counts there is nothing to leave out.
-        self._counted = None if counted is None or bool(counted.all()) else Counted(counted)
+        self._mask = None if mask is None or bool(mask.all()) else PositionMask(mask)
 
     def _batched(self, tensor: Tensor) -> Tensor:
         return by_input(tensor, self._shape)
 
-    def at(self, site: Site) -> list[Any]:
+    def hooks_at(self, site: Site) -> list[Any]:
         """Hooks at a layer whose activations are made of its output."""
 
         def read(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             inputs = self._batched(_first(args, kwargs))
             activations = self._batched(site.activation(output))
-            reading = strongest(site.flatten(activations), self._counted)
+            reading = strongest(site.flatten(activations), self._mask)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
         return [site.output_module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
 
-    def between(self, site: HiddenSite) -> list[Any]:
+    def hooks_between(self, site: HiddenSite) -> list[Any]:
         """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""
         entered: list[Tensor] = []
         reached: list[Tensor] = []
@@ -221,11 +221,11 @@ class _Reader:
             reached[:] = [_first(args, kwargs)]
 
         def leaving(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = entered.pop()
-            inputs = self._batched(first_tensor(output) if site.reads_output else given)
+            entry = entered.pop()
+            inputs = self._batched(first_tensor(output) if site.reads_output else entry)
             with torch.no_grad():
-                found = reached.pop() if reached else site.encode(inputs)
-            reading = site.read_activations(self._batched(found), self._counted)
+                activations = reached.pop() if reached else site.encode(inputs)
+            reading = site.read_activations(self._batched(activations), self._mask)
             self._on_reading(site, reading, lambda r, p: site.gather(inputs, r, p))
 
         before = [(site.input_module, entering)]
@@ -243,9 +243,9 @@ class _Reader:
 def first_tensor(values: Any) -> Tensor:
     """The tensor that a module returned, or the first of those that it did."""
     parts = values.values() if isinstance(values, Mapping) else values
-    found = values if torch.is_tensor(values) else next(v for v in parts if torch.is_tensor(v))
-    assert isinstance(found, Tensor)
-    return found
+    tensor = values if torch.is_tensor(values) else next(v for v in parts if torch.is_tensor(v))
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -271,12 +271,14 @@ def edit_site(site: Site, edit: Edit) -> Iterator[None]:
                 raise SiteError(f"The SAE {site.name!r} has no decoder module to edit before.")
 
             def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-                given = _first(args, kwargs)
-                edited = edit(given)
+                activations = _first(args, kwargs)
+                edited = edit(activations)
                 if edited is None:
                     return None
-                swap = [edited if value is given else value for value in args]
-                return tuple(swap), {k: edited if v is given else v for k, v in kwargs.items()}
+                swap = [edited if value is activations else value for value in args]
+                return tuple(swap), {
+                    k: edited if v is activations else v for k, v in kwargs.items()
+                }
 
             handle = hidden.decoder.register_forward_pre_hook(
                 in_this_thread(before), with_kwargs=True

@@ -127,8 +127,8 @@ class LinearSite(_WeightedSite):
 
     def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
         flat = self.flatten(output)
-        at = spread(flat.shape[0] * flat.shape[1], 32).to(flat.device)
-        rows, places = at // flat.shape[1], at % flat.shape[1]
+        index = spread(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        rows, places = index // flat.shape[1], index % flat.shape[1]
         return [(self.gather(inputs, rows, places), slice(None), flat[rows, places])]
 
     def flatten(self, output: Tensor) -> Tensor:
@@ -165,31 +165,31 @@ class ConvSite(_WeightedSite):
 
     def _measure(self, example: Tensor) -> Tensor:
         conv: Any = self.module
-        at, start, size = [0, 0], [0, 0], [0, 0]
+        position, start, size = [0, 0], [0, 0], [0, 0]
         for axis in (0, 1):
             padding = conv._reversed_padding_repeated_twice[2 - 2 * axis]
             # The first position whose patch is inside the image, and where this begins.
-            at[axis] = -(-padding // conv.stride[axis])
-            start[axis] = at[axis] * conv.stride[axis] - padding
+            position[axis] = -(-padding // conv.stride[axis])
+            start[axis] = position[axis] * conv.stride[axis] - padding
             size[axis] = start[axis] + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
         per_group = conv.in_channels // self.n_groups
         measured = []
         with torch.no_grad():
             blank = example.new_zeros((1, conv.in_channels, *size))
-            constant = conv.forward(blank)[0, :, at[0], at[1]]
+            constant = conv.forward(blank)[0, :, position[0], position[1]]
             for channel in range(per_group):
-                ones = blank.repeat(conv.kernel_size[0] * conv.kernel_size[1], 1, 1, 1)
-                for number, one in enumerate(ones):
+                impulses = blank.repeat(conv.kernel_size[0] * conv.kernel_size[1], 1, 1, 1)
+                for number, impulse in enumerate(impulses):
                     row, column = divmod(number, conv.kernel_size[1])
                     y, x = start[0] + row * conv.dilation[0], start[1] + column * conv.dilation[1]
-                    one[channel::per_group, y, x] = 1
-                measured.append(conv.forward(ones)[:, :, at[0], at[1]] - constant)
+                    impulse[channel::per_group, y, x] = 1
+                measured.append(conv.forward(impulses)[:, :, position[0], position[1]] - constant)
         return torch.cat(measured).T
 
     def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
         flat = self.flatten(output)
-        at = spread(flat.shape[0] * flat.shape[1], 32).to(flat.device)
-        rows, positions = at // flat.shape[1], at % flat.shape[1]
+        index = spread(flat.shape[0] * flat.shape[1], 32).to(flat.device)
+        rows, positions = index // flat.shape[1], index % flat.shape[1]
         n = self.n_neurons // self.n_groups
         return [
             (

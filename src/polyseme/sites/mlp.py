@@ -96,7 +96,7 @@ class MLPSite(HiddenSite):
         self.gain: Tensor | None = None
         self.shift: Tensor | None = None
         self._decoder = decoder
-        self.activation = Activation.of(act)
+        self.activation = Activation.from_function(act)
         self._check_nonlinearity()
 
     def _check_nonlinearity(self) -> None:

@@ -59,14 +59,14 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any
         site.prove(runs)
         tracks = [run.track for run in runs if run.track is not None]
         if len(tracks) == len(runs) and site.has_chain:
-            found = learn(tracks, site.n_neurons)
-            if site.proved and not found.same(site.activation):
+            learned = learn(tracks, site.n_neurons)
+            if site.proved and not learned.same(site.activation):
                 raise SiteError(
                     f"What the model does with the output of site {site.name!r} changes with the "
-                    f"input: {found.name} after {site.activation.name}. A layer whose output "
+                    f"input: {learned.name} after {site.activation.name}. A layer whose output "
                     "always meets the same function is expected; name another one."
                 )
-            site.activation = found
+            site.activation = learned
         site.proved = True
 
 
@@ -174,8 +174,8 @@ class _Run:
             with self._watch.paused():
                 noted.args, noted.kwargs = _copied(args), _copied(kwargs)
                 noted.output = _copied(output) if site.has_chain else None
-                given = first_tensor((*args, *kwargs.values()))
-                noted.taken_off = self._taken_off(site, given)
+                argument = first_tensor((*args, *kwargs.values()))
+                noted.taken_off = self._taken_off(site, argument)
             if torch.is_tensor(output) and output.is_floating_point() and site.has_chain:
                 self._watch.follow(site.name, output)
 
@@ -189,9 +189,9 @@ class _Run:
 
         def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
             with self._watch.paused():
-                given = first_tensor((*args, *kwargs.values())).clone()
+                activations = first_tensor((*args, *kwargs.values())).clone()
                 # Of a decoder that is called twice, neither call stands for the layer.
-                noted.activations = given if noted.decoded == 0 else None
+                noted.activations = activations if noted.decoded == 0 else None
                 noted.decoded += 1
 
         def add(module: nn.Module, hook: Any, *, before: bool = False) -> None:
@@ -211,10 +211,10 @@ class _Run:
             if site.decoder is not None:
                 add(site.decoder, decoding, before=True)
 
-    def _taken_off(self, site: Site, given: Tensor) -> Tensor | None:
+    def _taken_off(self, site: Site, argument: Tensor) -> Tensor | None:
         """The bias of an SAE's decoder, if it was taken off what the encoder is called with."""
         bias = getattr(getattr(site, "decoder", None), "bias", None)
-        _, terms = self._shifts.made.get(id(given), (None, []))
+        _, terms = self._shifts.made.get(id(argument), (None, []))
         if not isinstance(bias, Tensor) or len(terms) != 2 or terms[1].shape != bias.shape:
             return None
         return bias.detach() if torch.equal(terms[1], bias) else None
@@ -241,12 +241,12 @@ class _Run:
                 hooks.callback(handle.remove)
             feed(inputs)
         for name, activations in reached.items():
-            own = latents.get(name)
+            site_latents = latents.get(name)
             self._own_latents[name] = (
-                own is not None
-                and own.shape == activations.shape
+                site_latents is not None
+                and site_latents.shape == activations.shape
                 and activations.requires_grad
-                and rests_on_own(activations, own)
+                and rests_on_own(activations, site_latents)
             )
 
     def seen(self, site: Site) -> Seen:
@@ -271,11 +271,11 @@ class _Run:
                     "floating-point numbers is expected: name the layer inside it that makes it."
                 )
             output = torch.empty(0)
-        given = first_tensor((*noted.args, *noted.kwargs.values()))
-        whole = given if noted.whole is None else noted.whole
+        argument = first_tensor((*noted.args, *noted.kwargs.values()))
+        whole = argument if noted.whole is None else noted.whole
         return Seen(
             n_inputs=self._n_inputs,
-            inputs=by_input(given if site.hidden is None else whole, self._shape),
+            inputs=by_input(argument if site.hidden is None else whole, self._shape),
             output=by_input(output, self._shape),
             activations=(
                 None if noted.activations is None else by_input(noted.activations, self._shape)
@@ -283,17 +283,17 @@ class _Run:
             track=self._watch.tracks.get(site.name),
             again=lambda inputs: self._again(site, noted, inputs),
             called=noted.whole is not None,
-            encoded=by_input(given, self._shape),
+            encoded=by_input(argument, self._shape),
             taken_off=noted.taken_off,
             own_latents=self._own_latents.get(site.name, False),
         )
 
     def _again(self, site: Site, noted: _Noted, inputs: Tensor) -> Tensor:
         """What the layer puts out by itself, past all hooks, for other inputs."""
-        given = first_tensor((*noted.args, *noted.kwargs.values()))
-        other = inputs.reshape(given.shape)
-        args = [other if value is given else value for value in noted.args]
-        kwargs = {name: other if v is given else v for name, v in noted.kwargs.items()}
+        argument = first_tensor((*noted.args, *noted.kwargs.values()))
+        other = inputs.reshape(argument.shape)
+        args = [other if value is argument else value for value in noted.args]
+        kwargs = {name: other if v is argument else v for name, v in noted.kwargs.items()}
         forward: Any = site.output_module.forward
         with torch.no_grad():
             return by_input(first_tensor(forward(*args, **kwargs)), self._shape)
@@ -310,14 +310,14 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _check_batch(site: Site, one: Seen, other: Seen) -> None:
+def _check_batch(site: Site, first: Seen, second: Seen) -> None:
     """Make sure that the first axis is the batch, and that an input's rows are its own."""
-    tensors = [(one.output, other.output)] if site.hidden is None else []
-    tensors += [(one.inputs, other.inputs)]
-    if one.activations is not None and other.activations is not None and site.hidden is not None:
-        tensors.append((one.activations, other.activations))
+    tensors = [(first.output, second.output)] if site.hidden is None else []
+    tensors += [(first.inputs, second.inputs)]
+    if first.activations is not None and second.activations is not None and site.hidden is not None:
+        tensors.append((first.activations, second.activations))
     for a, b in tensors:
-        sizes = (one.n_inputs, other.n_inputs)
+        sizes = (first.n_inputs, second.n_inputs)
         if (len(a), len(b)) != sizes:
             axes = [n for n in range(min(a.ndim, b.ndim)) if (a.shape[n], b.shape[n]) == sizes]
             remedy = (

@@ -20,16 +20,16 @@ _MANY = 3
 _AT_ONCE = 1 << 20
 
 
-class Counted:
+class PositionMask:
     """Which positions of a batch count, and what every site's reading needs to know of it.
 
     Parameters
     ----------
-    mask : Tensor of bool, shape (B, positions)
+    values : Tensor of bool, shape (B, positions)
 
     Attributes
     ----------
-    mask : Tensor of bool, shape (B, positions)
+    values : Tensor of bool, shape (B, positions)
     inputs : Tensor of bool, shape (B,)
         Inputs with a position that counts.
     all_inputs : bool
@@ -42,27 +42,28 @@ class Counted:
         bool (k, 16, 1).
     """
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-        self.inputs = mask.any(dim=1)
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.inputs = values.any(dim=1)
         self.all_inputs = bool(self.inputs.all())
-        self.first = int(mask.any(dim=0).to(torch.uint8).argmax())
-        rest = mask[:, self.first :]
+        self.first = int(values.any(dim=0).to(torch.uint8).argmax())
+        rest = values[:, self.first :]
         self.holes: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         if not bool(rest.all()):
             beyond = -rest.shape[1] % _BLOCK
-            shape = (len(mask), -1, _BLOCK)
+            shape = (len(values), -1, _BLOCK)
             blocks = F.pad(rest, (0, beyond), value=True).view(shape)
             where = (~blocks.all(dim=2)).nonzero(as_tuple=True)
             kept = F.pad(rest, (0, beyond), value=False).view(shape)[where]
-            at = where[1][:, None] * _BLOCK + torch.arange(_BLOCK, device=mask.device)
-            self.holes = (where[0], where[1], at.clamp(max=rest.shape[1] - 1), ~kept[:, :, None])
+            positions = where[1][:, None] * _BLOCK + torch.arange(_BLOCK, device=values.device)
+            positions = positions.clamp(max=rest.shape[1] - 1)
+            self.holes = (where[0], where[1], positions, ~kept[:, :, None])
         self._left_out: Tensor | None = None
 
     def left_out(self, rows: Tensor, start: Tensor, width: int) -> Tensor:
         """Which positions from ``start`` on do not count, bool (m, width), of inputs (m,)."""
         if self._left_out is None or self._left_out.shape[2] != width:
-            self._left_out = (~self.mask).unfold(1, width, 1).contiguous()
+            self._left_out = (~self.values).unfold(1, width, 1).contiguous()
         table = self._left_out
         return table.view(-1, width).index_select(0, rows * table.shape[1] + start)
 
@@ -78,7 +79,7 @@ class Reading:
         input without a position that counts.
     everywhere : Tensor, shape (B, positions, n_neurons)
         The activations at all positions, those that do not count too.
-    places : Counted, optional
+    mask : PositionMask, optional
         The positions that count; all of them where this is None.
     maxima : Tensor, shape (B, n_blocks, n_neurons), optional
         Of blocks of positions, from the first that counts on; None where one block is all.
@@ -86,22 +87,22 @@ class Reading:
 
     activations: Tensor
     everywhere: Tensor
-    places: Counted | None = None
+    mask: PositionMask | None = None
     maxima: Tensor | None = None
 
     @property
-    def counted(self) -> Tensor | None:
+    def input_mask(self) -> Tensor | None:
         """Inputs with a position that counts, bool of shape (B,); None for all of them."""
-        return None if self.places is None else self.places.inputs
+        return None if self.mask is None else self.mask.inputs
 
     @property
     def positions(self) -> Tensor:
         """The place of each of ``activations``, int64 of shape (B, n_neurons)."""
         n_positions = self.everywhere.shape[1]
-        first = 0 if self.places is None else self.places.first
-        found = torch.zeros(self.activations.shape, dtype=torch.int64, device=self._device)
+        first = 0 if self.mask is None else self.mask.first
+        result = torch.zeros(self.activations.shape, dtype=torch.int64, device=self._device)
         if n_positions == 1:
-            return found
+            return result
         width = min(max(_BLOCK, _AT_ONCE // max(1, self.activations.numel())), 255)
         # From the last to the first, which is the one that stays.
         for start in range(first + (n_positions - 1 - first) // width * width, first - 1, -width):
@@ -109,12 +110,12 @@ class Reading:
             here = block.shape[1]
             # The first of equals has the highest number; 0 is none.
             number = torch.arange(here, 0, -1, dtype=torch.uint8, device=self._device)
-            if self.places is not None and self.places.holes is not None:
-                number = number * self.places.mask[:, start : start + here]
+            if self.mask is not None and self.mask.holes is not None:
+                number = number * self.mask.values[:, start : start + here]
             equal = (block == self.activations[:, None]).view(torch.uint8)
             highest = (equal * number[..., None]).amax(dim=1)
-            found = torch.where(highest > 0, start + here - highest.long(), found)
-        return found
+            result = torch.where(highest > 0, start + here - highest.long(), result)
+        return result
 
     def active(self, rows: slice) -> tuple[Tensor, int]:
         """At how many of the positions that count each neuron is active, int64 (n_neurons,).
@@ -122,7 +123,7 @@ class Reading:
         And of how many these are, over all of the batch's inputs in ``rows``.
         """
         part = self.everywhere[rows]
-        mask = None if self.places is None else self.places.mask[rows]
+        mask = None if self.mask is None else self.mask.values[rows]
         counts = torch.zeros(part.shape[2], dtype=torch.int64, device=self._device)
         # Sums of bytes are several times as quick as wider ones, and 255 ones fit into a byte.
         for start in range(0, part.shape[1], 255):
@@ -159,18 +160,18 @@ class Reading:
             blocks = torch.arange(self.maxima.shape[1], device=self._device)
             in_blocks = _pick(self.maxima, rows, 0, neurons, blocks)
             start = _BLOCK * in_blocks.argmax(dim=1)
-            if self.places is not None:
-                start += self.places.first
+            if self.mask is not None:
+                start += self.mask.first
             # The last block may begin earlier: what is before it is less, or does not count.
             width = min(_BLOCK, n_positions)
             start = start.clamp(max=n_positions - width)
         places = torch.arange(width, device=self._device)
         values = _pick(self.everywhere, rows, start, neurons, places)
-        if self.places is not None:
-            values = values.masked_fill(self.places.left_out(rows, start, width), -torch.inf)
+        if self.mask is not None:
+            values = values.masked_fill(self.mask.left_out(rows, start, width), -torch.inf)
         positions = start + values.argmax(dim=1)
-        if self.places is not None and not self.places.all_inputs:
-            positions = positions.masked_fill(~self.places.inputs[rows], 0)
+        if self.mask is not None and not self.mask.all_inputs:
+            positions = positions.masked_fill(~self.mask.inputs[rows], 0)
         return positions
 
     def around(
@@ -183,8 +184,8 @@ class Reading:
         n_positions = self.everywhere.shape[1]
         if _MANY * len(rows) > self.activations.numel():
             return self._around_many(rows, neurons, positions, before, after)
-        at, beyond = _windows(n_positions, before, after, rows.device)
-        values = _pick(self.everywhere, rows, 0, neurons, at.index_select(0, positions)).float()
+        places, beyond = _windows(n_positions, before, after, rows.device)
+        values = _pick(self.everywhere, rows, 0, neurons, places.index_select(0, positions)).float()
         return values.masked_fill_(beyond.index_select(0, positions), torch.nan)
 
     def _around_many(
@@ -193,7 +194,7 @@ class Reading:
         """The same, input after input, each with a neuron's activations side by side."""
         _, n_positions, n_neurons = self.everywhere.shape
         width = before + 1 + after
-        found = torch.empty((len(rows), width), device=rows.device)
+        values = torch.empty((len(rows), width), device=rows.device)
         side = torch.full((n_neurons, before + n_positions + after), torch.nan, device=rows.device)
         windows = side.view(-1).unfold(0, width, 1)
         starts = neurons * side.shape[1] + positions
@@ -201,8 +202,8 @@ class Reading:
         for row, n in enumerate(rows.bincount(minlength=len(self.activations)).tolist()):
             side[:, before : before + n_positions] = self.everywhere[row].T
             part = slice(part.stop, part.stop + n)
-            torch.index_select(windows, 0, starts[part], out=found[part])
-        return found
+            torch.index_select(windows, 0, starts[part], out=values[part])
+        return values
 
 
 @lru_cache(maxsize=4)
@@ -210,10 +211,10 @@ def _windows(
     n_positions: int, before: int, after: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Of a window around each position: where it is, int32, and what is beyond the ends."""
-    at = torch.arange(n_positions, dtype=torch.int32, device=device)[:, None]
-    at = at + torch.arange(-before, after + 1, dtype=torch.int32, device=device)
-    inside = at.clamp(0, n_positions - 1)
-    return inside, at != inside
+    places = torch.arange(n_positions, dtype=torch.int32, device=device)[:, None]
+    places = places + torch.arange(-before, after + 1, dtype=torch.int32, device=device)
+    inside = places.clamp(0, n_positions - 1)
+    return inside, places != inside
 
 
 def _pick(
@@ -234,7 +235,7 @@ def _pick(
     return flat.index_select(0, offsets.view(-1)).view(offsets.shape)
 
 
-def strongest(activations: Tensor, counted: Counted | None = None) -> Reading:
+def strongest(activations: Tensor, mask: PositionMask | None = None) -> Reading:
     """Reading of activations of shape (B, positions, n_neurons).
 
     Raises
@@ -243,13 +244,13 @@ def strongest(activations: Tensor, counted: Counted | None = None) -> Reading:
         If what counts is of other inputs or positions.
     """
     first = 0
-    if counted is not None:
-        if counted.mask.shape != activations.shape[:2]:
+    if mask is not None:
+        if mask.values.shape != activations.shape[:2]:
             raise InputError(
-                f"counted has shape {tuple(counted.mask.shape)}, but the layer has "
+                f"mask has shape {tuple(mask.values.shape)}, but the layer has "
                 f"{tuple(activations.shape[:2])} inputs and positions; the same is expected."
             )
-        first = counted.first
+        first = mask.first
     rest = activations[:, first:]
     if rest.shape[1] == 1:
         maxima = rest
@@ -262,13 +263,13 @@ def strongest(activations: Tensor, counted: Counted | None = None) -> Reading:
             torch.amax(blocks, dim=2, out=maxima[:, :whole])
         if whole < maxima.shape[1]:
             torch.amax(rest[:, whole * _BLOCK :], dim=1, out=maxima[:, whole])
-    if counted is not None and counted.holes is not None:
-        rows, at_block, at, left_out = counted.holes
+    if mask is not None and mask.holes is not None:
+        rows, at_block, positions, left_out = mask.holes
         if maxima is rest:
             maxima = rest.clone()
-        values = rest[rows[:, None], at].masked_fill_(left_out, -torch.inf)
+        values = rest[rows[:, None], positions].masked_fill_(left_out, -torch.inf)
         maxima[rows, at_block] = values.amax(dim=1)
     values = maxima.amax(dim=1) if maxima.shape[1] > 1 else maxima[:, 0]
-    if counted is not None and not counted.all_inputs:
-        values = values.masked_fill(~counted.inputs[:, None], 0)
-    return Reading(values, activations, counted, maxima if maxima.shape[1] > 1 else None)
+    if mask is not None and not mask.all_inputs:
+        values = values.masked_fill(~mask.inputs[:, None], 0)
+    return Reading(values, activations, mask, maxima if maxima.shape[1] > 1 else None)

@@ -78,8 +78,8 @@ def _was_centred(model: nn.Module, metadata: Any) -> bool:
     options = metadata.get("model_from_pretrained_kwargs")
     if not isinstance(options, Mapping) or not options.get("center_writing_weights"):
         return False
-    found = unembedding(model)
-    return found is not None and found.centred
+    head = unembedding(model)
+    return head is not None and head.centred
 
 
 def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> Iterator[Tensor]:
@@ -104,8 +104,8 @@ def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> It
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, seen: Any = seen) -> None:
-            given = output if point.of_output else (*args, *kwargs.values())
-            seen.append(first_tensor(given).detach().reshape(-1, point.width).clone())
+            value = output if point.of_output else (*args, *kwargs.values())
+            seen.append(first_tensor(value).detach().reshape(-1, point.width).clone())
 
         handle = point.module.register_forward_hook(in_this_thread(keep), with_kwargs=True)
         try:
@@ -113,5 +113,5 @@ def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> It
                 feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})
         finally:
             handle.remove()
-        rows = torch.from_numpy(np.flatnonzero(batch.counted)).to(seen[0].device)
+        rows = torch.from_numpy(np.flatnonzero(batch.mask)).to(seen[0].device)
         yield seen[0][rows].float().cpu()

@@ -75,15 +75,15 @@ def deviation(vectors: Tensor, weights: Tensor, outputs: Tensor) -> float:
     return worst if worst == worst else float("inf")
 
 
-def difference(one: Tensor, other: Tensor) -> float:
+def difference(tensor: Tensor, reference: Tensor) -> float:
     """The largest difference of two tensors, as a share of the second's largest number."""
-    if one.shape != other.shape:
+    if tensor.shape != reference.shape:
         return float("inf")
-    if not bool(torch.isfinite(other).all()):
+    if not bool(torch.isfinite(reference).all()):
         # It is said where activations are collected.
         return 0.0
-    one, other = one.detach().float(), other.detach().float()
-    far = float((one - other).abs().max()) / (float(other.abs().max()) + 1e-30)
+    tensor, reference = tensor.detach().float(), reference.detach().float()
+    far = float((tensor - reference).abs().max()) / (float(reference.abs().max()) + 1e-30)
     return far if far == far else float("inf")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyseme.core import Linear, Neurons
 from polyseme.errors import SiteError
 from polyseme.sites.activation import Activation, tolerance
-from polyseme.sites.reading import Counted, Reading, strongest
+from polyseme.sites.reading import PositionMask, Reading, strongest
 from polyseme.sites.seen import Seen, difference, percent
 
 Describe = Callable[[nn.Module, Callable[[Tensor], Tensor], int], dict[str, Any]]
@@ -263,12 +263,12 @@ class HiddenSite(Site):
             if run.activations is None:
                 continue
             reached = flat_rows(run.activations)
-            at = spread(reached.shape[0] * reached.shape[1], 32).to(reached.device)
-            rows, places = at // reached.shape[1], at % reached.shape[1]
+            index = spread(reached.shape[0] * reached.shape[1], 32).to(reached.device)
+            rows, places = index // reached.shape[1], index % reached.shape[1]
             with torch.no_grad():
-                own = self.encode(self.gather(run.inputs, rows, places))
+                encoded = self.encode(self.gather(run.inputs, rows, places))
             expected = reached[rows, places]
-            error = difference(own, expected)
+            error = difference(encoded, expected)
             if not error <= 10 * tolerance(expected):
                 raise SiteError(
                     f"Site {self.name!r} cannot be read: the activations that its weights and its "
@@ -282,9 +282,9 @@ class HiddenSite(Site):
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         return flat_rows(inputs)[rows, places]
 
-    def read_activations(self, activations: Tensor, counted: Counted | None = None) -> Reading:
-        """Reading from the activations themselves; ``counted`` as in `read`."""
-        return strongest(flat_rows(activations), counted)
+    def read_activations(self, activations: Tensor, mask: PositionMask | None = None) -> Reading:
+        """Reading from the activations themselves; ``mask`` as in `read`."""
+        return strongest(flat_rows(activations), mask)
 
 
 def as_array(tensor: Tensor) -> NDArray[np.float32]:

@@ -68,9 +68,9 @@ def find_mlp_sites(
     _refuse(model)
     seen = Traced.watch(model)
     search = _Search(model, seen)
-    found = _changing_the_output(model, search.sites())
+    sites = _changing_the_output(model, search.sites())
     why = f"{search.nearest}{unread(model)}"
-    if not found:
+    if not sites:
         raise SiteError(
             f"No MLP was recognised in this {type(model).__name__}: a linear layer, or a gate "
             "and an up projection, then the model's nonlinearity (an attribute such as act_fn, "
@@ -80,19 +80,19 @@ def find_mlp_sites(
             "them)."
         )
     order = {id(module): number for number, module in enumerate(model.modules())}
-    found.sort(key=lambda site: order[id(site.module)])
-    chosen = found if names is None else _named(found, names, why)
+    sites.sort(key=lambda site: order[id(site.module)])
+    chosen = sites if names is None else _named(sites, names, why)
     return [_folded(site, seen) for site in chosen] if fold_layer_norm else chosen
 
 
-def _named(found: list[MLPSite], names: str | Iterable[str], why: str) -> list[MLPSite]:
+def _named(sites: list[MLPSite], names: str | Iterable[str], why: str) -> list[MLPSite]:
     wanted = [names] if isinstance(names, str) else list(names)
     for name in wanted:
-        if not any(fnmatch.fnmatchcase(site.name, name) for site in found):
-            shown = ", ".join(site.name for site in found[:4])
-            more = f", … ({len(found)} in all)" if len(found) > 4 else ""
-            raise SiteError(f"No MLP matches {name!r}. The model's MLPs are: {shown}{more}.{why}")
-    return [site for site in found if any(fnmatch.fnmatchcase(site.name, n) for n in wanted)]
+        if not any(fnmatch.fnmatchcase(site.name, name) for site in sites):
+            shown = ", ".join(site.name for site in sites[:4])
+            suffix = f", … ({len(sites)} in all)" if len(sites) > 4 else ""
+            raise SiteError(f"No MLP matches {name!r}. The model's MLPs are: {shown}{suffix}.{why}")
+    return [site for site in sites if any(fnmatch.fnmatchcase(site.name, n) for n in wanted)]
 
 
 def _refuse(model: nn.Module) -> None:
@@ -128,9 +128,9 @@ def _is_adapter(module: nn.Module) -> bool:
 def unread(model: nn.Module) -> str:
     """What a model has that is not read as its MLPs, in sentences for messages; "" for nothing."""
     modules = dict(model.named_modules())
-    said = ""
+    message = ""
     if adapters := [name for name, module in modules.items() if _is_adapter(module)]:
-        said += (
+        message += (
             f" It has adapters, such as {adapters[0]!r}; merge them first: "
             "model = model.merge_and_unload()."
         )
@@ -141,12 +141,12 @@ def unread(model: nn.Module) -> str:
     }
     if experts:
         shown = ", ".join(f"{name} ({n})" for name, n in [*experts.items()][:3])
-        more = f", … ({len(experts)} in all)" if len(experts) > 3 else ""
-        said += (
-            f" Its experts are not read: {shown}{more}. An expert is given the tokens that a "
+        suffix = f", … ({len(experts)} in all)" if len(experts) > 3 else ""
+        message += (
+            f" Its experts are not read: {shown}{suffix}. An expert is given the tokens that a "
             "router picks for it, one after the other, so its rows are not the positions of a text."
         )
-    return said
+    return message
 
 
 def _n_experts(module: nn.Module) -> int:
@@ -154,13 +154,13 @@ def _n_experts(module: nn.Module) -> int:
     if isinstance(module, nn.ModuleList):
         return len(module)
     # As one tensor for all of them.
-    own = [
+    stacked = [
         tensor
         for part in (module, *module.children())
         for tensor in part.parameters(recurse=False)
         if tensor.ndim == 3
     ]
-    return len(own[0]) if own else 0
+    return len(stacked[0]) if stacked else 0
 
 
 def check_whole(model: nn.Module, kind: str) -> None:
@@ -174,14 +174,14 @@ def check_whole(model: nn.Module, kind: str) -> None:
     if not is_transformer(model):
         return
     base: nn.Module = getattr(model, "base_model", model)
-    own: Any = model.config
+    config: Any = model.config
     parts = {
         name: type(part).__name__
         for name, part in model.named_modules()
         # Of a type of its own, right in the model or right in its base.
         if part in {*model.children(), *base.children()} - {base}
         and is_transformer(part)
-        and getattr(part.config, "model_type", None) != own.model_type
+        and getattr(part.config, "model_type", None) != config.model_type
     }
     if len(parts) < 2:
         return
@@ -193,7 +193,7 @@ def check_whole(model: nn.Module, kind: str) -> None:
             pass
     elif next(iter(inspect.signature(model.forward).parameters)) == "pixel_values":
         return
-    shown = " or ".join(f"model.{name} ({of})" for name, of in parts.items())
+    shown = " or ".join(f"model.{name} ({type_name})" for name, type_name in parts.items())
     raise SiteError(
         f"{type(model).__name__} does not run on {kind} alone: it is made of several models; "
         f"analyse one of them, {shown}."
@@ -231,9 +231,9 @@ class _Search:
         self._least = float("inf")
 
     def sites(self) -> list[MLPSite]:
-        found = list(self._candidates())
+        candidates = list(self._candidates())
         readers: dict[tuple[nn.Module, ...], list[MLPSite]] = {}
-        for site in found:
+        for site in candidates:
             readers.setdefault(site.reads, []).append(site)
         for same in readers.values():
             if len(same) > 1:
@@ -297,9 +297,9 @@ class _Search:
         """Whether the weights give what is read, at each position of each input."""
         h, a = self._seen.calls[site.reads[0]].inputs, self._seen.calls[site.decoder].inputs
         with torch.no_grad():
-            own = site.encode(h)
+            encoded = site.encode(h)
         scale = a.abs().max()
-        if not bool((own - a).abs().max() <= _tolerance(a) * scale) or not bool(scale > 0):
+        if not bool((encoded - a).abs().max() <= _tolerance(a) * scale) or not bool(scale > 0):
             return False
         ends = ((site.reads[0], h), (site.decoder, a))
         return all(
@@ -389,12 +389,12 @@ def _same(values: Tensor) -> float:
     return 1e-5 if values.dtype in (torch.float32, torch.float64) else 3e-2
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     """Largest difference of two tensors, as a share of each number, or of those that are small."""
     scale = float(expected.abs().max())
-    if found.shape != expected.shape or not scale > 0:
+    if actual.shape != expected.shape or not scale > 0:
         return float("inf")
-    differences = (found - expected).abs() / (expected.abs() + 1e-2 * scale)
+    differences = (actual - expected).abs() / (expected.abs() + 1e-2 * scale)
     error = float(differences.max())
     return error if error == error else float("inf")
 

@@ -87,13 +87,13 @@ class Traced:
         generator = torch.Generator().manual_seed(2)
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
-            given = next((v for v in (*args, *kwargs.values()) if torch.is_tensor(v)), None)
-            if not (_is_hidden(given) and _is_hidden(output)):
+            inputs = next((v for v in (*args, *kwargs.values()) if torch.is_tensor(v)), None)
+            if not (_is_hidden(inputs) and _is_hidden(output)):
                 return None
             replaced = _numbers_like(output, generator) if module in driven else None
             # Copies: what follows may work in place.
             put_out = output if replaced is None else replaced
-            rows = [t.reshape(-1, t.shape[-1]).clone() for t in (given, put_out)]
+            rows = [t.reshape(-1, t.shape[-1]).clone() for t in (inputs, put_out)]
             if [len(t) for t in rows] == [N_TOKENS] * 2:
                 seen.setdefault(module, []).append(TracedCall(rows[0], rows[1], next(numbers)))
             return replaced

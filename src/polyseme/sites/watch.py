@@ -170,8 +170,8 @@ class Track:
 
     def is_affine(self, calls: Sequence[Call], value: int) -> bool:
         """Whether a value is an affine function of each neuron's output."""
-        for (one, _), (other, _) in pairwise(self._changed):
-            ends = [replay(calls, value, z).float() for z in (one, other, (one + other) / 2)]
+        for (first, _), (second, _) in pairwise(self._changed):
+            ends = [replay(calls, value, z).float() for z in (first, second, (first + second) / 2)]
             scale = float(ends[0].abs().max()) + float(ends[1].abs().max()) + 1e-30
             far = float(((ends[0] + ends[1]) / 2 - ends[2]).abs().max())
             if not far <= tolerance(self.output) * scale:
@@ -192,12 +192,12 @@ def _changed(output: Tensor, generator: torch.Generator) -> list[tuple[Tensor, T
     """Versions of the output with half of its numbers changed; and which of them are the same."""
     wide = output.float()
     scale = float(wide.abs().nan_to_num().mean()) + 1e-6
-    found = []
+    versions = []
     for _ in range(min(_MOST_VERSIONS, max(2, -(-_ENOUGH // max(1, output.numel()))))):
         noise = torch.randn(output.shape, generator=generator).to(output.device) * 2 * scale
         same = (torch.rand(output.shape, generator=generator) < 0.5).to(output.device)
-        found.append((torch.where(same, wide, noise).to(output.dtype), same))
-    return found
+        versions.append((torch.where(same, wide, noise).to(output.dtype), same))
+    return versions
 
 
 def _version(tensor: Tensor) -> int:
@@ -216,28 +216,28 @@ def learn(tracks: Sequence[Track], n_neurons: int) -> Activation:
     tracks : two Track
     n_neurons : int
     """
-    one, other = tracks
-    sizes = len(one.output), len(other.output)
+    first, second = tracks
+    sizes = len(first.output), len(second.output)
     calls: list[Call] = []
-    for a, b in zip(one.calls, other.calls, strict=False):
+    for a, b in zip(first.calls, second.calls, strict=False):
         both = agreed(a, b, *sizes, n_neurons)
-        if both is None or len(calls) in one.opaque | other.opaque:
+        if both is None or len(calls) in first.opaque | second.opaque:
             break
         calls.append(both)
     end = drive = 0
     is_affine = True
     for value in sorted(value for call in calls for value in call.makes):
-        if not _is_all(one, calls, value) or not _is_all(other, calls, value):
+        if not _is_all(first, calls, value) or not _is_all(second, calls, value):
             continue
         if not all(track.repeats(calls, value) for track in tracks):
             continue
-        is_affine = is_affine and one.is_affine(calls, value)
+        is_affine = is_affine and first.is_affine(calls, value)
         drive = value if is_affine else drive
         # What is taken off each neuron's activation belongs to what comes next, as an SAE's bias.
-        end = end if one.is_shift(calls, end, value) else value
+        end = end if first.is_shift(calls, end, value) else value
     drive = min(drive, end)
     last = max(needed(calls, end), default=-1)
-    before = _before(one, end, nonlinear=not is_affine and end > drive)
+    before = _before(first, end, nonlinear=not is_affine and end > drive)
     return Activation(tuple(calls[: last + 1]), end, drive, before)
 
 

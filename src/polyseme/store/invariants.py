@@ -137,11 +137,11 @@ def check_features(
     first_feature = np.cumsum(clusters) - clusters
     example_neuron = np.repeat(np.arange(len(counts)), counts)
     feature = examples["feature"].to_numpy()
-    counted = np.bincount(first_feature[example_neuron] + feature, minlength=len(features))
+    n_assigned = np.bincount(first_feature[example_neuron] + feature, minlength=len(features))
     n_examples = features["n_examples"].to_numpy()
     _refuse(
         file,
-        (n_examples != counted) | (n_examples < 1),
+        (n_examples != n_assigned) | (n_examples < 1),
         "'n_examples' must be the number of the feature's examples, at least 1; row {row} differs",
     )
     _refuse(
@@ -215,8 +215,8 @@ def check_texts(inputs: Mapping[str, np.ndarray]) -> None:
 def check_contexts(tokens: np.ndarray, lengths: np.ndarray, vocabulary: np.ndarray) -> None:
     """Check contexts, all or some, as `check_texts` does."""
     check_lengths(lengths, tokens.shape[1])
-    at = np.minimum(np.searchsorted(vocabulary, tokens), max(len(vocabulary) - 1, 0))
-    known = vocabulary[at] == tokens if len(vocabulary) else np.zeros(tokens.shape, bool)
+    index = np.minimum(np.searchsorted(vocabulary, tokens), max(len(vocabulary) - 1, 0))
+    known = vocabulary[index] == tokens if len(vocabulary) else np.zeros(tokens.shape, bool)
     used = np.arange(tokens.shape[1]) < lengths[:, None]
     if not known[used].all():
         raise Problem(INPUTS_FILE, "'tokens' holds a token that 'vocabulary' does not have")
@@ -337,14 +337,14 @@ def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> n
 def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, inputs: Held) -> None:
     """Inputs that the run holds, one row for each (neuron, input), and finite activations."""
     index, number = inputs.index, table["input"].to_numpy()
-    at = np.searchsorted(index, number)
+    place = np.searchsorted(index, number)
     held = (
-        index[np.minimum(at, len(index) - 1)] == number
+        index[np.minimum(place, len(index) - 1)] == number
         if len(index)
         else np.zeros(len(number), dtype=bool)
     )
     _refuse(file, ~held, "'input' in row {row} is not in the 'index' of inputs.safetensors")
-    pairs = rows * len(index) + at
+    pairs = rows * len(index) + place
     repeated = np.zeros(len(pairs), dtype=bool)
     if (np.diff(np.sort(pairs)) == 0).any():
         order = np.argsort(pairs, kind="stable")
@@ -355,7 +355,7 @@ def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, inputs: Hel
     if inputs.lengths is not None:
         _refuse(
             file,
-            position >= inputs.lengths[at],
+            position >= inputs.lengths[place],
             "'position' in row {row} is beyond the end of its context",
         )
     _refuse(

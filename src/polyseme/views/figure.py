@@ -160,10 +160,10 @@ def _draw_logits(
         why = "no logits" if panel.logit_effects is None else "no examples"
         _empty(axes, "logit effects", why)
         return
-    at = np.arange(len(shown))
-    axes.barh(at, shown["ablation"], color=_BAR, height=0.7, label="by ablation")
-    axes.plot(shown["gradient"], at, "|", color=_INK, ms=9, mew=1.6, label="first order")
-    axes.set_yticks(at, names, fontsize=7.5, **_PLAIN)
+    positions = np.arange(len(shown))
+    axes.barh(positions, shown["ablation"], color=_BAR, height=0.7, label="by ablation")
+    axes.plot(shown["gradient"], positions, "|", color=_INK, ms=9, mew=1.6, label="first order")
+    axes.set_yticks(positions, names, fontsize=7.5, **_PLAIN)
     axes.invert_yaxis()
     axes.axvline(0, color=_MUTED, lw=0.8)
     axes.tick_params(axis="x", labelsize=7.5)
@@ -211,11 +211,11 @@ def _draw_feature(
         labels = "\n".join(
             f"{_fitting(str(name), _LABEL_POINTS - 30, 8.5)}: {n}" for name, n in counts
         )
-    more = "" if shown == feature.n_examples else f", {shown} shown"
+    suffix = "" if shown == feature.n_examples else f", {shown} shown"
     axes[0].text(
         0,
         0.5,
-        f"feature {feature.number}\n{feature.n_examples} of {total} examples{more}"
+        f"feature {feature.number}\n{feature.n_examples} of {total} examples{suffix}"
         + (f"\n{labels}" if labels else ""),
         fontsize=8.5,
         va="center",

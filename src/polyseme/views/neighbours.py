@@ -40,10 +40,10 @@ def stored_similar(folder: RunFolder, info: SiteInfo, neuron: int, k: int) -> pd
     if rows.shape[1] < k:
         return None
     feature, rank = np.nonzero(rows[:, :k] >= 0)
-    found = rows[feature, rank]
+    neighbours = rows[feature, rank]
     # A feature's row in the table says whose it is, so the table itself is not needed.
     starts = folder.offsets("features")
-    owner = np.searchsorted(starts, found, side="right") - 1
+    owner = np.searchsorted(starts, neighbours, side="right") - 1
     first = neuron_offsets(folder.sites)
     site = np.searchsorted(first, owner, side="right") - 1
     names = np.array([other.name for other in folder.sites], dtype=object)
@@ -52,7 +52,7 @@ def stored_similar(folder: RunFolder, info: SiteInfo, neuron: int, k: int) -> pd
             "feature": feature,
             "site": names[site],
             "neuron": owner - first[site],
-            "other_feature": found - starts[owner],
+            "other_feature": neighbours - starts[owner],
             "similarity": similarity[feature, rank].astype(np.float64),
         }
     )
@@ -86,7 +86,7 @@ def compared(
         See `Neuron.similar`.
     """
     mine = unit_rows(embeddings)
-    found = []
+    frames = []
     for other in tables.folder.sites:
         if other.d_in != info.d_in:
             continue
@@ -96,7 +96,7 @@ def compared(
             similarity[:, (features["neuron"] == neuron).to_numpy()] = -np.inf
         best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         chosen = features.iloc[best.ravel()]
-        found.append(
+        frames.append(
             pd.DataFrame(
                 {
                     "feature": np.repeat(np.asarray(numbers, np.int64), best.shape[1]),
@@ -109,7 +109,7 @@ def compared(
                 }
             )
         )
-    frame = pd.concat(found, ignore_index=True)
+    frame = pd.concat(frames, ignore_index=True)
     frame = frame[np.isfinite(frame["similarity"])].sort_values(
         ["feature", "similarity"], ascending=[True, False], kind="stable"
     )

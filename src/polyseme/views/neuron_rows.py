@@ -56,8 +56,8 @@ class Tables:
 
     def of_neuron(self, table: str, info: SiteInfo, neuron: int) -> pd.DataFrame:
         """What the table of examples, features or random examples says of one neuron."""
-        at = self.folder.first_neuron(info.number) + neuron
-        return self.folder.rows(table, at, at + 1)
+        row = self.folder.first_neuron(info.number) + neuron
+        return self.folder.rows(table, row, row + 1)
 
     def tree(self, info: SiteInfo, neuron: int) -> NDArray[np.float64]:
         """Linkage matrix of one neuron, shape (n_examples - 1, 4)."""

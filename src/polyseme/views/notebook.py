@@ -17,7 +17,7 @@ from polyseme.views.token_windows import TextWindow
 _LARGEST_SIDE = 128
 
 
-def features_html(heading: str, about: str, rows: Sequence[Sequence[Any]], more: int) -> str:
+def features_html(heading: str, about: str, rows: Sequence[Sequence[Any]], n_more: int) -> str:
     """A heading and a table, in which everything that the run says is escaped.
 
     Parameters
@@ -26,7 +26,7 @@ def features_html(heading: str, about: str, rows: Sequence[Sequence[Any]], more:
     rows : sequence of sequences
         Of each feature its number, examples, mean activation, counts of labels by name, and its
         examples: `TextWindow`, or images.
-    more : int
+    n_more : int
         Features that are not shown.
     """
     heads = ("feature", "n", "mean activation", "labels", "examples")
@@ -38,7 +38,7 @@ def features_html(heading: str, about: str, rows: Sequence[Sequence[Any]], more:
     table = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         f"<p><b>{html.escape(heading)}</b> {html.escape(about)}</p>"
-        f"<table>{table}</table>{f'<p>and {more} smaller features</p>' if more > 0 else ''}"
+        f"<table>{table}</table>{f'<p>and {n_more} smaller features</p>' if n_more > 0 else ''}"
     )
 
 

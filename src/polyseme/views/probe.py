@@ -30,7 +30,7 @@ class Probe:
     ----------
     tokens : list of str
         How the tokens read, special ones too.
-    counted : ndarray of bool, shape (n_tokens,)
+    mask : ndarray of bool, shape (n_tokens,)
         False for tokens that the run leaves out, such as special ones: no neuron is listed there.
     neurons : pandas.DataFrame
         One row a token and neuron, in the order of the text, the first in rank first: ``token``
@@ -46,7 +46,7 @@ class Probe:
     """
 
     tokens: list[str]
-    counted: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
     neurons: pd.DataFrame
     by: str
     k: int
@@ -82,11 +82,11 @@ class Probe:
 
     def _title(self) -> str:
         ranked = "share of their maximum" if self.by == "share" else "activation"
-        silent = int(self.counted.sum()) - self.neurons["token"].nunique()
+        silent = int(self.mask.sum()) - self.neurons["token"].nunique()
         notes = [f"The {self.k} neurons of largest {ranked} at each token"]
         if silent:
             notes.append(f"{_tokens(silent)} activate{'s' * (silent == 1)} none")
-        if left_out := int((~self.counted).sum()):
+        if left_out := int((~self.mask).sum()):
             verb = "is" if left_out == 1 else "are"
             notes.append(f"{_tokens(left_out)} {verb} left out, as in the run")
         if self.truncated:
@@ -121,7 +121,7 @@ class Probe:
         columns["share"] = [None if np.isnan(share) else share for share in columns["share"]]
         return {
             "tokens": self.tokens,
-            "left_out": (~self.counted).tolist(),
+            "left_out": (~self.mask).tolist(),
             "truncated": self.truncated,
             "by": self.by,
             "active": [

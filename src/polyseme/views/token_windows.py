@@ -66,31 +66,31 @@ def windows_of(
     if "tokens" not in inputs or "windows" not in arrays:
         raise InputError("The run is one of images; its examples have no text.")
     kept = int(folder.metadata["settings"]["window"][0])
-    which = examples["example"].to_numpy(np.int64)
-    shares = folder.site_rows(info.number, "windows", neuron, neuron + 1)[which]
+    numbers = examples["example"].to_numpy(np.int64)
+    shares = folder.site_rows(info.number, "windows", neuron, neuron + 1)[numbers]
     activations = shares.astype(np.float32)
     activations *= examples["activation"].to_numpy(np.float32)[:, None]
     importances = None
     if "importances" in arrays:
-        stored = folder.site_rows(info.number, "importances", neuron, neuron + 1)[which]
+        stored = folder.site_rows(info.number, "importances", neuron, neuron + 1)[numbers]
         importances = decode_importances(stored)
     sizes = []
-    for name, size, own in (
+    for name, size, default in (
         ("before", before, kept),
         ("after", after, shares.shape[1] - kept - 1),
     ):
         if size is not None and (isinstance(size, bool) or int(size) != size or size < 0):
             raise InputError(f"{name} is {size!r}; a number of tokens, 0 or more, is expected.")
-        sizes.append(own if size is None else int(size))
+        sizes.append(default if size is None else int(size))
     texts = folder.token_texts
     contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy(np.int64))
     tokens, lengths = folder.contexts(contexts)
-    found = []
+    windows = []
     for row, position in enumerate(examples["position"].to_numpy(np.int64)):
         start = max(0, int(position) - sizes[0])
         stop = min(int(lengths[row]), int(position) + sizes[1] + 1)
         first = int(position) - kept
-        found.append(
+        windows.append(
             TextWindow(
                 list(texts.loc[tokens[row, start:stop]]),
                 _moved(activations[row], start - first, stop - first),
@@ -100,7 +100,7 @@ def windows_of(
                 else _moved(importances[row], start - first, stop - first),
             )
         )
-    return found
+    return windows
 
 
 def _moved(values: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
@@ -116,12 +116,12 @@ def top_tokens(folder: RunFolder, info: SiteInfo, neuron: int) -> dict[str, pd.D
     if "promoted_tokens" not in folder.site(info.number):
         return {}
     texts = folder.token_texts
-    found = {}
+    by_side = {}
     for side in ("promoted", "suppressed"):
         tokens, logits = (
             folder.site_rows(info.number, f"{side}_{what}", neuron, neuron + 1)[0]
             for what in ("tokens", "logits")
         )
         words = [texts.get(int(token), f"<{token}>") for token in tokens]
-        found[side] = pd.DataFrame({"token": words, "logit": logits})
-    return found
+        by_side[side] = pd.DataFrame({"token": words, "logit": logits})
+    return by_side

@@ -15,7 +15,7 @@ class NoSuchFileError(KeyError):
     """No file has the path that was asked for."""
 
 
-def told(error: Exception | str) -> str:
+def page_message(error: Exception | str) -> str:
     """The sentence of an error, with names of files alone: where they lie is no page's business.
 
     Parameters

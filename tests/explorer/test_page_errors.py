@@ -12,7 +12,7 @@ import pytest
 
 import polyseme as ps
 from polyseme.errors import InputError, RunError
-from polyseme.explorer.told import told
+from polyseme.explorer.page_errors import page_message
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ from polyseme.explorer.told import told
     ],
 )
 def test_folders_are_left_out(sentence, expected):
-    assert told(sentence) == expected
-    assert told(InputError(sentence)) == expected
+    assert page_message(sentence) == expected
+    assert page_message(InputError(sentence)) == expected
 
 
 def answers(explorer, paths):
