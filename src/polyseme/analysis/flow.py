@@ -163,19 +163,17 @@ def _cluster_site(
     site = collected.site
     threshold = data.settings.threshold or site.default_threshold(data.kind)
     with work.stages("clusters"):
-        clusterings, central, layouts, directions = cluster_site(
-            collected, threshold, data.settings.linkage
-        )
+        clusters = cluster_site(collected, threshold, data.settings.linkage)
     with work.stages("tables"):
-        tables = site_tables(collected, clusterings, central)
+        tables = site_tables(collected, clusters)
     with work.stages("labels"):
         labelled = data.label(tables, attributed.wording)
     with work.stages("writing"):
         room = room_for_similar(len(tables["features"]))
-        arrays = {**site_arrays(collected, clusterings), **layouts, **room}
+        arrays = {**site_arrays(collected, clusters), **room}
         work.writer.write_site(number, {**arrays, **attributed.of_sites[number]})
     info = data.site_info(collected, threshold, attributed.inputs)
-    return _OfSite(site, info, tables, labelled, directions)
+    return _OfSite(site, info, tables, labelled, clusters.directions)
 
 
 def _write(

@@ -192,6 +192,7 @@ class _Size:
             + n * Stream.bytes_a_neuron(draw)
             + n * Statistics.bytes_a_neuron()
             + 4 * N_BACKGROUND * site.n_groups * d
+            + 8 * site.n_groups * d * d
         )
         windows = 2 * (sum(data.settings.window) + 1) if data.settings.window else 0
         number = 2 if data.half else 4
@@ -201,14 +202,15 @@ class _Size:
         return cls(
             buffers=buffers + keys + (0 if data.in_files else rows),
             sorting=64 * n * Stream.width(select),
-            later=3 * 4 * d * vectors(chosen)
+            later=4 * 4 * d * vectors(chosen)
+            + 40 * site.n_groups * d * d
             + 4 * windows * chosen
             + 4 * min(BLOCK_BYTES * (os.cpu_count() or 1), 4 * d * chosen)
             + 12 * d * n,
             tables=150 * chosen + 80 * most(draw.k) + added,
             inputs=chosen + most(draw.k),
             features=int(_FEATURES * chosen),
-            run=run + 30 * most(draw.k) + added,
+            run=run + 30 * most(draw.k) + 4 * site.n_groups * d * d + 50 * chosen + added,
             spare=(rows if data.in_files else 3 * rows) + 3 * buffers,
         )
 

@@ -188,7 +188,7 @@ class Prober:
         place, rank = np.nonzero(np.take_along_axis(score, order, axis=1) > 0)
         column = order[place, rank]
         sites, neuron, activation = site[column], neuron[place, column], activation[place, column]
-        feature, label, size = self._assigned(read.tops, sites, neuron, place)
+        meaning, feature, label, size = self._assigned(read.tops, sites, neuron, place)
         maxima = self._max[self._first[sites] + neuron]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(maxima > 0, activation / maxima, np.nan).astype(np.float32)
@@ -202,6 +202,7 @@ class Prober:
                 "neuron": neuron,
                 "activation": activation,
                 "share": share,
+                "meaning": meaning,
                 "feature": feature,
                 "label": label,
                 "n_examples": size,
@@ -210,9 +211,9 @@ class Prober:
 
     def _assigned(
         self, tops: list[_SiteTop], site: Array, neuron: Array, place: Array
-    ) -> tuple[Array, Array, Array]:
-        """Feature of each row, with its label and the number of its examples."""
-        feature = np.full(len(place), -1, np.int64)
+    ) -> tuple[Array, Array, Array, Array]:
+        """Meaning and feature of each row, the feature's label and number of examples."""
+        meaning, feature = np.full((2, len(place)), -1, np.int64)
         label = np.full(len(place), "", dtype=object)
         size = np.zeros(len(place), np.int64)
         unique, inverse = np.unique(np.stack([site, neuron], axis=1), axis=0, return_inverse=True)
@@ -221,8 +222,10 @@ class Prober:
             known = self.run.neuron(self.sites[s].name, int(n))
             same_weights(known, self.sites[s])
             feature[here] = known.assign(tops[s].vectors[place[here]])
+            if "n_meanings" in known.row:
+                meaning[here] = known.assign_meaning(tops[s].vectors[place[here]])
             label[here], size[here] = _described(self.run, known, feature[here])
-        return feature, label, size
+        return meaning, feature, label, size
 
 
 class _SiteTop(NamedTuple):

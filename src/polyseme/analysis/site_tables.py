@@ -15,14 +15,17 @@ from polyseme.capture import Collected
 from polyseme.core import (
     Clusterings,
     cluster_many,
+    meanings_many,
     medoids_many,
     participation_ratio,
     principal_coordinates,
 )
 from polyseme.core.distances import cosine_matrices, unit_rows
+from polyseme.core.meaning import ManyMeanings, Space, effective_number
 from polyseme.core.parallel import in_threads
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.data.sources import Source
+from polyseme.sites import Site
 
 Array = NDArray[Any]
 
@@ -32,20 +35,19 @@ BLOCK_BYTES = 8 << 20
 _ROWS = 4096
 
 
-def _vectors_of(collected: Collected, examples: slice | NDArray[np.int64]) -> Array:
-    """Pre-neuron embeddings of some of a site's examples, (n, d_in) of float32."""
-    rows = collected.vector[examples]
-    vectors = np.empty((len(rows), collected.vectors.shape[1]), np.float32)
+def _rows_of(held: Array, rows: NDArray[np.int64]) -> Array:
+    """Some rows of what is held of a site's vectors, as float32."""
+    vectors = np.empty((len(rows), held.shape[1]), np.float32)
 
     def work(chunk: slice) -> None:
         part = rows[chunk]
-        if collected.vectors.dtype == np.float16:
+        if held.dtype == np.float16:
             # torch widens several times as quickly as NumPy does.
-            halves = torch.from_numpy(collected.vectors.take(part, axis=0))
+            halves = torch.from_numpy(held.take(part, axis=0))
             torch.from_numpy(vectors[chunk]).copy_(halves)
         else:
             # None is out of range; to clip is quicker than to look.
-            collected.vectors.take(part, axis=0, out=vectors[chunk], mode="clip")
+            held.take(part, axis=0, out=vectors[chunk], mode="clip")
 
     in_threads(work, [slice(start, start + _ROWS) for start in range(0, len(rows), _ROWS)])
     return vectors
@@ -65,33 +67,93 @@ class SiteClusters(NamedTuple):
     directions : ndarray of float16, shape (n, d_in)
         Unit embeddings of the medoids of those features that can be compared with others: the
         ones with `MIN_EXAMPLES` and more.
+    meanings : ManyMeanings
+    spaces : list of Space
+        Where meanings are told apart, one for each group of neurons.
     """
 
     clusterings: Clusterings
     medoids: Array
     layouts: dict[str, Array]
     directions: Array
+    meanings: ManyMeanings
+    spaces: list[Space]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spaces:
+    """Where the meanings of a site are told apart.
+
+    Attributes
+    ----------
+    of_groups : list of Space
+        One for each group of neurons.
+    units : ndarray of float16, shape (n_vectors, d_in)
+        What each of the site's vectors is there.
+    """
+
+    of_groups: list[Space]
+    units: Array
+
+    @classmethod
+    def of(cls, collected: Collected) -> _Spaces:
+        site = collected.site
+        spaces = [
+            Space.of(mean, covariance)
+            for mean, covariance in zip(collected.mean, collected.covariance, strict=True)
+        ]
+        group = np.zeros(len(collected.vectors), np.int64)
+        group[collected.vector] = collected.examples.neuron * site.n_groups // site.n_neurons
+        units = np.empty(collected.vectors.shape, np.float16)
+
+        def work(chunk: tuple[int, NDArray[np.int64]]) -> None:
+            number, rows = chunk
+            units[rows] = spaces[number].inputs(collected.vectors[rows])
+
+        in_threads(
+            work,
+            [
+                (number, rows[at : at + _ROWS])
+                for number in range(len(spaces))
+                for rows in [np.flatnonzero(group == number)]
+                for at in range(0, len(rows), _ROWS)
+            ],
+        )
+        return cls(spaces, units)
+
+    def drives(
+        self, gradients: Array, neurons: NDArray[np.int64], units: Array, site: Site
+    ) -> Array:
+        """Cosines of neurons' directions with their examples, units (n, width, d): (n, width)."""
+        group = neurons * site.n_groups // site.n_neurons
+        directions = np.empty_like(gradients)
+        for number in np.unique(group):
+            here = group == number
+            directions[here] = self.of_groups[number].directions(gradients[here])
+        return np.asarray(np.einsum("gnd,gd->gn", units, directions))
 
 
 def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteClusters:
     """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
-    parts = list(_blocks(collected))
+    parts, spaces = list(_blocks(collected)), _Spaces.of(collected)
     done: list[SiteClusters | None] = [None] * len(parts)
 
     def work(number: int) -> None:
-        done[number] = _cluster_block(collected, parts[number], threshold, linkage)
+        done[number] = _cluster_block(collected, spaces, parts[number], threshold, linkage)
 
     in_threads(work, range(len(parts)))
     return _joined([block for block in done if block is not None])
 
 
 def _cluster_block(
-    collected: Collected, part: _NeuronBlock, threshold: float, linkage: str
+    collected: Collected, spaces: _Spaces, part: _NeuronBlock, threshold: float, linkage: str
 ) -> SiteClusters:
     # To gather the vectors takes longer than to draw them, so all is done with them here.
-    vectors = _vectors_of(collected, part.examples)
+    rows = collected.vector[part.examples]
+    vectors = _rows_of(collected.vectors, rows)
     drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
     neurons = collected.examples.neuron[part.examples]
+    meanings = _meanings(collected, spaces, part, rows, vectors)
     embeddings = part.padded(collected.neurons.embed(vectors, neurons, in_place=True))
     cosines = cosine_matrices(embeddings, part.filled, part.neurons)
     layouts = {
@@ -103,7 +165,20 @@ def _cluster_block(
     )
     central = medoids_many(embeddings, clusterings.labels, cosines=cosines)
     directions = _directions(embeddings, clusterings, central)
-    return SiteClusters(clusterings, central, layouts, directions)
+    return SiteClusters(clusterings, central, layouts, directions, meanings, spaces.of_groups)
+
+
+def _meanings(
+    collected: Collected, spaces: _Spaces, part: _NeuronBlock, rows: Array, vectors: Array
+) -> ManyMeanings:
+    units = part.padded(_rows_of(spaces.units, rows))
+    gradients = np.zeros((len(part.neurons), units.shape[2]), np.float32)
+    gradients[part.counts > 0] = collected.neurons.mean_gradients(
+        vectors, collected.examples.neuron[part.examples]
+    )
+    drives = spaces.drives(gradients, part.neurons, units, collected.site)
+    cosines = cosine_matrices(units, part.filled, part.neurons)
+    return meanings_many(cosines, drives, part.counts)
 
 
 def _directions(embeddings: Array, clusterings: Clusterings, central: Array) -> Array:
@@ -126,6 +201,13 @@ def _joined(blocks: list[SiteClusters]) -> SiteClusters:
         threshold=each[0].threshold,
         linkage=each[0].linkage,
     )
+    spaces = blocks[0].spaces
+    meanings = ManyMeanings(
+        *(
+            np.concatenate([getattr(block.meanings, field.name) for block in blocks])
+            for field in dataclasses.fields(ManyMeanings)
+        )
+    )
     layouts = {
         name: np.concatenate([block.layouts[name] for block in blocks])
         for name in blocks[0].layouts
@@ -134,7 +216,7 @@ def _joined(blocks: list[SiteClusters]) -> SiteClusters:
         np.concatenate([getattr(block, name) for block in blocks])
         for name in ("medoids", "directions")
     )
-    return SiteClusters(clusterings, central, layouts, directions)
+    return SiteClusters(clusterings, central, layouts, directions, meanings, spaces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,19 +261,25 @@ def _blocks(collected: Collected) -> Iterator[_NeuronBlock]:
         yield _NeuronBlock(neurons, part, examples, np.arange(width) < part[:, None])
 
 
-def site_tables(
-    collected: Collected, clusterings: Clusterings, central: Array
-) -> dict[str, pd.DataFrame]:
+def site_tables(collected: Collected, clusters: SiteClusters) -> dict[str, pd.DataFrame]:
     """The rows that one site adds to each table of the run."""
+    clusterings, central, meanings = clusters.clusterings, clusters.medoids, clusters.meanings
     site, chosen, statistics = collected.site, collected.examples, collected.statistics
     counts = chosen.counts
-    labels = clusterings.labels[np.arange(clusterings.labels.shape[1]) < counts[:, None]]
+    filled = np.arange(clusterings.labels.shape[1]) < counts[:, None]
+    labels = clusterings.labels[filled]
+    sizes = (meanings.labels[:, :, None] == np.arange(meanings.labels.max(initial=0) + 1)).sum(1)
     neurons = pd.DataFrame(
         {
             "site": site.name,
             "neuron": np.arange(site.n_neurons),
             "n_examples": counts,
             "n_clusters": clusterings.n_clusters,
+            "n_meanings": meanings.labels.max(axis=1, initial=-1) + 1,
+            "effective_meanings": [
+                effective_number(row / max(1, row.sum())) if row.any() else np.nan for row in sizes
+            ],
+            "separation": meanings.separations,
             "max_distance": clusterings.max_distance,
             "mean_distance": clusterings.mean_distance,
             "intra_cluster_distance": clusterings.intra_cluster_distance,
@@ -220,6 +308,7 @@ def site_tables(
             "position": chosen.position,
             "activation": chosen.activation,
             "feature": labels,
+            "meaning": meanings.labels[filled],
             "vector": collected.vector,
         }
     )
@@ -255,13 +344,22 @@ def _background(collected: Collected) -> NDArray[np.float64]:
     return collected.neurons.background_distance(collected.background)
 
 
-def site_arrays(collected: Collected, clusterings: Clusterings) -> dict[str, Array]:
+def site_arrays(collected: Collected, clusters: SiteClusters) -> dict[str, Array]:
+    clusterings, meanings = clusters.clusterings, clusters.meanings
     extra = {} if collected.windows is None else {"windows": collected.windows}
     merges = np.arange(clusterings.trees.shape[1]) < collected.examples.counts[:, None] - 1
     return {
         **collected.neurons.arrays(),
         "vectors": collected.vectors,
         "tree": clusterings.trees[merges],
+        "meaning_tree": meanings.trees[merges],
+        "meaning_overlap": meanings.overlaps[merges].astype(np.float32),
+        "meaning_drive": meanings.drives[
+            np.arange(meanings.drives.shape[1]) < collected.examples.counts[:, None]
+        ].astype(np.float16),
+        "space_mean": np.stack([space.mean for space in clusters.spaces]),
+        "space_matrix": np.stack([space.matrix for space in clusters.spaces]),
+        **clusters.layouts,
         "histogram": collected.statistics["histogram"],
         "histogram_upper": collected.statistics["histogram_upper"],
         "background": collected.background,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyseme.capture.background import Background
+from polyseme.capture.moments import Moments
 from polyseme.capture.pool import Pool
 from polyseme.capture.select import RandomActive, Selector
 from polyseme.capture.statistics import Statistics
@@ -49,6 +50,11 @@ class Collected:
         Row of ``vectors`` of each example.
     background : ndarray of float32, shape (n_groups, m, d_in)
         Pre-neuron embeddings of up to 256 inputs drawn at random, for calibrated metrics.
+    mean : ndarray of float64, shape (n_groups, d_in)
+    covariance : ndarray of float64, shape (n_groups, d_in, d_in)
+        Of what each group of neurons reads, over a few positions of every input.
+    n_moments : int
+        Vectors that these are of.
     windows : ndarray of float16, shape (n_examples, before + 1 + after), optional
         Activations around each example, as shares of its own; NaN beyond the input's ends.
     """
@@ -61,6 +67,9 @@ class Collected:
     vectors: Array
     vector: Array
     background: Array
+    mean: Array
+    covariance: Array
+    n_moments: int
     windows: Array | None = None
 
 
@@ -101,6 +110,7 @@ class SiteCollector:
         self.random = Stream(draw, site.n_neurons)
         self.statistics = Statistics(site.n_neurons)
         self.background = Background(site, N_BACKGROUND)
+        self.moments = Moments(site, draw.seed)
         # Vectors are shared, and wide: in memory they are sorted out as soon as that pays.
         most = site.n_neurons * select.capacity if files else 0
         self.vectors = Pool(files and files / "vectors", most)
@@ -171,6 +181,7 @@ class SiteCollector:
         vectors = self._vectors(rows, positions, neurons, gather, index, start)
         windows = self._windows(rows, neurons, positions, reading, values, taken)
         read = self.background.read(gather, background_rows, background_positions)
+        moments = self.moments.read(reading, gather, index, start)
         if self.window is not None:  # the inputs are texts, and their positions tokens
             here = reading.active(slice(start, start + len(values)))
             self.statistics.update_positions(*here)
@@ -182,6 +193,7 @@ class SiteCollector:
         if windows is not None:
             self.windows.add(self._example_key(taken.neurons, index[taken.rows]).numpy(), windows)
         self.background.add(behind, read)
+        self.moments.add(moments)
         wanted[taken.rows] = True
         wanted[drawn.rows] = True
         self.n_inputs += len(values)
@@ -260,6 +272,7 @@ class SiteCollector:
             windows = self.windows.take(self._example_key(examples.neuron, examples.index))
             if windows is None:
                 windows = np.empty((0, sum(self.window) + 1), np.float16)
+        mean, covariance = self.moments.result()
         return Collected(
             windows=windows,
             site=self.site,
@@ -270,6 +283,9 @@ class SiteCollector:
             vectors=vectors,
             vector=vector.astype(np.int64),
             background=self.background.result(),
+            mean=mean,
+            covariance=covariance,
+            n_moments=self.moments.n,
         )
 
     def inputs(self) -> Array:
@@ -288,7 +304,7 @@ class SiteCollector:
         self.n_inputs = n_inputs
 
 
-_PARTS = ("examples", "random", "statistics", "vectors", "background", "windows")
+_PARTS = ("examples", "random", "statistics", "vectors", "background", "moments", "windows")
 _LARGEST = float(torch.finfo(torch.float16).max)
 
 

@@ -91,7 +91,11 @@ class Space:
         """Unit directions along which neurons read, by their gradients ∂a/∂h: (..., d)."""
         # Inner products with inputs stay what they are, so what inputs are divided by these
         # are multiplied by.
-        return unit_rows(np.linalg.solve(self.matrix.T, np.asarray(gradients, np.float32).T).T)
+        return unit_rows(np.asarray(gradients, np.float32) @ self._inverse)
+
+    @cached_property
+    def _inverse(self) -> NDArray[np.float32]:
+        return np.linalg.inv(self.matrix.astype(np.float64)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,8 @@ class ManyMeanings:
         Examples of each.
     separations : ndarray of float64, shape (n_neurons,)
         See `Meanings.separation`.
+    drives : ndarray, shape (n_neurons, n)
+        As they were given.
     """
 
     labels: Ints
@@ -239,6 +245,7 @@ class ManyMeanings:
     overlaps: NDArray[np.float64]
     counts: Ints
     separations: NDArray[np.float64]
+    drives: Floats
 
 
 def meanings(
@@ -364,7 +371,7 @@ def meanings_many(
             separations[part] = _separations(tree, between)
             inner = cosines[part, :size, :size]
             labels[part, :size] = _labels(tree, between, inner, threshold)
-    return ManyMeanings(labels, trees, overlaps, sizes, separations)
+    return ManyMeanings(labels, trees, overlaps, sizes, separations, drives)
 
 
 def effective_number(shares: NDArray[np.float64]) -> float:

@@ -177,6 +177,33 @@ class Neurons(ABC):
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
         """Write embeddings over what was read."""
 
+    @abstractmethod
+    def gradient(self, h: Floats, neuron: int) -> Floats:
+        """Gradient ∂a/∂h of a neuron at its examples, up to a positive factor: (d,) or (n, d)."""
+
+    def mean_gradients(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> Floats:
+        """Mean gradient of each neuron over the inputs that it read, in the order of neurons.
+
+        Parameters
+        ----------
+        h : ndarray, shape (m, d_in)
+            Pre-neuron embeddings.
+        neurons : ndarray of int, shape (m,)
+            The neuron that read each of them, in ascending order.
+
+        Returns
+        -------
+        ndarray, shape (n, d_in)
+            One row for each of the n neurons that are named.
+        """
+        starts = np.flatnonzero(np.diff(neurons, prepend=-1))
+        ends = np.append(starts[1:], len(neurons))
+        means = np.empty((len(starts), self.weights.shape[1]), np.float32)
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            gradient = self.gradient(h[start:end], int(neurons[start]))
+            means[row] = gradient if gradient.ndim == 1 else gradient.mean(axis=0)
+        return means
+
     def background_distance(self, background: Any) -> NDArray[np.float64]:
         """Mean distance that each neuron's weights give to inputs chosen without regard to it.
 
@@ -221,10 +248,6 @@ class Neurons(ABC):
 
 class _ByNeuron(Neurons):
     """Neurons whose gradients are a product of few matrices, neuron by neuron."""
-
-    @abstractmethod
-    def gradient(self, h: Floats, neuron: int) -> Floats:
-        """Gradient ∂a/∂h of a neuron at its examples, up to a positive factor: (d,) or (n, d)."""
 
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
         # A neuron's rows follow one another, and fit into a core's cache.
@@ -337,6 +360,9 @@ class General(Neurons):
     ) -> None:
         super().__init__(weights)
         self._gradient = gradient
+
+    def gradient(self, h: Floats, neuron: int) -> Floats:
+        return self._gradient(h, np.full(len(h), neuron))
 
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
         # Few rows at a time, so that what the gradient is made of stays small.

@@ -332,7 +332,7 @@ def latents_table(
         pass
     [collected], _ = collector.result()
     clustered = cluster_site(collected, threshold, "average")
-    return site_tables(collected, clustered.clusterings, clustered.medoids)["neurons"]
+    return site_tables(collected, clustered)["neurons"]
 
 
 def report_on(

@@ -32,6 +32,8 @@ from polyseme.store.parquet_tables import Table
 from polyseme.store.run_json import check_metadata, parse_files, parse_sites
 from polyseme.store.safetensors_files import Arrays
 
+# Arrays of a site whose values have rules of their own.
+_CHECKED = ("tree", "meaning_tree", "histogram", "similar_features")
 # A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
 # kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.
 MOST_ROWS_PER_BYTE = 4
@@ -272,7 +274,7 @@ class Contents:
                     "n_features": int(neurons["n_clusters"].sum()),
                     **({"window": self._window} if self._text else {}),
                 },
-                {name: checking(name) for name in ("tree", "histogram", "similar_features")},
+                {name: checking(name) for name in _CHECKED},
             )
             for names in GO_TOGETHER:
                 missing = [name for name in names if name not in arrays]
@@ -297,9 +299,9 @@ class Contents:
         self, number: int, array: str, values: np.ndarray, start: int, stop: int
     ) -> None:
         """Check the part of a site's array that belongs to neurons ``start`` to ``stop - 1``."""
-        if array == "tree":
+        if array in ("tree", "meaning_tree"):
             counts = self.neurons["n_examples"].to_numpy()[start:stop]
-            invariants.check_tree(number, values, counts)
+            invariants.check_tree(number, values, counts, array)
         elif array == "histogram":
             invariants.check_histogram(number, values)
         elif array == "similar_features":

@@ -122,8 +122,12 @@ TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
 #: likewise, columns that a table may have
 OPTIONAL_COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "neurons": {},
-        "examples": {},
+        "neurons": {
+            "n_meanings": "int32",
+            "effective_meanings": "float64",
+            "separation": "float64",
+        },
+        "examples": {"meaning": "int32"},
         "features": {"input": "int64", "position": "int64", "label": "str"},
         "random": {},
     }
@@ -164,6 +168,11 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
         "up_bias": Array(("float32",), ("n_neurons",), required=False),
         "windows": Array(("float16",), ("n_examples", "window"), required=False),
         "importances": Array(("uint8",), ("n_examples", "window"), required=False),
+        "meaning_tree": Array(("float64",), ("merges", 4), required=False),
+        "meaning_overlap": Array(("float32",), ("merges",), required=False),
+        "meaning_drive": Array(("float16",), ("n_examples",), required=False),
+        "space_mean": Array(("float32",), ("n_groups", "d_in"), required=False),
+        "space_matrix": Array(("float32",), ("n_groups", "d_in", "d_in"), required=False),
         "layout": Array(("float32",), ("n_examples", 2), required=False),
         "layout_input": Array(("float32",), ("n_examples", 2), required=False),
         "decoder": Array(("float32",), ("n_neurons", "d_out"), required=False),
@@ -182,6 +191,7 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
 GO_TOGETHER = (
     ("up_weights", "gate_bias", "up_bias"),
     ("similar_features", "similar_similarity"),
+    ("meaning_tree", "meaning_overlap", "meaning_drive", "space_mean", "space_matrix"),
     ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits"),
     ("logit_gradient", "logit_ablation"),
 )

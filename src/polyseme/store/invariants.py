@@ -59,6 +59,14 @@ def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
         "'n_clusters' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks that",
     )
     _refuse(file, neurons["n_random"].to_numpy() < 0, "'n_random' is negative in row {row}")
+    if "n_meanings" in neurons:
+        meanings = neurons["n_meanings"].to_numpy()
+        _refuse(
+            file,
+            (meanings > examples) | ((meanings < 1) != (examples < 1)) | (meanings < 0),
+            "'n_meanings' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks "
+            "that",
+        )
 
 
 def check_examples(
@@ -102,6 +110,13 @@ def check_examples(
         (feature < 0) | (feature >= neurons["n_clusters"].to_numpy()[rows]),
         "'feature' must be from 0 to n_clusters - 1 of its neuron; row {row} is outside",
     )
+    if "meaning" in examples and "n_meanings" in neurons:
+        meaning = examples["meaning"].to_numpy()
+        _refuse(
+            file,
+            (meaning < 0) | (meaning >= neurons["n_meanings"].to_numpy()[rows]),
+            "'meaning' must be from 0 to n_meanings - 1 of its neuron; row {row} is outside",
+        )
     site_of_row = np.searchsorted(neuron_offsets(sites), rows, side="right") - 1
     vector = examples["vector"].to_numpy()
     _refuse(
@@ -263,7 +278,7 @@ def tree_rows(n_examples: np.ndarray) -> np.ndarray:
     return np.maximum(n_examples.astype(np.int64) - 1, 0)
 
 
-def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
+def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray, name: str = "tree") -> None:
     """Linkage matrices that SciPy and a recursive reader can walk.
 
     Parameters
@@ -274,6 +289,8 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
         The matrices of the site's neurons, one after another.
     n_examples : ndarray, (n_neurons,)
         Examples of each neuron.
+    name : str
+        Of the array, for the message.
     """
     file = site_file(number)
     merges = tree_rows(n_examples)
@@ -283,18 +300,19 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
     step = _within(merges)
 
     if not np.all(np.isfinite(tree)):
-        raise Problem(file, "'tree' holds a NaN or an infinity")
+        raise Problem(file, f"{name!r} holds a NaN or an infinity")
     _refuse(
         file,
         (tree[:, 2] < 0) | (tree[:, 2] > HIGHEST_MERGE),
-        "'tree' must have heights from 0 to 2, the range of a cosine distance; row {row} has not",
+        f"{name!r} must have heights from 0 to 2, the range of a cosine distance; "
+        "row {row} has not",
     )
     children = tree[:, :2]
     in_range = (children >= 0) & (children < (leaves + step)[:, None])
     _refuse(
         file,
         ~(in_range & (children == np.floor(children))).all(axis=1),
-        "'tree' must merge whole-numbered nodes that exist already; row {row} does not",
+        f"{name!r} must merge whole-numbered nodes that exist already; row {{row}} does not",
     )
     nodes = children.astype(np.int64)
     # A neuron's n - 1 merges have 2(n - 1) children: each node but the root, exactly once.
@@ -303,7 +321,7 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
     _refuse(
         file,
         again.any(axis=1),
-        "'tree' must merge each node once; row {row} merges one that is merged elsewhere",
+        f"{name!r} must merge each node once; row {{row}} merges one that is merged elsewhere",
     )
     inner = nodes - leaves[:, None]
     # Where the child is a leaf the row looked up is meaningless, and not used.
@@ -312,7 +330,7 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray) -> None:
     _refuse(
         file,
         tree[:, 3] != sizes.sum(axis=1),
-        "'tree' must count the examples under each merge; row {row} has another count",
+        f"{name!r} must count the examples under each merge; row {{row}} has another count",
     )
 
 

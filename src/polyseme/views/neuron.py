@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from polyseme.core import (
     Clustering,
+    Meanings,
     Polysemanticity,
     assign,
     feature_centres,
@@ -20,11 +21,13 @@ from polyseme.core import (
     polysemanticity,
 )
 from polyseme.core.arrays import to_numpy
+from polyseme.core.meaning import OVERLAP, Space
 from polyseme.core.neurons import STORED
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views.figure import draw_panel, save_figure
+from polyseme.views.meanings import NeuronMeanings, meanings_of, nearest_meanings
 from polyseme.views.neighbours import compared, stored_similar
 from polyseme.views.neuron_rows import Tables, neurons_of
 from polyseme.views.notebook import features_html
@@ -133,10 +136,13 @@ class Neuron:
         -------
         pandas.DataFrame
             ``example``, ``input`` (number in the data), ``position`` (where in the input),
-            ``activation``, ``feature`` at the current threshold, and ``label`` if known.
+            ``activation``, ``feature`` at the current threshold, ``meaning``, and ``label`` if
+            known.
         """
         frame = self._stored[["example", "input", "position", "activation"]].copy()
         frame["feature"] = self.clustering.labels
+        if "meaning" in self._stored:
+            frame["meaning"] = self._stored["meaning"]
         return self._with_labels(frame)
 
     @cached_property
@@ -293,6 +299,73 @@ class Neuron:
         )
 
     @cached_property
+    def meanings(self) -> NeuronMeanings:
+        """What it means: the groups that its examples fall into, the largest first.
+
+        They do not depend on the threshold of its features; see `polyseme.meanings`.
+
+        Raises
+        ------
+        InputError
+            The run holds none.
+        """
+        self._refuse_without_meanings()
+        is_text = "tokens" in self._folder.inputs
+        return meanings_of(
+            self.examples,
+            self._groups,
+            self.texts() if is_text else None,
+            self._tables.word_shares if is_text else {},
+        )
+
+    @cached_property
+    def _groups(self) -> Meanings:
+        return Meanings(
+            labels=self._stored["meaning"].to_numpy(np.int64),
+            tree=np.asarray(self._of_site("meaning_tree")),
+            overlaps=self._of_site("meaning_overlap").astype(np.float64),
+            threshold=OVERLAP,
+            cosines=self._units @ self._units.T,
+            drives=self._of_site("meaning_drive").astype(np.float32),
+        )
+
+    def assign_meaning(self, h: Any) -> NDArray[np.int64]:
+        """Which meaning fired: label new pre-neuron embeddings.
+
+        Parameters
+        ----------
+        h : array or tensor, shape (n, d_in)
+            Pre-neuron embeddings: what the site is given, not the model.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            Number of the meaning whose examples each row is most like, by mean cosine; -1 where
+            it is less like them than any one of them is like the others.
+        """
+        rows = self._checked_rows(h)
+        self._refuse_without_meanings()
+        return nearest_meanings(self._groups, self._space.inputs(rows) @ self._units.T)
+
+    def _refuse_without_meanings(self) -> None:
+        if not self._has("meaning_tree") or "meaning" not in self._stored:
+            raise InputError(
+                f"The run {str(self._folder.path)!r} holds no meanings; make it again with this "
+                "version of polyseme."
+            )
+
+    @cached_property
+    def _space(self) -> Space:
+        """Where its meanings are told apart."""
+        arrays = self._folder.site(self.info.number)
+        group = self.number * len(arrays["space_mean"]) // self.info.n_neurons
+        return Space(arrays["space_mean"][group], arrays["space_matrix"][group])
+
+    @cached_property
+    def _units(self) -> Floats:
+        return self._space.inputs(self.vectors)
+
+    @cached_property
     def metrics(self) -> Polysemanticity:
         """Metrics of polysemanticity at the current threshold."""
         if self._cut is not None:
@@ -326,15 +399,19 @@ class Neuron:
         ndarray of int64, shape (n,)
             Feature numbers; -1 where none is near.
         """
+        rows = self._checked_rows(h)
+        if not len(self.clustering.labels):
+            return np.full(len(rows), -1, dtype=np.int64)
+        return assign(self._embed(rows), self.centres, self.threshold)
+
+    def _checked_rows(self, h: Any) -> NDArray[Any]:
         rows = to_numpy(h)
         if rows.ndim != 2 or rows.shape[1] != self.info.d_in:
             raise InputError(
                 f"h has shape {rows.shape}; (n, {self.info.d_in}) is expected: what site "
                 f"{self.site!r} is given, one row for each input."
             )
-        if not len(self.clustering.labels):
-            return np.full(len(rows), -1, dtype=np.int64)
-        return assign(self._embed(rows), self.centres, self.threshold)
+        return rows
 
     def similar(self, k: int = 5) -> pd.DataFrame:
         """The features of other neurons that are most like this neuron's.
@@ -472,8 +549,14 @@ class Neuron:
         m = self.metrics
         return (
             f"Neuron({self.site!r}, {self.number}: {m.n_examples} examples, "
-            f"{m.n_clusters} features at {self.threshold:g}, mean distance {m.mean_distance:.3f})"
+            f"{self._number_of_meanings}{m.n_clusters} features at {self.threshold:g}, "
+            f"mean distance {m.mean_distance:.3f})"
         )
+
+    @property
+    def _number_of_meanings(self) -> str:
+        n = int(self.row.get("n_meanings", 0))
+        return f"{n} meaning{'s' * (n > 1)}, " if n else ""
 
     def _repr_html_(self) -> str:
         shown = self.features[:_IN_NOTEBOOK]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,23 @@ class Tables:
     def tree(self, info: SiteInfo, neuron: int) -> NDArray[np.float64]:
         """Linkage matrix of one neuron, shape (n_examples - 1, 4)."""
         return self.folder.site_rows(info.number, "tree", neuron, neuron + 1)
+
+    @cached_property
+    def word_shares(self) -> dict[str, float]:
+        """Share of each word among those of the run's texts, in small letters.
+
+        Words of one token alone; of others it is that of their first piece.
+        """
+        inputs = self.folder.inputs
+        tokens, lengths = inputs["tokens"], inputs["lengths"]
+        ids, counts = np.unique(
+            tokens[np.arange(tokens.shape[1]) < lengths[:, None]], return_counts=True
+        )
+        shares: dict[str, float] = {}
+        for word, n in zip(self.folder.token_texts.loc[ids], counts, strict=True):
+            name = word.strip().lower()
+            shares[name] = shares.get(name, 0.0) + n / counts.sum()
+        return shares
 
     def medoid_embeddings(self, info: SiteInfo) -> tuple[pd.DataFrame, NDArray[np.floating[Any]]]:
         """The most central neuron embedding of features of a site, as unit vectors.

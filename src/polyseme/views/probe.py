@@ -19,7 +19,17 @@ from rich.text import Text
 #: that neurons of large scale do not always win, or by activation itself.
 RANKINGS = ("share", "activation")
 
-_JSON_COLUMNS = ("token", "site", "neuron", "activation", "share", "feature", "label", "n_examples")
+_JSON_COLUMNS = (
+    "token",
+    "site",
+    "neuron",
+    "activation",
+    "share",
+    "meaning",
+    "feature",
+    "label",
+    "n_examples",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +45,8 @@ class Probe:
     neurons : pandas.DataFrame
         One row a token and neuron, in the order of the text, the first in rank first: ``token``
         (number in ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the
-        neuron's maximum in the run; NaN where no text of the run activates it), ``feature`` (-1
-        where none is near), ``label`` and ``n_examples`` of that feature.
+        neuron's maximum in the run; NaN where no text of the run activates it), ``meaning`` and
+        ``feature`` (-1 where none is near), ``label`` and ``n_examples`` of that feature.
     by : str
         What neurons are ranked by: "share" or "activation".
     k : int

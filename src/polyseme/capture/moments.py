@@ -1,0 +1,98 @@
+"""The mean and the covariance of what a site reads, against which meanings are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyseme.capture.select import priorities
+from polyseme.sites.hooks import Gather
+from polyseme.sites.reading import Reading
+from polyseme.sites.site import Site
+
+Array = NDArray[Any]
+
+# Positions of each input that are read: more of them say little that is new.
+PLACES = 8
+
+
+class Moments:
+    """Sums over a few random positions of every input of one site.
+
+    The positions depend on the input's number and the seed alone, so the sums are those of any
+    batching, up to rounding, and the sums of two parts of the data add up.
+
+    Parameters
+    ----------
+    site : Site
+    seed : int
+
+    Attributes
+    ----------
+    n : int
+        Vectors so far, for each group of neurons.
+    """
+
+    def __init__(self, site: Site, seed: int) -> None:
+        groups, d = site.n_groups, site.d_in
+        self._site, self._seed = site, seed
+        self.n = 0
+        self._sum = np.zeros((groups, d))
+        self._products = np.zeros((groups, d, d))
+
+    def read(self, reading: Reading, gather: Gather, index: Tensor, start: int) -> Tensor:
+        """What neurons read at some positions of a few inputs, (n_groups, m, d_in) of float64.
+
+        Parameters
+        ----------
+        reading, gather
+            Of a batch.
+        index : Tensor of int64, shape (b,)
+            Numbers of some of its inputs.
+        start : int
+            Where in the batch these begin.
+        """
+        device = reading.activations.device
+        n_positions = reading.everywhere.shape[1]
+        order = priorities((index[:, None] << 24) + torch.arange(n_positions), self._seed)
+        if reading.mask is not None:
+            mask = reading.mask.values[start : start + len(index)].cpu()
+            order = order.masked_fill(~mask, torch.iinfo(torch.int64).max)
+        chosen = order.argsort(dim=1)[:, :PLACES]
+        rows = torch.arange(len(index))[:, None].expand_as(chosen)
+        if reading.mask is not None:
+            used = mask.gather(1, chosen)
+            rows, chosen = rows[used], chosen[used]
+        rows, positions = rows.flatten().to(device), chosen.flatten().to(device)
+        groups = self._site.n_groups
+        if not len(rows):
+            return torch.empty((groups, 0, self._site.d_in), dtype=torch.float64)
+        places = positions[:, None] * groups + torch.arange(groups, device=device)
+        vectors = gather((rows + start).repeat_interleave(groups), places.flatten())
+        return vectors.detach().cpu().double().view(len(rows), groups, -1).transpose(0, 1)
+
+    def add(self, vectors: Tensor) -> None:
+        """Take in what was `read`."""
+        self.n += vectors.shape[1]
+        self._sum += vectors.sum(dim=1).numpy()
+        self._products += torch.matmul(vectors.transpose(1, 2), vectors).numpy()
+
+    def result(self) -> tuple[Array, Array]:
+        """Mean (n_groups, d_in) and covariance (n_groups, d_in, d_in), float64; zeros of none."""
+        n = max(1, self.n)
+        mean = self._sum / n
+        return mean, self._products / n - mean[:, :, None] * mean[:, None, :]
+
+    def state(self) -> dict[str, Array]:
+        """Everything, to go on later from here."""
+        return {"n": np.array([self.n]), "sum": self._sum.copy(), "products": self._products.copy()}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from a `state`."""
+        self.n = int(state["n"][0])
+        self._sum, self._products = np.array(state["sum"]), np.array(state["products"])

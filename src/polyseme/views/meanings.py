@@ -1,0 +1,272 @@
+"""The meanings of one neuron of a run, and what to call them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from polyseme.core import Meanings
+from polyseme.views.token_windows import TextWindow
+
+# Words to both sides of an example that its label may come from.
+_AROUND = 10
+_NAMED = 4
+# Chance, over all words that are looked at, that a word is in so many examples by accident.
+_SIGNIFICANT = 0.01
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """One thing that a neuron means: a group of its examples.
+
+    Attributes
+    ----------
+    number : int
+        0 is the largest.
+    examples : pandas.DataFrame
+        Its rows of `Neuron.examples`.
+    share : float
+        Of the neuron's examples.
+    medoid : int
+        Number of the example that is most like the others.
+    counts : dict of str to int
+        How often each word is where the neuron fires most, or each class is the input's; most
+        first. Empty for images without labels.
+    context : tuple of str
+        Words near its examples more often than chance gives, the surest first.
+    features : dict of int to int
+        The features that its examples are in, and how many of them each has; most first.
+    """
+
+    number: int
+    examples: pd.DataFrame
+    share: float
+    medoid: int
+    counts: dict[str, int]
+    context: tuple[str, ...]
+    features: dict[int, int]
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    @property
+    def mean_activation(self) -> float:
+        """Mean activation of its examples."""
+        return float(self.examples["activation"].mean())
+
+    @property
+    def label(self) -> str:
+        """What to call it: "January 8, June 6", "… near: ship, navy"; empty if nothing is telling.
+
+        The words at its maxima that come more than once; then those of its contexts.
+        """
+        named = [f"{word} {n}" for word, n in self.counts.items() if n > 1][:_NAMED]
+        near = [f"near: {', '.join(self.context[:_NAMED])}"] if self.context else []
+        return "; ".join([*([", ".join(named)] if named else []), *near])
+
+    def __repr__(self) -> str:
+        label = self.label or "nothing distinctive"
+        return f"Meaning({self.number}: {self.n_examples} examples, {self.share:.0%}; {label})"
+
+
+class NeuronMeanings(list[Meaning]):
+    """A neuron's meanings, the largest first.
+
+    Attributes
+    ----------
+    groups : Meanings
+        How they were told apart: their tree, separation, stability and verdict.
+    """
+
+    def __init__(
+        self,
+        meanings: Sequence[Meaning],
+        groups: Meanings,
+    ) -> None:
+        super().__init__(meanings)
+        self.groups = groups
+
+    @property
+    def number(self) -> int:
+        """How many there are."""
+        return len(self)
+
+    @property
+    def effective_number(self) -> float:
+        """Exponential of the entropy of their shares."""
+        return self.groups.effective_number
+
+    @property
+    def separation(self) -> float:
+        """See `polyseme.Meanings.separation`."""
+        return self.groups.separation
+
+    @property
+    def stability(self) -> float:
+        """See `polyseme.Meanings.stability`."""
+        return self.groups.stability
+
+    @property
+    def verdict(self) -> str:
+        """See `polyseme.Meanings.verdict`."""
+        return self.groups.verdict
+
+    def __repr__(self) -> str:
+        return "[" + ",\n ".join(map(repr, self)) + "]"
+
+
+def meanings_of(
+    examples: pd.DataFrame,
+    groups: Meanings,
+    windows: Sequence[TextWindow] | None,
+    frequency: dict[str, float],
+) -> NeuronMeanings:
+    """Describe the groups of a neuron's examples.
+
+    Parameters
+    ----------
+    examples : pandas.DataFrame
+        All of them, as `Neuron.examples`.
+    groups : Meanings
+    windows : list of TextWindow, optional
+        The text around each example.
+    frequency : dict of str to float
+        Share of each word among the words of the run's texts.
+    """
+    central = medoids_by_cosine(groups)
+    words = None if windows is None else [words_around(window) for window in windows]
+    described = []
+    for number in range(groups.number):
+        chosen = np.flatnonzero(groups.labels == number)
+        counts: dict[str, int] = {}
+        context: tuple[str, ...] = ()
+        if words is not None:
+            counts = _most_common(words[row][1] for row in chosen)
+            near = [words[row][0] for row in range(len(words))]
+            context = distinctive_words(near, groups.labels == number, frequency, set(counts))
+        elif "label" in examples:
+            counts = _most_common(str(label) for label in examples["label"].iloc[chosen])
+        features = examples["feature"].iloc[chosen].value_counts()
+        described.append(
+            Meaning(
+                number=number,
+                examples=examples.iloc[chosen].reset_index(drop=True),
+                share=len(chosen) / len(examples),
+                medoid=int(central[number]),
+                counts=counts,
+                context=context,
+                features={
+                    int(feature): int(n)
+                    for feature, n in zip(features.index, features, strict=True)
+                },
+            )
+        )
+    return NeuronMeanings(described, groups)
+
+
+def nearest_meanings(groups: Meanings, cosines: NDArray[Any]) -> NDArray[np.int64]:
+    """The meaning that new inputs are of, (m,), by their cosines (m, n) with the examples.
+
+    The one whose examples are most like each, by mean cosine; -1 where it is less like them than
+    any one of them is like the others.
+    """
+    labels = groups.labels
+    if not len(labels):
+        return np.full(len(cosines), -1, np.int64)
+    member = np.eye(groups.number)[labels]
+    sizes = member.sum(axis=0)
+    similar = cosines @ (member / sizes)
+    nearest = similar.argmax(axis=1)
+    own = np.take_along_axis(groups.cosines @ member, labels[:, None], axis=1)[:, 0]
+    # Each example's mean cosine with the others of its meaning; a lone one has none.
+    own = (own - np.diagonal(groups.cosines)) / np.maximum(sizes[labels] - 1, 1)
+    least = np.array([own[labels == number].min() for number in range(groups.number)])
+    return np.where(similar.max(axis=1) >= least[nearest], nearest, -1)
+
+
+def medoids_by_cosine(groups: Meanings) -> NDArray[np.int64]:
+    """The example of each meaning that is most like its others."""
+    same = groups.labels[:, None] == groups.labels[None, :]
+    sums = np.where(same, groups.cosines, 0).sum(axis=1)
+    return np.array(
+        [
+            rows[sums[rows].argmax()]
+            for rows in (np.flatnonzero(groups.labels == n) for n in range(groups.number))
+        ],
+        dtype=np.int64,
+    )
+
+
+def words_around(window: TextWindow) -> tuple[set[str], str]:
+    """The words near an example, in small letters, and the word that it is itself.
+
+    Pieces are joined to words: one that does not begin with a space goes on with the last.
+    """
+    words: list[str] = []
+    centre = 0
+    for place, token in enumerate(window.tokens):
+        text = token.strip()
+        goes_on = words and text and not token[:1].isspace() and text[0].isalnum()
+        if goes_on and words[-1][-1:].isalnum():
+            words[-1] += text
+        elif text:
+            words.append(text)
+        if place == window.centre:
+            centre = max(0, len(words) - 1)
+    near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]
+    return {word.lower() for word in near}, words[centre] if words else ""
+
+
+def _most_common(words: Any) -> dict[str, int]:
+    return dict(Counter(word for word in words if word).most_common())
+
+
+def distinctive_words(
+    near: Sequence[set[str]],
+    inside: NDArray[np.bool_],
+    frequency: dict[str, float],
+    known: set[str],
+) -> tuple[str, ...]:
+    """Words near some examples more often than near the others and in the texts at large.
+
+    By a binomial test against the texts and a hypergeometric one against the other examples,
+    both at 0.01 over all words that are tried; at least 3 examples have a word.
+
+    Parameters
+    ----------
+    near : list of set of str
+        Words near each example.
+    inside : ndarray of bool, shape (n,)
+        Which examples are in question.
+    frequency : dict of str to float
+        Share of each word among the words of the texts.
+    known : set of str
+        Words that the label has already.
+    """
+    size, total = int(inside.sum()), len(near)
+    own = [words for words, mine in zip(near, inside, strict=True) if mine]
+    here = Counter(word for words in own for word in words)
+    everywhere = Counter(word for words in near for word in words)
+    taken = {word.lower() for word in known}
+    tried = [word for word, n in here.items() if n >= 3 and word not in taken and word[0].isalpha()]
+    if not tried:
+        return ()
+    n_here = np.array([here[word] for word in tried])
+    length = np.mean([len(words) for words in own])
+    share = 1 - (1 - np.array([frequency.get(word, 0.0) for word in tried])) ** length
+    by_chance = stats.binom.sf(n_here - 1, size, np.clip(share, 1e-9, 1))
+    if size < total:
+        n_all = np.array([everywhere[word] for word in tried])
+        of_others = stats.hypergeom.sf(n_here - 1, total, n_all, size)
+        by_chance = np.maximum(by_chance, of_others)
+    order = np.argsort(by_chance, kind="stable")
+    return tuple(tried[n] for n in order if by_chance[n] * len(tried) < _SIGNIFICANT)
