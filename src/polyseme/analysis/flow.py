@@ -27,6 +27,7 @@ from polyseme.analysis.progress import Stages, progress_bars
 from polyseme.analysis.site_tables import cluster_site, site_arrays, site_tables
 from polyseme.capture import Collected
 from polyseme.capture.collect import needs_head
+from polyseme.core.meaning import ENOUGH
 from polyseme.core.parallel import in_threads
 from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites, sites_that_run
 from polyseme.store import RunWriter
@@ -173,6 +174,12 @@ def _cluster_site(
         arrays = {**site_arrays(collected, clusters), **room}
         work.writer.write_site(number, {**arrays, **attributed.of_sites[number]})
     info = data.site_info(collected, threshold, attributed.inputs)
+    if collected.n_moments < ENOUGH * site.d_in:
+        work.say(
+            f"Site {site.name!r}: its statistics are of {collected.n_moments:,} vectors of "
+            f"{site.d_in:,} values; numbers of meanings are reliable from about "
+            f"{ENOUGH * site.d_in:,} on. Give more {data.noun}s."
+        )
     return _OfSite(site, info, tables, labelled, clusters.directions)
 
 

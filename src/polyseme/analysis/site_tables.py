@@ -391,6 +391,7 @@ def site_info(
         "activation": site.activation.name,
         **({} if gate is None else {"gate": gate}),
         "threshold": threshold,
+        "n_moments": collected.n_moments,
         "n_groups": site.n_groups,
         "kernel_shape": None,
         **site.metadata(collected.neurons),

@@ -177,6 +177,7 @@ class TextData(Data):
             "activation": site.activation.name,
             "gate": collected.neurons.gate,
             "threshold": threshold,
+            "n_moments": collected.n_moments,
             **site.metadata(collected.neurons),
         }
 

@@ -23,6 +23,9 @@ OVERLAP = 0.57
 MIN_SIZE = 5
 #: Exponent of the covariance: 0 leaves the input as it is, ½ whitens it.
 WHITENING = 0.25
+#: Vectors for each dimension of the input from which on its covariance serves: with fewer, counts
+#: of meanings of planted neurons were off by more.
+ENOUGH = 3
 # Share of the mean variance that is mixed into every direction, so that directions in which the
 # input hardly varies are not blown up.
 _RIDGE = 0.01
