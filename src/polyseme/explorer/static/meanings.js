@@ -17,7 +17,7 @@ export const LEVELS = ["meanings", "features"];
  */
 export function meaningsOf(neuron) {
   const { meaning } = neuron.examples;
-  if (!meaning?.length) return null;
+  if (!meaning?.length || !neuron.run.has?.meanings) return null;
   const labels = Int32Array.from(meaning);
   const groups = [];
   // Nothing has checked the numbers of a run whose table of neurons doesn't count its meanings.
@@ -50,7 +50,11 @@ export function meaningDetails(neuron) {
 /** "3 meanings · separation 1.35 · stability 0.72" */
 export function figuresOf(groups, { separation, stability } = {}) {
   const parts = [["separation", separation], ["stability", stability]].filter(([, value]) => Number.isFinite(value));
-  return [count(groups.n, "meaning"), ...parts.map(([name, value]) => `${name} ${number(value)}`)].join(" · ");
+  return [count(groups.n, "meaning"), ...parts.map(([name, value]) => `${name} ${short(value)}`)].join(" · ");
+}
+
+function short(value) {
+  return Math.abs(value) < 100 ? value.toFixed(2).replace("-", "−") : number(value);
 }
 
 /** A verdict in words, and what it means; null for one that is unknown. @returns {[string, string] | null} */
