@@ -47,7 +47,6 @@ export function meaningCards(view, samples) {
     cut = next;
     const focused = cards.contains(document.activeElement) ? document.activeElement : null;
     const within = focused?.closest("[data-meaning]")?.dataset.meaning;
-    element.hidden = false;
     shown = groups.features.map((members, meaning) => (members.length ? card(meaning, members) : null));
     cards.replaceChildren(...shown.filter(Boolean).map((one) => one.element));
     cards.classList.toggle("one", cards.childElementCount === 1);
@@ -57,9 +56,9 @@ export function meaningCards(view, samples) {
     if (!asked) ask();
   }
 
+  /** Lets go of the examples, which are shown elsewhere. */
   function hide() {
-    element.hidden = true;
-    cards.replaceChildren(); // an example is in one place only
+    cards.replaceChildren();
   }
 
   async function ask() {

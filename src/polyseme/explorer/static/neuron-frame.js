@@ -88,19 +88,18 @@ export function featuresBar(view, ...more) {
 /** The examples, meaning by meaning or feature by feature. */
 export function cardsOf(view, features, meanings) {
   if (!meanings) return view.add(features);
+  const element = h("div", { class: "levels" });
   let opened = null; // so that what the reader has closed stays so
   return view.add({
-    element: h("div", { class: "levels" }, meanings.element, features.element),
+    element,
     show(cut, chosen) {
-      features.element.hidden = view.byMeaning;
-      if (!view.byMeaning) {
-        meanings.hide();
-        features.show(cut, chosen);
-        return;
+      const [shown, other] = view.byMeaning ? [meanings, features] : [features, meanings];
+      if (shown.element.parentNode !== element) {
+        other.hide(); // an example is in one place only
+        replace(element, shown.element);
       }
-      features.hide();
-      meanings.show(cut);
-      if (view.meaning !== opened && view.meaning !== null) meanings.open(Number(view.meaning));
+      shown.show(cut, chosen);
+      if (view.byMeaning && view.meaning !== opened && view.meaning !== null) meanings.open(Number(view.meaning));
       opened = view.meaning;
     },
   });
@@ -121,7 +120,7 @@ function radios(legend, options, choose) {
 /** Whether a card is a meaning or a feature. */
 function levelChoice(view) {
   const { element, check } = radios("Show examples by", LEVELS.map((level) => [level, level.replace(/^./, (c) => c.toUpperCase())]),
-    (level) => view.ctx.navigate({ level, feature: null, meaning: null }));
+    (level) => view.go(level, { feature: null, meaning: null }));
   return { element, show: () => check(view.level) };
 }
 
@@ -199,7 +198,7 @@ export function card(title, ...children) {
 /** Which feature is shown: all of them side by side, or one. */
 function featureChoice(view) {
   const element = h("nav", { class: "feature-choice", "aria-label": "Features" });
-  const go = (feature) => view.ctx.navigate({ feature, ...view.at("features") });
+  const go = (feature) => view.go("features", { feature });
   return {
     element,
     show(cut, chosen) {
@@ -226,7 +225,7 @@ const ORDER_NAMES = { size: "Largest feature first", maximum: "Feature of the st
 
 /** In which order features are shown, or examples whatever their feature. */
 function orderChoice(view) {
-  const select = h("select", { onchange: () => view.ctx.navigate({ order: select.value === ORDERS[0] ? null : select.value, ...view.at("features") }) },
+  const select = h("select", { onchange: () => view.go("features", { order: select.value === ORDERS[0] ? null : select.value }) },
     ORDERS.map((order) => h("option", { value: order }, ORDER_NAMES[order])));
   return {
     element: h("label", { class: "field" }, "Order", select),

@@ -25,6 +25,11 @@ export const SHADES = ["activation", "importance"];
 /** What examples are coloured by in pictures of all of them. */
 export const COLOURS = ["meaning", "feature"];
 
+/** The level of an address that names none: one of features says something of them. */
+function impliedLevel(query) {
+  return ["feature", "order", "threshold"].some((name) => query.has(name)) ? "features" : "meanings";
+}
+
 /**
  * What an address asks of a neuron, and in sentences what of that there isn't.
  *
@@ -47,9 +52,7 @@ function read(query, neuron, groups) {
   const cut = cutNeuron(neuron, threshold);
   const isBelow = (n) => (text) => /^\d+$/.test(text) && Number(text) < n;
   const numbers = (n) => (n > 1 ? `0 to ${n - 1}` : "0 alone");
-  // An address of features says something of them.
-  const implied = ["feature", "order", "threshold"].some((name) => query.has(name)) ? "features" : "meanings";
-  const level = groups ? given("level", (text) => LEVELS.includes(text), `a level is one of ${LEVELS.join(", ")}`, implied) : "features";
+  const level = groups ? given("level", (text) => LEVELS.includes(text), `a level is one of ${LEVELS.join(", ")}`, impliedLevel(query)) : "features";
   return {
     wrong,
     cut,
@@ -136,7 +139,7 @@ export class NeuronView {
     cancelAnimationFrame(this._frame);
     this._frame = 0;
     this._recut();
-    this.ctx.navigate({ threshold: this.cut.own ? null : threshold, feature: this.chosen, ...this.at(this.level) }, { replace: true });
+    this.go(this.level, { threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
     this.ctx.announce(`${count(this.cut.n, "feature")} at ${number(threshold)}`);
   }
 
@@ -151,9 +154,11 @@ export class NeuronView {
     performance.measure("recut", { start: began });
   }
 
-  /** What an address says of a level, where there's more than one. */
-  at(level) {
-    return this.groups ? { level } : {};
+  /** Changes the address and the level; the latter stands in it only where the rest doesn't say as much. */
+  go(level, changes, options) {
+    const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
+    for (const [name, value] of Object.entries(changes)) value === null ? query.delete(name) : query.set(name, value);
+    this.ctx.navigate({ ...changes, ...(this.groups && { level: level === impliedLevel(query) ? null : level }) }, options);
   }
 
   /** Whether what is at hand is shown meaning by meaning. */
@@ -217,7 +222,7 @@ export class NeuronView {
     const feature = names[next] ?? null;
     // The address brings it about; a key that comes sooner must count from here.
     this.chosen = feature;
-    this.ctx.navigate({ feature, ...this.at("features") });
+    this.go("features", { feature });
     this.ctx.announce(feature === null ? "All features" : feature === "singles" ? "Single examples" : `Feature ${feature}`);
   }
 }
