@@ -76,8 +76,8 @@ def test_a_page_opens_on_meanings_and_a_card_on_its_features(page, image_site, n
         assert sorted(found) == sorted(meaning.examples["example"])
     page.locator(".meaning-part [data-e] button").first.click()
     page.locator(".example-detail").wait_for()
-    page.get_by_text("Features", exact=True).first.click()
-    page.locator(".feature").first.wait_for()
+    page.locator(".features-bar").get_by_text("Features", exact=True).last.click()
+    arrive(page, "location.hash.includes('level=features')")
     assert cards(page).count() == 0
     assert query(page)["level"] == "features"
     page.go_back()
@@ -100,6 +100,7 @@ def test_texts_too(page, serve, text_run):
     assert query(page)["level"] == "meanings"
     assert card.locator(".meaning-part").count() == 1
     assert card.locator(".meaning-part").get_attribute("data-part") == "0"
+    page.locator("h1").click()
     page.keyboard.press("j")
     arrive(page, "location.hash.includes('feature=0')")
     assert page.locator(".feature[data-feature='0']").count() == 1

@@ -126,7 +126,7 @@ function levelChoice(view) {
 
 /** What the pictures are coloured by. */
 function colourChoice(view) {
-  const { element, check } = radios("Colour examples by", COLOURS.map((colour) => [colour, `By ${colour}`]), (colour) => view.ctx.navigate({ colour }, { replace: true }));
+  const { element, check } = radios("Colour examples by", COLOURS.map((colour) => [colour, `By ${colour}`]), (colour) => view.ctx.navigate({ colour }));
   return { element, show: () => check(view.colour) };
 }
 
