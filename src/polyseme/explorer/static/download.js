@@ -32,6 +32,7 @@ function asJson(neuron, cut) {
       position: examples.position[example],
       activation: single(examples.activation[example]),
       feature: cut.labels[example],
+      ...(examples.meaning && { meaning: examples.meaning[example] }),
       ...(examples.class && { class: examples.class[example], class_name: run.image?.class_names?.[examples.class[example]] ?? null }),
       ...(tokens?.window && windowAsJson(tokens, example, examples.activation[example])),
     })),

@@ -4,10 +4,11 @@
 import { count, percent } from "./format.js";
 import { h, replace } from "./dom.js";
 import { partly } from "./gradual.js";
-import { figuresOf, meaningDetails, tooFewVectors, verdictWords } from "./meanings.js";
+import { figuresOf, hasDetails, meaningDetails, tooFewVectors, verdictWords } from "./meanings.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 
 const LISTED = 6; // examples of each part of a feature
+const DWELL = 100; // milliseconds
 
 /**
  * How examples are shown.
@@ -64,14 +65,16 @@ export function meaningCards(view, samples) {
   async function ask() {
     asked = true;
     replace(figures, figuresOf(groups, neuron.metrics));
-    const coming = meaningDetails(neuron);
-    if (!coming) {
+    if (!hasDetails(neuron.run)) {
       return replace(verdict, h("p", { class: "quiet-text" }, "What the groups are about, and whether chance would make them, isn’t in these pages. ",
         "Open the run itself: ", h("code", {}, "polyseme explore RUN"), "."));
     }
     replace(verdict, h("p", { class: "quiet-text" }, "Looking whether chance would make such groups…"));
+    // Nobody wants to wait for those of neurons that were passed by.
+    await new Promise((resolve) => setTimeout(resolve, DWELL));
+    if (signal.aborted) return;
     try {
-      describe(await coming);
+      describe(await meaningDetails(neuron));
     } catch (error) {
       if (!signal.aborted) replace(verdict, h("p", { class: "notice bad" }, error.message));
     }

@@ -35,16 +35,18 @@ export function meaningsOf(neuron) {
   };
 }
 
+/** Whether these pages have what takes longer to find out: labels, stability, verdict. */
+export function hasDetails(run) {
+  return Boolean(run.has?.meanings && (data.LIVE || run.meanings_exported));
+}
+
 /**
- * What takes longer to find out than which examples each meaning has: labels, stability, verdict.
- * Null where these pages don't have it.
+ * What takes longer to find out than which examples each meaning has.
  *
- * @returns {Promise<{meanings: object[], separation: ?number, stability: ?number, verdict: ?string, problem: ?string}> | null}
+ * @returns {Promise<{meanings: object[], separation: ?number, stability: ?number, verdict: ?string, problem: ?string}>}
  */
-export function meaningDetails(neuron) {
-  const { run, row } = neuron;
-  const known = run.has?.meanings && (data.LIVE || run.meanings_exported);
-  return known ? data.json(`${run.index}/meanings/${row}.json`) : null;
+export function meaningDetails({ run, row }) {
+  return data.json(`${run.index}/meanings/${row}.json`);
 }
 
 /** "3 meanings · separation 1.35 · stability 0.72" */
