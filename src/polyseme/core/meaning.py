@@ -81,7 +81,7 @@ class Meanings:
         Of all splits at the top of the tree with enough examples on both sides the first, made or
         not; NaN if there is none. Near 0 for halves of one meaning, about 1 for unrelated ones.
         """
-        return float(_separations(self.tree[None], self.overlaps[None])[0])
+        return float(1 - _at_top(self.tree[None], self.overlaps[None])[0])
 
     def cut(self, threshold: float) -> Meanings:
         """The meanings at another overlap: more of them the higher it is."""
@@ -113,11 +113,11 @@ class Meanings:
 
     @cached_property
     def chance(self) -> float:
-        """How often examples without groups would seem at least as far apart: a p-value.
+        """How often examples without groups would part as clearly: a p-value.
 
         The null has the mean and the covariance of the examples, but is normally distributed, so
-        that it has no groups; the statistic is the `separation`. 99 draws, so 0.01 at least. NaN
-        where there is no separation.
+        that it has no groups. The statistic is the mean cosine within the two groups of the first
+        split less that between them. 99 draws, so 0.01 at least. NaN where there is no split.
         """
         n = len(self.labels)
         if not np.isfinite(self.separation):
@@ -129,9 +129,12 @@ class Meanings:
         products = combine @ self.cosines @ combine.transpose(0, 2, 1)
         norms = np.sqrt(np.maximum(np.einsum("gii->gi", products), 1e-12))
         products /= norms[:, :, None] * norms[:, None, :]
-        found = meanings_many(products, (combine @ self.drives) / norms, threshold=self.threshold)
-        apart = np.nan_to_num(_separations(found.trees, found.overlaps), nan=-np.inf)
-        return float((1 + (apart >= self.separation).sum()) / (1 + _DRAWS))
+        trees = meanings_many(products, np.zeros((_DRAWS, n)), threshold=self.threshold).trees
+        apart, null = (
+            np.nan_to_num(_at_top(tree, _compared(tree, np.zeros((len(tree), n)))[1]))
+            for tree in (self.tree[None], trees)
+        )
+        return float((1 + (null >= apart).sum()) / (1 + _DRAWS))
 
     @property
     def verdict(self) -> str:
@@ -296,9 +299,9 @@ def meanings_many(
     for size in np.unique(sizes[sizes > 1]):
         for part in _parts(np.flatnonzero(sizes == size), int(size)):
             tree = trees[part, : size - 1]
-            between = _overlaps(tree, drives[part, :size])
+            between, _ = _compared(tree, drives[part, :size])
             overlaps[part, : size - 1] = between
-            separations[part] = _separations(tree, between)
+            separations[part] = 1 - _at_top(tree, between)
             inner = cosines[part, :size, :size]
             labels[part, :size] = _labels(tree, between, inner, threshold)
     return ManyMeanings(labels, trees, overlaps, sizes, separations, drives)
@@ -345,14 +348,19 @@ def _parts(neurons: Ints, size: int) -> Iterator[Ints]:
     return (neurons[at : at + step] for at in range(0, len(neurons), step))
 
 
-def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]:
-    """What the two sides of each merge of trees of equal size have in common, (m, n - 1)."""
+def _compared(
+    trees: NDArray[np.float64], drives: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two sides of each merge of trees of equal size, (m, n - 1) each.
+
+    Their overlap, and how much more alike examples of one side are than those of both.
+    """
     m, n = drives.shape
     rows = np.arange(m)
     sizes, drive, within = (np.zeros((m, 2 * n - 1)) for _ in range(3))
     sizes[:, :n], drive[:, :n] = 1, drives
     known = (drives != 0).any(axis=1)
-    overlaps = np.full((m, n - 1), np.nan)
+    overlaps, contrasts = np.full((2, m, n - 1), np.nan)
     for merge in range(n - 1):
         a, b = trees[:, merge, :2].astype(np.int64).T
         size_a, size_b = sizes[rows, a], sizes[rows, b]
@@ -370,14 +378,16 @@ def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]
                 np.maximum(within[rows, side] / (size * (size - 1) / 2), 1e-6)
                 for side, size in ((a, size_a), (b, size_b))
             ]
-            alike = between / np.sqrt(inner[0] * inner[1])
+            both = np.sqrt(inner[0] * inner[1])
+            alike = between / both
             driven = [
                 np.maximum(drive[rows, side] / size, 1e-3)
                 for side, size in ((a, size_a), (b, size_b))
             ]
             shared = np.where(known, between / (driven[0] * driven[1]), 1.0)
         overlaps[several, merge] = ((2 * alike + np.clip(shared, -1, 3)) / 3)[several]
-    return overlaps
+        contrasts[several, merge] = (both - between)[several]
+    return overlaps, contrasts
 
 
 def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
@@ -392,17 +402,17 @@ def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[
     return larger, smaller, sizes.min(axis=1) >= MIN_SIZE
 
 
-def _separations(trees: NDArray[np.float64], overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 less the overlap of the first split from the top with enough examples on both sides."""
+def _at_top(trees: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The value at the first merge from the top with enough examples on both sides, else NaN."""
     m, n = len(trees), trees.shape[1] + 1
-    separation = np.full(m, np.nan)
+    found = np.full(m, np.nan)
     node = np.full(m, 2 * n - 2)
     for merge in range(n - 2, -1, -1):
         larger, _, enough = _sides(trees, merge)
         here = node == n + merge
-        separation[here & enough] = 1 - overlaps[here & enough, merge]
+        found[here & enough] = values[here & enough, merge]
         node = np.where(here, np.where(enough, -1, larger), node)
-    return separation
+    return found
 
 
 def _labels(
