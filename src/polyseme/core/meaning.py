@@ -113,14 +113,14 @@ class Meanings:
 
     @cached_property
     def chance(self) -> float:
-        """How often examples without groups would part as clearly: a p-value.
+        """How often examples without groups would fall into so many as clearly: a p-value.
 
         The null has the mean and the covariance of the examples, but is normally distributed, so
-        that it has no groups. The statistic is the squared distance between the means of the two
-        groups of the first split. 39 draws, so 0.025 at least. NaN where there is no split.
+        that it has no groups; its trees are cut into as many. The statistic is the share of the
+        scatter that is between groups. 39 draws, so 0.025 at least. NaN for one meaning.
         """
         n = len(self.labels)
-        if not np.isfinite(self.separation):
+        if self.number < 2:
             return float("nan")
         rng = np.random.default_rng(0)
         noise = rng.standard_normal((_DRAWS, n, n)) / np.sqrt(n)
@@ -128,22 +128,23 @@ class Meanings:
         combine = 1 / n + noise - noise.mean(axis=2, keepdims=True)
         products = combine @ self.cosines @ combine.transpose(0, 2, 1)
         # Scaled, not to unit length: that would pull even normal data apart to opposite sides.
-        scale = np.abs(products).max(axis=(1, 2))
-        known = np.zeros((_DRAWS, n))
-        trees = meanings_many(products / scale[:, None, None], known, threshold=1.0).trees
-        null = np.nan_to_num(_at_top(trees, _compared(trees, known)[1])) * scale
-        apart = _at_top(self.tree[None], _compared(self.tree[None], known[:1])[1])
+        products /= np.abs(products).max(axis=(1, 2), keepdims=True)
+        trees = meanings_many(products, np.zeros((_DRAWS, n)), threshold=1.0).trees
+        any_split = np.full(trees.shape[:2], -np.inf)
+        labels = _labels(trees, any_split, products, 1.0, most=self.number)
+        null = _scatter_between(products, labels)
+        apart = _scatter_between(self.cosines[None], self.labels[None])
         return float((1 + (null >= apart).sum()) / (1 + _DRAWS))
 
     @property
     def verdict(self) -> str:
         """ "several", "one", or "no clear groups".
 
-        "no clear groups" where groups are found but `chance` gives as much (p ≥ 0.05), or where
+        "no clear groups" where groups are found but `chance` gives as much (p > 0.05), or where
         none is found and the examples have next to nothing in common (mean cosine below 0.1).
         """
         if self.number > 1:
-            return "several" if self.chance < 0.05 else "no clear groups"
+            return "several" if self.chance <= 0.05 else "no clear groups"
         n = len(self.labels)
         alike = (self.cosines.sum() - np.trace(self.cosines)) / max(1, n * (n - 1))
         return "one" if n == 1 or alike >= _COHERENT else "no clear groups"
@@ -298,7 +299,7 @@ def meanings_many(
     for size in np.unique(sizes[sizes > 1]):
         for part in _parts(np.flatnonzero(sizes == size), int(size)):
             tree = trees[part, : size - 1]
-            between, _ = _compared(tree, drives[part, :size])
+            between = _overlaps(tree, drives[part, :size])
             overlaps[part, : size - 1] = between
             separations[part] = 1 - _at_top(tree, between)
             inner = cosines[part, :size, :size]
@@ -347,19 +348,14 @@ def _parts(neurons: Ints, size: int) -> Iterator[Ints]:
     return (neurons[at : at + step] for at in range(0, len(neurons), step))
 
 
-def _compared(
-    trees: NDArray[np.float64], drives: Floats
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The two sides of each merge of trees of equal size, (m, n - 1) each.
-
-    Their overlap, and the squared distance between their means, without that of chance.
-    """
+def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]:
+    """What the two sides of each merge of trees of equal size have in common, (m, n - 1)."""
     m, n = drives.shape
     rows = np.arange(m)
     sizes, drive, within = (np.zeros((m, 2 * n - 1)) for _ in range(3))
     sizes[:, :n], drive[:, :n] = 1, drives
     known = (drives != 0).any(axis=1)
-    overlaps, contrasts = np.full((2, m, n - 1), np.nan)
+    overlaps = np.full((m, n - 1), np.nan)
     for merge in range(n - 1):
         a, b = trees[:, merge, :2].astype(np.int64).T
         size_a, size_b = sizes[rows, a], sizes[rows, b]
@@ -377,16 +373,14 @@ def _compared(
                 np.maximum(within[rows, side] / (size * (size - 1) / 2), 1e-6)
                 for side, size in ((a, size_a), (b, size_b))
             ]
-            both = np.sqrt(inner[0] * inner[1])
-            alike = between / both
+            alike = between / np.sqrt(inner[0] * inner[1])
             driven = [
                 np.maximum(drive[rows, side] / size, 1e-3)
                 for side, size in ((a, size_a), (b, size_b))
             ]
             shared = np.where(known, between / (driven[0] * driven[1]), 1.0)
         overlaps[several, merge] = ((2 * alike + np.clip(shared, -1, 3)) / 3)[several]
-        contrasts[several, merge] = (inner[0] + inner[1] - 2 * between)[several]
-    return overlaps, contrasts
+    return overlaps
 
 
 def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
@@ -419,8 +413,9 @@ def _labels(
     overlaps: NDArray[np.float64],
     cosines: Floats,
     threshold: float,
+    most: int | None = None,
 ) -> Ints:
-    """Meanings of the examples of trees of equal size, (m, n)."""
+    """Meanings of the examples of trees of equal size, (m, n), and at most so many."""
     m, n = len(trees), trees.shape[1] + 1
     rows = np.arange(m)
     # The group that each node is in, by the node at its top; whether it may still be split.
@@ -428,10 +423,12 @@ def _labels(
     whole = np.ones((m, 2 * n - 1), bool)
     is_open = np.zeros((m, 2 * n - 1), bool)
     is_open[:, -1] = True
+    room = np.full(m, n if most is None else most - 1)
     for merge in range(n - 2, -1, -1):
         node = n + merge
         larger, smaller, enough = _sides(trees, merge)
-        split = is_open[:, node] & enough & (overlaps[:, merge] < threshold)
+        split = is_open[:, node] & enough & (overlaps[:, merge] < threshold) & (room > 0)
+        room -= split
         # A few examples that come off are no meaning; the split may be further down.
         peeled = is_open[:, node] & ~enough
         whole[rows[split], top[split, node]] = False
@@ -448,6 +445,15 @@ def _labels(
         numbered[row][loose[row]] = similar.argmax(axis=1)
         numbered[row] = _by_size(numbered[row])
     return numbered
+
+
+def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
+    """Share of the scatter of rows, by their inner products (m, n, n), that is between groups."""
+    member = (labels[:, :, None] == np.arange(labels.max() + 1)).astype(float)
+    sums = np.einsum("mik,mij,mjk->mk", member, products, member, optimize=True)
+    of_all = products.sum(axis=(1, 2)) / products.shape[1]
+    between = (sums / np.maximum(member.sum(axis=1), 1)).sum(axis=1) - of_all
+    return np.asarray(between / (np.einsum("mii->m", products) - of_all))
 
 
 def _by_size(labels: Ints) -> Ints:
