@@ -173,7 +173,8 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
             continue
         assert line == (
             f"{row.site}: {row.neurons} neurons, {row.dead} dead, {unlisted}"
-            f"{row.mean_meanings:.1f} meanings and {row.mean_clusters:.1f} features a neuron, mean distance {row.mean_distance:.3f} "
+            f"{row.mean_meanings:.1f} meanings and {row.mean_clusters:.1f} features a neuron, "
+            f"mean distance {row.mean_distance:.3f} "
             f"(over {row.mean_distance_n})"
         )
     assert lines[-1] == (

@@ -105,8 +105,8 @@ class Run:
         pandas.DataFrame
             ``site``, ``neurons``, ``dead`` (no input activates them), ``dead_share``;
             ``without_examples`` (active, but none of their inputs was selected);
-            ``mean_meanings``, ``mean_clusters``, ``mean_examples`` and each metric averaged over the neurons for
-            which it is defined, and beside each ``<metric>_n``: how many these are.
+            ``mean_meanings``, ``mean_clusters``, ``mean_examples`` and each metric averaged over
+            the neurons for which it is defined, and beside each ``<metric>_n``: how many these are.
         """
         rows = []
         for name, group in self.folder.neurons.groupby("site", sort=False):
