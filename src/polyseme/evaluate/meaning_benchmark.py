@@ -34,7 +34,7 @@ from polyseme.evaluate.rivals import MEASURES, OURS, judge
 from polyseme.evaluate.sweep import RECORDS, held
 from polyseme.store.files import whole
 
-HALVES = ("development", "test")
+HALVES = ("test", "development")
 PARTS = ("synthetic", "digits", "concepts", "latents")
 TABLE = "neurons.csv"
 
@@ -283,12 +283,13 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
     if not todo:
         return
     from polyseme.evaluate.text_positions import Windows, read_positions
-    from polyseme.sites.attach import find_site
+    from polyseme.sites import find_sites
     from polyseme.sites.language import load_language_model
 
     model, tokenizer = load_language_model(name)
-    sites = [_NAMES[name].format(layer) for _, layer in todo]
-    weights = [find_site(model, site).weights().float().cpu().numpy() for site in sites]
+    names = [_NAMES[name].format(layer) for _, layer in todo]
+    by_name = {site.name: site for site in find_sites(model, names)}
+    sites = [by_name[wanted] for wanted in names]
     # What comes after the last of them is not needed.
     blocks = _NAMES[name].partition(".{}")[0]
     del model.get_submodule(blocks)[max(layer for _, layer in todo) + 1 :]  # type: ignore[operator]
@@ -300,16 +301,17 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     labels = concept_labels(tokens, found[0].groups, pieces)
     windows = Windows(tokens, found[0].groups, tokenizer, load_language_model("minilm"))
-    for (half, layer), positions, own in zip(todo, found, weights, strict=True):
+    for (half, layer), positions, read in zip(todo, found, sites, strict=True):
         site = f"{name} {layer}"
         if "concepts" in parts:
+            weights = read.weights().float().cpu().numpy()
             concepts = usable_concepts(labels, half, work.seed, texts.name)
             work.judge(
                 "concepts",
                 half,
                 site,
                 positions,
-                _concepts(positions, labels, concepts, own, work.size.neurons),
+                _concepts(positions, labels, concepts, weights, work.size.neurons),
                 windows=windows,
                 concepts=len(concepts),
             )

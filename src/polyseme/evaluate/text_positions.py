@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from polyseme.data import Contexts, Texts
 from polyseme.evaluate.planted import Positions
 from polyseme.sites import Feed, Site, evaluating, read_sites
-from polyseme.sites.attach import find_site
 
 Ints = NDArray[np.int64]
 
@@ -25,7 +24,7 @@ _WINDOWS = 64
 def read_positions(
     model: nn.Module,
     tokenizer: Any,
-    names: Sequence[str],
+    sites: Sequence[Site],
     texts: Texts,
     max_tokens: int,
     advance: Callable[[int], object],
@@ -34,7 +33,6 @@ def read_positions(
 
     ``advance`` is called with the tokens of each batch.
     """
-    sites = [find_site(model, name) for name in names]
     parts: dict[str, list[NDArray[np.float16]]] = {site.name: [] for site in sites}
     tokens, groups = [], []
     feed, n_contexts = Feed(model, head=False), 0
