@@ -459,7 +459,7 @@ def test_a_file_that_cannot_be_written(place, capsys):
     assert said(capsys, *analyse("--no-panels"))[0] == 0
     Path("folder").mkdir()
     for name in ("folder", "no/such/table.csv", "a" * 300 + ".csv"):
-        status, _, err = said(capsys, "benchmark", "run", "--csv", name)
+        status, _, err = said(capsys, "benchmark", "features", "run", "--csv", name)
         assert status == 1
         assert re.fullmatch(r"polyseme: .* could not be read or written: .*\n", err)
 
