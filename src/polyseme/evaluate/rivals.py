@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from polyseme.core import Clustering, cluster, meanings_many
 from polyseme.core.distances import unit_rows
-from polyseme.core.meaning import Space, rand_index
+from polyseme.core.meaning import rand_index
+from polyseme.core.space import Space
 from polyseme.errors import MissingDependencyError
 from polyseme.evaluate.planted import LEAST, Planted, Positions, number_of
 

@@ -37,7 +37,7 @@ def read_positions(
     tokens, groups = [], []
     feed, n_contexts = Feed(model, head=False), 0
     for batch in Contexts(texts, tokenizer, max_tokens=max_tokens).batches(_CONTEXTS):
-        counted = torch.from_numpy(batch.counted)
+        counted = torch.from_numpy(batch.mask)
         where = counted.nonzero(as_tuple=True)
 
         def keep(site: Site, _: Any, gather: Any, where: tuple[Tensor, ...] = where) -> None:
@@ -45,7 +45,7 @@ def read_positions(
 
         with evaluating(model), torch.no_grad(), read_sites(model, sites, keep, counted):
             feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})
-        tokens.append(batch.ids[batch.counted])
+        tokens.append(batch.ids[batch.mask])
         groups.append(where[0].numpy() + n_contexts)
         n_contexts += len(batch.ids)
         advance(len(tokens[-1]))
