@@ -46,6 +46,7 @@ def test_examples_with_their_inputs_and_labels(grey_run):
             "position",
             "activation",
             "feature",
+            "meaning",
             "label",
         ]
         assert frame["example"].tolist() == list(range(len(chosen)))
