@@ -12,6 +12,7 @@ import polyseme as ps
 
 NUMBER = 11
 ADDRESS = f"#/neuron/0/{NUMBER}"
+FEATURES = f"{ADDRESS}?level=features"
 
 
 def pixels(canvas) -> np.ndarray:
@@ -96,7 +97,7 @@ def test_what_it_reads(page, image_site, panel):
 @pytest.mark.parametrize("own", [True, False], ids=["own", "recut"])
 def test_each_feature_has_its_average_and_its_feature(page, image_site, neuron, own):
     threshold = neuron.threshold if own else two_features(neuron)
-    visit(page, image_site, ADDRESS if own else f"{ADDRESS}?threshold={threshold}")
+    visit(page, image_site, FEATURES if own else f"{ADDRESS}?threshold={threshold}")
     panel = neuron.recut(threshold).panel(n_shown=200)
     shared = [feature for feature in panel.features if feature.n_examples > 1]
     page.wait_for_function(
@@ -118,7 +119,7 @@ def test_each_feature_has_its_average_and_its_feature(page, image_site, neuron, 
 
 
 def test_pictures_follow_the_slider(page, image_site, neuron):
-    visit(page, image_site, ADDRESS)
+    visit(page, image_site, FEATURES)
     page.get_by_label("Threshold, exactly").fill("2")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelectorAll('.feature').length === 1")
@@ -227,7 +228,7 @@ def convolution_run(tmp_path_factory):
 
 def test_a_convolution_shows_where_it_fires(page, axe, serve, convolution_run):
     neuron = next(n for n in map(convolution_run.neuron, range(4)) if n.features)
-    visit(page, serve("live", convolution_run), f"#/neuron/1/{neuron.number}")
+    visit(page, serve("live", convolution_run), f"#/neuron/1/{neuron.number}?level=features")
     reads = page.locator(".reads")
     assert reads.locator("strong").all_inner_texts() == [
         "Kernel",

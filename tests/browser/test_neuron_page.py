@@ -44,6 +44,11 @@ def strongest_first(neuron) -> list[int]:
     return np.argsort(-neuron.examples["activation"].to_numpy(), kind="stable").tolist()
 
 
+def features_said(page) -> str:
+    tile = page.locator(".neuron-figures > div").filter(has_text=re.compile("^Features"))
+    return tile.locator("dd").inner_text()
+
+
 def shown_examples(page) -> list[int]:
     found = page.locator(".feature-cards [data-e]")
     return found.evaluate_all("all => all.map(line => Number(line.dataset.e))")
@@ -73,7 +78,7 @@ class TestDamage:
             assert problem in page.locator(".neuron-head .notice.bad").inner_text()
             page.get_by_role("region", name="Table of metrics").wait_for()
             m = neuron.metrics
-            assert page.locator(".neuron-figures dd").nth(1).inner_text() == str(m.n_clusters)
+            assert features_said(page) == str(m.n_clusters)
             words = page.locator("main").inner_text()
             lost = name in ("examples.parquet", "inputs.safetensors")
             assert ("The texts of this neuron's examples can't be read" in words) == lost
@@ -167,7 +172,7 @@ class TestAddress:
 
 class TestOrder:
     def test_the_strongest_examples_come_first_whatever_their_feature(self, page, text, neuron):
-        visit(page, text, TEXT_ADDRESS)
+        visit(page, text, f"{TEXT_ADDRESS}?level=features")
         page.get_by_label("Order").select_option("strongest")
         arrive(page, "location.hash.includes('order=strongest')")
         assert shown_examples(page) == strongest_first(neuron)
@@ -218,7 +223,7 @@ class TestOrder:
             sizes = np.bincount(neuron.examples["feature"])
             label = neuron.examples["feature"][neuron.examples["activation"].idxmax()]
             alone = sizes[label] == 1
-            visit(page, image, f"#/neuron/0/{row}")
+            visit(page, image, f"#/neuron/0/{row}?level=features")
             folds = page.locator(".feature > details > summary").all_inner_texts()
             assert ("with the strongest example of all" in " ".join(folds)) == alone
             if alone:
@@ -235,7 +240,7 @@ class TestFewFeatures:
             arrive(page, "location.hash.includes('threshold')")
             threshold = float(query(page)["threshold"])
             assert len(neuron.recut(threshold).features) == k
-            assert page.locator(".neuron-figures dd").nth(1).inner_text() == str(k)
+            assert features_said(page) == str(k)
 
     def test_the_nearest_number_whatever_ties(self, page, text):
         """Against a search over all heights of trees with many equal distances."""

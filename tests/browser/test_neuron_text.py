@@ -15,6 +15,7 @@ import polyseme as ps
 
 NEURON = ("model.layers.8.mlp", 345)
 ADDRESS = "#/neuron/8/345"
+FEATURES = f"{ADDRESS}?level=features"
 HOSTILE = [
     "<script>window.bad = 1</script>",
     "<img src=x onerror='window.bad = 1'>",
@@ -221,7 +222,7 @@ class TestRecut:
 
     @pytest.mark.parametrize("threshold", [0.05, 0.6, 0.85, 2])
     def test_every_part_follows(self, page, text_site, neuron, threshold):
-        visit(page, text_site, ADDRESS)
+        visit(page, text_site, FEATURES)
         page.get_by_label("Threshold, exactly").fill(str(threshold))
         page.keyboard.press("Enter")
         cut = neuron.recut(threshold)
@@ -251,7 +252,7 @@ class TestRecut:
         )
 
     def test_the_line_is_dragged(self, page, text_site, neuron):
-        visit(page, text_site, ADDRESS)
+        visit(page, text_site, FEATURES)
         before = int(figure(page, "Features"))
         box = page.locator(".grip-knob").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -266,10 +267,10 @@ class TestRecut:
         assert int(figure(page, "Features")) == after < before
         page.get_by_role("button", name="Back to the run’s own cut").click()
         assert int(figure(page, "Features")) == before
-        assert query(page) == {}
+        assert query(page) == {"level": "features"}
 
     def test_the_slider_takes_the_keyboard(self, page, text_site, neuron):
-        visit(page, text_site, ADDRESS)
+        visit(page, text_site, FEATURES)
         page.get_by_label("Threshold", exact=True).focus()
         page.keyboard.press("ArrowRight")
         arrive(page, "location.hash.includes('threshold')")
@@ -277,7 +278,7 @@ class TestRecut:
         assert page.evaluate("location.hash").startswith("#/neuron/8/345")
 
     def test_a_recut_takes_less_than_a_picture(self, page, text_site):
-        visit(page, text_site, ADDRESS)
+        visit(page, text_site, FEATURES)
         times = page.evaluate(
             """async () => {
                 const slider = document.querySelector(".cutter input[type=range]");
@@ -453,7 +454,7 @@ class TestPictures:
             }
 
         rewritten(similar)
-        visit(page, text_site, ADDRESS)
+        visit(page, text_site, FEATURES)
         details = page.locator(".similar").first
         details.locator("summary").click()
         line = details.locator(".similar-line")
@@ -485,9 +486,9 @@ class TestPictures:
         assert page.locator(".line.by-importance").count() == 0
 
     def test_importances_that_it_has_not(self, page, text_site):
-        visit(page, text_site, ADDRESS)
+        visit(page, text_site, FEATURES)
         page.get_by_text("Importance", exact=True).click()
-        assert query(page) == {"shade": "importance"}
+        assert query(page) == {"level": "features", "shade": "importance"}
         assert "--importances exact" in page.locator(".notice").inner_text()
 
 

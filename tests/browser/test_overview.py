@@ -73,9 +73,11 @@ class TestOverview:
 
     def test_the_table_holds_the_runs_metrics(self, page, image_site, image_run):
         visit(page, image_site, "#/")
-        neurons = image_run.neurons()
+        # The most meanings come first; of equally many the first neuron.
+        neurons = image_run.neurons().sort_values("n_meanings", ascending=False, kind="stable")
         for row in (0, 5):
             shown, truth = cells(page, row), neurons.iloc[row]
+            assert shown["Meanings"] == str(truth["n_meanings"])
             assert shown["Neuron"] == str(truth["neuron"])
             assert shown["Features"] == str(truth["n_clusters"])
             assert shown["Mean distance"] == f"{truth['mean_distance']:.3f}".replace("nan", "–")
@@ -96,7 +98,9 @@ class TestOverview:
         page.go_back()
         page.go_back()
         arrive(page, "!location.hash.includes('sort')")
-        assert cells(page)["Neuron"] == "8/0"
+        most = neurons["n_meanings"].idxmax()
+        number = dict(zip(text_run.sites, (8, 20), strict=True))[neurons["site"][most]]
+        assert cells(page)["Neuron"] == f"{number}/{neurons['neuron'][most]}"
 
     def test_filters_select_as_pandas_does(self, page, text_site, text_run):
         visit(page, text_site, "#/?layer=20&n_clusters=5..12&mean_distance=..0.8")
@@ -174,18 +178,18 @@ class TestOverview:
         arrive(page, "location.hash.includes('n_clusters=')")
         assert selected(page) == counts[fullest]
 
-    def test_layers_are_drawn_by_their_numbers_of_features(self, page, text_site, text_run):
+    def test_layers_are_drawn_by_their_numbers_of_meanings(self, page, text_site, text_run):
         visit(page, text_site, "#/")
-        card = page.locator(".card", has=page.get_by_role("heading", name="Features by layer"))
+        card = page.locator(".card", has=page.get_by_role("heading", name="Meanings by layer"))
         rows = as_table(card)
         neurons = text_run.neurons()
         head = card.locator("thead th").all_inner_texts()[1:]
         for row, name in enumerate(text_run.sites):
-            features = neurons.loc[neurons["site"] == name, "n_clusters"]
+            meanings = neurons.loc[neurons["site"] == name, "n_meanings"]
             for label, count in zip(head, rows[row][1:], strict=True):
-                low, high = re.fullmatch(r"(\d+)(?:–(\d+)| or more| features?)?", label).groups()
+                low, high = re.fullmatch(r"(\d+)(?:–(\d+)| or more| meanings?)?", label).groups()
                 top = high or (np.inf if "more" in label else low)
-                assert int(count.replace(",", "")) == features.between(int(low), float(top)).sum()
+                assert int(count.replace(",", "")) == meanings.between(int(low), float(top)).sum()
 
     def test_the_map_is_zoomed_by_keys_and_leads_to_neurons(self, page, image_site):
         visit(page, image_site, "#/")
@@ -232,7 +236,7 @@ class TestOverview:
         )
 
     def test_few_rows_are_in_the_page_and_all_are_reached_by_keys(self, page, text_site, text_run):
-        visit(page, text_site, "#/")
+        visit(page, text_site, "#/?sort=neuron")
         rows = page.locator(".rows tbody tr[data-at]")
         assert rows.count() < 60
         page.locator(".rows").focus()
@@ -257,14 +261,22 @@ class TestOverview:
         page.wait_for_selector(".rows")
         assert page.locator(":focus").evaluate("e => e.tagName") == "H1"
 
-    def test_strange_parameters_are_passed_over(self, page, text_site):
+    def test_too_few_vectors_are_said(self, page, text_site, text_run):
+        visit(page, text_site, "#/")
+        n = text_run.metadata["sites"][0]["n_moments"]
+        assert n < 1728
+        words = f"Statistics of {n:,} vectors; numbers of meanings are reliable from about 1,728."
+        said = page.get_by_label("Too few vectors").locator("li").all_inner_texts()
+        assert said == [f"8 · {text_run.sites[0]}: {words}", f"20 · {text_run.sites[1]}: {words}"]
+
+    def test_strange_parameters_are_passed_over(self, page, text_site, text_run):
         visit(
             page, text_site, "#/?layer=99&metric=<b>&sort=nothing&x=site&n_clusters=a..b&density=.."
         )
         assert selected(page) == 3072
         sentence = "There is no layer 99 in this run; it has 8 and 20."
         assert sentence in page.locator(".selection .result").inner_text()
-        assert cells(page)["Neuron"] == "8/0"
+        assert cells(page)["Meanings"] == str(text_run.neurons()["n_meanings"].max())
 
 
 class TestFrame:

@@ -114,6 +114,8 @@ class Pack:
             "activation": examples["activation"].to_numpy(),
             "feature": examples["feature"].to_numpy(),
         }
+        if "meaning" in examples:
+            self._arrays["meaning"] = examples["meaning"].to_numpy()
 
     def _add_random(self) -> None:
         start, stop = self._rows

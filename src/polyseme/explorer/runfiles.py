@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from polyseme.core.meaning import ENOUGH
 from polyseme.errors import RunError
 from polyseme.explorer.addresses import layer_of, site_addresses
+from polyseme.explorer.meaning_files import neuron_meanings
 from polyseme.explorer.packs import Pack
 from polyseme.explorer.page_errors import NoSuchFileError, page_message
 from polyseme.explorer.pictures import Pictures, convolution
@@ -30,10 +32,13 @@ _PACK_BYTES = 800_000
 _MOST_PACKS = 1_600
 _CONTEXT_TOKENS = 65_536
 _MOST_CONTEXT_FILES = 100
+# A server describes the meanings of any neuron that is looked at. An export would have to do so
+# for all, which takes a hundred times as long as the rest of it, so that of a larger run has
+# none: its pages show the meanings without labels, stability and verdict.
+_MOST_MEANINGS = 2_048
 _NUMBERED = re.compile(
-    r"(packs/(?P<pack>N)|contexts/(?P<contexts>N))\.safetensors|search/(?P<shard>N)\.json".replace(
-        "N", "0|[1-9][0-9]{0,8}"
-    ),
+    r"(packs/(?P<pack>N)|contexts/(?P<contexts>N))\.safetensors"
+    r"|(search/(?P<shard>N)|meanings/(?P<meanings>N))\.json".replace("N", "0|[1-9][0-9]{0,8}"),
     re.ASCII,
 )
 
@@ -119,6 +124,16 @@ class RunFiles:
             return 60
         return 60 + math.prod(self._content.thumb) / 3
 
+    @cached_property
+    def _with_meanings(self) -> range:
+        """Rows of the neurons that have meanings: all of the run's, or none."""
+        has = "n_meanings" in self.folder.neurons
+        return range(len(self.folder.neurons) if has else 0)
+
+    @property
+    def _exports_meanings(self) -> bool:
+        return 0 < len(self._with_meanings) <= _MOST_MEANINGS
+
     def _count_packs(self, size: int) -> int:
         return sum(-(-site.n_neurons // size) for site in self.folder.sites)
 
@@ -150,6 +165,9 @@ class RunFiles:
             yield f"packs/{number}.safetensors"
         for number in range(self._n_context_files):
             yield f"contexts/{number}.safetensors"
+        if self._exports_meanings:
+            for row in self._with_meanings:
+                yield f"meanings/{row}.json"
         if self._words:
             yield "search/words.json"
             for number in range(self._words.n_shards):
@@ -181,6 +199,8 @@ class RunFiles:
                     return self._pack_file(number)
                 case {"contexts": number} if number < self._n_context_files:
                     return self._context_file(number)
+                case {"meanings": row} if row in self._with_meanings:
+                    return self._meanings_file(row)
                 case {"shard": number} if self._words and number < self._words.n_shards:
                     return compact_json(self._words.shard(number)).encode()
         raise NoSuchFileError(path)
@@ -210,6 +230,7 @@ class RunFiles:
             "window": list(self._content.window) if isinstance(self._content, RunTexts) else None,
             "image": self._content.describe() if isinstance(self._content, Pictures) else None,
             "has": self._has(),
+            "meanings_exported": self._exports_meanings,
             "damage": [page_message(sentence) for sentence in self.folder.damage],
         }
 
@@ -230,6 +251,8 @@ class RunFiles:
             "d_in": site.d_in,
             "threshold": finite(site.extra.get("threshold")),
             "convolution": convolution(site),
+            "n_moments": _count(site.extra.get("n_moments")),
+            "enough_moments": ENOUGH * site.d_in,
             "first": self.folder.first_neuron(site.number),
             "first_pack": self._first_packs[site.number],
         }
@@ -247,6 +270,7 @@ class RunFiles:
         return {
             "importances": "importances" in names,
             "layout": "layout" in names,
+            "meanings": bool(self._with_meanings),
             "similar": "similar_features" in names,
             "logits": "promoted_tokens" in names or "logit_gradient" in names,
             "activation_map": "activation_map" in names,
@@ -265,6 +289,8 @@ class RunFiles:
             "n_examples": neurons["n_examples"].to_numpy(),
             "n_clusters": neurons["n_clusters"].to_numpy(),
         }
+        if "n_meanings" in neurons:
+            arrays["n_meanings"] = neurons["n_meanings"].to_numpy()
         for name, values in neurons.items():
             if values.dtype.kind == "f":
                 arrays[str(name)] = values.to_numpy(np.float32)
@@ -279,9 +305,25 @@ class RunFiles:
         self._met.update(dict.fromkeys(pack.damage))
         return body
 
+    def _meanings_file(self, row: int) -> bytes:
+        firsts = [self.folder.first_neuron(site.number) for site in self.folder.sites]
+        site = self.folder.sites[int(np.searchsorted(firsts, row, side="right")) - 1]
+        try:
+            described = neuron_meanings(self.run, site.name, row - firsts[site.number])
+        except RunError as error:
+            problem = page_message(error)
+            self._met[problem] = None
+            described = {"meanings": [], "problem": problem}
+        return compact_json(described).encode()
+
     def _context_file(self, number: int) -> bytes:
         assert isinstance(self._content, RunTexts)
         start = number * self._contexts_per_file
         stop = min(start + self._contexts_per_file, len(self.folder.inputs["index"]))
         arrays, vocabulary = self._content.contexts(start, stop)
         return encode(arrays, {"vocabulary": vocabulary})
+
+
+def _count(value: Any) -> int | None:
+    """A whole number that a run says it counted; None for anything else."""
+    return value if type(value) is int and 0 <= value < 2**53 else None

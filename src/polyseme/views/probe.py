@@ -65,8 +65,11 @@ class Probe:
     def table(self) -> Table:
         """The rows as a table of rich, to print."""
         table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
-        for name in ("token", "neuron", "activation", "of its max", "feature", "which is about"):
-            number = name in ("activation", "of its max", "feature")
+        known = bool((self.neurons["meaning"] >= 0).any())
+        names = ["token", "neuron", "activation", "of its max"]
+        names += [*(["meaning"] if known else []), "feature", "which is about"]
+        for name in names:
+            number = name in ("activation", "of its max", "meaning", "feature")
             table.add_column(
                 name,
                 justify="right" if number else "left",
@@ -75,7 +78,7 @@ class Probe:
             )
         columns = (self.neurons[name].tolist() for name in ("text", *_JSON_COLUMNS))
         last = -1
-        for text, token, site, neuron, activation, share, feature, label, n in zip(
+        for text, token, site, neuron, activation, share, meaning, feature, label, n in zip(
             *columns, strict=True
         ):
             table.add_row(
@@ -84,6 +87,7 @@ class Probe:
                 Text(f"{site}/{neuron}"),
                 f"{activation:.3g}",
                 "–" if np.isnan(share) else f"{share:.0%}",
+                *([str(meaning) if meaning >= 0 else "none"] if known else []),
                 str(feature) if feature >= 0 else "none",
                 Text(_about(label, n) if feature >= 0 else ""),
             )

@@ -1,5 +1,5 @@
 // How strongly a neuron's inputs activate it: the histogram over all of them, and below it,
-// feature by feature, where the examples lie.
+// feature by feature or meaning by meaning, where the examples lie.
 
 import { count, number, whole } from "./format.js";
 import { h, replace, svg, redraw } from "./dom.js";
@@ -40,7 +40,7 @@ export function activations(neuron, { link, signal }) {
   }, bars, axis, lanes, pointer);
   const box = h("div", { class: "chart" }, picture);
   const element = h("div", {}, box,
-    h("p", { class: "quiet-text small" }, `${count(total, inputs)} activate it; the scale of counts is logarithmic.${neuron.examples.activation ? " Below: its examples, feature by feature." : ""}`),
+    h("p", { class: "quiet-text small" }, `${count(total, inputs)} activate it; the scale of counts is logarithmic.${neuron.examples.activation ? " Below: its examples, each group in a lane of its own." : ""}`),
     asTable(["From", "to", "count"], () =>
       Array.from(counts, (n, bin) => [number((bin * upper) / counts.length), number(((bin + 1) * upper) / counts.length), whole(n)])));
   let x = null;

@@ -11,8 +11,11 @@ const cache = new Map();
 /** A request that didn't succeed, in a sentence for the reader. */
 export class DataError extends Error {}
 
+/** Whether a server answers, and not a folder of files. */
+export const LIVE = document.querySelector('meta[name="polyseme-live"]') !== null;
+
 /** Said where nothing answers. */
-export const UNREACHABLE = document.querySelector('meta[name="polyseme-live"]')
+export const UNREACHABLE = LIVE
   ? "The explorer’s server doesn’t answer: it has stopped. Start it again with “polyseme explore”, and open the address that it prints."
   : "The web host of these pages doesn’t answer. See that it is running and can be reached, and load the page anew.";
 
@@ -146,7 +149,7 @@ export async function neurons(run) {
  * - `run`, `row`, `site` (entry of run.sites), `neuron`, `metrics` (name -> number)
  * - `damage`: sentences about what of it can't be read
  * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one a feature at the run's own cut
- * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, each of length n
+ * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, `meaning`, each of length n
  *   (images also `thumb`, `class`)
  * - `tree`: `nodes` (2(n-1)), `heights` (n-1)
  * - `layout`, `layoutInput`: 2n coordinates, or null
@@ -189,6 +192,7 @@ export async function neuron(run, row) {
       position: examples("position"),
       activation: examples("activation"),
       feature: examples("feature"),
+      meaning: examples("meaning"),
       thumb: examples("thumb"),
       class: examples("class"),
     },

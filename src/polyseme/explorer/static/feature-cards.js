@@ -158,5 +158,10 @@ export function featureCards(view, lines) {
     cards.finish();
   }
 
-  return { element, show, reveal };
+  /** Lets go of the examples, which are shown elsewhere. */
+  function hide() {
+    cards.fill([]);
+  }
+
+  return { element, show, hide, reveal };
 }

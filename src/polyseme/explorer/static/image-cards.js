@@ -1,98 +1,35 @@
 // The features of a neuron that reads images: average, feature and examples of each, following
 // the cut; single examples are folded into one card at the end.
 
-import { h, replace } from "./dom.js";
+import { h } from "./dom.js";
 import { markOf, permalink, SINGLES, singlesSummary } from "./cards.js";
 import { Gradual, partly } from "./gradual.js";
-import { count, number, percent, whole } from "./format.js";
-import { largest, channelSums, legend, meanOf, pixels, product, signed, toInput } from "./images.js";
+import { count, number } from "./format.js";
+import { pixels } from "./images.js";
 import { isChosen } from "./feature-map.js";
-import { address, neuronAddress } from "./route.js";
+import { neuronAddress } from "./route.js";
 import { cardOf, namesOf, ownFeature, singlesOf, strongestFirst } from "./cut.js";
-import { Places } from "./places.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 
 const SHOWN = 12;
 const LISTED = 96; // of all examples, by strength
 const CLASSES_SHOWN = 5;
 
-/** What a neuron's pictures are made of. */
-export class Pictures {
-  constructor(neuron) {
-    const { run, thumbs, image } = neuron;
-    this.neuron = neuron;
-    this.shape = thumbs.shape;
-    this.size = this.shape.reduce((a, b) => a * b, 1);
-    this.thumb = (example) => thumbs.of(neuron.examples.thumb[example]);
-    this.toInput = toInput(run.image, this.shape[2]);
-    /** For a convolution, where in its images it fired; null where that isn't known. */
-    this.places = neuron.site.convolution && neuron.examples.position ? new Places(neuron.site.convolution, this.shape) : null;
-    // A convolution's neuron reads another part of each image: arrays of the whole image tell nothing of it.
-    const fits = (values) => (values?.length === this.size && !image.kernel ? values : null);
-    /** What an average is multiplied by to show a feature, and what that is called. */
-    this.factor = fits(image.weights) ?? fits(image.activationMap);
-    this.factorName = fits(image.weights) ? "weights" : "activation map";
-  }
-
-  /** Stored pixels in the model's units. */
-  input(values) {
-    const channels = this.shape[2];
-    return Float64Array.from(values, (value, i) => this.toInput(value, i % channels));
-  }
-
-  /** Average of some examples, 0 to 255, and its shape; of a convolution, of what its kernel covers. */
-  average(members) {
-    if (!this.places) return { average: meanOf(this.thumb, members, this.size), averageShape: this.shape };
-    return { average: this.places.average(this.thumb, members, this.neuron.examples.position), averageShape: this.places.part };
-  }
-
-  /** {average, averageShape, feature: signed or null, shape of the feature, its name} of some examples. */
-  of(members) {
-    const mean = this.average(members);
-    const { kernel, embedding, shapeOf } = this.neuron.image;
-    if (kernel) {
-      const shape = shapeOf("embedding");
-      const size = shape ? shape[0] * shape[1] : 0;
-      const feature = embedding && meanOf((example) => embedding.subarray(example * size, (example + 1) * size), members, size);
-      return { ...mean, feature, shape, name: "patch ⊙ kernel" };
-    }
-    const feature = this.factor && product(this.input(mean.average), this.factor);
-    return { ...mean, feature, shape: this.shape, name: `average ⊙ ${this.factorName}` };
-  }
-
-  /** An image of the neuron's, with the place where it fired. */
-  picture(thumb, position, label = "") {
-    const picture = pixels(this.neuron.thumbs.of(thumb), this.shape, label);
-    return this.places && position !== undefined ? h("span", { class: "placed" }, picture, this.places.mark(position)) : picture;
-  }
-
-  /** As `picture`, of an example. */
-  ofExample(example, label = "") {
-    const { thumb, position } = this.neuron.examples;
-    return this.picture(thumb[example], position?.[example], label);
-  }
-
-  className(c) {
-    if (c === undefined || c === null || c < 0) return null;
-    return this.neuron.run.image.class_names?.[c] ?? String(c);
-  }
-}
-
 /**
  * @param {import("./neuron-view.js").NeuronView} view
- * @param {Pictures} pictures
+ * @param {import("./image-tiles.js").Pictures} pictures
+ * @param {object} tiles see image-tiles.js
  */
-export function imageCards(view, pictures) {
-  const { neuron, link, signal } = view;
+export function imageCards(view, pictures, tiles) {
+  const { neuron, signal } = view;
+  const { tile } = tiles;
   const { examples } = neuron;
   const element = h("div", { class: "feature-cards image-cards" });
   const unabridged = new Set();
-  const made = new Map(); // pictures of a feature, by its members
-  const items = new Map(); // the tile of an example
   let unfolded = false;
   const cards = new Gradual(element, signal);
   let state = null;
-  let open = null;
+  tiles.listen(element);
 
   function show(cut, chosen) {
     state = { cut, chosen };
@@ -116,7 +53,7 @@ export function imageCards(view, pictures) {
         h("span", { class: "quiet-text small" }, `activation ${number(examples.activation[members[0]], 2)} at most`),
         classChips(members), permalink(view, feature)),
       h("div", { class: "feature-body" },
-        summary(members, feature),
+        tiles.summary(members, `feature ${feature}`),
         h("ol", { class: "tiles" }, (all ? members : members.slice(0, SHOWN)).map((example) => tile(example)))),
       rest > 0 && chosen === null && h("button", {
         type: "button", class: "link", "aria-expanded": String(all),
@@ -128,20 +65,6 @@ export function imageCards(view, pictures) {
         },
       }, all ? `Show ${SHOWN}` : `Show all ${members.length}`),
       similar(members));
-  }
-
-  /** Average and feature, kept as long as the feature has the same examples. */
-  function summary(members, feature) {
-    const key = members.join();
-    let known = made.get(key);
-    if (!known) {
-      const { average, averageShape, feature: values, shape, name } = pictures.of(members);
-      known = h("div", { class: "feature-pictures" },
-        h("figure", {}, pixels(average, averageShape, `Average of the ${members.length} examples of feature ${feature}`), h("figcaption", {}, "average")),
-        values && h("figure", {}, signed(values, shape, `Feature ${feature}: ${name}`), h("figcaption", { title: name }, "feature")));
-      made.set(key, known);
-    }
-    return known;
   }
 
   function classChips(members) {
@@ -156,24 +79,6 @@ export function imageCards(view, pictures) {
     return h("span", { class: "chips", "aria-label": "Classes of its examples" },
       order.slice(0, CLASSES_SHOWN).map(([name, n]) => h("span", { class: "chip" }, h("bdi", {}, h("b", {}, name)), `×${n}`)),
       more > 0 && h("span", { class: "quiet-text small" }, `and ${more} more`));
-  }
-
-  /** An example's picture; with a mark where its feature isn't told above it. */
-  function tile(example, mark = null) {
-    let item = items.get(example);
-    if (!item) {
-      const value = number(examples.activation[example], 2);
-      const name = pictures.className(examples.class?.[example]);
-      const button = h("button", {
-        type: "button", class: "tile", "aria-expanded": String(open === example),
-        "aria-label": `Example ${example}${name === null ? "" : `, class ${name}`}, activation ${value}`,
-        onclick: () => link.choose(open === example ? null : example),
-      }, pictures.ofExample(example));
-      item = h("li", { dataset: { e: example } }, button, h("small", { "aria-hidden": "true" }, value), h("span", { class: "tile-mark" }));
-      items.set(example, item);
-    }
-    replace(item.lastChild, mark);
-    return item;
   }
 
   /** All examples, whatever their feature. */
@@ -216,70 +121,30 @@ export function imageCards(view, pictures) {
         h("small", { "aria-hidden": "true" }, `${other.site}/${other.neuron} #${other.feature}`)))));
   }
 
-  /** The example that is open, enlarged, below the tiles that hold it. */
-  function detail(example) {
-    const name = pictures.className(examples.class?.[example]);
-    const own = pictures.of([example]);
-    const limit = own.feature && largest(channelSums(own.feature, own.shape));
-    return h("div", { class: "example-detail" },
-      h("figure", {}, pictures.ofExample(example, `Example ${example}`), h("figcaption", {}, "input")),
-      own.feature && h("figure", {}, signed(own.feature, own.shape, `Example ${example}: ${own.name.replace("average", "input")}`),
-        h("figcaption", {}, own.name.replace("average", "input"), legend(limit))),
-      h("dl", {},
-        name !== null && [h("dt", {}, "Class"), h("dd", {}, h("bdi", {}, name))],
-        h("dt", {}, "Activation"), h("dd", {}, number(examples.activation[example]), h("small", {}, ` (${percent(examples.activation[example] / neuron.metrics.max_activation)} of the neuron's maximum)`)),
-        examples.inputNumber && [h("dt", {}, "Input"), h("dd", {}, whole(examples.inputNumber[example]),
-          view.ctx.live.has("classify") && [" ", h("a", { href: address("classify", [], { run: neuron.run.index, input: examples.inputNumber[example] }) }, "Classify")])]));
-  }
-
-  view.onOpen.push((example) => {
-    element.querySelector(".example-detail")?.remove();
-    items.get(open)?.classList.remove("open");
-    items.get(open)?.firstChild.setAttribute("aria-expanded", "false");
-    open = example;
-    if (example === null) return;
-    reveal(example);
-  });
-
+  /** Shows the tile of an example wherever it's folded away. */
   function reveal(example) {
     const { cut, chosen } = state;
-    const item = items.get(example) ?? tile(example);
+    const item = tiles.element(example);
     cards.finish();
-    if (!item.isConnected) {
-      const members = cut.features[cut.labels[example]];
-      unabridged.add("strongest").add(members[0]);
-      unfolded ||= members.length === 1;
-      show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
-      cards.finish();
-    }
-    item.classList.add("open");
-    item.firstChild.setAttribute("aria-expanded", "true");
-    item.closest(".tiles").after(detail(example));
-    // A new page is first shown from its top.
-    setTimeout(() => item.scrollIntoView({ block: "nearest" }));
+    if (item.isConnected) return;
+    const members = cut.features[cut.labels[example]];
+    unabridged.add("strongest").add(members[0]);
+    unfolded ||= members.length === 1;
+    show(cut, chosen !== null && !isChosen(cut, example, chosen) ? null : chosen);
+    cards.finish();
   }
-
-  element.addEventListener("pointerover", (event) => {
-    const item = event.target.closest?.(".tiles [data-e]");
-    link.point(item ? Number(item.dataset.e) : null);
-  });
-  element.addEventListener("pointerleave", () => link.point(null));
-  element.addEventListener("focusin", (event) => {
-    const item = event.target.closest?.(".tiles [data-e]");
-    if (item) link.point(Number(item.dataset.e));
-  });
-  link.onPoint(signal, (example) => {
-    for (const [other, item] of items) item.classList.toggle("pointed", other === example);
-  });
 
   return {
     element,
+    reveal,
     show(cut, chosen) {
       show(cut, chosen);
-      if (open === null) return;
+      if (view.example === null) return;
       // A card that is made anew keeps the example that was open in it.
       cards.finish();
-      if (items.get(open)?.isConnected) items.get(open).closest(".tiles").after(detail(open));
+      tiles.enlarge();
     },
+    /** Lets go of the examples, which are shown elsewhere. */
+    hide: () => cards.fill([]),
   };
 }

@@ -23,7 +23,7 @@ export function metricDistribution(element, { table, names, change, height }, si
   return {
     show(query, keep) {
       const asked = query.get("metric");
-      const name = names.includes(asked) ? asked : names.includes("mean_distance") ? "mean_distance" : names[0];
+      const name = [asked, "n_meanings", "mean_distance"].find((one) => names.includes(one)) ?? names[0];
       if (shown && shown[0] === name && shown[1] === keep) return;
       shown = [name, keep];
       choice.value = name;

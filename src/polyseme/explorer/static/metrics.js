@@ -10,10 +10,25 @@
 
 /** @type {Record<string, Metric>} */
 const METRICS = {
+  n_meanings: {
+    label: "Meanings",
+    reading: "Groups that its examples fall into, whatever the threshold. One neuron’s page says whether chance would make them.",
+    kind: "integer",
+  },
   n_clusters: {
     label: "Features",
     reading: "Clusters of its examples at the run’s threshold: a magnification, not a count of concepts.",
     kind: "integer",
+  },
+  separation: {
+    label: "Separation",
+    reading: "How far its two most different groups are apart: near 0 for halves of one meaning, about 1 for unrelated ones.",
+    kind: "number",
+  },
+  effective_meanings: {
+    label: "Effective meanings",
+    reading: "As many meanings of equal size would be as diverse: near 1 where one meaning has nearly all examples.",
+    kind: "number",
   },
   largest_share: {
     label: "Largest feature",

@@ -11,7 +11,8 @@ import { hasFeatures, hasTree, namesOf } from "./cut.js";
 import { dendrogram } from "./dendrogram.js";
 import { downloadButton } from "./download.js";
 import { exampleMap } from "./feature-map.js";
-import { neighbourKeys, ORDERS } from "./neuron-view.js";
+import { LEVELS } from "./meanings.js";
+import { COLOURS, neighbourKeys, ORDERS } from "./neuron-view.js";
 import { badge, paletteOf } from "./palette.js";
 import { distances } from "./recut.js";
 
@@ -60,7 +61,7 @@ export function fillNeuron(main, view, { features, tell, rest }) {
   main.append(head(view));
   if (!neuron.n) main.append(deadNotice(neuron));
   else if (!hasFeatures(neuron)) main.append(h("div", { class: "neuron-features" }, features()));
-  else main.append(view.add(figures(neuron)), h("div", { class: "neuron-layout" }, side(view, { tell }), h("div", { class: "neuron-features" }, features())));
+  else main.append(view.add(figures(view)), h("div", { class: "neuron-layout" }, side(view, { tell }), h("div", { class: "neuron-features" }, features())));
   main.append(rest);
 }
 
@@ -71,7 +72,62 @@ export function lost(sentence) {
 
 /** What features are shown, and how. */
 export function featuresBar(view, ...more) {
-  return h("div", { class: "features-bar" }, h("h2", {}, "Features"), view.add(featureChoice(view)), view.add(orderChoice(view)), more);
+  const heading = h("h2", {}, "Features");
+  const features = [featureChoice(view), orderChoice(view)];
+  const bar = h("div", { class: "features-bar" }, heading, view.groups && view.add(levelChoice(view)), features.map((part) => view.add(part)), more);
+  return view.add({
+    element: bar,
+    show() {
+      heading.textContent = view.byMeaning ? "Meanings" : "Features";
+      for (const { element } of features) element.hidden = view.byMeaning;
+      bar.classList.toggle("by-meaning", view.byMeaning);
+    },
+  });
+}
+
+/** The examples, meaning by meaning or feature by feature. */
+export function cardsOf(view, features, meanings) {
+  if (!meanings) return view.add(features);
+  const element = h("div", { class: "levels" });
+  let opened = null; // so that what the reader has closed stays so
+  return view.add({
+    element,
+    show(cut, chosen) {
+      const [shown, other] = view.byMeaning ? [meanings, features] : [features, meanings];
+      if (shown.element.parentNode !== element) {
+        other.hide(); // an example is in one place only
+        replace(element, shown.element);
+      }
+      shown.show(cut, chosen);
+      if (view.byMeaning && view.meaning !== opened && view.meaning !== null) meanings.open(Number(view.meaning));
+      opened = view.meaning;
+    },
+  });
+}
+
+/** A few radio buttons that look like one control. `choose` is called with what is chosen. */
+function radios(legend, options, choose) {
+  const name = uniqueId("choice");
+  const labels = options.map(([value, text]) => h("label", {}, h("input", { type: "radio", name, value, onchange: () => choose(value) }), text));
+  return {
+    element: h("fieldset", { class: "choice" }, h("legend", { class: "visually-hidden" }, legend), labels),
+    check(chosen) {
+      for (const label of labels) label.firstChild.checked = label.firstChild.value === chosen;
+    },
+  };
+}
+
+/** Whether a card is a meaning or a feature. */
+function levelChoice(view) {
+  const { element, check } = radios("Show examples by", LEVELS.map((level) => [level, level.replace(/^./, (c) => c.toUpperCase())]),
+    (level) => view.go(level, { feature: null, meaning: null }));
+  return { element, show: () => check(view.level) };
+}
+
+/** What the pictures are coloured by. */
+function colourChoice(view) {
+  const { element, check } = radios("Colour examples by", COLOURS.map((colour) => [colour, `By ${colour}`]), (colour) => view.ctx.navigate({ colour }));
+  return { element, show: () => check(view.colour) };
 }
 
 /** Said instead of everything else of a neuron without examples. */
@@ -83,8 +139,9 @@ function deadNotice(neuron) {
 }
 
 /** Figures that follow the cut. @returns {import("./neuron-view.js").Part & {element: HTMLElement}} */
-function figures(neuron) {
-  const element = h("dl", { class: "stats neuron-figures" });
+function figures(view) {
+  const { neuron, groups } = view;
+  const element = h("dl", { class: `stats neuron-figures${groups ? " with-meanings" : ""}` });
   const averages = (neuron.run.settings?.linkage ?? "average") === "average" && hasTree(neuron);
   const m = neuron.metrics;
   const active = activeInputs(neuron);
@@ -96,6 +153,7 @@ function figures(neuron) {
         : { within: cut.own ? m.intra_cluster_distance : NaN, between: cut.own ? m.inter_cluster_distance : NaN };
       replace(element, [
         ["n_examples", whole(neuron.n), active > 0 && `of ${whole(active)}`],
+        groups && ["n_meanings", whole(groups.n)],
         ["n_clusters", whole(cut.n)],
         ["largest_share", percent(cut.features[0].length / neuron.n)],
         ["mean_distance", number(m.mean_distance)],
@@ -104,7 +162,7 @@ function figures(neuron) {
         ["calibrated_distance", number(m.calibrated_distance)],
         [m.token_density === undefined ? "density" : "token_density", percent(m.token_density ?? m.density)],
         ["max_activation", number(m.max_activation)],
-      ].map(([name, value, more]) => {
+      ].filter(Boolean).map(([name, value, more]) => {
         const { label, reading } = metric(name);
         return h("div", { title: reading }, h("dt", {}, label), h("dd", {}, value, more && h("small", {}, ` ${more}`)));
       }));
@@ -140,7 +198,7 @@ export function card(title, ...children) {
 /** Which feature is shown: all of them side by side, or one. */
 function featureChoice(view) {
   const element = h("nav", { class: "feature-choice", "aria-label": "Features" });
-  const go = (feature) => view.ctx.navigate({ feature });
+  const go = (feature) => view.go("features", { feature });
   return {
     element,
     show(cut, chosen) {
@@ -167,7 +225,7 @@ const ORDER_NAMES = { size: "Largest feature first", maximum: "Feature of the st
 
 /** In which order features are shown, or examples whatever their feature. */
 function orderChoice(view) {
-  const select = h("select", { onchange: () => view.ctx.navigate({ order: select.value === ORDERS[0] ? null : select.value }) },
+  const select = h("select", { onchange: () => view.go("features", { order: select.value === ORDERS[0] ? null : select.value }) },
     ORDERS.map((order) => h("option", { value: order }, ORDER_NAMES[order])));
   return {
     element: h("label", { class: "field" }, "Order", select),
@@ -193,13 +251,16 @@ function side(view, { tell }) {
   const rest = [];
   if (pictures.length) {
     const maps = pictures.map(([name, title, says]) =>
-      view.add(exampleMap(neuron, { layout: neuron[name], title, says, link, signal, tell })));
+      view.add(grouped(view, exampleMap(neuron, { layout: neuron[name], title, says, link, signal, tell }))));
+    const kind = h("span", {}, "feature");
     rest.push(card("Examples in two dimensions",
+      view.groups && h("div", { class: "map-colour" }, view.add(colourChoice(view))),
       h("div", { class: "maps" }, maps),
-      h("p", { class: "quiet-text small" }, "The two leading directions of the cosine geometry, with the neuron's weights (left) and without. A point is an example, its shape and colour the feature.")));
+      h("p", { class: "quiet-text small" }, "The two leading directions of the cosine geometry, with the neuron's weights (left) and without. A point is an example, its shape and colour the ",
+        view.add({ element: kind, show: () => (kind.textContent = view.colour) }), ".")));
   }
   if (neuron.histogram) {
-    rest.push(card("Activations", view.add(activations(neuron, { link, signal }))));
+    rest.push(card("Activations", view.add(grouped(view, activations(neuron, { link, signal })))));
   }
   parts.push(h("div", { class: "side-pictures" }, rest));
   const element = h("div", { class: "neuron-side" }, parts);
@@ -207,4 +268,15 @@ function side(view, { tell }) {
   observer.observe(element);
   signal.addEventListener("abort", () => observer.disconnect());
   return element;
+}
+
+/** A picture of all examples, coloured by what the reader chose. */
+function grouped(view, { element, show }) {
+  return {
+    element,
+    show(cut, chosen) {
+      const { grouping } = view;
+      show(grouping, grouping === cut ? chosen : null);
+    },
+  };
 }

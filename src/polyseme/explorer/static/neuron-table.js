@@ -21,7 +21,9 @@ export function neuronTable(element, { run, table, names, change }, signal) {
       return { name, label, hint: reading, num: true, cell: (row) => value(values[row], kind) };
     }),
   ];
-  let sort = "neuron";
+  // Those of the most meanings first, where they are counted.
+  const usual = names.includes("n_meanings") ? "-n_meanings" : "neuron";
+  let sort = usual;
   let rows = [];
   const grid = new Grid(
     box,
@@ -58,9 +60,9 @@ export function neuronTable(element, { run, table, names, change }, signal) {
 
   return {
     show(query, keep) {
-      const asked = query.get("sort") ?? "neuron";
+      const asked = query.get("sort") ?? usual;
       const name = asked.replace(/^-/, "");
-      sort = name === "neuron" || names.includes(name) ? asked : "neuron";
+      sort = name === "neuron" || names.includes(name) ? asked : usual;
       rows = sorted(table, sort, keep);
       grid.show(rows, sort);
       save.title = `${count(rows.length, "neuron")}: those of the selection, in this order`;

@@ -7,6 +7,7 @@ import { links } from "./link.js";
 import { neuronAt } from "./lookup.js";
 import { neuronAddress } from "./route.js";
 import { typing } from "./keys.js";
+import { LEVELS, meaningsOf } from "./meanings.js";
 
 /** The neuron that an address names. @throws {data.DataError} if there's none */
 export async function openNeuron({ run, params }) {
@@ -21,13 +22,22 @@ export const ORDERS = ["size", "maximum", "strongest"];
 /** What tokens are shaded by. */
 export const SHADES = ["activation", "importance"];
 
+/** What examples are coloured by in pictures of all of them. */
+export const COLOURS = ["meaning", "feature"];
+
+/** The level of an address that names none: one of features says something of them. */
+function impliedLevel(query) {
+  return ["feature", "order", "threshold"].some((name) => query.has(name)) ? "features" : "meanings";
+}
+
 /**
  * What an address asks of a neuron, and in sentences what of that there isn't.
  *
  * @param {URLSearchParams} query
  * @param {object} neuron as data.js has it
+ * @param {import("./cut.js").Cut | null} groups its meanings
  */
-function read(query, neuron) {
+function read(query, neuron, groups) {
   const wrong = [];
   const own = neuron.site.threshold;
   const given = (name, fits, expected, otherwise) => {
@@ -42,9 +52,13 @@ function read(query, neuron) {
   const cut = cutNeuron(neuron, threshold);
   const isBelow = (n) => (text) => /^\d+$/.test(text) && Number(text) < n;
   const numbers = (n) => (n > 1 ? `0 to ${n - 1}` : "0 alone");
+  const level = groups ? given("level", (text) => LEVELS.includes(text), `a level is one of ${LEVELS.join(", ")}`, impliedLevel(query)) : "features";
   return {
     wrong,
     cut,
+    level,
+    meaning: groups && given("meaning", isBelow(groups.n), `the neuron's meanings are ${numbers(groups.n)}; none is opened`, null),
+    colour: groups ? given("colour", (text) => COLOURS.includes(text), `examples are coloured by one of ${COLOURS.join(", ")}`, level === "meanings" ? "meaning" : "feature") : "feature",
     order: given("order", (text) => ORDERS.includes(text), `an order is one of ${ORDERS.join(", ")}`, ORDERS[0]),
     chosen: given("feature", (text) => isBelow(cut.n)(text) || (text === "singles" && cut.n > cut.shared),
       `the features at this threshold are ${numbers(cut.n)}; all are shown`, null),
@@ -67,6 +81,8 @@ export class NeuronView {
     this.neuron = neuron;
     this.ctx = ctx;
     this.signal = ctx.signal;
+    /** Its meanings, or null where the run has none. */
+    this.groups = meaningsOf(neuron);
     this.link = links((example) => this.open(example));
     /** @type {Part[]} */
     this.parts = [];
@@ -78,6 +94,10 @@ export class NeuronView {
     this.chosen = null;
     this.order = ORDERS[0];
     this.shade = SHADES[0];
+    this.level = "features";
+    this.colour = "feature";
+    /** The meaning that the address opens. */
+    this.meaning = null;
     this.cut = null;
     /** Sentences about what the address asks for in vain. */
     this.wrong = [];
@@ -93,7 +113,7 @@ export class NeuronView {
 
   /** Shows what an address says. */
   update(query) {
-    const { example, ...shown } = hasFeatures(this.neuron) ? read(query, this.neuron) : {};
+    const { example, ...shown } = hasFeatures(this.neuron) ? read(query, this.neuron, this.groups) : {};
     Object.assign(this, shown);
     for (const listener of this.onQuery) listener();
     if (!this.cut) return;
@@ -119,7 +139,7 @@ export class NeuronView {
     cancelAnimationFrame(this._frame);
     this._frame = 0;
     this._recut();
-    this.ctx.navigate({ threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
+    this.go(this.level, { threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
     this.ctx.announce(`${count(this.cut.n, "feature")} at ${number(threshold)}`);
   }
 
@@ -132,6 +152,23 @@ export class NeuronView {
     this.wrong = [];
     this._show();
     performance.measure("recut", { start: began });
+  }
+
+  /** Changes the address and the level; the latter stands in it only where the rest doesn't say as much. */
+  go(level, changes, options) {
+    const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
+    for (const [name, value] of Object.entries(changes)) value === null ? query.delete(name) : query.set(name, value);
+    this.ctx.navigate({ ...changes, ...(this.groups && { level: level === impliedLevel(query) ? null : level }) }, options);
+  }
+
+  /** Whether what is at hand is shown meaning by meaning. */
+  get byMeaning() {
+    return this.level === "meanings";
+  }
+
+  /** How examples are grouped in pictures of all of them. */
+  get grouping() {
+    return this.colour === "meaning" ? this.groups : this.cut;
   }
 
   /** Opens an example, or closes the open one. */
@@ -150,7 +187,7 @@ export class NeuronView {
   addressOf(neuron) {
     const { run, site } = this.neuron;
     const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
-    const kept = Object.fromEntries(["threshold", "order", "shade"].map((name) => [name, query.get(name)]));
+    const kept = Object.fromEntries(["threshold", "order", "shade", "level", "colour"].map((name) => [name, query.get(name)]));
     return neuronAddress(run, site.number, neuron, kept);
   }
 
@@ -185,7 +222,7 @@ export class NeuronView {
     const feature = names[next] ?? null;
     // The address brings it about; a key that comes sooner must count from here.
     this.chosen = feature;
-    this.ctx.navigate({ feature });
+    this.go("features", { feature });
     this.ctx.announce(feature === null ? "All features" : feature === "singles" ? "Single examples" : `Feature ${feature}`);
   }
 }

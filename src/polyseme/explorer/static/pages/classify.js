@@ -5,7 +5,7 @@ import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
 import { count, number, percent } from "../format.js";
 import { effectBar } from "../logits.js";
-import { Pictures } from "../image-cards.js";
+import { Pictures } from "../image-tiles.js";
 import { pixels } from "../images.js";
 import { neuronName, siteName } from "../lookup.js";
 import { badge, colourClass, paletteOf } from "../palette.js";

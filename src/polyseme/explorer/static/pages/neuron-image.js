@@ -2,11 +2,15 @@
 
 import { h } from "../dom.js";
 import { number, whole } from "../format.js";
-import { imageCards, Pictures } from "../image-cards.js";
+import { imageCards } from "../image-cards.js";
+import { exampleTiles, Pictures } from "../image-tiles.js";
 import { channelSums, largest, legend, pixels, product, signed } from "../images.js";
 import { classLogits } from "../logits.js";
-import { activeInputs, card, featuresBar, fillNeuron, lost, metricsTable } from "../neuron-frame.js";
+import { meaningCards } from "../meaning-cards.js";
+import { activeInputs, card, cardsOf, featuresBar, fillNeuron, lost, metricsTable } from "../neuron-frame.js";
 import { NeuronView, openNeuron } from "../neuron-view.js";
+
+const TILES_SHOWN = 12; // of a meaning whose features aren't
 
 export async function render(main, ctx) {
   const neuron = await openNeuron(ctx);
@@ -16,13 +20,23 @@ export async function render(main, ctx) {
   const readable = Boolean(pictures && neuron.examples.thumb);
   fillNeuron(main, view, {
     features: () => (readable
-      ? [reads(neuron, pictures), featuresBar(view), view.add(imageCards(view, pictures))]
+      ? [reads(neuron, pictures), ...imageFeatures(view, pictures)]
       : [reads(neuron, null), lost("The images of this neuron's examples can't be read.")]),
     tell: (example) => (readable ? [pictures.ofExample(example), number(neuron.examples.activation[example])] : [`Example ${example}`]),
     rest: rest(neuron, pictures),
   });
   view.update(ctx.query);
   return { update: (query) => view.update(query) };
+}
+
+/** The meanings or the features, with their examples. */
+function imageFeatures(view, pictures) {
+  const tiles = exampleTiles(view, pictures);
+  const cards = imageCards(view, pictures, tiles);
+  const meanings = view.groups && meaningCards(view, { list: "tiles", shown: TILES_SHOWN, item: (example) => tiles.tile(example), element: tiles.element, pictures: tiles.summary, placed: tiles.enlarge });
+  if (meanings) tiles.listen(meanings.element);
+  view.onOpen.push((example) => tiles.open(example, (view.byMeaning ? meanings : cards).reveal));
+  return [featuresBar(view), cardsOf(view, cards, meanings)];
 }
 
 /** What the neuron multiplies its input by, and what it fires for, side by side; the former alone without pictures. */

@@ -6,10 +6,13 @@ import { number } from "../format.js";
 import { featureCards } from "../feature-cards.js";
 import { importancesOf } from "../importances.js";
 import { tokenLogits } from "../logits.js";
-import { card, featuresBar, fillNeuron, lost, metricsTable } from "../neuron-frame.js";
+import { meaningCards } from "../meaning-cards.js";
+import { card, cardsOf, featuresBar, fillNeuron, lost, metricsTable } from "../neuron-frame.js";
 import { NeuronView, openNeuron, SHADES } from "../neuron-view.js";
 import { hasImpliedSpaces, plain } from "../tokens.js";
 import { exampleLines, textSample } from "../windows.js";
+
+const LINES_SHOWN = 5; // of a meaning whose features aren't
 
 export async function render(main, ctx) {
   const neuron = await openNeuron(ctx);
@@ -30,14 +33,16 @@ function textFeatures(view) {
   const lines = exampleLines(view.neuron, view);
   const shading = shadeChoice(view, lines);
   const cards = featureCards(view, lines);
+  const meanings = view.groups && meaningCards(view, { list: "lines", shown: LINES_SHOWN, item: (example) => lines.line(example), element: lines.element });
+  if (meanings) lines.listen(meanings.element);
   view.onOpen.push((example) => {
     lines.open(example);
     if (example === null) return;
-    cards.reveal(example);
+    (view.byMeaning ? meanings : cards).reveal(example);
     // A new page is first shown from its top.
     setTimeout(() => lines.element(example).scrollIntoView({ block: "nearest" }));
   });
-  return [featuresBar(view, shading.element), shading.notice, view.add(cards)];
+  return [featuresBar(view, shading.element), shading.notice, cardsOf(view, cards, meanings)];
 }
 
 /** Token shades by activation or by importance. */

@@ -4,8 +4,9 @@ import * as data from "../data.js";
 import { stackedRows } from "../charts.js";
 import { h } from "../dom.js";
 import { damageNotice, factList } from "../facts.js";
-import { whole, percent, value } from "../format.js";
+import { count, whole, percent, value } from "../format.js";
 import { siteName } from "../lookup.js";
+import { tooFewVectors } from "../meanings.js";
 import { metricNames, metric } from "../metrics.js";
 import { neuronMap } from "../neuron-map.js";
 import { neuronTable } from "../neuron-table.js";
@@ -13,10 +14,14 @@ import { metricDistribution } from "../metric-distribution.js";
 import { quantile } from "../scale.js";
 import { readSelection, select, selectionControls, rangeText } from "../selection.js";
 
+const SITES_NAMED = 3;
+const N_STEPS = 7; // that the design has colours for
+
 export async function render(main, ctx) {
   const { run } = ctx;
   const table = await data.neurons(run);
   const names = metricNames(table.names);
+  const counted = table.has("n_meanings") ? "Meanings" : "Features";
   const layers = h("div");
   const distribution = h("section", { class: "card" });
   const controls = h("div");
@@ -26,11 +31,12 @@ export async function render(main, ctx) {
   main.append(
     h("header", { class: "run-head" }, h("h1", {}, h("bdi", {}, run.title)), factList(run)),
     damageNotice(run) ?? "",
+    tooFewNotice(run) ?? "",
     stats(table),
     h(
       "div",
       { class: "grid" },
-      h("section", { class: "card" }, h("header", {}, h("h2", {}, run.sites.length > 1 ? "Features by layer" : "Neurons by number of features")), layers),
+      h("section", { class: "card" }, h("header", {}, h("h2", {}, run.sites.length > 1 ? `${counted} by layer` : `Neurons by number of ${counted.toLowerCase()}`)), layers),
       distribution,
     ),
     h("section", { class: "select-bar", "aria-label": "Selection of neurons" }, controls),
@@ -87,6 +93,7 @@ function stats(table) {
     ["Neurons", whole(table.n)],
     ["Dead", share(dead), "No input activates them."],
     unlisted.length && ["Without examples", share(unlisted.length), "Active, but none of their inputs was selected."],
+    median("n_meanings"),
     median("n_clusters"),
     median("mean_distance"),
     median("calibrated_distance"),
@@ -95,26 +102,44 @@ function stats(table) {
   return h("dl", { class: "stats" }, tiles.map(([name, words, says]) => h("div", { title: says }, h("dt", {}, name), h("dd", {}, words))));
 }
 
-/** How many neurons of each layer have how many features, in powers of two. */
+/** Which of a run's sites have too few vectors to count meanings, or null if none. */
+function tooFewNotice(run) {
+  const found = run.has?.meanings ? run.sites.map((site) => [site, tooFewVectors(site)]).filter(([, words]) => words) : [];
+  if (!found.length) return null;
+  const rest = found.length - SITES_NAMED;
+  return h("section", { class: "notice", "aria-label": "Too few vectors" }, run.sites.length === 1
+    ? h("p", {}, found[0][1])
+    : h("ul", {}, found.slice(0, SITES_NAMED).map(([site, words]) => h("li", {}, h("bdi", {}, siteName(run, site)), `: ${words}`)),
+      rest > 0 && h("li", {}, `The same goes for ${count(rest, "more layer")}.`)));
+}
+
+/** Steps of numbers, one for each step of colour: [from, to, in words]. */
+function steps(name, most) {
+  const all = name === "n_meanings"
+    ? Array.from({ length: N_STEPS }, (_, i) => [i + 1, i + 1, i ? String(i + 1) : "1 meaning"])
+    : Array.from({ length: N_STEPS }, (_, i) => [2 ** i, 2 ** (i + 1) - 1, i ? `${2 ** i}–${2 ** (i + 1) - 1}` : "1 feature"]);
+  const [last] = all.at(-1);
+  all[N_STEPS - 1] = [last, Infinity, `${last} or more`];
+  return all.filter(([lo], i) => i === 0 || lo <= most);
+}
+
+/** How many neurons of each layer have how many meanings, or in powers of two features where the run has no meanings. */
 function layerChart(element, run, table, change, signal) {
-  const [clusters, density] = [table.column("n_clusters"), table.column("density")];
-  const most = clusters.reduce((a, b) => Math.max(a, b), 0);
+  const name = table.has("n_meanings") ? "n_meanings" : "n_clusters";
+  const words = name === "n_meanings" ? "meanings" : "features";
+  const [numbers, density] = [table.column(name), table.column("density")];
+  const most = numbers.reduce((a, b) => Math.max(a, b), 0);
   const least = density.reduce((a, b) => (b > 0 && b < a ? b : a), 1);
   const kinds = [
     { label: "dead", pick: { density: "..0" }, paint: "--feature-rest" },
     { label: "without examples", pick: { n_examples: "..0", density: rangeText(least / 2, Infinity) }, paint: "--mark-soft" },
   ];
-  for (let lo = 1, step = 0; lo <= Math.max(1, most); lo *= 2, step++) {
-    const last = step === 6; // there are seven steps of colour
-    const hi = last ? Infinity : 2 * lo - 1;
-    kinds.push({ label: last ? `${lo} or more` : lo === hi ? "1 feature" : `${lo}–${hi}`, pick: { n_clusters: rangeText(lo, hi) }, paint: `--scale-${step}` });
-    if (last) break;
-  }
+  steps(name, most).forEach(([lo, hi, label], step) => kinds.push({ label, lo, hi, pick: { [name]: rangeText(lo, hi) }, paint: `--scale-${step}` }));
   const counts = run.sites.map(({ first, n_neurons }) => {
     const row = kinds.map(() => 0);
     for (let i = first; i < first + n_neurons; i++) {
-      // Features 1, 2-3, 4-7, ... are kinds 2, 3, 4, ...
-      row[clusters[i] ? Math.min(kinds.length - 1, 33 - Math.clz32(clusters[i])) : Number(density[i] > 0)] += 1;
+      const kind = kinds.findIndex(({ lo, hi }) => numbers[i] >= lo && numbers[i] <= hi);
+      row[kind >= 0 ? kind : Number(density[i] > 0)] += 1;
     }
     return row;
   });
@@ -122,7 +147,7 @@ function layerChart(element, run, table, change, signal) {
   stackedRows(
     element,
     {
-      title: `Neurons of each layer by their number of features, ${run.sites.length} layers`,
+      title: `Neurons of each layer by their number of ${words}, ${run.sites.length} layers`,
       rowName: "Layer",
       rows: run.sites.map((site, s) => ({
         label: siteName(run, site),
@@ -132,7 +157,7 @@ function layerChart(element, run, table, change, signal) {
       kinds: present.map((k) => kinds[k]),
       onPick(r, k) {
         const { pick } = kinds[present[k]];
-        change({ layer: run.sites.length > 1 ? run.sites[r].address : null, n_clusters: null, n_examples: null, density: null, ...pick });
+        change({ layer: run.sites.length > 1 ? run.sites[r].address : null, [name]: null, n_examples: null, density: null, ...pick });
       },
     },
     signal,

@@ -4,7 +4,7 @@ import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
 import { count, number, percent } from "../format.js";
 import { neuronName, siteName } from "../lookup.js";
-import { marker, paletteOf } from "../palette.js";
+import { badge, marker, paletteOf } from "../palette.js";
 import { neuronAddress } from "../route.js";
 import { direction, plain, shaded } from "../tokens.js";
 
@@ -170,7 +170,8 @@ class Probed {
   _table(rows, withToken) {
     const { run } = this.ctx;
     const most = Math.max(1, ...rows.map((row) => row.share ?? 0)); // which has the whole length of a bar
-    const head = [withToken && "Token", "Neuron", "Share of its maximum", "Activation", "Feature"].filter(Boolean);
+    const known = this.answer.active.some((row) => row.meaning >= 0); // or else the run has none
+    const head = [withToken && "Token", "Neuron", "Share of its maximum", "Activation", known && "Meaning", "Feature"].filter(Boolean);
     return h("div", { class: "scroll-x" }, h("table", { class: "plain probe-table" },
       h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num activation" : null }, name)))),
       h("tbody", {}, rows.map((row) => {
@@ -182,8 +183,15 @@ class Probed {
           h("th", { scope: "row" }, h("a", { href, title: `${siteName(run, site)}, neuron ${row.neuron}` }, neuronName(run, site, row.neuron))),
           h("td", { class: "share-cell" }, shareBar(row.share ?? 0, most), row.share === null ? "–" : percent(row.share)),
           h("td", { class: "num activation" }, number(row.activation)),
+          known && h("td", {}, this._meaning(row)),
           h("td", { class: "which" }, this._feature(row)));
       }))));
+  }
+
+  _meaning(row) {
+    if (!(row.meaning >= 0)) return h("span", { class: "quiet-text" }, "none is near");
+    const href = neuronAddress(this.ctx.run, row.site, row.neuron, { meaning: row.meaning });
+    return h("a", { href, class: "probe-meaning", "aria-label": `Meaning ${row.meaning}` }, badge(row.meaning, paletteOf(row.meaning, 2)));
   }
 
   _feature(row) {
