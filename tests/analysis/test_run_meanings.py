@@ -67,7 +67,7 @@ def test_they_are_those_of_all_that_the_site_reads(analysed) -> None:
 
 
 def test_planted_meanings_are_found_and_told_apart(analysed) -> None:
-    run, _, h, truth = analysed
+    run, _, _, truth = analysed
     both = run.neuron("hidden", 0)
     assert both.meanings.number == 2
     assert both.meanings.verdict == "several"
@@ -140,4 +140,4 @@ def test_a_site_with_too_little_data_is_named(tmp_path: Path, capsys) -> None:
     ps.analyse(model, images, sites="hidden", out=tmp_path / "run", progress=True)
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "its statistics are of 60 vectors of 36 values" in shown
-    assert "reliable from about 108 on. Give more images." in shown
+    assert "reliable from about 108 on. Give more inputs." in shown

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from store.run_builder import write
 from visiting import arrive, query, visit
 
 import polyseme as ps
+from store.run_builder import write
 
 TEXT = ("model.layers.8.mlp", 345)
 TEXT_ADDRESS = "#/neuron/8/345"
@@ -115,7 +115,9 @@ def test_an_export_of_a_large_run_says_what_it_lacks(page, serve, text_run):
 def test_examples_are_coloured_by_meaning(page, serve, image_run, neuron):
     visit(page, serve("live", image_run), IMAGE_ADDRESS)
     marks = page.locator(".example-map").first.locator(".mark")
-    colours = """all => all.map(mark => (mark.getAttribute("class").match(/f\\d+|f-rest/) ?? [""])[0])"""
+    colours = (
+        'all => all.map(mark => (mark.getAttribute("class").match(/f\\d+|f-rest/) ?? [""])[0])'
+    )
     truth = [f"f{meaning}" for meaning in neuron.examples["meaning"]]
     assert marks.evaluate_all(colours)[::-1] == truth
     page.get_by_text("By feature", exact=True).click()

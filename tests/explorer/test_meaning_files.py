@@ -17,7 +17,6 @@ from polyseme.store import RunWriter
 from store.run_builder import write
 
 
-
 @pytest.fixture(scope="module", params=["text", "grey", "rgb"])
 def run(request):
     return request.getfixturevalue(f"{request.param}_run")
@@ -168,7 +167,8 @@ def test_gaps_between_meanings_are_told(text_run, monkeypatch):
 
     monkeypatch.setattr(type(run.folder), "rows", gapped)
     told = meaning_files.neuron_meanings(run, run.sites[0], 0)
-    assert told == {"meanings": [], "problem": "What the run holds of its meanings contradicts itself."}
+    problem = "What the run holds of its meanings contradicts itself."
+    assert told == {"meanings": [], "problem": problem}
 
 
 @pytest.mark.parametrize(("limit", "kept"), [("_MOST_DRAWN", True), ("_MOST_EXAMPLES", False)])
