@@ -261,14 +261,15 @@ def words_around(window: TextWindow) -> tuple[set[str], str]:
     Pieces are joined to words: one that does not begin with a space goes on with the last.
     """
     words: list[str] = []
-    centre = 0
+    centre, ended = 0, True
     for place, token in enumerate(window.tokens):
         text = token.strip()
-        goes_on = words and text and not token[:1].isspace() and text[0].isalnum()
-        if goes_on and words[-1][-1:].isalnum():
-            words[-1] += text
-        elif text:
+        starts = ended or token[:1].isspace() or not text[:1].isalnum()
+        if text and starts:
             words.append(text)
+        elif text:
+            words[-1] += text
+        ended = not token[-1:].isalnum()
         if place == window.centre:
             centre = max(0, len(words) - 1)
     near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]
