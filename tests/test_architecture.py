@@ -69,6 +69,7 @@ THIRD_PARTY = {
     "datasets": ("datasets", "hub"),
     "sae_lens": ("sae-lens", "sae"),
     "transformers": ("transformers", "text"),
+    "sklearn": ("scikit-learn", "benchmark"),
 }
 
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "scipy", "sklearn"}

@@ -173,7 +173,8 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
             continue
         assert line == (
             f"{row.site}: {row.neurons} neurons, {row.dead} dead, {unlisted}"
-            f"{row.mean_clusters:.1f} features a neuron, mean distance {row.mean_distance:.3f} "
+            f"{row.mean_meanings:.1f} meanings and {row.mean_clusters:.1f} features a neuron, "
+            f"mean distance {row.mean_distance:.3f} "
             f"(over {row.mean_distance_n})"
         )
     assert lines[-1] == (
@@ -458,7 +459,7 @@ def test_a_file_that_cannot_be_written(place, capsys):
     assert said(capsys, *analyse("--no-panels"))[0] == 0
     Path("folder").mkdir()
     for name in ("folder", "no/such/table.csv", "a" * 300 + ".csv"):
-        status, _, err = said(capsys, "benchmark", "run", "--csv", name)
+        status, _, err = said(capsys, "benchmark", "features", "run", "--csv", name)
         assert status == 1
         assert re.fullmatch(r"polyseme: .* could not be read or written: .*\n", err)
 

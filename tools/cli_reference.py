@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from polyseme.cli import build_parser
@@ -17,18 +18,17 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 def reference() -> str:
     """The page: a section for each command, a table of its arguments."""
     parser = build_parser()
-    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     lines = [
         "# Command line",
         "",
         "Every command is one call of the library. A refusal is one sentence on the error "
         "output and exit status 1; an interrupt gives 130.",
     ]
-    for name, command in commands.choices.items():
+    for name, command in _commands(parser):
         lines += ["", f"## polyseme {name}", "", str(command.description)]
         lines += ["", "| argument | meaning |", "|---|---|"]
         for action in command._actions:
-            if isinstance(action, argparse._HelpAction):
+            if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
                 continue
             spelling = ", ".join(action.option_strings) or str(action.metavar)
             if action.option_strings and action.nargs != 0:
@@ -38,6 +38,18 @@ def reference() -> str:
             needed = " (required)" if action.option_strings and action.required else ""
             lines.append(f"| `{spelling}` | {text.replace('|', chr(92) + '|')}{needed} |")
     return "\n".join(lines) + "\n"
+
+
+def _commands(
+    parser: argparse.ArgumentParser, of: str = ""
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """The commands that do something, each with its name: those of a group one by one."""
+    kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if of and not kinds:
+        yield of, parser
+    for kind in kinds:
+        for name, command in kind.choices.items():
+            yield from _commands(command, f"{of} {name}".strip())
 
 
 def main() -> int:

@@ -418,7 +418,7 @@ def test_a_smaller_budget_makes_more_passes(setting):
 
 def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeypatch):
     sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"buffers": 10, "later": 1000}
-    monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
+    monkeypatch.setattr(plan_module._Size, "estimate", lambda *_: plan_module._Size(**sizes))
     monkeypatch.setattr(TextData, "working_bytes", lambda *_: 0)
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: 3)
     for budget, side_by_side in [(1060, 1), (2059, 1), (2060, 2), (3059, 2), (3060, 3), (9999, 3)]:
@@ -436,7 +436,7 @@ def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeyp
 def test_the_search_for_similar_features_is_planned_for(setting, monkeypatch):
     sizes = dict.fromkeys(plan_module._Size.__annotations__, 0) | {"later": 1000, "tables": 50}
     sizes["features"] = 3000
-    monkeypatch.setattr(plan_module._Size, "of", lambda *_: plan_module._Size(**sizes))
+    monkeypatch.setattr(plan_module._Size, "estimate", lambda *_: plan_module._Size(**sizes))
     monkeypatch.setattr(TextData, "working_bytes", lambda *_: 0)
     # Blocks of all pairs, what is kept of each feature, and the tables, which are held by then.
     needed = setting.plan().memory

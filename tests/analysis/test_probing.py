@@ -203,7 +203,8 @@ def test_the_explorer_gets_json(run, model, tokenizer):
     assert [row["neuron"] for row in found["active"]] == plain.neurons["neuron"].tolist()
     assert {row["site"] for row in found["active"]} == {0, 1}
     assert set(found["active"][0]) == {
-        *("token", "site", "neuron", "activation", "share", "feature", "label", "n_examples"),
+        *("token", "site", "neuron", "activation", "share"),
+        *("meaning", "feature", "label", "n_examples"),
     }
     assert live(run, " ".join(["bank"] * 600), 1)["truncated"] is True
     with pytest.raises(InputError, match=r"^k is 1000; a whole number from 1 to 100 is expected\."):

@@ -100,12 +100,15 @@ def test_the_command_prints_the_means_and_writes_the_table(
     run: ps.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "table.csv"
-    assert cli.main(["benchmark", str(run.path), "--neurons", "2", "--csv", str(file)]) == 0
+    assert (
+        cli.main(["benchmark", "features", str(run.path), "--neurons", "2", "--csv", str(file)])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "Means over 1 site, 2 neurons" in printed
     frame = agreement(run, n_neurons=2)
     assert len(file.read_text().splitlines()) == len(frame) + 1
     for row in frame.itertuples():
         assert f"{row.rand_index:.3f}" in printed
-    assert cli.main(["benchmark", str(run.path), "--site", "hiden"]) == 1
+    assert cli.main(["benchmark", "features", str(run.path), "--site", "hiden"]) == 1
     assert "hidden" in capsys.readouterr().err

@@ -46,6 +46,7 @@ def test_examples_with_their_inputs_and_labels(grey_run):
             "position",
             "activation",
             "feature",
+            "meaning",
             "label",
         ]
         assert frame["example"].tolist() == list(range(len(chosen)))
@@ -317,10 +318,11 @@ def test_similar_to_how_many(grey_run, k):
 
 def test_repr(grey_run):
     neuron = busy(grey_run)
-    m = neuron.metrics
+    m, n = neuron.metrics, neuron.meanings.number
     assert repr(neuron) == (
-        f"Neuron('first', {neuron.number}: {m.n_examples} examples, {m.n_clusters} features at "
-        f"0.35, mean distance {m.mean_distance:.3f})"
+        f"Neuron('first', {neuron.number}: {m.n_examples} examples, {n} "
+        f"meaning{'s' * (n > 1)}, {m.n_clusters} features at 0.35, "
+        f"mean distance {m.mean_distance:.3f})"
     )
 
 

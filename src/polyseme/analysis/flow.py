@@ -27,8 +27,8 @@ from polyseme.analysis.progress import Stages, progress_bars
 from polyseme.analysis.site_tables import cluster_site, site_arrays, site_tables
 from polyseme.capture import Collected
 from polyseme.capture.collect import needs_head
-from polyseme.core.meaning import ENOUGH
 from polyseme.core.parallel import in_threads
+from polyseme.core.space import ENOUGH
 from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites, sites_that_run
 from polyseme.store import RunWriter
 from polyseme.views import Run, open_run

@@ -21,9 +21,10 @@ from polyseme.core import (
     principal_coordinates,
 )
 from polyseme.core.distances import cosine_matrices, unit_rows
-from polyseme.core.meaning import ManyMeanings, Space, effective_number
+from polyseme.core.meaning import ManyMeanings, effective_number
 from polyseme.core.parallel import in_threads
 from polyseme.core.similar import MIN_EXAMPLES
+from polyseme.core.space import Space
 from polyseme.data.sources import Source
 from polyseme.sites import Site
 

@@ -329,7 +329,8 @@ def _about(row: Any) -> str:
     distance = "no two examples of a neuron to compare"
     if row["mean_distance_n"]:
         distance = f"mean distance {row['mean_distance']:.3f} (over {row['mean_distance_n']:,})"
-    return f"{start}{row['mean_clusters']:.1f} features a neuron, {distance}"
+    meanings = f"{row['mean_meanings']:.1f} meanings and " if "mean_meanings" in row else ""
+    return f"{start}{meanings}{row['mean_clusters']:.1f} features a neuron, {distance}"
 
 
 def _sites(options: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats
 from polyseme.core.clustering import cluster_many
-from polyseme.core.distances import cosine_matrices, unit_rows
+from polyseme.core.distances import cosine_matrices
+from polyseme.core.space import Space
 from polyseme.errors import InputError
 
 Ints = NDArray[np.int64]
@@ -21,84 +22,10 @@ Ints = NDArray[np.int64]
 OVERLAP = 0.57
 #: A meaning has at least so many examples.
 MIN_SIZE = 5
-#: Exponent of the covariance: 0 leaves the input as it is, ½ whitens it.
-WHITENING = 0.25
-#: Vectors for each dimension of the input from which on its covariance serves: with fewer, counts
-#: of meanings of planted neurons were off by more.
-ENOUGH = 3
-# Share of the mean variance that is mixed into every direction, so that directions in which the
-# input hardly varies are not blown up.
-_RIDGE = 0.01
 # Mean cosine of a group below which its examples have next to nothing in common.
 _COHERENT = 0.1
-_DRAWS = 99
+_DRAWS = 39
 _HALVES = 20
-
-
-@dataclass(frozen=True)
-class Space:
-    """The space in which meanings are told apart: inputs centred and partly whitened.
-
-    Attributes
-    ----------
-    mean : ndarray of float32, shape (d,)
-        Of the site's input.
-    matrix : ndarray of float32, shape (d, d)
-        A power of its covariance, symmetric: ``(0.99 Σ + 0.01 tr(Σ)/d)^-¼``.
-    """
-
-    mean: NDArray[np.float32]
-    matrix: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, mean: Any, covariance: Any = None) -> Space:
-        """The space of a site whose input has this mean (d,) and covariance (d, d).
-
-        Without a covariance the input is centred alone.
-
-        Raises
-        ------
-        InputError
-            If the shapes do not fit, or the covariance is not symmetric and positive.
-        """
-        centre = as_floats(mean, "mean", 1, np.float64)
-        d = len(centre)
-        if covariance is None:
-            return cls(centre.astype(np.float32), np.eye(d, dtype=np.float32))
-        sigma = as_floats(covariance, "covariance", 2, np.float64)
-        if sigma.shape != (d, d):
-            raise InputError(
-                f"covariance has shape {sigma.shape} and mean has shape {centre.shape}; "
-                f"({d}, {d}) is expected."
-            )
-        variances, axes = np.linalg.eigh((sigma + sigma.T) / 2)
-        scale = float(variances.sum()) / max(d, 1)
-        if not np.allclose(sigma, sigma.T, atol=1e-4 * max(scale, 1e-30)) or (
-            d and variances[0] < -1e-3 * abs(scale)
-        ):
-            raise InputError(
-                "covariance is not symmetric and positive semi-definite; give numpy.cov(inputs.T) "
-                "or the like."
-            )
-        if scale <= 0:
-            return cls(centre.astype(np.float32), np.eye(d, dtype=np.float32))
-        mixed = (1 - _RIDGE) * np.maximum(variances, 0) / scale + _RIDGE
-        power = (axes * mixed**-WHITENING) @ axes.T
-        return cls(centre.astype(np.float32), power.astype(np.float32))
-
-    def inputs(self, h: Floats) -> NDArray[np.float32]:
-        """Unit vectors of input vectors: (..., d) to (..., d)."""
-        return unit_rows((np.asarray(h, np.float32) - self.mean) @ self.matrix)
-
-    def directions(self, gradients: Floats) -> NDArray[np.float32]:
-        """Unit directions along which neurons read, by their gradients ∂a/∂h: (..., d)."""
-        # Inner products with inputs stay what they are, so what inputs are divided by these
-        # are multiplied by.
-        return unit_rows(np.asarray(gradients, np.float32) @ self._inverse)
-
-    @cached_property
-    def _inverse(self) -> NDArray[np.float32]:
-        return np.linalg.inv(self.matrix.astype(np.float64)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -154,7 +81,7 @@ class Meanings:
         Of all splits at the top of the tree with enough examples on both sides the first, made or
         not; NaN if there is none. Near 0 for halves of one meaning, about 1 for unrelated ones.
         """
-        return float(_separations(self.tree[None], self.overlaps[None])[0])
+        return float(1 - _at_top(self.tree[None], self.overlaps[None])[0])
 
     def cut(self, threshold: float) -> Meanings:
         """The meanings at another overlap: more of them the higher it is."""
@@ -186,35 +113,38 @@ class Meanings:
 
     @cached_property
     def chance(self) -> float:
-        """How often examples without groups would seem at least as far apart: a p-value.
+        """How often examples without groups would fall into so many as clearly: a p-value.
 
         The null has the mean and the covariance of the examples, but is normally distributed, so
-        that it has no groups; the statistic is the `separation`. 99 draws, so 0.01 at least. NaN
-        where there is no separation.
+        that it has no groups; its trees are cut into as many. The statistic is the share of the
+        scatter that is between groups. 39 draws, so 0.025 at least. NaN for one meaning.
         """
         n = len(self.labels)
-        if not np.isfinite(self.separation):
+        if self.number < 2:
             return float("nan")
         rng = np.random.default_rng(0)
         noise = rng.standard_normal((_DRAWS, n, n)) / np.sqrt(n)
         # Rows C X have these moments, so their inner products are C G Cᵀ: no vector is needed.
         combine = 1 / n + noise - noise.mean(axis=2, keepdims=True)
         products = combine @ self.cosines @ combine.transpose(0, 2, 1)
-        norms = np.sqrt(np.maximum(np.einsum("gii->gi", products), 1e-12))
-        products /= norms[:, :, None] * norms[:, None, :]
-        found = meanings_many(products, (combine @ self.drives) / norms, threshold=self.threshold)
-        apart = np.nan_to_num(_separations(found.trees, found.overlaps), nan=-np.inf)
-        return float((1 + (apart >= self.separation).sum()) / (1 + _DRAWS))
+        # Scaled, not to unit length: that would pull even normal data apart to opposite sides.
+        products /= np.abs(products).max(axis=(1, 2), keepdims=True)
+        trees = meanings_many(products, np.zeros((_DRAWS, n)), threshold=1.0).trees
+        any_split = np.full(trees.shape[:2], -np.inf)
+        labels = _labels(trees, any_split, products, 1.0, most=self.number)
+        null = _scatter_between(products, labels)
+        apart = _scatter_between(self.cosines[None], self.labels[None])
+        return float((1 + (null >= apart).sum()) / (1 + _DRAWS))
 
     @property
     def verdict(self) -> str:
         """ "several", "one", or "no clear groups".
 
-        "no clear groups" where groups are found but `chance` gives as much (p ≥ 0.05), or where
+        "no clear groups" where groups are found but `chance` gives as much (p > 0.05), or where
         none is found and the examples have next to nothing in common (mean cosine below 0.1).
         """
         if self.number > 1:
-            return "several" if self.chance < 0.05 else "no clear groups"
+            return "several" if self.chance <= 0.05 else "no clear groups"
         n = len(self.labels)
         alike = (self.cosines.sum() - np.trace(self.cosines)) / max(1, n * (n - 1))
         return "one" if n == 1 or alike >= _COHERENT else "no clear groups"
@@ -371,7 +301,7 @@ def meanings_many(
             tree = trees[part, : size - 1]
             between = _overlaps(tree, drives[part, :size])
             overlaps[part, : size - 1] = between
-            separations[part] = _separations(tree, between)
+            separations[part] = 1 - _at_top(tree, between)
             inner = cosines[part, :size, :size]
             labels[part, :size] = _labels(tree, between, inner, threshold)
     return ManyMeanings(labels, trees, overlaps, sizes, separations, drives)
@@ -465,17 +395,17 @@ def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[
     return larger, smaller, sizes.min(axis=1) >= MIN_SIZE
 
 
-def _separations(trees: NDArray[np.float64], overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 less the overlap of the first split from the top with enough examples on both sides."""
+def _at_top(trees: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The value at the first merge from the top with enough examples on both sides, else NaN."""
     m, n = len(trees), trees.shape[1] + 1
-    separation = np.full(m, np.nan)
+    found = np.full(m, np.nan)
     node = np.full(m, 2 * n - 2)
     for merge in range(n - 2, -1, -1):
         larger, _, enough = _sides(trees, merge)
         here = node == n + merge
-        separation[here & enough] = 1 - overlaps[here & enough, merge]
+        found[here & enough] = values[here & enough, merge]
         node = np.where(here, np.where(enough, -1, larger), node)
-    return separation
+    return found
 
 
 def _labels(
@@ -483,8 +413,9 @@ def _labels(
     overlaps: NDArray[np.float64],
     cosines: Floats,
     threshold: float,
+    most: int | None = None,
 ) -> Ints:
-    """Meanings of the examples of trees of equal size, (m, n)."""
+    """Meanings of the examples of trees of equal size, (m, n), and at most so many."""
     m, n = len(trees), trees.shape[1] + 1
     rows = np.arange(m)
     # The group that each node is in, by the node at its top; whether it may still be split.
@@ -492,10 +423,12 @@ def _labels(
     whole = np.ones((m, 2 * n - 1), bool)
     is_open = np.zeros((m, 2 * n - 1), bool)
     is_open[:, -1] = True
+    room = np.full(m, n if most is None else most - 1)
     for merge in range(n - 2, -1, -1):
         node = n + merge
         larger, smaller, enough = _sides(trees, merge)
-        split = is_open[:, node] & enough & (overlaps[:, merge] < threshold)
+        split = is_open[:, node] & enough & (overlaps[:, merge] < threshold) & (room > 0)
+        room -= split
         # A few examples that come off are no meaning; the split may be further down.
         peeled = is_open[:, node] & ~enough
         whole[rows[split], top[split, node]] = False
@@ -512,6 +445,15 @@ def _labels(
         numbered[row][loose[row]] = similar.argmax(axis=1)
         numbered[row] = _by_size(numbered[row])
     return numbered
+
+
+def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
+    """Share of the scatter of rows, by their inner products (m, n, n), that is between groups."""
+    member = (labels[:, :, None] == np.arange(labels.max() + 1)).astype(float)
+    sums = np.einsum("mik,mij,mjk->mk", member, products, member, optimize=True)
+    of_all = products.sum(axis=(1, 2)) / products.shape[1]
+    between = (sums / np.maximum(member.sum(axis=1), 1)).sum(axis=1) - of_all
+    return np.asarray(between / (np.einsum("mii->m", products) - of_all))
 
 
 def _by_size(labels: Ints) -> Ints:

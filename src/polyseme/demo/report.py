@@ -36,7 +36,8 @@ def report(demo: Demo, console: Console) -> None:
     table.add_row("neurons", f"{summary['neurons']}")
     table.add_row("dead (no digit activates them)", f"{summary['dead']}")
     table.add_row("active, but without examples", f"{summary['without_examples']}")
-    table.add_row("features a neuron, mean", f"{summary['mean_clusters']:.1f}")
+    table.add_row("meanings per neuron, mean", f"{summary['mean_meanings']:.1f}")
+    table.add_row("features per neuron, mean", f"{summary['mean_clusters']:.1f}")
     for name in (
         "max_distance",
         "mean_distance",

@@ -38,6 +38,8 @@ _BATCH = 512
 
 # Row of the table, its name, and how it is written.
 _ROWS = (
+    ("what latents mean", None, ""),
+    ("mean_meanings", "meanings per latent", "{:.2f}"),
     ("as published", None, ""),
     ("dead_share", "dead latents (no input activates them)", "{:.1%}"),
     ("without_examples_share", "active latents without examples", "{:.1%}"),
@@ -46,7 +48,7 @@ _ROWS = (
     ("intra_cluster_distance", "intra-cluster distance", "{:.3f}"),
     ("inter_cluster_distance", "inter-cluster distance", "{:.3f}"),
     ("mean_examples", "size (examples a latent)", "{:.1f}"),
-    ("mean_clusters", "clusters (features a latent)", "{:.1f}"),
+    ("mean_clusters", "features per latent", "{:.1f}"),
     ("what it cost", None, ""),
     ("l0", "L0", "{:.1f}"),
     ("fvu", "FVU", "{:.4f}"),

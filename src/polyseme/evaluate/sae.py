@@ -317,6 +317,7 @@ class SAEReport:
             record[metric] = float(live[metric].mean())
             record[f"{metric}_n"] = int(live[metric].notna().sum())
         record["mean_examples"] = float(live["n_examples"].mean())
+        record["mean_meanings"] = float(live["n_meanings"].mean())
         record["mean_clusters"] = float(live["n_clusters"].mean())
         record.update(self.evaluation())
         alive = self.neurons["n_examples"].to_numpy() > 0

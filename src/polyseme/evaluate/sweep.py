@@ -32,7 +32,6 @@ from polyseme.store.partial import differences
 from polyseme.views.figure import save_figure
 
 RECORDS = "records"
-_SETTINGS = "sweep.json"
 MEASURES = (
     "fvu",
     "accuracy",
@@ -119,7 +118,7 @@ def sweep(
     """
     folder = Path(out)
     known = {**settings, "activations": digest([activations.detach().cpu().numpy()])}
-    with _held(folder, plain_json("settings of a sweep", known)) as records:
+    with held(folder, "sweep", known) as records:
         for number, point in enumerate(todo, start=1):
             file = records / f"{point.name}.json"
             if file.exists():
@@ -138,17 +137,27 @@ def sweep(
 
 
 @contextmanager
-def _held(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """The folder of the records of a sweep with these settings, for this process alone."""
-    file, records = folder / _SETTINGS, folder / RECORDS
+def held(folder: Path, kind: str, known: dict[str, Any]) -> Iterator[Path]:
+    """The folder of the records of a sweep, or the like, with these settings, for one process.
+
+    Parameters
+    ----------
+    folder : Path
+    kind : str
+        What it is: "sweep" or "benchmark".
+    known : dict
+        Its settings, as plain JSON. A folder with others, or with other files, is refused.
+    """
+    settings = plain_json(f"settings of a {kind}", known)
+    file, records = folder / f"{kind}.json", folder / RECORDS
     with ExitStack() as lock, writing(folder, resumable=False):
-        ours = {LOCK, _SETTINGS + ASIDE}
+        ours = {LOCK, file.name + ASIDE}
         before = read_json(file)
         if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
             raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
         if before and (changed := differences(before, settings)):
             raise RunError(
-                f"{folder} holds another sweep: {changed}. Choose another output folder, or give "
+                f"{folder} holds another {kind}: {changed}. Choose another output folder, or give "
                 "the same settings, model and data to continue it."
             )
         folder.mkdir(parents=True, exist_ok=True)

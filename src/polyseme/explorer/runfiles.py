@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from polyseme.core.meaning import ENOUGH
+from polyseme.core.space import ENOUGH
 from polyseme.errors import RunError
 from polyseme.explorer.addresses import layer_of, site_addresses
 from polyseme.explorer.meaning_files import neuron_meanings

@@ -1,6 +1,7 @@
 """Views of a run: the run as a whole, one neuron, its features, its figure. No torch."""
 
-from polyseme.views.neuron import Feature, Neuron
+from polyseme.views.features import Feature
+from polyseme.views.neuron import Neuron
 from polyseme.views.panel import ImagePanel
 from polyseme.views.probe import Probe
 from polyseme.views.run import Run, is_dead, is_without_examples, open_run

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from polyseme.core import Meanings
+from polyseme.core.meaning import OVERLAP
+from polyseme.core.space import Space
+from polyseme.errors import InputError
+from polyseme.store import RunFolder, SiteInfo
 from polyseme.views.token_windows import TextWindow
 
 # Words to both sides of an example that its label may come from.
@@ -124,6 +128,71 @@ class NeuronMeanings(list[Meaning]):
         return "[" + ",\n ".join(map(repr, self)) + "]"
 
 
+class StoredMeanings:
+    """A neuron's meanings as a run holds them.
+
+    Parameters
+    ----------
+    folder : RunFolder
+    info : SiteInfo
+    neuron : int
+    examples : pandas.DataFrame
+        Its rows of the table of examples.
+    vectors : ndarray, shape (n_examples, d_in)
+        What it read in them.
+
+    Raises
+    ------
+    InputError
+        The run holds none.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        info: SiteInfo,
+        neuron: int,
+        examples: pd.DataFrame,
+        vectors: NDArray[Any],
+    ) -> None:
+        arrays = folder.site(info.number)
+        if "meaning_tree" not in arrays or "meaning" not in examples:
+            raise InputError(
+                f"The run {str(folder.path)!r} holds no meanings; make it again with this version "
+                "of polyseme."
+            )
+        tree, overlaps, drives = (
+            folder.site_rows(info.number, f"meaning_{part}", neuron, neuron + 1)
+            for part in ("tree", "overlap", "drive")
+        )
+        group = neuron * len(arrays["space_mean"]) // info.n_neurons
+        self._space = Space(arrays["space_mean"][group], arrays["space_matrix"][group])
+        self._units = self._space.inputs(vectors)
+        self.groups = Meanings(
+            labels=examples["meaning"].to_numpy(np.int64),
+            tree=tree,
+            overlaps=overlaps.astype(np.float64),
+            threshold=OVERLAP,
+            cosines=self._units @ self._units.T,
+            drives=drives.astype(np.float32),
+        )
+
+    def assign(self, h: NDArray[Any]) -> NDArray[np.int64]:
+        """The meaning that new inputs (m, d_in) are of, see `Neuron.assign_meaning`."""
+        groups = self.groups
+        if not len(groups.labels):
+            return np.full(len(h), -1, np.int64)
+        member = np.eye(groups.number)[groups.labels]
+        sizes = member.sum(axis=0)
+        similar = self._space.inputs(h) @ self._units.T @ (member / sizes)
+        nearest = similar.argmax(axis=1)
+        own = (groups.cosines @ member)[np.arange(len(member)), groups.labels]
+        # Each example's mean cosine with the others of its meaning; a lone one has none.
+        own = (own - np.diagonal(groups.cosines)) / np.maximum(sizes[groups.labels] - 1, 1)
+        least = np.array([own[groups.labels == n].min() for n in range(groups.number)])
+        return np.where(similar.max(axis=1) >= least[nearest], nearest, -1)
+
+
 def meanings_of(
     examples: pd.DataFrame,
     groups: Meanings,
@@ -173,26 +242,6 @@ def meanings_of(
     return NeuronMeanings(described, groups)
 
 
-def nearest_meanings(groups: Meanings, cosines: NDArray[Any]) -> NDArray[np.int64]:
-    """The meaning that new inputs are of, (m,), by their cosines (m, n) with the examples.
-
-    The one whose examples are most like each, by mean cosine; -1 where it is less like them than
-    any one of them is like the others.
-    """
-    labels = groups.labels
-    if not len(labels):
-        return np.full(len(cosines), -1, np.int64)
-    member = np.eye(groups.number)[labels]
-    sizes = member.sum(axis=0)
-    similar = cosines @ (member / sizes)
-    nearest = similar.argmax(axis=1)
-    own = np.take_along_axis(groups.cosines @ member, labels[:, None], axis=1)[:, 0]
-    # Each example's mean cosine with the others of its meaning; a lone one has none.
-    own = (own - np.diagonal(groups.cosines)) / np.maximum(sizes[labels] - 1, 1)
-    least = np.array([own[labels == number].min() for number in range(groups.number)])
-    return np.where(similar.max(axis=1) >= least[nearest], nearest, -1)
-
-
 def medoids_by_cosine(groups: Meanings) -> NDArray[np.int64]:
     """The example of each meaning that is most like its others."""
     same = groups.labels[:, None] == groups.labels[None, :]
@@ -212,14 +261,15 @@ def words_around(window: TextWindow) -> tuple[set[str], str]:
     Pieces are joined to words: one that does not begin with a space goes on with the last.
     """
     words: list[str] = []
-    centre = 0
+    centre, ended = 0, True
     for place, token in enumerate(window.tokens):
         text = token.strip()
-        goes_on = words and text and not token[:1].isspace() and text[0].isalnum()
-        if goes_on and words[-1][-1:].isalnum():
-            words[-1] += text
-        elif text:
+        starts = ended or token[:1].isspace() or not text[:1].isalnum()
+        if text and starts:
             words.append(text)
+        elif text:
+            words[-1] += text
+        ended = not token[-1:].isalnum()
         if place == window.centre:
             centre = max(0, len(words) - 1)
     near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]

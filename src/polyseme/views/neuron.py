@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from polyseme.core import (
     Clustering,
-    Meanings,
     Polysemanticity,
     assign,
     feature_centres,
@@ -21,13 +19,13 @@ from polyseme.core import (
     polysemanticity,
 )
 from polyseme.core.arrays import to_numpy
-from polyseme.core.meaning import OVERLAP, Space
 from polyseme.core.neurons import STORED
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
+from polyseme.views.features import Feature, Features
 from polyseme.views.figure import draw_panel, save_figure
-from polyseme.views.meanings import NeuronMeanings, meanings_of, nearest_meanings
+from polyseme.views.meanings import NeuronMeanings, StoredMeanings, meanings_of
 from polyseme.views.neighbours import compared, stored_similar
 from polyseme.views.neuron_rows import Tables, neurons_of
 from polyseme.views.notebook import features_html
@@ -36,61 +34,8 @@ from polyseme.views.token_windows import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
 
-_IN_NOTEBOOK, _PRINTED = 10, 20
+_IN_NOTEBOOK = 10
 _STATISTICS = ("density", "max_activation", "mean_activation", "participation_ratio")
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One behaviour of a neuron: a feature cluster.
-
-    Attributes
-    ----------
-    number : int
-        0 is the largest.
-    examples : pandas.DataFrame
-        Its rows of `Neuron.examples`.
-    medoid : int
-        Number of the example that is nearest, on average, to the others.
-    centre : ndarray, shape (d_in,)
-        Direction of the mean of its unit embeddings.
-    """
-
-    number: int
-    examples: pd.DataFrame
-    medoid: int
-    centre: Floats
-
-    @property
-    def n_examples(self) -> int:
-        """Number of examples."""
-        return len(self.examples)
-
-    @property
-    def mean_activation(self) -> float:
-        """Mean activation of its examples."""
-        return float(self.examples["activation"].mean())
-
-    def label_counts(self) -> dict[Any, int]:
-        """How many examples each class gives, most first; empty without labels."""
-        if "label" not in self.examples:
-            return {}
-        return {k: int(v) for k, v in self.examples["label"].value_counts().items()}
-
-    def __repr__(self) -> str:
-        labels = ", ".join(f"{k}: {n}" for k, n in list(self.label_counts().items())[:4])
-        many = f"{self.n_examples} example{'s' * (self.n_examples > 1)}"
-        return f"Feature({self.number}: {many}{'; ' * bool(labels)}{labels})"
-
-
-class Features(list[Feature]):
-    """A neuron's features, the largest first. It prints one a line."""
-
-    def __repr__(self) -> str:
-        lines = [repr(feature) for feature in self[:_PRINTED]]
-        if len(self) > _PRINTED:
-            lines.append(f"… {len(self) - _PRINTED} more")
-        return "[" + ",\n ".join(lines) + "]"
 
 
 class Neuron:
@@ -309,25 +254,17 @@ class Neuron:
         InputError
             The run holds none.
         """
-        self._refuse_without_meanings()
         is_text = "tokens" in self._folder.inputs
         return meanings_of(
             self.examples,
-            self._groups,
+            self._meanings.groups,
             self.texts() if is_text else None,
             self._tables.word_shares if is_text else {},
         )
 
     @cached_property
-    def _groups(self) -> Meanings:
-        return Meanings(
-            labels=self._stored["meaning"].to_numpy(np.int64),
-            tree=np.asarray(self._of_site("meaning_tree")),
-            overlaps=self._of_site("meaning_overlap").astype(np.float64),
-            threshold=OVERLAP,
-            cosines=self._units @ self._units.T,
-            drives=self._of_site("meaning_drive").astype(np.float32),
-        )
+    def _meanings(self) -> StoredMeanings:
+        return StoredMeanings(self._folder, self.info, self.number, self._stored, self.vectors)
 
     def assign_meaning(self, h: Any) -> NDArray[np.int64]:
         """Which meaning fired: label new pre-neuron embeddings.
@@ -343,27 +280,7 @@ class Neuron:
             Number of the meaning whose examples each row is most like, by mean cosine; -1 where
             it is less like them than any one of them is like the others.
         """
-        rows = self._checked_rows(h)
-        self._refuse_without_meanings()
-        return nearest_meanings(self._groups, self._space.inputs(rows) @ self._units.T)
-
-    def _refuse_without_meanings(self) -> None:
-        if not self._has("meaning_tree") or "meaning" not in self._stored:
-            raise InputError(
-                f"The run {str(self._folder.path)!r} holds no meanings; make it again with this "
-                "version of polyseme."
-            )
-
-    @cached_property
-    def _space(self) -> Space:
-        """Where its meanings are told apart."""
-        arrays = self._folder.site(self.info.number)
-        group = self.number * len(arrays["space_mean"]) // self.info.n_neurons
-        return Space(arrays["space_mean"][group], arrays["space_matrix"][group])
-
-    @cached_property
-    def _units(self) -> Floats:
-        return self._space.inputs(self.vectors)
+        return self._meanings.assign(self._checked_rows(h))
 
     @cached_property
     def metrics(self) -> Polysemanticity:

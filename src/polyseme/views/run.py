@@ -85,7 +85,9 @@ class Run:
         Returns
         -------
         pandas.DataFrame
-            ``site``, ``neuron``, ``n_examples``, ``n_clusters``; the metrics ``max_distance``,
+            ``site``, ``neuron``, ``n_examples``, ``n_clusters``; ``n_meanings``,
+            ``effective_meanings`` and ``separation``, see `polyseme.Meanings`; the metrics
+            ``max_distance``,
             ``mean_distance``, ``intra_cluster_distance``, ``inter_cluster_distance`` (NaN
             where undefined); ``density`` (share of inputs that activate it; 0 for a dead
             neuron) and, of texts, ``token_density`` (share of tokens); ``max_activation``,
@@ -103,8 +105,8 @@ class Run:
         pandas.DataFrame
             ``site``, ``neurons``, ``dead`` (no input activates them), ``dead_share``;
             ``without_examples`` (active, but none of their inputs was selected);
-            ``mean_clusters``, ``mean_examples`` and each metric averaged over the neurons for
-            which it is defined, and beside each ``<metric>_n``: how many these are.
+            ``mean_meanings``, ``mean_clusters``, ``mean_examples`` and each metric averaged over
+            the neurons for which it is defined, and beside each ``<metric>_n``: how many these are.
         """
         rows = []
         for name, group in self.folder.neurons.groupby("site", sort=False):
@@ -116,6 +118,7 @@ class Run:
                 "dead": int(dead.sum()),
                 "dead_share": float(dead.mean()),
                 "without_examples": int(is_without_examples(group).sum()),
+                **({"mean_meanings": live["n_meanings"].mean()} if "n_meanings" in live else {}),
                 "mean_clusters": live["n_clusters"].mean(),
                 "mean_examples": live["n_examples"].mean(),
             }

@@ -1,0 +1,97 @@
+"""What sites of a language model read at every token of a text, and the text around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyseme.data import Contexts, Texts
+from polyseme.evaluate.planted import Positions
+from polyseme.sites import Feed, Site, evaluating, read_sites
+
+Ints = NDArray[np.int64]
+
+_CONTEXTS = 32
+_BEFORE, _AFTER = 16, 4  # tokens of a window
+_WINDOWS = 64
+
+
+def read_positions(
+    model: nn.Module,
+    tokenizer: Any,
+    sites: Sequence[Site],
+    texts: Texts,
+    max_tokens: int,
+    advance: Callable[[int], object],
+) -> tuple[list[Positions], Ints]:
+    """What each site reads at every token that counts, in half precision; and the tokens, (n,).
+
+    ``advance`` is called with the tokens of each batch.
+    """
+    parts: dict[str, list[NDArray[np.float16]]] = {site.name: [] for site in sites}
+    tokens, groups = [], []
+    feed, n_contexts = Feed(model, head=False), 0
+    for batch in Contexts(texts, tokenizer, max_tokens=max_tokens).batches(_CONTEXTS):
+        counted = torch.from_numpy(batch.mask)
+        where = counted.nonzero(as_tuple=True)
+
+        def keep(site: Site, _: Any, gather: Any, where: tuple[Tensor, ...] = where) -> None:
+            parts[site.name].append(gather(*where).half().cpu().numpy())
+
+        with evaluating(model), torch.no_grad(), read_sites(model, sites, keep, counted):
+            feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})
+        tokens.append(batch.ids[batch.mask])
+        groups.append(where[0].numpy() + n_contexts)
+        n_contexts += len(batch.ids)
+        advance(len(tokens[-1]))
+    context = np.concatenate(groups)
+    found = [Positions(np.concatenate(parts[site.name]), context) for site in sites]
+    return found, np.concatenate(tokens)
+
+
+class Windows:
+    """Vectors of the text around tokens, by a sentence encoder.
+
+    Parameters
+    ----------
+    tokens, groups : ndarray of int64, shape (n,)
+        All tokens of the text, and the context of each.
+    tokenizer
+        That made them.
+    encoder : (torch.nn.Module, tokenizer)
+        Such as MiniLM. A window is the mean of what it gives for its tokens.
+    """
+
+    def __init__(
+        self, tokens: Ints, groups: Ints, tokenizer: Any, encoder: tuple[nn.Module, Any]
+    ) -> None:
+        self._tokens, self._groups, self._tokenizer = tokens, groups, tokenizer
+        self._encoder = encoder
+        self._known: dict[int, NDArray[np.float32]] = {}
+
+    def __call__(self, at: Ints) -> NDArray[np.float32]:
+        """Vectors (n, width) of the windows around some tokens."""
+        new = [int(token) for token in at if int(token) not in self._known]
+        for start in range(0, len(new), _WINDOWS):
+            part = new[start : start + _WINDOWS]
+            self._known.update(zip(part, self._encoded(part), strict=True))
+        return np.stack([self._known[int(token)] for token in at])
+
+    def _encoded(self, at: list[int]) -> NDArray[np.float32]:
+        model, tokenizer = self._encoder
+        spans = [np.arange(max(0, i - _BEFORE), min(len(self._tokens), i + 1 + _AFTER)) for i in at]
+        texts = [
+            self._tokenizer.decode(self._tokens[span[self._groups[span] == self._groups[i]]])
+            for span, i in zip(spans, at, strict=True)
+        ]
+        given = tokenizer(texts, padding=True, return_tensors="pt", truncation=True, max_length=64)
+        mask = given["attention_mask"][:, :, None]
+        with evaluating(model), torch.no_grad():
+            states = model(**given).last_hidden_state
+            means = (states * mask).sum(dim=1) / mask.sum(dim=1)
+        return np.asarray(means.float().cpu().numpy(), np.float32)

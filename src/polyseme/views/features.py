@@ -1,0 +1,67 @@
+"""One feature of a neuron, and all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+_PRINTED = 20
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One behaviour of a neuron: a feature cluster.
+
+    Attributes
+    ----------
+    number : int
+        0 is the largest.
+    examples : pandas.DataFrame
+        Its rows of `Neuron.examples`.
+    medoid : int
+        Number of the example that is nearest, on average, to the others.
+    centre : ndarray, shape (d_in,)
+        Direction of the mean of its unit embeddings.
+    """
+
+    number: int
+    examples: pd.DataFrame
+    medoid: int
+    centre: Floats
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self.examples)
+
+    @property
+    def mean_activation(self) -> float:
+        """Mean activation of its examples."""
+        return float(self.examples["activation"].mean())
+
+    def label_counts(self) -> dict[Any, int]:
+        """How many examples each class gives, most first; empty without labels."""
+        if "label" not in self.examples:
+            return {}
+        return {k: int(v) for k, v in self.examples["label"].value_counts().items()}
+
+    def __repr__(self) -> str:
+        labels = ", ".join(f"{k}: {n}" for k, n in list(self.label_counts().items())[:4])
+        many = f"{self.n_examples} example{'s' * (self.n_examples > 1)}"
+        return f"Feature({self.number}: {many}{'; ' * bool(labels)}{labels})"
+
+
+class Features(list[Feature]):
+    """A neuron's features, the largest first. It prints one a line."""
+
+    def __repr__(self) -> str:
+        lines = [repr(feature) for feature in self[:_PRINTED]]
+        if len(self) > _PRINTED:
+            lines.append(f"… {len(self) - _PRINTED} more")
+        return "[" + ",\n ".join(lines) + "]"
