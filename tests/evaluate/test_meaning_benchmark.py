@@ -27,6 +27,7 @@ def _smaller() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         size = replace(benchmark._QUICK, tokens=30_000, neurons=8, windows=1, synthetic=10_000)
         patch.setattr(benchmark, "_QUICK", size)
+        patch.setattr(benchmark, "_SYNTHETIC", {"easy": benchmark._SYNTHETIC["easy"]})
         yield
 
 
