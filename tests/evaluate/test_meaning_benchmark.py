@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ def _smaller() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         size = replace(benchmark._QUICK, tokens=30_000, neurons=8, windows=1, synthetic=10_000)
         patch.setattr(benchmark, "_QUICK", size)
+        patch.setattr(benchmark, "_SYNTHETIC", {"easy": benchmark._SYNTHETIC["easy"]})
         yield
 
 
@@ -75,19 +77,21 @@ def test_a_row_for_each_neuron_and_method_all_in_one_file(
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"quick": True, "halves": ["development"], "parts": ["digits"], "progress": False}
-    first = meaning_benchmark(tmp_path / "b", **given)
-    records = tmp_path / "b" / "records"
+    first = small[1][small[1]["part"] == "digits"]
+    records = shutil.copytree(small[0], tmp_path / "b") / "records"
     (records / "development, digits, pixels.csv").unlink()
+    (records / "development, random directions, pixels.csv.new").write_text("half of it")
     planted = []
     judge = benchmark.judge
     monkeypatch.setattr(benchmark, "judge", lambda *a, **k: planted.append(a[1]) or judge(*a, **k))
     again = meaning_benchmark(tmp_path / "b", **given)
     assert len(planted) == 1
     pd.testing.assert_frame_equal(first, again)
-    for other in ({"seed": 1}, {"quick": False}, {"text": [["a text"]][0]}):
+    assert not list(records.glob("*.new"))
+    for other in ({"seed": 1}, {"quick": False}, {"text": ["a text"]}):
         with pytest.raises(RunError, match=r"holds another benchmark: .* Choose another output"):
             meaning_benchmark(tmp_path / "b", **{**given, **other})
     (tmp_path / "c").mkdir()

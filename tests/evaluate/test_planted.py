@@ -111,8 +111,10 @@ def test_random_directions_mean_one_thing_and_a_shuffle_keeps_the_numbers() -> N
     rng = np.random.default_rng(0)
     assert {number_of(n.truth) for n in random_directions(positions, 3, rng)} == {1}
     directions = class_directions(positions, labels, [0, 1])
-    made = sums(positions, directions, by_label(labels, [0, 1]), (2,), 3, rng)
-    for neuron, mixed in zip(made, shuffled(made, rng), strict=True):
+    made = sums(positions, directions, by_label(labels, [0, 1]), (1, 2), 12, rng)
+    several = [neuron for neuron in made if number_of(neuron.truth) > 1]
+    assert 0 < len(several) < 12
+    for neuron, mixed in zip(several, shuffled(made, rng), strict=True):
         assert (np.bincount(neuron.truth + 1) == np.bincount(mixed.truth + 1)).all()
         assert (neuron.truth != mixed.truth).any()
 

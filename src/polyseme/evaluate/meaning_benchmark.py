@@ -300,7 +300,7 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
     work.bars.update(task, total=len(tokens), completed=len(tokens))
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     labels = concept_labels(tokens, found[0].groups, pieces)
-    windows = Windows(tokens, found[0].groups, tokenizer, load_language_model("minilm"))
+    windows = Windows(tokens, found[0].groups, tokenizer, lambda: load_language_model("minilm"))
     for (half, layer), positions, read in zip(todo, found, sites, strict=True):
         site = f"{name} {layer}"
         if "concepts" in parts:

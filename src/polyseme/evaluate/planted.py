@@ -251,8 +251,9 @@ def random_directions(positions: Positions, n: int, rng: np.random.Generator) ->
 
 
 def shuffled(neurons: Sequence[Planted], rng: np.random.Generator) -> list[Planted]:
-    """The same neurons with the truths of the examples of each mixed up: a null."""
-    return [Planted(n.shown, rng.permutation(n.truth), n.gradient) for n in neurons]
+    """Those of several meanings, with the truths of the examples of each mixed up: a null."""
+    several = [neuron for neuron in neurons if number_of(neuron.truth) > 1]
+    return [Planted(n.shown, rng.permutation(n.truth), n.gradient) for n in several]
 
 
 def class_directions(

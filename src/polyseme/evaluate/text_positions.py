@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,15 +64,19 @@ class Windows:
         All tokens of the text, and the context of each.
     tokenizer
         That made them.
-    encoder : (torch.nn.Module, tokenizer)
+    load_encoder : callable () -> (torch.nn.Module, tokenizer)
         Such as MiniLM. A window is the mean of what it gives for its tokens.
     """
 
     def __init__(
-        self, tokens: Ints, groups: Ints, tokenizer: Any, encoder: tuple[nn.Module, Any]
+        self,
+        tokens: Ints,
+        groups: Ints,
+        tokenizer: Any,
+        load_encoder: Callable[[], tuple[nn.Module, Any]],
     ) -> None:
         self._tokens, self._groups, self._tokenizer = tokens, groups, tokenizer
-        self._encoder = encoder
+        self._encoder = cache(load_encoder)
         self._known: dict[int, NDArray[np.float32]] = {}
 
     def __call__(self, at: Ints) -> NDArray[np.float32]:
@@ -83,7 +88,7 @@ class Windows:
         return np.stack([self._known[int(token)] for token in at])
 
     def _encoded(self, at: list[int]) -> NDArray[np.float32]:
-        model, tokenizer = self._encoder
+        model, tokenizer = self._encoder()
         spans = [np.arange(max(0, i - _BEFORE), min(len(self._tokens), i + 1 + _AFTER)) for i in at]
         texts = [
             self._tokenizer.decode(self._tokens[span[self._groups[span] == self._groups[i]]])
