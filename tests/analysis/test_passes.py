@@ -371,7 +371,8 @@ def test_images_go_on_under_another_budget(
 
 
 def test_images_that_can_be_read_but_once(of_images, tmp_path):
-    budget = least_budget(of_images.plan, 2)
+    # Of data of unknown length more may have to be held.
+    budget = int(1.05 * least_budget(of_images.plan, 2))
     once = iter([of_images.inputs])
     with pytest.raises(
         InputError,

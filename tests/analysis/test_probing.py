@@ -176,6 +176,7 @@ def test_tokens_are_hostile():
             "neuron": 1,
             "activation": np.float32(1.5),
             "share": np.float32(0.5),
+            "meaning": [0, -1, 1, 0],
             "feature": [0, -1, 2, 0],
             "label": ["[i]word", "", "<b>", ""],
             "n_examples": [3, 0, 2, 4],

@@ -25,7 +25,7 @@ def overlap(cosines: np.ndarray, drives: np.ndarray, a: list[int], b: list[int])
         return max(float(np.mean(pairs)), 1e-6)
 
     between = float(np.mean([cosines[i, j] for i in a for j in b]))
-    alike = between / np.sqrt(within(a) * within(b))
+    alike = float(np.clip(between / np.sqrt(within(a) * within(b)), -1, 3))
     shared = 1.0
     if (drives != 0).any():
         driven = [max(float(np.mean(drives[group])), 1e-3) for group in (a, b)]

@@ -129,7 +129,8 @@ class Meanings:
         products = combine @ self.cosines @ combine.transpose(0, 2, 1)
         # Scaled, not to unit length: that would pull even normal data apart to opposite sides.
         products /= np.abs(products).max(axis=(1, 2), keepdims=True)
-        trees = meanings_many(products, np.zeros((_DRAWS, n)), threshold=1.0).trees
+        rows = np.broadcast_to(np.float32(0), (_DRAWS, n, 0))
+        trees = cluster_many(rows, threshold=2.0, cosines=products).trees
         any_split = np.full(trees.shape[:2], -np.inf)
         labels = _labels(trees, any_split, products, 1.0, most=self.number)
         null = _scatter_between(products, labels)
@@ -373,7 +374,7 @@ def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]
                 np.maximum(within[rows, side] / (size * (size - 1) / 2), 1e-6)
                 for side, size in ((a, size_a), (b, size_b))
             ]
-            alike = between / np.sqrt(inner[0] * inner[1])
+            alike = np.clip(between / np.sqrt(inner[0] * inner[1]), -1, 3)
             driven = [
                 np.maximum(drive[rows, side] / size, 1e-3)
                 for side, size in ((a, size_a), (b, size_b))

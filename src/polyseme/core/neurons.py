@@ -197,7 +197,7 @@ class Neurons(ABC):
             One row for each of the n neurons that are named.
         """
         starts = np.flatnonzero(np.diff(neurons, prepend=-1))
-        ends = np.append(starts[1:], len(neurons))
+        ends = np.append(starts, len(neurons))[1:]
         means = np.empty((len(starts), self.weights.shape[1]), np.float32)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             gradient = self.gradient(h[start:end], int(neurons[start]))
