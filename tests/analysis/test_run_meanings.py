@@ -141,3 +141,14 @@ def test_a_site_with_too_little_data_is_named(tmp_path: Path, capsys) -> None:
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "its statistics are of 60 vectors of 36 values" in shown
     assert "reliable from about 108 on. Give more inputs." in shown
+
+
+@pytest.mark.parametrize("value", [0.0, 1e4])
+def test_inputs_that_never_vary_have_no_groups(tmp_path: Path, value: float) -> None:
+    _, _, patterns = planted_images(10)
+    model = TwoPatterns(patterns)
+    images = np.full((60, 6, 6), value, np.float32)
+    run = ps.analyse(model, images, sites="hidden", out=tmp_path / "run", progress=False)
+    np.testing.assert_array_equal(run.folder.site(0)["space_matrix"][0], np.eye(36))
+    table = run.neurons()
+    assert set(table.loc[table["n_examples"] > 0, "n_meanings"]) <= {1}

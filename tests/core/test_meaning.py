@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -212,3 +213,15 @@ def test_few_examples_are_at_most_one_meaning(n: int) -> None:
     assert found.number == min(n, 1)
     assert np.isnan(found.separation)
     assert np.isnan(found.stability)
+
+
+def test_a_thousand_examples_are_judged_in_little_memory() -> None:
+    rng = np.random.default_rng(8)
+    h = np.concatenate([rng.normal(5 * np.eye(20)[k], 1, (500, 20)) for k in range(2)])
+    found = ps.meanings(h, mean=np.zeros(20), direction=np.ones(20))
+    tracemalloc.start()
+    assert found.verdict == "several"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A few matrices of 1,000 x 1,000, not 39 of each.
+    assert peak < 39 * 8 * 1000**2 / 2

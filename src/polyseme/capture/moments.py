@@ -17,7 +17,7 @@ from polyseme.sites.site import Site
 
 Array = NDArray[Any]
 
-# Positions of each input that are read: more of them say little that is new.
+# Positions read per input: neighbours in one context say much the same.
 PLACES = 8
 
 
@@ -63,7 +63,7 @@ class Moments:
         if reading.mask is not None:
             mask = reading.mask.values[start : start + len(index)].cpu()
             order = order.masked_fill(~mask, torch.iinfo(torch.int64).max)
-        chosen = order.argsort(dim=1)[:, :PLACES]
+        chosen = order.topk(min(PLACES, n_positions), dim=1, largest=False).indices
         rows = torch.arange(len(index))[:, None].expand_as(chosen)
         if reading.mask is not None:
             used = mask.gather(1, chosen)

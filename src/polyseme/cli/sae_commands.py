@@ -98,7 +98,7 @@ def add_train_sae(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     _add_training(command)
     command.add_argument("--overwrite", action="store_true", help="replace an SAE that exists")
-    command.add_argument("--resume", action="store_true", help="go on with an interrupted training")
+    command.add_argument("--resume", action="store_true", help="resume an interrupted training")
 
 
 def add_compare(commands: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats
-from polyseme.core.clustering import cluster_many
+from polyseme.core.clustering import Clusterings, cluster_many
 from polyseme.core.distances import cosine_matrices
 from polyseme.core.space import Space
 from polyseme.errors import InputError
@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 #: Two groups of examples that overlap less than this are two meanings.
 OVERLAP = 0.57
-#: A meaning has at least so many examples.
+#: Fewest examples of a meaning.
 MIN_SIZE = 5
 # Mean cosine of a group below which its examples have next to nothing in common.
 _COHERENT = 0.1
@@ -76,10 +76,11 @@ class Meanings:
 
     @cached_property
     def separation(self) -> float:
-        """How far the two most different groups are apart: 1 less their overlap.
+        """How different the two sides of the first split are: 1 less their overlap.
 
-        Of all splits at the top of the tree with enough examples on both sides the first, made or
-        not; NaN if there is none. Near 0 for halves of one meaning, about 1 for unrelated ones.
+        The first split from the top of the tree with at least 5 examples on both sides, whether
+        it is made or not; NaN if there is none. Near 0 for two halves of one meaning, about 1
+        for unrelated meanings, more for opposite ones.
         """
         return float(1 - _at_top(self.tree[None], self.overlaps[None])[0])
 
@@ -91,7 +92,7 @@ class Meanings:
 
     @cached_property
     def stability(self) -> float:
-        """How far meanings found in half of the examples agree with those found in all.
+        """How well the meanings found in half of the examples agree with those found in all.
 
         Mean adjusted Rand index over 20 random halves: 1 where each finds the same groups. NaN
         for fewer than 20 examples.
@@ -101,19 +102,19 @@ class Meanings:
             return float("nan")
         halves = np.sort([rng.permutation(n)[: n // 2] for _ in range(_HALVES)], axis=1)
         rows = self.cosines[halves[:, :, None], halves[:, None, :]]
-        found = meanings_many(rows, self.drives[halves], threshold=self.threshold)
+        of_halves = meanings_many(rows, self.drives[halves], threshold=self.threshold)
         return float(
             np.mean(
                 [
                     rand_index(self.labels[half], labels)
-                    for half, labels in zip(halves, found.labels, strict=True)
+                    for half, labels in zip(halves, of_halves.labels, strict=True)
                 ]
             )
         )
 
     @cached_property
     def chance(self) -> float:
-        """How often examples without groups would fall into so many as clearly: a p-value.
+        """How often examples without groups would separate as clearly by chance: a p-value.
 
         The null has the mean and the covariance of the examples, but is normally distributed, so
         that it has no groups; its trees are cut into as many. The statistic is the share of the
@@ -122,20 +123,20 @@ class Meanings:
         n = len(self.labels)
         if self.number < 2:
             return float("nan")
-        rng = np.random.default_rng(0)
-        noise = rng.standard_normal((_DRAWS, n, n)) / np.sqrt(n)
-        # Rows C X have these moments, so their inner products are C G Cᵀ: no vector is needed.
-        combine = 1 / n + noise - noise.mean(axis=2, keepdims=True)
-        products = combine @ self.cosines @ combine.transpose(0, 2, 1)
-        # Scaled, not to unit length: that would pull even normal data apart to opposite sides.
-        products /= np.abs(products).max(axis=(1, 2), keepdims=True)
-        rows = np.broadcast_to(np.float32(0), (_DRAWS, n, 0))
-        trees = cluster_many(rows, threshold=2.0, cosines=products).trees
-        any_split = np.full(trees.shape[:2], -np.inf)
-        labels = _labels(trees, any_split, products, 1.0, most=self.number)
-        null = _scatter_between(products, labels)
         apart = _scatter_between(self.cosines[None], self.labels[None])
-        return float((1 + (null >= apart).sum()) / (1 + _DRAWS))
+        rng, exceeding = np.random.default_rng(0), 0
+        for part in _parts(np.arange(_DRAWS), n):
+            noise = rng.standard_normal((len(part), n, n)) / np.sqrt(n)
+            # Rows C X have these moments, so their inner products are C G Cᵀ, without X.
+            combine = 1 / n + noise - noise.mean(axis=2, keepdims=True)
+            products = combine @ self.cosines @ combine.transpose(0, 2, 1)
+            # Not scaled to unit length: that pulls even normal data apart to opposite sides.
+            products /= np.abs(products).max(axis=(1, 2), keepdims=True)
+            trees = _trees(products).trees
+            any_split = np.full(trees.shape[:2], -np.inf)
+            labels = _labels(trees, any_split, products, 1.0, most=self.number)
+            exceeding += int((_scatter_between(products, labels) >= apart).sum())
+        return (1 + exceeding) / (1 + _DRAWS)
 
     @property
     def verdict(self) -> str:
@@ -207,9 +208,9 @@ def meanings(
     h : array or tensor, shape (n, d)
         Pre-neuron embeddings of the neuron's examples: 100 of the strongest, or some hundreds.
     mean : array or tensor, shape (d,)
-        Mean of all that the site reads. The mean of the examples alone does not do.
+        Mean of all that the site reads. Do not use the mean of the examples.
     covariance : array or tensor, shape (d, d), optional
-        Its covariance, of at least several times d inputs. Without it nothing is whitened.
+        Its covariance, estimated from at least 3 d inputs. Without it nothing is whitened.
     direction : array or tensor, shape (d,), optional
         The neuron's input weights, or its mean gradient ∂a/∂h at the examples.
     threshold : float
@@ -251,12 +252,12 @@ def meanings(
             )
         drives = units @ space.directions(gradient)
     cosines = cosine_matrices(units[None], np.ones((1, len(rows)), bool))
-    found = meanings_many(cosines, drives[None], threshold=limit)
+    grouped = meanings_many(cosines, drives[None], threshold=limit)
     n = len(rows)
     return Meanings(
-        found.labels[0],
-        found.trees[0, : max(n - 1, 0)],
-        found.overlaps[0, : max(n - 1, 0)],
+        grouped.labels[0],
+        grouped.trees[0, : max(n - 1, 0)],
+        grouped.overlaps[0, : max(n - 1, 0)],
         limit,
         cosines[0],
         drives,
@@ -290,9 +291,7 @@ def meanings_many(
     ManyMeanings
     """
     n_neurons, n = cosines.shape[:2]
-    # Nothing is embedded again: the trees come from the cosines.
-    rows = np.broadcast_to(np.float32(0), (n_neurons, n, 0))
-    clusterings = cluster_many(rows, counts, threshold=2.0, cosines=cosines, threads=threads)
+    clusterings = _trees(cosines, counts, threads)
     sizes, trees = clusterings.n_examples, clusterings.trees
     labels = np.where(np.arange(n) < sizes[:, None], 0, -1)
     overlaps = np.zeros(trees.shape[:2])
@@ -306,6 +305,12 @@ def meanings_many(
             inner = cosines[part, :size, :size]
             labels[part, :size] = _labels(tree, between, inner, threshold)
     return ManyMeanings(labels, trees, overlaps, sizes, separations, drives)
+
+
+def _trees(cosines: Floats, counts: Any = None, threads: int | None = None) -> Clusterings:
+    """Trees by the cosines alone; there are no embeddings."""
+    rows = np.broadcast_to(np.float32(0), (*cosines.shape[:2], 0))
+    return cluster_many(rows, counts, threshold=2.0, cosines=cosines, threads=threads)
 
 
 def effective_number(shares: NDArray[np.float64]) -> float:
@@ -327,10 +332,11 @@ def rand_index(first: NDArray[Any], second: NDArray[Any]) -> float:
     _, columns = np.unique(second, return_inverse=True)
     table = np.zeros((rows.max(initial=0) + 1, columns.max(initial=0) + 1))
     np.add.at(table, (rows, columns), 1)
-    both, one, other = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    both = pairs(table)
+    of_first, of_second = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
     n_pairs = len(rows) * (len(rows) - 1) / 2
-    expected = one * other / n_pairs if n_pairs else 0.0
-    largest = (one + other) / 2
+    expected = of_first * of_second / n_pairs if n_pairs else 0.0
+    largest = (of_first + of_second) / 2
     return 1.0 if largest == expected else (both - expected) / (largest - expected)
 
 
@@ -399,14 +405,14 @@ def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[
 def _at_top(trees: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The value at the first merge from the top with enough examples on both sides, else NaN."""
     m, n = len(trees), trees.shape[1] + 1
-    found = np.full(m, np.nan)
+    at_top = np.full(m, np.nan)
     node = np.full(m, 2 * n - 2)
     for merge in range(n - 2, -1, -1):
         larger, _, enough = _sides(trees, merge)
         here = node == n + merge
-        found[here & enough] = values[here & enough, merge]
+        at_top[here & enough] = values[here & enough, merge]
         node = np.where(here, np.where(enough, -1, larger), node)
-    return found
+    return at_top
 
 
 def _labels(

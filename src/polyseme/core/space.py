@@ -15,8 +15,8 @@ from polyseme.errors import InputError
 
 #: Exponent of the covariance: 0 leaves the input as it is, ½ whitens it.
 WHITENING = 0.25
-#: Vectors for each dimension of the input from which on its covariance serves: with fewer, counts
-#: of meanings of planted neurons were off by more.
+#: Vectors per dimension of the input that its covariance takes: with fewer, counts of meanings of
+#: planted neurons were further off.
 ENOUGH = 3
 # Share of the mean variance that is mixed into every direction, so that directions in which the
 # input hardly varies are not blown up.
@@ -61,14 +61,15 @@ class Space:
             )
         variances, axes = np.linalg.eigh((sigma + sigma.T) / 2)
         scale = float(variances.sum()) / max(d, 1)
-        if not np.allclose(sigma, sigma.T, atol=1e-4 * max(scale, 1e-30)) or (
-            d and variances[0] < -1e-3 * abs(scale)
-        ):
+        # As little as is lost in subtracting the squared mean says nothing.
+        rounding = 1e-12 * float(centre @ centre)
+        slack = 1e-3 * abs(scale) + rounding
+        if d and (abs(sigma - sigma.T).max() > slack or variances[0] < -slack):
             raise InputError(
                 "covariance is not symmetric and positive semi-definite; give numpy.cov(inputs.T) "
                 "or the like."
             )
-        if scale <= 0:
+        if scale <= rounding:
             return cls(centre.astype(np.float32), np.eye(d, dtype=np.float32))
         mixed = (1 - _RIDGE) * np.maximum(variances, 0) / scale + _RIDGE
         power = (axes * mixed**-WHITENING) @ axes.T

@@ -134,11 +134,11 @@ class Positions:
     @cached_property
     def covariance(self) -> NDArray[np.float64]:
         """Of all inputs, (d, d)."""
-        found = np.zeros((self.inputs.shape[1],) * 2)
+        products = np.zeros((self.inputs.shape[1],) * 2)
         for part in self.parts():
             centred = part - self.mean.astype(np.float32)
-            found += centred.T @ centred
-        return found / len(self.inputs)
+            products += centred.T @ centred
+        return products / len(self.inputs)
 
     def along(self, direction: Floats) -> NDArray[np.float32]:
         """Inner product of each input with a direction, (n,)."""
@@ -274,7 +274,7 @@ def class_directions(
     """
     d = positions.inputs.shape[1]
     ridge = 0.01 * np.trace(positions.covariance) / d * np.eye(d)
-    found = []
+    scaled = []
     for number in classes:
         own = labels == number
         inside = positions.inputs[own].mean(axis=0, dtype=np.float64)
@@ -283,8 +283,8 @@ def class_directions(
             direction = np.linalg.solve(positions.covariance + ridge, direction)
         along = positions.along(direction)
         strongest = np.sort(along[own])[-min(_RANK, int(own.sum()))]
-        found.append(direction / (strongest - np.median(along[~own])))
-    return np.array(found, np.float32)
+        scaled.append(direction / (strongest - np.median(along[~own])))
+    return np.array(scaled, np.float32)
 
 
 def concept_labels(tokens: Ints, groups: Ints, pieces: Sequence[str]) -> Ints:
@@ -330,14 +330,14 @@ def usable_concepts(labels: Ints, half: str, seed: int, text: str) -> list[int]:
         If they are fewer than 4.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(CONCEPTS))
-    found = [int(c) for c in half_of(len(CONCEPTS), half, seed) if counts[c] >= OCCURRENCES]
-    if len(found) < 4:
+    concepts = [int(c) for c in half_of(len(CONCEPTS), half, seed) if counts[c] >= OCCURRENCES]
+    if len(concepts) < 4:
         raise InputError(
-            f"Of the concepts of the {half} half {len(found)} come {OCCURRENCES} times or more in "
-            f"{text}, of which {len(labels):,} tokens were read; 4 are needed: give a longer text "
-            "in English."
+            f"Of the concepts of the {half} half {len(concepts)} come {OCCURRENCES} times or more "
+            f"in {text}, of which {len(labels):,} tokens were read; 4 are needed: give a longer "
+            "text in English."
         )
-    return found
+    return concepts
 
 
 def synthetic(

@@ -70,8 +70,8 @@ def judge(
             tree = cluster(rows, 0.05)
             known = _of_representation(rows, tree, neuron.truth)
             for method, labels, score in _groupings(name, rows, tree, drive):
-                found = _of_grouping(labels, neuron.truth)
-                yield {"neuron": number, "method": method, **found, **known, "score": score}
+                judged = _of_grouping(labels, neuron.truth)
+                yield {"neuron": number, "method": method, **judged, **known, "score": score}
         advance()
 
 
@@ -98,10 +98,10 @@ def _groupings(
 
 
 def _k_means(rows: Floats, k: int) -> Ints:
-    found = _sklearn("cluster").KMeans(min(k, len(rows)), n_init=4, random_state=0)
+    means = _sklearn("cluster").KMeans(min(k, len(rows)), n_init=4, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # examples that are equal
-        return np.asarray(found.fit_predict(rows), np.int64)
+        return np.asarray(means.fit_predict(rows), np.int64)
 
 
 def _apart(rows: Floats, labels: Ints) -> float:
@@ -150,14 +150,14 @@ def _cuts(tree: NDArray[np.float64]) -> Iterator[Ints]:
 def _of_grouping(labels: Ints, truth: Ints) -> dict[str, float]:
     """How well labels agree with the truth, where it is known, and with its number."""
     known = truth >= 0
-    wanted, found = number_of(truth), number_of(labels[known])
+    wanted, number = number_of(truth), number_of(labels[known])
     ami = _sklearn("metrics").adjusted_mutual_info_score(truth[known], labels[known])
     return {
         "wanted": wanted,
-        "found": found,
+        "found": number,
         "ari": rand_index(truth[known], labels[known]),
         "ami": float(ami),
-        "error": float(abs(found - wanted)),
+        "error": float(abs(number - wanted)),
     }
 
 
@@ -198,11 +198,11 @@ def dendrogram_purity(tree: NDArray[np.float64], truth: Ints) -> float:
 def _sklearn(name: str) -> Any:
     try:
         if name == "cluster":
-            import sklearn.cluster as found
+            import sklearn.cluster as module
         else:
-            import sklearn.metrics as found
+            import sklearn.metrics as module
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "The benchmark of meanings", "scikit-learn", "benchmark"
         ) from error
-    return found
+    return module

@@ -51,8 +51,8 @@ def read_positions(
         n_contexts += len(batch.ids)
         advance(len(tokens[-1]))
     context = np.concatenate(groups)
-    found = [Positions(np.concatenate(parts[site.name]), context) for site in sites]
-    return found, np.concatenate(tokens)
+    of_sites = [Positions(np.concatenate(parts[site.name]), context) for site in sites]
+    return of_sites, np.concatenate(tokens)
 
 
 class Windows:
@@ -94,9 +94,11 @@ class Windows:
             self._tokenizer.decode(self._tokens[span[self._groups[span] == self._groups[i]]])
             for span, i in zip(spans, at, strict=True)
         ]
-        given = tokenizer(texts, padding=True, return_tensors="pt", truncation=True, max_length=64)
-        mask = given["attention_mask"][:, :, None]
+        encoded = tokenizer(
+            texts, padding=True, return_tensors="pt", truncation=True, max_length=64
+        )
+        mask = encoded["attention_mask"][:, :, None]
         with evaluating(model), torch.no_grad():
-            states = model(**given).last_hidden_state
+            states = model(**encoded).last_hidden_state
             means = (states * mask).sum(dim=1) / mask.sum(dim=1)
         return np.asarray(means.float().cpu().numpy(), np.float32)

@@ -69,7 +69,7 @@ class Meaning:
 
     @property
     def label(self) -> str:
-        """What to call it: "January 8, June 6", "… near: ship, navy"; empty if nothing is telling.
+        """What to call it: "January 8, June 6; near: war"; empty if nothing is distinctive.
 
         The words at its maxima that come more than once; then those of its contexts.
         """
@@ -91,11 +91,7 @@ class NeuronMeanings(list[Meaning]):
         How they were told apart: their tree, separation, stability and verdict.
     """
 
-    def __init__(
-        self,
-        meanings: Sequence[Meaning],
-        groups: Meanings,
-    ) -> None:
+    def __init__(self, meanings: Sequence[Meaning], groups: Meanings) -> None:
         super().__init__(meanings)
         self.groups = groups
 
@@ -186,10 +182,10 @@ class StoredMeanings:
         sizes = member.sum(axis=0)
         similar = self._space.inputs(h) @ self._units.T @ (member / sizes)
         nearest = similar.argmax(axis=1)
-        own = (groups.cosines @ member)[np.arange(len(member)), groups.labels]
+        sums = (groups.cosines @ member)[np.arange(len(member)), groups.labels]
         # Each example's mean cosine with the others of its meaning; a lone one has none.
-        own = (own - np.diagonal(groups.cosines)) / np.maximum(sizes[groups.labels] - 1, 1)
-        least = np.array([own[groups.labels == n].min() for n in range(groups.number)])
+        alike = (sums - np.diagonal(groups.cosines)) / np.maximum(sizes[groups.labels] - 1, 1)
+        least = np.array([alike[groups.labels == n].min() for n in range(groups.number)])
         return np.where(similar.max(axis=1) >= least[nearest], nearest, -1)
 
 
@@ -303,15 +299,15 @@ def distinctive_words(
         Words that the label has already.
     """
     size, total = int(inside.sum()), len(near)
-    own = [words for words, mine in zip(near, inside, strict=True) if mine]
-    here = Counter(word for words in own for word in words)
+    inner = [words for words, is_in in zip(near, inside, strict=True) if is_in]
+    here = Counter(word for words in inner for word in words)
     everywhere = Counter(word for words in near for word in words)
     taken = {word.lower() for word in known}
     tried = [word for word, n in here.items() if n >= 3 and word not in taken and word[0].isalpha()]
     if not tried:
         return ()
     n_here = np.array([here[word] for word in tried])
-    length = np.mean([len(words) for words in own])
+    length = np.mean([len(words) for words in inner])
     share = 1 - (1 - np.array([frequency.get(word, 0.0) for word in tried])) ** length
     by_chance = stats.binom.sf(n_here - 1, size, np.clip(share, 1e-9, 1))
     if size < total:
