@@ -48,6 +48,7 @@ def test_ours_beats_the_published_cuts_where_the_answer_is_known(
     ours = table.xs("ours", level="method")
     assert ours.loc["synthetic", "ari"] > 0.55
     assert ours.loc["synthetic, single", "error"] < 0.2
+    assert ours.loc["synthetic, single", "not_several"] > 0.9 > ours.loc["digits", "not_several"]
     assert ours.loc["digits", "ari"] > 0.7
     assert ours.loc["digits", "error"] < 0.5
     assert abs(ours.loc["digits, shuffled", "ari"]) < 0.05
@@ -57,6 +58,12 @@ def test_ours_beats_the_published_cuts_where_the_answer_is_known(
         assert ours.loc["concepts, discriminant", "ari"] > 0.65
         assert ours.loc["concepts", "auroc"] > 0.9
         assert small[1]["concepts"].max() >= 8
+        named = small[1].dropna(subset="recovered")
+        assert set(named["method"]) == {"ours"}
+        assert set(named["yardstick"]) == {"concepts", "concepts, discriminant"}
+        assert named["recovered"].sum() >= 10
+        assert named["named"].sum() >= 0.95 * named["recovered"].sum()
+        assert (table["named"].dropna() >= 0.9).all()
     for yardstick in ("synthetic", "digits", *["concepts"] * HAS_MINILM):
         for cut in (0.05, 0.2):
             row = table.loc[(yardstick, f"h ⊙ w, cut at {cut}")]
@@ -130,6 +137,8 @@ def test_the_summary_is_of_means_and_paired_differences() -> None:
                 continue
             row = dict.fromkeys(MEASURES, 1 - hard - worse)
             row |= {"wanted": 1 + neuron % 2, "found": 2, "score": neuron % 2 - 0.1 * hard}
+            row |= {"verdict": "several" if neuron < 10 else "one", "recovered": 2}
+            row["named"] = 2 - (neuron < 4)
             rows.append(
                 {
                     "half": "test",
@@ -153,6 +162,9 @@ def test_the_summary_is_of_means_and_paired_differences() -> None:
     assert table.loc["text", "ari_gain"] == pytest.approx(0.3)
     assert table.loc["text", "neurons"] == 8
     assert table.loc["ours", "several"] == 1
+    assert table.loc["ours", "not_several"] == 0.75
+    assert table.loc["ours", "named"] == pytest.approx(0.95)
+    assert table.loc[["rival", "text"], ["not_several", "named"]].isna().all(axis=None)
 
 
 def test_the_command_prints_what_the_records_say(

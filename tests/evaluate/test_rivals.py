@@ -76,6 +76,7 @@ def test_every_measure_of_the_judge() -> None:
     assert ours["ari"] == pytest.approx(metrics.adjusted_rand_score(truth, found.labels[known]))
     ami = metrics.adjusted_mutual_info_score(truth, found.labels[known])
     assert ours["ami"] == pytest.approx(ami)
+    assert ours["verdict"] == found.verdict
     assert ours["score"] == pytest.approx(found.separation, abs=1e-5)
     sizes = np.bincount(found.labels[known])
     assert (ours["wanted"], ours["found"]) == (3, (sizes >= 5).sum())

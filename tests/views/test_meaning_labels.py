@@ -24,6 +24,13 @@ def window(tokens: list[str], centre: int) -> TextWindow:
         ([" (", "HM", "S", ")"], 1, "HMS", {"(", ")"}),
         (["a", "\n", "b"], 1, "a", {"b"}),
         ([" "], 0, "", set()),
+        # WordPiece: no spaces, and ## before what goes on with a word.
+        (["as", "##yn", "##c", "for", "loops", "."], 3, "for", {"async", "loops", "."}),
+        (["as", "##yn", "##c", "for"], 1, "async", {"for"}),
+        (["##c", "for"], 0, "c", {"for"}),
+        (["the", "##", "mark"], 1, "##", {"the", "mark"}),
+        ([" the", "##", " mark"], 1, "##", {"the", "mark"}),
+        (["東", "京", "都"], 1, "京", {"東", "都"}),
     ],
 )
 def test_pieces_are_joined_to_words(

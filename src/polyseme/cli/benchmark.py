@@ -125,6 +125,12 @@ def _meanings(options: argparse.Namespace) -> None:
                     ),
                 )
         console.print(table)
+        ours = group[group["method"] == benchmark.OURS]
+        for row in ours.itertuples():
+            named = f"; {row.named:.0%} of recovered meanings are named" if row.named > 0 else ""
+            console.print(
+                f"{row.yardstick}: the verdict is not 'several' for {row.not_several:.0%}{named}."
+            )
     concepts = frame.dropna(subset="concepts").groupby(["half", "site"])["concepts"].first()
     for (half, site), n in concepts.items():
         console.print(f"{int(n)} concepts of the {half} half were frequent enough for {site}.")

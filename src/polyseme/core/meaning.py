@@ -252,15 +252,15 @@ def meanings(
             )
         drives = units @ space.directions(gradient)
     cosines = cosine_matrices(units[None], np.ones((1, len(rows)), bool))
-    grouped = meanings_many(cosines, drives[None], threshold=limit)
-    n = len(rows)
+    return group(cosines[0], drives, limit)
+
+
+def group(cosines: Floats, drives: Floats, threshold: float = OVERLAP) -> Meanings:
+    """Meanings of one neuron by the cosines between its examples, (n, n); see `meanings_many`."""
+    many = meanings_many(cosines[None], drives[None], threshold=threshold)
+    merges = slice(max(len(cosines) - 1, 0))
     return Meanings(
-        grouped.labels[0],
-        grouped.trees[0, : max(n - 1, 0)],
-        grouped.overlaps[0, : max(n - 1, 0)],
-        limit,
-        cosines[0],
-        drives,
+        many.labels[0], many.trees[0, merges], many.overlaps[0, merges], threshold, cosines, drives
     )
 
 

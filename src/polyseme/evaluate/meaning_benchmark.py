@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from polyseme.analysis.progress import progress_bars
 from polyseme.data import Images, Texts, mnist, read_text
 from polyseme.errors import InputError, one_of
 from polyseme.evaluate.planted import (
+    CONCEPTS,
     Planted,
     Positions,
     by_contribution,
@@ -32,6 +33,7 @@ from polyseme.evaluate.planted import (
 )
 from polyseme.evaluate.rivals import MEASURES, OURS, judge
 from polyseme.evaluate.sweep import RECORDS, held
+from polyseme.evaluate.text_positions import TextAround, Windows, read_positions
 from polyseme.store.files import whole
 
 HALVES = ("test", "development")
@@ -121,8 +123,9 @@ def meaning_benchmark(
         and the ``found`` number of meanings; ``ari`` and ``ami``, agreement with what is known;
         ``error`` of the number; ``purity`` and ``best_cut``, which judge the tree whatever the
         rule that cuts it; ``auroc`` of the cosines, for pairs of one meaning against others;
-        ``score``, of methods that say how far the examples fall apart; ``concepts``, how many
-        there were.
+        ``score``, of methods that say how far the examples fall apart; ``verdict``, ``recovered``
+        and ``named`` of ours, see `polyseme.evaluate.rivals.judge`; ``concepts``, how many there
+        were.
 
     Raises
     ------
@@ -200,9 +203,11 @@ class _Work:
         made: dict[str, Make],
         *,
         windows: Any = None,
-        concepts: int | None = None,
+        texts: TextAround | None = None,
+        concepts: Sequence[int] = (),
     ) -> None:
         """Plant the neurons of each yardstick that is missing, judge them, write the record."""
+        words = [set(list(CONCEPTS.values())[number].split()) for number in concepts]
         for yardstick in self.missing(half, site, made):
             neurons = made[yardstick](self.rng(half, yardstick, site))
             task = self.bars.add_task(f"{yardstick}, {site} ({half})", total=len(neurons))
@@ -211,13 +216,15 @@ class _Work:
                 neurons,
                 windows=windows,
                 n_windows=self.size.windows,
+                texts=texts,
+                words=words if yardstick.startswith("concepts") else (),
                 advance=lambda task=task: self.bars.advance(task),  # type: ignore[misc]
             )
             frame = pd.DataFrame(found)
             place = {"part": part, "half": half, "yardstick": yardstick, "site": site}
             for at, (name, value) in enumerate(place.items()):
                 frame.insert(at, name, value)
-            frame["concepts"] = concepts
+            frame["concepts"] = len(concepts) or None
             with whole(self._file(half, yardstick, site)) as file:
                 frame.to_csv(file, index=False)
 
@@ -282,7 +289,6 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
     ]
     if not todo:
         return
-    from polyseme.evaluate.text_positions import Windows, read_positions
     from polyseme.sites import find_sites
     from polyseme.sites.language import load_language_model
 
@@ -313,7 +319,8 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
                 positions,
                 _concepts(positions, labels, concepts, weights, work.size.neurons),
                 windows=windows,
-                concepts=len(concepts),
+                texts=TextAround(tokens, found[0].groups, tokenizer),
+                concepts=concepts,
             )
         of_latents = [made for made in yardsticks(half, layer) if made in _OF_LATENTS]
         if work.missing(half, site, of_latents):
@@ -422,7 +429,8 @@ def summary(frame: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.Data
         ``found`` numbers; of each measure its mean, ``<measure>_low`` and ``<measure>_high``, and,
         over the neurons that both were judged on, ``<measure>_gain`` of ours with its own
         interval; a gain in ``error`` is negative. ``several``: how well the method's score tells
-        neurons of several meanings from those of one (AUROC).
+        neurons of several meanings from those of one (AUROC). Of ours, ``not_several``: the share
+        whose verdict is another than "several"; ``named``: of recovered meanings, those named.
     """
     rows = []
     rng = np.random.default_rng(seed)
@@ -439,7 +447,12 @@ def summary(frame: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.Data
                 values = tables[name]
                 row |= _interval(name, values[method], weights)
                 row |= _interval(f"{name}_gain", values[OURS] - values[method], weights)
-            row["several"] = _several(group[group["method"] == method])
+            judged = group[group["method"] == method]
+            row["several"] = _several(judged)
+            if method == OURS:
+                row["not_several"] = (judged["verdict"] != "several").mean()
+                recovered = judged["recovered"].sum() if "recovered" in judged else 0
+                row["named"] = judged["named"].sum() / recovered if recovered else np.nan
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from polyseme.core import Clustering, cluster, meanings_many
+from polyseme.core import Clustering, Meanings, cluster
 from polyseme.core.distances import unit_rows
-from polyseme.core.meaning import rand_index
+from polyseme.core.meaning import group, rand_index
 from polyseme.core.space import Space
 from polyseme.errors import MissingDependencyError
 from polyseme.evaluate.planted import LEAST, Planted, Positions, number_of
+from polyseme.evaluate.text_positions import TextAround
+from polyseme.views.meanings import meanings_of
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -32,6 +37,8 @@ def judge(
     *,
     windows: Callable[[Ints], Floats] | None = None,
     n_windows: int = 0,
+    texts: TextAround | None = None,
+    words: Sequence[AbstractSet[str]] = (),
     advance: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Every method's measures on every neuron of a site.
@@ -44,6 +51,10 @@ def judge(
         From positions to vectors of the text around them.
     n_windows : int
         Use these for so many neurons, as they take long.
+    texts : TextAround, optional
+        From which ours labels its meanings.
+    words : sequence of sets of str
+        Words of each meaning that the truths number.
     advance : callable
         Called after each neuron.
 
@@ -52,7 +63,9 @@ def judge(
     dict
         ``neuron``, ``method``, ``wanted`` and ``found`` meanings, the `MEASURES`, NaN where one
         is not defined; ``score``, higher the more the examples fall apart, of the methods that
-        give one.
+        give one. Of ours also ``verdict``, and ``named`` of ``recovered`` meanings: those with
+        the majority of a group and half of whose examples are in it, and of these the ones a
+        word of which is in the group's label.
     """
     space = Space.of(positions.mean, positions.covariance)
     gradients = [neuron.gradient for neuron in neurons]
@@ -69,15 +82,20 @@ def judge(
         for name, rows in units.items():
             tree = cluster(rows, 0.05)
             known = _of_representation(rows, tree, neuron.truth)
-            for method, labels, score in _groupings(name, rows, tree, drive):
+            for method, labels, score in _groupings(name, rows, tree):
                 judged = _of_grouping(labels, neuron.truth)
                 yield {"neuron": number, "method": method, **judged, **known, "score": score}
+            if name == "whitened h":
+                ours = group(np.asarray(rows @ rows.T, np.float32), rows @ drive)
+                row = {"neuron": number, "method": OURS, **_of_grouping(ours.labels, neuron.truth)}
+                row |= {**known, "score": ours.separation, "verdict": ours.verdict}
+                if texts is not None and words:
+                    row |= _of_labels(ours, neuron, texts, words)
+                yield row
         advance()
 
 
-def _groupings(
-    name: str, rows: Floats, tree: Clustering, direction: Floats
-) -> Iterator[tuple[str, Ints, float]]:
+def _groupings(name: str, rows: Floats, tree: Clustering) -> Iterator[tuple[str, Ints, float]]:
     """What is made of one representation: the method's name, labels, score or NaN."""
     cosines = np.asarray(rows @ rows.T, np.float64)
     if name in ("h ⊙ w", "h"):
@@ -91,10 +109,6 @@ def _groupings(
         for k in (2, 5):
             labels = _k_means(rows, k)
             yield f"{name}, {k}-means", labels, _apart(rows, labels) if k == 2 else np.nan
-    if name == "whitened h":
-        drives = rows @ direction
-        ours = meanings_many(cosines[None].astype(np.float32), drives[None], threads=1)
-        yield OURS, ours.labels[0], float(ours.separations[0])
 
 
 def _k_means(rows: Floats, k: int) -> Ints:
@@ -159,6 +173,26 @@ def _of_grouping(labels: Ints, truth: Ints) -> dict[str, float]:
         "ami": float(ami),
         "error": float(abs(number - wanted)),
     }
+
+
+def _of_labels(
+    ours: Meanings, neuron: Planted, texts: TextAround, words: Sequence[AbstractSet[str]]
+) -> dict[str, int]:
+    """How many meanings are recovered, and how many of these are named by their labels."""
+    n = len(ours.labels)
+    examples = pd.DataFrame({"activation": np.zeros(n), "feature": np.zeros(n, np.int64)})
+    described = meanings_of(examples, ours, texts.windows(neuron.shown), texts.shares)
+    recovered = named = 0
+    for meaning in described:
+        inside = neuron.truth[ours.labels == meaning.number]
+        classes, counts = np.unique(inside[inside >= 0], return_counts=True)
+        if not len(classes) or 2 * counts.max() <= len(inside):
+            continue
+        most = int(classes[counts.argmax()])
+        if 2 * counts.max() >= (neuron.truth == most).sum():
+            recovered += 1
+            named += not words[most].isdisjoint(re.findall(r"\w+", meaning.label.lower()))
+    return {"recovered": recovered, "named": named}
 
 
 def _of_representation(rows: Floats, tree: Clustering, truth: Ints) -> dict[str, float]:

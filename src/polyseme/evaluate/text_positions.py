@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.data import Contexts, Texts
+from polyseme.data.token_texts import pieces
 from polyseme.evaluate.planted import Positions
 from polyseme.sites import Feed, Site, evaluating, read_sites
+from polyseme.views.meanings import word_shares
+from polyseme.views.token_windows import TextWindow
 
 Ints = NDArray[np.int64]
 
 _CONTEXTS = 32
 _BEFORE, _AFTER = 16, 4  # tokens of a window
 _WINDOWS = 64
+_LABEL = 24  # tokens to both sides that a label may come from
 
 
 def read_positions(
@@ -53,6 +57,34 @@ def read_positions(
     context = np.concatenate(groups)
     of_sites = [Positions(np.concatenate(parts[site.name]), context) for site in sites]
     return of_sites, np.concatenate(tokens)
+
+
+class TextAround:
+    """The text around tokens, as a run would keep it for its examples.
+
+    Parameters
+    ----------
+    tokens, groups : ndarray of int64, shape (n,)
+        All tokens of the text, and the context of each.
+    tokenizer
+        That made them.
+    """
+
+    def __init__(self, tokens: Ints, groups: Ints, tokenizer: Any) -> None:
+        self._tokens, self._groups, self._tokenizer = tokens, groups, tokenizer
+        ids, counts = np.unique(tokens, return_counts=True)
+        self.shares = word_shares(pieces(tokenizer, ids), counts)
+
+    def windows(self, at: Ints) -> list[TextWindow]:
+        """The window around each of some tokens."""
+        windows = []
+        for place in at:
+            around = np.arange(max(0, place - _LABEL), min(len(self._tokens), place + 1 + _LABEL))
+            around = around[self._groups[around] == self._groups[place]]
+            texts = pieces(self._tokenizer, self._tokens[around])
+            centre = int(place - around[0])
+            windows.append(TextWindow(texts, np.full(len(texts), np.nan, np.float32), centre))
+        return windows
 
 
 class Windows:

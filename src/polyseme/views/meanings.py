@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,18 @@ def meanings_of(
     return NeuronMeanings(described, groups)
 
 
+def word_shares(words: Iterable[str], counts: Iterable[int]) -> dict[str, float]:
+    """Share of each word, in small letters, by how often each token of some texts comes.
+
+    Words of one token alone; of others it is that of their first piece.
+    """
+    totals: Counter[str] = Counter()
+    for word, n in zip(words, counts, strict=True):
+        totals[word.strip().lower()] += int(n)
+    total = totals.total()
+    return {word: n / total for word, n in totals.items()}
+
+
 def medoids_by_cosine(groups: Meanings) -> NDArray[np.int64]:
     """The example of each meaning that is most like its others."""
     same = groups.labels[:, None] == groups.labels[None, :]
@@ -254,17 +266,20 @@ def medoids_by_cosine(groups: Meanings) -> NDArray[np.int64]:
 def words_around(window: TextWindow) -> tuple[set[str], str]:
     """The words near an example, in small letters, and the word that it is itself.
 
-    Pieces are joined to words: one that does not begin with a space goes on with the last.
+    Pieces are joined to words: a WordPiece that begins with ## goes on with the last word, and so
+    does one without a space before it where words have one. Where none has, each is a word.
     """
     words: list[str] = []
+    spaced = any(token[:1].isspace() for token in window.tokens)
     centre, ended = 0, True
     for place, token in enumerate(window.tokens):
-        text = token.strip()
-        starts = ended or token[:1].isspace() or not text[:1].isalnum()
-        if text and starts:
-            words.append(text)
-        elif text:
+        text, goes_on = token.strip(), not ended and not token[:1].isspace() and spaced
+        if not spaced and text.startswith("##") and len(text) > 2:
+            text, goes_on = text[2:], bool(words)
+        if text and goes_on and text[:1].isalnum():
             words[-1] += text
+        elif text:
+            words.append(text)
         ended = not token[-1:].isalnum()
         if place == window.centre:
             centre = max(0, len(words) - 1)

@@ -16,6 +16,7 @@ from polyseme.core.gates import GATES
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import RunError
 from polyseme.store import RunFolder, SiteInfo
+from polyseme.views.meanings import word_shares
 
 
 def neurons_of(info: SiteInfo, arrays: Mapping[str, NDArray[Any]]) -> Neurons:
@@ -66,20 +67,13 @@ class Tables:
 
     @cached_property
     def word_shares(self) -> dict[str, float]:
-        """Share of each word among those of the run's texts, in small letters.
-
-        Words of one token alone; of others it is that of their first piece.
-        """
+        """Share of each word among those of the run's texts; see `polyseme.views.meanings`."""
         inputs = self.folder.inputs
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         ids, counts = np.unique(
             tokens[np.arange(tokens.shape[1]) < lengths[:, None]], return_counts=True
         )
-        shares: dict[str, float] = {}
-        for word, n in zip(self.folder.token_texts.loc[ids], counts, strict=True):
-            name = word.strip().lower()
-            shares[name] = shares.get(name, 0.0) + n / counts.sum()
-        return shares
+        return word_shares(self.folder.token_texts.loc[ids], counts)
 
     def medoid_embeddings(self, info: SiteInfo) -> tuple[pd.DataFrame, NDArray[np.floating[Any]]]:
         """The most central neuron embedding of features of a site, as unit vectors.
