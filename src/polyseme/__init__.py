@@ -27,6 +27,7 @@ _NAMES = {
     "Stratified": "capture",
     "TopK": "capture",
     "analyse": "analysis",
+    "analyse_shard": "analysis",
     "attach_sae": "sites",
     "cluster": "core",
     "explore": "explorer",
@@ -35,6 +36,7 @@ _NAMES = {
     "list_sites": "sites",
     "load_sae": "sae",
     "meanings": "core",
+    "merge": "analysis",
     "ne_loss": "sae",
     "neuron_embeddings": "core",
     "open_run": "opening",
@@ -48,7 +50,7 @@ _NEED_TORCH = frozenset({"analysis", "capture", "sae", "sites"})
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from polyseme.analysis import analyse
+    from polyseme.analysis import analyse, analyse_shard, merge
     from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK
     from polyseme.core import (
         Clustering,

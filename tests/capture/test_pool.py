@@ -192,3 +192,21 @@ def test_little_is_sorted_out_while_more_is_expected() -> None:
     assert not pool.is_bloated
     pool.add(np.arange(4000, 5000), np.zeros((1000, 2)))
     assert pool.is_bloated
+
+
+def test_parts_are_merged_in_whatever_order_their_keys_are(make: Make) -> None:
+    pool = make([5, 6], [9])
+    pool.merge(make([12, 14]).part())
+    pool.merge(make([1, 7, 13]).part())
+    pool.merge(make().part())
+    assert_holds(pool, [1, 5, 6, 7, 9, 12, 13, 14])
+    empty = make()
+    empty.merge(pool.part())
+    empty.add(np.array([20]), np.array([row(20)]))
+    assert_holds(empty, [1, 5, 6, 7, 9, 12, 13, 14, 20])
+
+
+def test_rows_that_are_missing_are_not_made_up(make: Make) -> None:
+    for key in (0, 4, 9):
+        with pytest.raises(RunError, match="Rows that examples point at are missing"):
+            make([3, 5]).take(np.array([3, key]))

@@ -132,6 +132,30 @@ def test_much_is_dropped_on_the_way_in_these_tests(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@given(
+    seed=st.integers(0, 100_000),
+    n=st.one_of(st.integers(1, 20), st.integers(100, 600)),
+    kind=st.sampled_from(["ties", "close", "growing", "normal"]),
+)
+@settings(max_examples=40)
+def test_parts_merged_in_any_order_and_grouping_equal_sorting_everything(
+    name: str, seed: int, n: int, kind: str
+) -> None:
+    selector, oracle = CASES[name]
+    values = activations(seed, n, kind)
+    parts = [Stream(selector, N_NEURONS)]  # one of a shard without inputs
+    for part in pieces(seed, n):
+        parts.append(Stream(selector, N_NEURONS))
+        feed(parts[-1], values, part)
+    rng = np.random.default_rng(seed)
+    while len(parts) > 1:
+        a, b = rng.choice(len(parts), 2, replace=False)
+        parts[a].merge(parts[b].state())
+        del parts[b]
+    assert_is(parts[0].result(), values, oracle)
+
+
+@pytest.mark.parametrize("name", CASES)
 @given(seed=st.integers(0, 100_000), kind=st.sampled_from(["ties", "close", "growing", "normal"]))
 @settings(max_examples=30)
 def test_a_stream_goes_on_from_any_state(name: str, seed: int, kind: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +90,22 @@ def test_nothing_seen_yet() -> None:
     assert np.isnan(result["position_density"]).all()
     assert result["histogram_upper"].tolist() == [0, 0]
     assert not result["histogram"].any()
+
+
+@given(st.integers(0, 100_000), st.integers(0, 700))
+@settings(max_examples=40)
+def test_parts_merged_in_any_order_and_grouping_are_the_whole_to_the_last_bit(
+    seed: int, n: int
+) -> None:
+    values = activations(seed, n)
+    rng = np.random.default_rng(seed)
+    # Shards begin at multiples of 64; one may be empty.
+    cuts = [0, *np.sort(rng.integers(0, n // 64 + 1, 4) * 64).tolist(), n]
+    parts = [gather(values[a:b], [slice(0, b - a)]) for a, b in itertools.pairwise(cuts)]
+    while len(parts) > 1:
+        a, b = rng.choice(len(parts), 2, replace=False)
+        parts[a].merge(parts[b].state())
+        del parts[b]
+    whole, merged = gather(values, pieces(seed, max(n, 1))).result(), parts[0].result()
+    for name, array in whole.items():
+        assert np.array_equal(merged[name], array, equal_nan=True), name

@@ -7,7 +7,7 @@ examples alone, and each site is then written once, with all that it has.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -19,7 +19,7 @@ from torch import nn
 
 from polyseme.analysis.describe import behaviour, describe_model, made_by_hand
 from polyseme.analysis.feature_search import SimilarFeatures, room_for_similar
-from polyseme.analysis.kinds import Attributed, Data, Work
+from polyseme.analysis.kinds import Attributed, Data, Merged, Work
 from polyseme.analysis.passes import Passes
 from polyseme.analysis.plan import Plan, make_plan, trial
 from polyseme.analysis.probing import probe
@@ -34,67 +34,125 @@ from polyseme.store import RunWriter
 from polyseme.views import Run, open_run
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of an analysis before any data is read.
+
+    Attributes
+    ----------
+    sites : list of Site
+        Those that the model runs.
+    about, identity, settings : dict
+        Of the model, the data and the options, as a run's metadata hold them.
+    fingerprint : dict
+        What tells the analysis from others.
+    """
+
+    sites: list[Site]
+    about: dict[str, Any]
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    fingerprint: dict[str, Any]
+
+
+def prepare(
+    model: nn.Module,
+    data: Data,
+    sites: str | Site | Iterable[str | Site],
+    exclude: str | Iterable[str] = (),
+) -> Prepared:
+    """Find the sites, and tell the analysis from others."""
+    chosen = sites_that_run(model, find_sites(model, sites, exclude=exclude), data.few)
+    about, identity = describe_model(model), data.identity()
+    settings = data.settings.described()
+    feed = Feed(model, head=data.settings.panels or needs_head(model, chosen))
+    fingerprint = {
+        "sites": [site.name for site in chosen],
+        "settings": {name: value for name, value in settings.items() if name != "batch_size"},
+        "model": {**about, **behaviour(model, feed, data.few)},
+        "data": identity,
+        **made_by_hand(chosen),
+    }
+    return Prepared(chosen, about, identity, settings, fingerprint)
+
+
 def run_analysis(
     model: nn.Module,
     data: Data,
     *,
     sites: str | Site | Iterable[str | Site],
-    exclude: str | Iterable[str],
+    exclude: str | Iterable[str] = (),
     out: str | Path,
     overwrite: bool,
     resume: bool,
     progress: bool,
+    merged: Merged | None = None,
 ) -> Run:
-    """Take data through all stages to a run; the arguments are those of `analyse`."""
+    """Take data through all stages to a run.
+
+    The arguments are those of `analyse`, and what shards of the data found, instead of reading it.
+    """
     stages = Stages()
     with stages("preparation"):
-        chosen = sites_that_run(model, find_sites(model, sites, exclude=exclude), data.few)
-        about, identity = describe_model(model), data.identity()
-        settings = data.settings.described()
-        feed = Feed(model, head=data.settings.panels or needs_head(model, chosen))
-        fingerprint = {
-            "sites": [site.name for site in chosen],
-            "settings": {name: value for name, value in settings.items() if name != "batch_size"},
-            "model": {**about, **behaviour(model, feed, data.few)},
-            "data": identity,
-            **made_by_hand(chosen),
-        }
+        prepared = prepare(model, data, sites, exclude)
+        chosen = prepared.sites
         # Refused before anything is written, if the budget is too little.
         side_by_side = make_plan(chosen, data).side_by_side
+        extra = {} if merged is None else merged.check(prepared)
+    fingerprint = {**prepared.fingerprint, **extra}
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
         with progress_bars(progress) as bars, SimilarFeatures(writer) as similar:
             work = Work(writer, bars, stages, progress)
-            if writer.resumed:
-                # A checkpoint does not hold what the sites learn of themselves.
-                with evaluating(model):
-                    prove_sites(model, chosen, Feed(model), data.few)
-            passes = Passes(model, data, chosen, work)
-            with stages("reading"):
-                passes.run(_plan(model, data, [chosen[n] for n in passes.remaining], work))
+            if writer.resumed or merged is not None:
+                prove_again(model, chosen, data)
+            found: Passes | Merged
+            if merged is None:
+                found = Passes(model, data, chosen, writer, bars)
+                with stages("reading"):
+                    found.run(
+                        plan_of(
+                            model,
+                            data,
+                            [chosen[n] for n in found.remaining],
+                            work.say if progress else None,
+                        )
+                    )
+            else:
+                found = merged
             with stages("selection"):
-                selected = passes.selected()
+                selected = found.selected()
             attributed = data.attribute(selected, work)
-            clustered = _cluster(data, passes.results(), attributed, similar, side_by_side, work)
+            clustered = _cluster(data, found.results(), attributed, similar, side_by_side, work)
             _write(data, attributed, clustered, similar, work)
             path = writer.finish(
                 {
                     "sites": clustered.infos,
                     "seconds": stages.rounded(),
-                    "settings": settings,
-                    **data.metadata(about, identity, selected),
+                    "settings": prepared.settings,
+                    **data.metadata(prepared.about, prepared.identity, selected),
+                    **extra,
                 }
             )
     return open_run(path, probe=probe)
 
 
-def _plan(model: nn.Module, data: Data, sites: list[Site], work: Work) -> Plan | None:
-    """What it will take to read the sites that are left, which is shown; None if none is."""
+def prove_again(model: nn.Module, sites: list[Site], data: Data) -> None:
+    """Have sites learn of themselves what a checkpoint does not hold."""
+    with evaluating(model):
+        prove_sites(model, sites, Feed(model), data.few)
+
+
+def plan_of(
+    model: nn.Module, data: Data, sites: list[Site], say: Callable[[str], None] | None
+) -> Plan | None:
+    """What it will take to read the sites that are left, which is said; None if none is."""
     if not sites:
         return None
-    plan = make_plan(sites, data, trial(model, data) if work.shown else None)
-    work.say(str(plan))
+    plan = make_plan(sites, data, trial(model, data) if say else None)
+    if say:
+        say(str(plan))
     return plan
 
 

@@ -116,6 +116,14 @@ class ImageData(Data):
             "class_names": _as_list(self.source.class_names),
         }
 
+    def count(self) -> int:
+        if self.total is None:
+            raise InputError(
+                f"The data {self.source.name} does not say how many inputs it has, so it cannot be "
+                "split into shards; give an array, a folder or a data set with a length."
+            )
+        return self.total
+
     def batches(self, size: int, start: int) -> Iterator[Batch]:
         self._check_classes()
         for stored, labels in self.source.batches(size, start):

@@ -95,6 +95,9 @@ class Data(Protocol):
     def identity(self) -> dict[str, Any]:
         """What tells the data from other data."""
 
+    def count(self) -> int:
+        """How many inputs there are, where that can be told before they are read."""
+
     def batches(self, size: int, start: int) -> Iterator[Batch]:
         """Inputs from number ``start`` on, with their rows as the run is to store them."""
 
@@ -110,6 +113,7 @@ class Data(Protocol):
 
     def label(self, tables: dict[str, pd.DataFrame], wording: Any) -> Any:
         """Label the features of a site, in its tables; returns what `index` needs of it."""
+        return None
 
     def index(self, inputs: Arrays, labelled: list[tuple[int, Any]]) -> Arrays:
         """What finds features by their labels; of each site, their number and its `label`."""
@@ -122,3 +126,16 @@ class Data(Protocol):
         self, model: dict[str, Any], identity: dict[str, Any], selected: Selected
     ) -> dict[str, Any]:
         """The model and the data as the run's metadata hold them."""
+
+
+class Merged(Protocol):
+    """What shards of the data found together, in the place of passes over it."""
+
+    def check(self, prepared: Any) -> dict[str, Any]:
+        """Refuse shards of another analysis; returns what to add to the run's metadata."""
+
+    def selected(self) -> Selected:
+        """The examples of all sites, and the inputs that they point at."""
+
+    def results(self) -> Iterator[Collected]:
+        """What was found at each site, one in memory at a time."""

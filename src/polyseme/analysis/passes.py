@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.progress import Progress
 from torch import nn
 
-from polyseme.analysis.kinds import Arrays, Data, Selected, Work
+from polyseme.analysis.kinds import Arrays, Data, Selected
 from polyseme.analysis.plan import Plan
 from polyseme.analysis.progress import read_and_save
-from polyseme.capture import Collected, Collector
+from polyseme.capture import Batch, Collected, Collector
+from polyseme.capture.collect import first_of
 from polyseme.sites import Site
+from polyseme.store.writer import Writer
 
 Group = list[int]
 
@@ -22,11 +25,33 @@ _PASSES = "passes"
 
 
 class Passes:
-    """One pass over the data for each group of sites, and what they found."""
+    """One pass over the data for each group of sites, and what they found.
 
-    def __init__(self, model: nn.Module, data: Data, sites: Sequence[Site], work: Work) -> None:
-        self._model, self._data, self._sites, self._work = model, data, list(sites), work
-        self._writer = work.writer
+    Parameters
+    ----------
+    model : torch.nn.Module
+    data : Data
+    sites : sequence of Site
+    writer : Writer
+        Of checkpoints.
+    bars : Progress
+    part : (int, int), optional
+        Read the inputs from the first number to before the second alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        sites: Sequence[Site],
+        writer: Writer,
+        bars: Progress,
+        part: tuple[int, int] | None = None,
+    ) -> None:
+        self._model, self._data, self._sites = model, data, list(sites)
+        self._writer, self._bars = writer, bars
+        self._first = 0 if part is None else part[0]
+        self._stop = None if part is None else part[1]
         saved = self._writer.load_state(_PASSES)
         #: Groups whose pass is complete, by the numbers of their sites.
         self._done: list[Group] = [] if saved is None else list(saved[1]["groups"])
@@ -50,25 +75,26 @@ class Passes:
 
     def _pass(self, group: Group, title: str) -> None:
         collector, in_files = self._collector(group)
-        if collector.n_inputs == 0:
+        if collector.n_inputs == self._first:
             if self._writer.load_state(_name(group)) is not None:
                 # Of another group that began with the same site, under another budget: it goes
                 # before the files that it needs.
                 self._writer.save_state(_name(group), {}, {"sites": []})
             shutil.rmtree(self._files(group), ignore_errors=True)
         noun = self._data.noun
-        collector.on_smaller_batch = lambda n: self._work.bars.console.print(
+        collector.on_smaller_batch = lambda n: self._bars.console.print(
             f"The device ran out of memory: batches of {n} {noun}{'s' * (n > 1)} from here on."
         )
-        bars = self._work.bars
-        task = bars.add_task(title, total=self._data.total, completed=collector.n_inputs)
+        bars, first = self._bars, self._first
+        total = self._data.total if self._stop is None else self._stop - first
+        task = bars.add_task(title, total=total, completed=collector.n_inputs - first)
         about = {"sites": group, "in_files": in_files}
         try:
             read_and_save(
                 collector,
-                self._data.batches(self._data.settings.batch_size, collector.n_inputs),
+                self._batches(collector.n_inputs),
                 self._writer,
-                lambda n: bars.update(task, completed=n),
+                lambda n: bars.update(task, completed=n - first),
                 CHECKPOINT_SECONDS,
                 name=_name(group),
                 about=about,
@@ -83,6 +109,18 @@ class Passes:
         self._done.append(group)
         self._writer.save_state(_PASSES, {}, {"groups": self._done})
         self._last = (group, collector)
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        if self._stop is not None and start >= self._stop:
+            return
+        for batch in self._data.batches(self._data.settings.batch_size, start):
+            start += len(batch.raw)
+            if self._stop is not None and start > self._stop:
+                yield first_of(batch, len(batch.raw) - (start - self._stop))
+            else:
+                yield batch
+            if self._stop is not None and start >= self._stop:
+                return
 
     def _collector(self, group: Group) -> tuple[Collector, bool]:
         """The collector of a group, which goes on where it was, and whether its rows are in files.
@@ -102,6 +140,7 @@ class Passes:
             window=settings.window,
             half=self._data.half,
             files=self._files(group) if in_files else None,
+            first=self._first,
         )
         if begun:
             collector.restore(state)
@@ -121,6 +160,20 @@ class Passes:
         """What each site found, in the order of the sites, one in memory at a time."""
         for group in sorted(self._done):
             yield from self._of(group).results()
+
+    def parts(self) -> Iterator[dict[str, np.ndarray]]:
+        """What each site found in its part of the data, see `SiteCollector.part`."""
+        for group in sorted(self._done):
+            yield from self._of(group).parts()
+
+    def held(self) -> tuple[Arrays, float, float]:
+        """The inputs that an example may point at, and the range of all inputs' values."""
+        inputs: Arrays = {}
+        for group in sorted(self._done):
+            collector = self._of(group)
+            new = collector.inputs(held=True)
+            inputs = _merged(inputs, new) if inputs else new
+        return inputs, collector.low, collector.high
 
     def selected(self) -> Selected:
         """The examples of all sites, and the inputs that they point at."""

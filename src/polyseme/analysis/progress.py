@@ -20,7 +20,7 @@ from rich.progress import (
 
 from polyseme.capture import Batch, Collector
 from polyseme.interrupts import INTERRUPTS, interrupt_between_steps
-from polyseme.store import RunWriter
+from polyseme.store.writer import Writer
 
 # Between two checkpoints, so many times as long as it takes to save one.
 _BETWEEN_SAVES = 20
@@ -82,7 +82,7 @@ class Stages:
 def read_and_save(
     collector: Collector,
     batches: Iterable[Batch],
-    writer: RunWriter,
+    writer: Writer,
     show: Callable[[int], None],
     seconds: float,
     *,

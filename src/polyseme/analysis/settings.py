@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.analysis.describe import describe_selector, digest, plain
-from polyseme.capture import Selector, TopK
+from polyseme.capture import AboveFraction, FirstActive, Selector, Stratified, TopK
 from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
 from polyseme.errors import InputError, one_of
 
@@ -31,6 +31,13 @@ _DESCRIBED = {
     "texts": "select threshold linkage window importances mask_id random_examples seed batch_size",
 }
 _IMPORTANCES = ("none", "exact")
+_SELECTORS = {kind.__name__: kind for kind in (TopK, AboveFraction, FirstActive, Stratified)}
+# The options that `Settings.checked` takes.
+_CHECKED = (
+    *("select", "threshold", "linkage", "random_examples", "seed", "batch_size", "memory_budget"),
+    *_OPTIONS["images"],
+    *_OPTIONS["texts"],
+)
 _WINDOW, _WIDEST = (20, 10), 1024
 _PANEL_EXAMPLES = 32
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
@@ -79,7 +86,7 @@ class Settings:
             batch_size=_checked_count("batch_size", options["batch_size"]),
             memory_budget=memory_bytes(options["memory_budget"]),
             labels=options["labels"],
-            class_names=options["class_names"],
+            class_names=None if options["class_names"] is None else [*options["class_names"]],
             image_shape=_checked_image_shape(options["image_shape"]),
             panels=bool(asked.get("panels", not is_texts)),
             panel_examples=_checked_count(
@@ -93,6 +100,32 @@ class Settings:
         if importances not in _IMPORTANCES:
             raise InputError(one_of("kind of importances", str(importances), _IMPORTANCES))
         return settings
+
+    def recorded(self) -> dict[str, Any]:
+        """As JSON, from which `restored` makes them again; labels are part of the data."""
+        if not isinstance(self.baseline, float):
+            raise InputError(
+                "baseline is an array, which a shard cannot record; give a number, or panels=False."
+            )
+        names = [name for name in _CHECKED if name not in ("labels", "memory_budget", "select")]
+        values = {name: getattr(self, name) for name in names}
+        other = _OPTIONS["images" if self.kind == "texts" else "texts"]
+        return {
+            "kind": self.kind,
+            "select": describe_selector(self.select),
+            **{name: value for name, value in values.items() if name not in other},
+        }
+
+    @classmethod
+    def restored(cls, recorded: Mapping[str, Any], labels: Any = None) -> Settings:
+        """The settings that `recorded` gave."""
+        options: dict[str, Any] = dict.fromkeys(_CHECKED) | dict(recorded)
+        kind, select = str(options.pop("kind", None)), dict(options["select"])
+        name = str(select.pop("name", None))
+        if kind not in _OPTIONS or name not in _SELECTORS:
+            raise InputError(f"Settings of {kind!r} with {name!r} are none of polyseme's.")
+        options["select"] = _SELECTORS[name](**select)
+        return cls.checked(kind, **{key: options[key] for key in _CHECKED} | {"labels": labels})
 
     def described(self) -> dict[str, Any]:
         """As a run's metadata hold them."""

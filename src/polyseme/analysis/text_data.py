@@ -73,6 +73,9 @@ class TextData(Data):
     def identity(self) -> dict[str, Any]:
         return self.contexts.identity()
 
+    def count(self) -> int:
+        return self.contexts.count()
+
     def batches(self, size: int, start: int) -> Iterator[Batch]:
         for batch in self.contexts.batches(size, start):
             lengths = batch.attention.sum(axis=1, keepdims=True)

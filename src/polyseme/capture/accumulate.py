@@ -87,11 +87,13 @@ class SiteCollector:
         Keep vectors as float16, as long as they fit.
     files : Path, optional
         Folder in which vectors and windows are kept instead of in memory.
+    first : int
+        Number of the first input, where this is a part of the data.
 
     Attributes
     ----------
     n_inputs : int
-        Inputs taken in.
+        Inputs taken in, and those before the first.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class SiteCollector:
         window: tuple[int, int] | None,
         half: bool,
         files: Path | None,
+        first: int = 0,
     ) -> None:
         self.site = site
         self.window = window
@@ -115,7 +118,7 @@ class SiteCollector:
         most = site.n_neurons * select.capacity if files else 0
         self.vectors = Pool(files and files / "vectors", most)
         self.windows = Pool(files and files / "windows", site.n_neurons * Stream.width(select))
-        self.n_inputs = 0
+        self.n_inputs = first
 
     def update(
         self, reading: Reading, gather: Gather, index: Tensor, order: Tensor, wanted: Tensor
@@ -198,14 +201,16 @@ class SiteCollector:
         wanted[drawn.rows] = True
         self.n_inputs += len(values)
 
-    def _let_go(self) -> None:
-        if not (self.vectors.is_bloated or self.windows.is_bloated):
+    def _let_go(self, *, of_all: bool = False) -> None:
+        """Drop rows that nothing points at any more, where that pays or of all."""
+        vectors, windows = (of_all or pool.is_bloated for pool in (self.vectors, self.windows))
+        if not (vectors or windows):
             return
         neurons, index, positions = self.examples.held()
-        if self.vectors.is_bloated:
+        if vectors:
             keys: Array = self._key(index, self.site.place(positions, neurons)).numpy()
             self.vectors.keep(keys)
-        if self.windows.is_bloated:
+        if windows:
             self.windows.keep(self._example_key(neurons, index).numpy())
 
     def _key(self, index: Any, place: Any) -> Any:
@@ -292,18 +297,45 @@ class SiteCollector:
         """Inputs that the examples point at, with repetitions."""
         return np.concatenate([self.examples.result().index, self.random.result().index])
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Inputs that what may become an example points at, with repetitions."""
+        return self.examples.held()[1], self.random.held()[1]
+
     def state(self) -> dict[str, Array]:
         parts = {name: getattr(self, name).state() for name in _PARTS}
         return {f"{part}.{name}": a for part, state in parts.items() for name, a in state.items()}
 
     def restore(self, state: Mapping[str, Array], n_inputs: int) -> None:
         for part in _PARTS:
-            prefix = f"{part}."
-            arrays = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
-            getattr(self, part).restore(arrays)
+            getattr(self, part).restore(below(state, part))
         self.n_inputs = n_inputs
 
+    def part(self) -> dict[str, Array]:
+        """What it found in its part of the data, in arrays alone, to `merge`."""
+        state = self.state()  # which sorts out the examples
+        self._let_go(of_all=True)
+        for name in _POOLS:
+            state = {key: a for key, a in state.items() if not key.startswith(f"{name}.")}
+            state |= {f"{name}.{key}": a for key, a in getattr(self, name).part().items()}
+        return state
 
+    def merge(self, part: Mapping[str, Array]) -> None:
+        """Take in the `part` of another collector of the same site, of other inputs.
+
+        Parts may come in any order and grouping.
+        """
+        for name in _PARTS:
+            getattr(self, name).merge(below(part, name))
+        self._let_go()
+
+
+def below(state: Mapping[str, Array], name: str) -> dict[str, Array]:
+    """The arrays of one part of a state, by their names in it."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
+
+
+_POOLS = ("vectors", "windows")
 _PARTS = ("examples", "random", "statistics", "vectors", "background", "moments", "windows")
 _LARGEST = float(torch.finfo(torch.float16).max)
 

@@ -109,3 +109,9 @@ class Background:
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from a `state`."""
         self._keys, self._rows = np.array(state["keys"]), np.array(state["rows"])
+
+    def merge(self, state: Mapping[str, Array]) -> None:
+        """Take in the `state` of another part of the data."""
+        keys = np.concatenate([self._keys, state["keys"]])
+        stays = keys.argsort()[: self._size]
+        self._keys, self._rows = keys[stays], np.concatenate([self._rows, state["rows"]])[stays]

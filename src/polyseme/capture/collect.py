@@ -79,6 +79,16 @@ class Batch:
         return tensor
 
 
+def first_of(batch: Batch, n: int) -> Batch:
+    """The first inputs of a batch."""
+    return Batch(
+        some_inputs(batch.inputs, slice(n)),
+        batch.raw[:n],
+        None if batch.labels is None else batch.labels[:n],
+        None if batch.mask is None else batch.mask[:n],
+    )
+
+
 def needs_head(model: nn.Module, sites: list[Site]) -> bool:
     """Whether any site is outside the base of a transformers model, such as in its logits."""
     base = getattr(model, "base_model", None)
@@ -109,11 +119,13 @@ class Collector:
         Keep pre-neuron embeddings as float16; a site where one does not fit keeps float32.
     files : Path, optional
         Folder in which rows are kept instead of in memory: embeddings, windows and inputs.
+    first : int
+        Number of the first input, where this is a part of the data.
 
     Attributes
     ----------
     n_inputs : int
-        Inputs taken in.
+        Inputs taken in, and those before the first.
     is_whole : bool
         False while a batch is half taken in, so that the state must not be saved.
     low, high : float
@@ -133,6 +145,7 @@ class Collector:
         window: tuple[int, int] | None = None,
         half: bool = False,
         files: Path | None = None,
+        first: int = 0,
     ) -> None:
         self._model = model
         self._sites = sites
@@ -141,7 +154,7 @@ class Collector:
         draw = RandomActive(n_random, seed)
         self._collectors = {
             site.name: SiteCollector(
-                site, select, draw, window, half, files and files / f"site{number}"
+                site, select, draw, window, half, files and files / f"site{number}", first
             )
             for number, site in enumerate(sites)
         }
@@ -151,7 +164,7 @@ class Collector:
         self._largest_batch: int | None = None
         self.on_smaller_batch: Callable[[int], None] | None = None
         self.is_whole = True
-        self.n_inputs = 0
+        self.n_inputs = first
         self.low = np.inf
         self.high = -np.inf
 
@@ -192,7 +205,7 @@ class Collector:
             self._labels.add(keys, batch.labels[rows])
         self.n_inputs += n
         if self._inputs.is_bloated:
-            live = self._live(lambda c: (c.examples.held()[1], c.random.held()[1]))
+            live = self._live(SiteCollector.held)
             self._inputs.keep(live)
             self._labels.keep(live)
         self.is_whole = True
@@ -268,15 +281,25 @@ class Collector:
         for collector in self._collectors.values():
             yield collector.site, collector.examples.result()
 
-    def inputs(self) -> dict[str, Array]:
+    def parts(self) -> Iterator[State]:
+        """What each site found in this part of the data, see `SiteCollector.part`."""
+        for collector in self._collectors.values():
+            yield collector.part()
+
+    def inputs(self, *, held: bool = False) -> dict[str, Array]:
         """The inputs that the examples point at.
+
+        Parameters
+        ----------
+        held : bool
+            Also those at which only what may still become an example points.
 
         Returns
         -------
         dict
             ``index`` (m,), ``rows`` (m, ...) as in `Batch.raw`, and ``labels`` (m,) if known.
         """
-        live = self._live(lambda c: (c.inputs(),))
+        live = self._live(lambda c: c.held() if held else (c.inputs(),))
         inputs = {"index": live}
         for name, pool in (("rows", self._inputs), ("labels", self._labels)):
             rows = pool.take(live)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyseme.capture.select import priorities
+from polyseme.capture.sums import Sum
 from polyseme.sites.hooks import Gather
 from polyseme.sites.reading import Reading
 from polyseme.sites.site import Site
@@ -19,13 +20,15 @@ Array = NDArray[Any]
 
 # Positions read per input: neighbours in one context say much the same.
 PLACES = 8
+_SUMS = ("sum", "products")
 
 
 class Moments:
     """Sums over a few random positions of every input of one site.
 
     The positions depend on the input's number and the seed alone, so the sums are those of any
-    batching, up to rounding, and the sums of two parts of the data add up.
+    batching, up to rounding; those of parts of the data with the same batches add up exactly, see
+    `Sum`.
 
     Parameters
     ----------
@@ -42,8 +45,8 @@ class Moments:
         groups, d = site.n_groups, site.d_in
         self._site, self._seed = site, seed
         self.n = 0
-        self._sum = np.zeros((groups, d))
-        self._products = np.zeros((groups, d, d))
+        self._sum = Sum(np.zeros((groups, d)))
+        self._products = Sum(np.zeros((groups, d, d)))
 
     def read(self, reading: Reading, gather: Gather, index: Tensor, start: int) -> Tensor:
         """What neurons read at some positions of a few inputs, (n_groups, m, d_in) of float64.
@@ -79,20 +82,32 @@ class Moments:
     def add(self, vectors: Tensor) -> None:
         """Take in what was `read`."""
         self.n += vectors.shape[1]
-        self._sum += vectors.sum(dim=1).numpy()
-        self._products += torch.matmul(vectors.transpose(1, 2), vectors).numpy()
+        self._sum.add(vectors.sum(dim=1).numpy())
+        self._products.add(torch.matmul(vectors.transpose(1, 2), vectors).numpy())
 
     def result(self) -> tuple[Array, Array]:
         """Mean (n_groups, d_in) and covariance (n_groups, d_in, d_in), float64; zeros of none."""
         n = max(1, self.n)
-        mean = self._sum / n
-        return mean, self._products / n - mean[:, :, None] * mean[:, None, :]
+        mean = self._sum.total / n
+        return mean, self._products.total / n - mean[:, :, None] * mean[:, None, :]
 
     def state(self) -> dict[str, Array]:
-        """Everything, to go on later from here."""
-        return {"n": np.array([self.n]), "sum": self._sum.copy(), "products": self._products.copy()}
+        """Everything, to go on later from here, or to `merge`."""
+        arrays = {"n": np.array([self.n])}
+        for name in _SUMS:
+            high, low = getattr(self, f"_{name}").parts
+            arrays |= {name: high.copy(), f"{name}_low": low.copy()}
+        return arrays
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Go on from a `state`."""
         self.n = int(state["n"][0])
-        self._sum, self._products = np.array(state["sum"]), np.array(state["products"])
+        for name in _SUMS:
+            parts = np.array(state[name]), np.array(state[f"{name}_low"])
+            getattr(self, f"_{name}").parts = parts
+
+    def merge(self, state: Mapping[str, Array]) -> None:
+        """Take in the `state` of another part of the data."""
+        self.n += int(state["n"][0])
+        for name in _SUMS:
+            getattr(self, f"_{name}").merge(state[name], state[f"{name}_low"])

@@ -105,6 +105,8 @@ class Pool:
             return None
         order = np.argsort(keys, kind="stable")
         places = np.searchsorted(self.keys, keys[order])
+        if len(keys) and not np.array_equal(self.keys.take(places, mode="clip"), keys[order]):
+            raise RunError("Rows that examples point at are missing; make the analysis again.")
         result = np.empty((len(keys), *self._rows.shape), self._rows.dtype)
         sorted_already = bool((order[1:] > order[:-1]).all())
         start = 0
@@ -125,6 +127,24 @@ class Pool:
         self._n = len(self._keys)
         self._n_live = max(self._n, self._expected)
         self._rows = self._rows.restored(state, self._n)
+
+    def part(self) -> dict[str, Array]:
+        """Keys and rows of all, wherever they are kept, to `merge`."""
+        rows = self.take(self.keys)
+        return {"keys": self.keys.copy()} | ({} if rows is None else {"rows": rows})
+
+    def merge(self, part: Mapping[str, Array]) -> None:
+        """Take in the `part` of another one, whose keys are none of these."""
+        if "rows" not in part or not len(part["keys"]):
+            return
+        keys, rows = part["keys"], part["rows"]
+        if self._n and keys[0] < self.keys[-1]:
+            mine = self.take(self.keys)
+            keys = np.concatenate([self.keys, keys])
+            order = keys.argsort()
+            keys, rows = keys[order], np.concatenate([mine, rows])[order]
+            self.keep(np.empty(0, np.int64))
+        self.add(keys, rows)
 
     def forget(self) -> None:
         """Remove files that only an earlier `state` needs: the last one is safely stored."""

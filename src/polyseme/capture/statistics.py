@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyseme.capture.sums import Sum
+
 N_BINS = 64
 # Inputs that are counted at a time: each step has a cost of its own, however few they are. The
 # sums are of the same inputs together for any batching, so they are equal to the last bit.
-_TOGETHER = 64
-_NAMES = ("waiting", "active", "active_positions", "sum", "maximum", "exponent", "histogram")
-_COUNTS = ("n_inputs", "n_positions")
+TOGETHER = 64
+_NAMES = ("waiting", "active", "active_positions", "maximum", "exponent", "histogram")
+_COUNTS = ("n_inputs", "n_positions", "n_waiting")
 
 
 class Statistics:
@@ -33,10 +35,11 @@ class Statistics:
     def __init__(self, n_neurons: int, device: torch.device | str = "cpu") -> None:
         self._n_inputs = 0
         self._n_positions = 0
-        self._waiting = torch.zeros((_TOGETHER, n_neurons), device=device)
+        self._n_waiting = 0
+        self._waiting = torch.zeros((TOGETHER, n_neurons), device=device)
         self._active = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._active_positions = torch.zeros_like(self._active)
-        self._sum = torch.zeros(n_neurons, dtype=torch.float64, device=device)
+        self._sum = Sum(torch.zeros(n_neurons, dtype=torch.float64, device=device))
         self._maximum = torch.zeros(n_neurons, device=device)
         self._exponent = torch.full((n_neurons,), -(1 << 20), dtype=torch.int64, device=device)
         self._histogram = torch.zeros((n_neurons, N_BINS), dtype=torch.int64, device=device)
@@ -44,19 +47,20 @@ class Statistics:
     @staticmethod
     def bytes_a_neuron() -> int:
         """Memory that the statistics of a neuron take."""
-        return 8 * N_BINS + 4 * _TOGETHER + 4 * 8 + 4
+        return 8 * N_BINS + 4 * TOGETHER + 4 * 8 + 4
 
     def update(self, values: Tensor) -> None:
         """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""
         start = 0
         while start < len(values):
-            offset = self._n_inputs % _TOGETHER
-            part = values[start : start + _TOGETHER - offset]
-            self._waiting[offset : offset + len(part)] = part
-            self._n_inputs += len(part)
+            part = values[start : start + TOGETHER - self._n_waiting]
+            self._waiting[self._n_waiting : self._n_waiting + len(part)] = part
+            self._n_waiting += len(part)
             start += len(part)
-            if offset + len(part) == _TOGETHER:
+            if self._n_waiting == TOGETHER:
                 self._count(self._waiting)
+                self._n_waiting = 0
+        self._n_inputs += len(values)
 
     def update_positions(self, active: Tensor, n_positions: int) -> None:
         """Take in at how many of so many positions each neuron is active, shape (n_neurons,)."""
@@ -67,11 +71,12 @@ class Statistics:
         values = values.clamp(min=0)
         active = values > 0
         self._active += active.sum(dim=0)
-        self._sum += values.sum(dim=0, dtype=torch.float64)
+        self._sum.add(values.sum(dim=0, dtype=torch.float64))
         self._maximum = torch.maximum(self._maximum, values.amax(dim=0))
         self._grow()
         # The upper edge is a power of two, so that this is exact; double, as it may be tiny.
-        scale = torch.ldexp(torch.full_like(self._sum, N_BINS), -self._exponent.double())
+        bins_in_all = torch.full_like(self._exponent, N_BINS, dtype=torch.float64)
+        scale = torch.ldexp(bins_in_all, -self._exponent.double())
         scale = scale.masked_fill(self._maximum <= 0, 0)
         bins = (values.double() * scale).long()
         bins += N_BINS * torch.arange(values.shape[1], device=values.device)
@@ -100,38 +105,61 @@ class Statistics:
             64): counts of positive activations; ``histogram_upper``: its upper edge, 0 for a
             neuron that was never active.
         """
-        if n_waiting := self._n_inputs % _TOGETHER:
+        if self._n_waiting:
             # In a copy, so that sums stay those of the same inputs if more come.
-            whole = Statistics(len(self._sum), self._sum.device)
+            whole = Statistics(len(self._maximum), self._maximum.device)
             whole.restore(self.state())
-            whole._count(self._waiting[:n_waiting])
+            whole._count(self._waiting[: self._n_waiting])
             return whole._as_arrays()
         return self._as_arrays()
 
     def _as_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         n = max(self._n_inputs, 1)
         alive = self._maximum > 0
-        upper = torch.ldexp(torch.ones_like(self._sum), self._exponent.clamp(min=-1000))
+        upper = torch.ldexp(torch.ones_like(self._sum.total), self._exponent.clamp(min=-1000))
         return {
             "density": (self._active.double() / n).cpu().numpy(),
             "position_density": np.divide(
                 self._active_positions.cpu().numpy(), self._n_positions or np.nan
             ),
             "max_activation": self._maximum.double().cpu().numpy(),
-            "mean_activation": (self._sum / n).cpu().numpy(),
+            "mean_activation": (self._sum.total / n).cpu().numpy(),
             "histogram": self._histogram.cpu().numpy(),
             "histogram_upper": torch.where(alive, upper, 0).cpu().numpy(),
         }
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Everything, to go on later from here."""
-        arrays = {name: getattr(self, f"_{name}").cpu().numpy().copy() for name in _NAMES}
+        """Everything, to go on later from here, or to `merge`."""
+        tensors = {name: getattr(self, f"_{name}") for name in _NAMES}
+        tensors["sum"], tensors["sum_low"] = self._sum.parts
+        arrays = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
         return arrays | {name: np.array([getattr(self, f"_{name}")]) for name in _COUNTS}
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Go on from a `state`."""
+
+        def tensor(name: str) -> Tensor:
+            return torch.from_numpy(np.array(state[name])).to(self._active.device)
+
         for name in _COUNTS:
             setattr(self, f"_{name}", int(state[name][0]))
         for name in _NAMES:
-            array = torch.from_numpy(np.array(state[name]))
-            setattr(self, f"_{name}", array.to(self._active.device))
+            setattr(self, f"_{name}", tensor(name))
+        self._sum.parts = tensor("sum"), tensor("sum_low")
+
+    def merge(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take in the `state` of another part of the data.
+
+        The sums are those of all of it at once where every part but the last has a multiple of
+        64 inputs.
+        """
+        other = Statistics(len(self._maximum), self._maximum.device)
+        other.restore(state)
+        if other._n_waiting:
+            other._count(other._waiting[: other._n_waiting])
+        self._maximum = other._maximum = torch.maximum(self._maximum, other._maximum)
+        self._grow()
+        other._grow()
+        for name in ("active", "active_positions", "histogram", "n_inputs", "n_positions"):
+            setattr(self, f"_{name}", getattr(self, f"_{name}") + getattr(other, f"_{name}"))
+        self._sum.merge(*other._sum.parts)

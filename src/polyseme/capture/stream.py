@@ -216,6 +216,9 @@ class Stream:
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """Everything, to go on later from where the stream is."""
         self._reduce()
+        for name in _COLUMNS:
+            # So that the state does not depend on what was there before.
+            getattr(self, f"_{name}").masked_fill_(~self._valid, 0)
         return {
             name: getattr(self, f"_{name}").cpu().numpy().copy()
             for name in (*_COLUMNS, "count", "maximum")
@@ -227,3 +230,22 @@ class Stream:
         for name in (*_COLUMNS, "count", "maximum"):
             setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
         self._bar = self.selector.threshold(self._kept)
+
+    def merge(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take in the `state` of another part of the data, which may come before or after."""
+        other = Stream(self.selector, len(self._count), self._values.device)
+        other.restore(state)
+        self._reduce()
+        valid = torch.cat([self._valid, other._valid], dim=1)
+        both = {
+            name: torch.cat([getattr(part, f"_{name}") for part in (self, other)], dim=1)
+            for name in _COLUMNS
+        }
+        # In the order of the data; both have been reduced, so there is room for all.
+        last = torch.iinfo(torch.int32).max
+        order = both["index"].masked_fill(~valid, last).argsort(dim=1, stable=True)
+        for name, column in both.items():
+            setattr(self, f"_{name}", column.gather(1, order[:, : self._values.shape[1]]))
+        self._count = self._count + other._count
+        self._maximum = torch.maximum(self._maximum, other._maximum)
+        self._reduce()

@@ -157,6 +157,21 @@ class Contexts:
                 f"({type(error).__name__}: {error}); {_WANTED}."
             ) from error
 
+    def count(self) -> int:
+        """How many contexts there are; all text is read and tokenized.
+
+        Raises
+        ------
+        InputError
+            If the texts can be read only once.
+        """
+        if not self.texts.reiterable:
+            raise InputError(
+                f"{self.name} is an iterator, which can be read only once, so its contexts cannot "
+                "be counted; give a list, a file or an object whose __iter__ starts over."
+            )
+        return sum(1 for _ in self._bodies())
+
     def batches(self, size: int, start: int = 0) -> Iterator[TokenBatch]:
         """Contexts in batches, the same contexts for any size of batch.
 

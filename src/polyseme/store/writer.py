@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -87,8 +87,8 @@ RUN = Kind(
 )
 
 
-class RunWriter(AbstractContextManager["RunWriter"]):
-    """Writes one run into a sibling ``<out>.partial`` and renames it to `out` at the end.
+class Writer(AbstractContextManager[Any]):
+    """Writes one result into a sibling ``<out>.partial`` and renames it to `out` at the end.
 
     Use it as a context manager: leaving it, with or without an error, lets another process in
     and keeps what was written for a resume.
@@ -96,46 +96,52 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     Parameters
     ----------
     out : str or Path
-        The run folder to make, with its parents.
+        The folder to make, with its parents.
+    kind : Kind
+        What is made.
     fingerprint : mapping
-        JSON that identifies the analysis: settings, model and data. Two analyses with equal
-        fingerprints are taken for the same.
+        JSON that identifies the work: settings, model and data. Two of equal fingerprints are
+        taken for the same.
     overwrite : bool
-        Replace an existing run, once the new one is complete, and discard an unfinished one.
+        Replace an existing result, once the new one is complete, and discard an unfinished one.
     resume : bool
-        Continue an unfinished analysis of the same fingerprint, if there is one.
+        Continue unfinished work of the same fingerprint, if there is any.
 
     Attributes
     ----------
     path : Path
-        The run folder to make.
+        The folder to make.
     finished : bool
-        `out` is the finished run of this fingerprint: there is nothing to do.
+        `out` is the finished result of this fingerprint: there is nothing to do.
     resumed : bool
-        An unfinished analysis is being continued; `load_state` gives its checkpoints.
+        Unfinished work is being continued; `load_state` gives its checkpoints.
 
     Raises
     ------
     InputError
         Both flags at once, an output without a name, or a fingerprint that is not JSON.
     RunError
-        Something is in the way, belongs to another analysis, or is in use.
+        Something is in the way, belongs to other work, or is in use.
     """
 
     def __init__(
         self,
         out: str | Path,
-        *,
+        kind: Kind,
         fingerprint: Mapping[str, JSON],
+        *,
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        partial = Partial(out, RUN, fingerprint, overwrite=overwrite, resume=resume)
+        partial = Partial(out, kind, fingerprint, overwrite=overwrite, resume=resume)
         self.path = Path(out)
         self.finished, self.resumed = partial.finished, partial.resumed
         self._partial: Partial | None = None if partial.finished else partial
 
     # ---------------------------------------------------------------------------- context
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *raised: Any) -> None:
         if self._partial is not None:
@@ -197,6 +203,20 @@ class RunWriter(AbstractContextManager["RunWriter"]):
                 "100, not starting with '.' or '-'."
             )
         return self.state_folder / f"{name}.safetensors"
+
+
+class RunWriter(Writer):
+    """Writes one run; see `Writer`."""
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        fingerprint: Mapping[str, JSON],
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        super().__init__(out, RUN, fingerprint, overwrite=overwrite, resume=resume)
 
     # --------------------------------------------------------------------------- contents
 

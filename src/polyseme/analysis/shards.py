@@ -1,0 +1,410 @@
+"""The analysis of data in parts: one shard at a time, and all of them merged into a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import signature
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from polyseme.analysis.analyse import analyse
+from polyseme.analysis.describe import check_model
+from polyseme.analysis.flow import Prepared, plan_of, prepare, prove_again, run_analysis
+from polyseme.analysis.image_data import ImageData
+from polyseme.analysis.kinds import Arrays, Data, Selected
+from polyseme.analysis.passes import Passes
+from polyseme.analysis.progress import progress_bars
+from polyseme.analysis.settings import Settings
+from polyseme.analysis.text_data import TextData
+from polyseme.capture import Collected, RandomActive, Selection, Stream
+from polyseme.capture.accumulate import SiteCollector, below
+from polyseme.capture.statistics import TOGETHER
+from polyseme.data.contexts import Contexts
+from polyseme.data.text import Texts
+from polyseme.errors import InputError, RunError, one_of
+from polyseme.sites import Site
+from polyseme.sites.language import load_language_model, loaded_name
+from polyseme.store.files import plain_json
+from polyseme.store.partial import differences
+from polyseme.store.shards import Shard, ShardWriter
+from polyseme.views import Run
+
+_LISTED = 5
+_SHARED = ("model", "data", "sites", "exclude", "out", "overwrite", "resume", "progress")
+
+
+def checked_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
+    """The number of a shard and how many there are, of "3/64" or (3, 64).
+
+    They are numbered from 1; 0 stands for the last, so that counting from 0 reaches all, too.
+    """
+    try:
+        number, n = (int(part) for part in (shard.split("/") if isinstance(shard, str) else shard))
+    except (TypeError, ValueError):
+        number = n = -1
+    if n < 1 or not 0 <= number <= n:
+        raise InputError(
+            f"shard is {shard!r}; the number of a shard and how many there are, such as '3/64', "
+            "are expected."
+        )
+    return number or n, n
+
+
+def shard_range(number: int, n: int, total: int, batch_size: int) -> tuple[int, int]:
+    """The inputs of a shard, first and last but one, numbered from 1.
+
+    Shards begin where a batch does, and where statistics are added up, so that the batches and
+    sums of all of them are those of one pass.
+    """
+    block = math.lcm(batch_size, TOGETHER)
+    n_blocks = -(-total // block)
+    first, stop = (n_blocks * end // n * block for end in (number - 1, number))
+    return min(first, total), min(stop, total)
+
+
+def analyse_shard(
+    model: nn.Module,
+    data: Any,
+    shard: str | tuple[int, int],
+    *,
+    sites: str | Site | Iterable[str | Site],
+    exclude: str | Iterable[str] = (),
+    out: str | Path,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Shard:
+    """Read one part of the data; `merge` makes a run of all of them.
+
+    Parts may be read at any time, in any order, on any machine. The run that comes of them is the
+    one that `analyse` would have written, with the same batch size, to the last bit where the
+    model itself gives the same numbers.
+
+    Parameters
+    ----------
+    model, data, sites, exclude, overwrite, resume, progress
+        As for `analyse`. The data must say how many inputs it has; texts are tokenized up to the
+        end of the shard, and once to be counted.
+    shard : str or (int, int)
+        Which part, and of how many: "3/64". They are numbered from 1; 0 is the last one.
+    out : str or Path
+        Folder of the shard.
+    **options
+        Those of `analyse`, the same for all shards.
+
+    Returns
+    -------
+    Shard
+
+    Raises
+    ------
+    InputError, SiteError, RunError
+        As for `analyse`; or data whose length is not known.
+    """
+    number, n = checked_shard(shard)
+    kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
+    check_model(model)
+    source = kind(model, data, _settings(kind, data, options))
+    total = source.count()
+    first, stop = shard_range(number, n, total, source.settings.batch_size)
+    prepared = prepare(model, source, sites, exclude)
+    # What shards are made with is the same in all; the batch size too, as sums depend on it.
+    whole = {**prepared.fingerprint, "batch_size": source.settings.batch_size}
+    fingerprint = {"run": whole, "inputs": [first, stop, total]}
+    with ShardWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
+        if not writer.finished:
+            with progress_bars(progress) as bars:
+                if writer.resumed:
+                    prove_again(model, prepared.sites, source)
+                passes = Passes(model, source, prepared.sites, writer, bars, (first, stop))
+                remaining = [prepared.sites[place] for place in passes.remaining]
+                passes.run(plan_of(model, source, remaining, None))
+            for place, part in enumerate(passes.parts()):
+                writer.write_site(place, part)
+            inputs, low, high = passes.held()
+            writer.write_inputs(inputs)
+            writer.finish(
+                {
+                    "start": first,
+                    "stop": stop,
+                    "total": total,
+                    # JSON has no infinity, which these are where the inputs are tokens.
+                    "low": low if np.isfinite(low) else None,
+                    "high": high if np.isfinite(high) else None,
+                    "model": loaded_name(model),
+                    "settings": prepared.settings,
+                    "options": source.settings.recorded(),
+                }
+            )
+    return Shard(out)
+
+
+def merge(
+    shards: Iterable[str | Path],
+    *,
+    out: str | Path,
+    model: nn.Module | None = None,
+    data: Any = None,
+    labels: Any = None,
+    sites: str | Site | Iterable[str | Site] | None = None,
+    allow_missing: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Make the run of what shards of the data found.
+
+    Memory is that of one site, whatever the number of shards.
+
+    Parameters
+    ----------
+    shards : iterable of str or Path
+        Folders that `analyse_shard` wrote (``polyseme analyse --shard``), in any order. One that
+        comes twice counts once.
+    out : str or Path
+        Folder of the run.
+    model : torch.nn.Module, optional
+        The model that they are of; one that `load_language_model` loaded by its name is loaded
+        again.
+    data, labels : optional
+        The data that they are of. Not needed of texts, which are not read again.
+    sites : str, Site, or a list of them, optional
+        Where the shards are of sites made by hand, such as `attach_sae` gives.
+    allow_missing : bool
+        Make a run of the shards that there are, though others are missing. The run says which.
+    overwrite, resume, progress
+        As for `analyse`.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    RunError
+        Shards are missing, damaged, overlap, or are of different analyses or of another model.
+    InputError
+        The model, or the images, must be given.
+    """
+    parts = _in_order([Shard(path) for path in shards], allow_missing=allow_missing)
+    first = parts[0]
+    for shard in parts:
+        shard.check()
+    settings = Settings.restored(first.metadata["options"])
+    source: ImageData | TextData
+    if settings.kind == "texts":
+        model, contexts = _recorded_texts(first, model, data)
+        source = TextData(model, contexts, settings)
+    elif model is None or data is None:
+        raise InputError(
+            "The shards are of images, so merge needs the model and the data: give model= and "
+            "data= (MODEL and --data), the same as for the shards."
+        )
+    else:
+        source = ImageData(model, data, Settings.restored(first.metadata["options"], labels))
+    check_model(model)
+    names = [str(name) for name in first.fingerprint.get("sites") or ()]
+    return run_analysis(
+        model,
+        source,
+        sites=names if sites is None else sites,
+        out=out,
+        overwrite=overwrite,
+        resume=resume,
+        progress=progress,
+        merged=_Merged(parts, source),
+    )
+
+
+def _settings(kind: type[ImageData | TextData], data: Any, options: dict[str, Any]) -> Settings:
+    """The options of `analyse` that are given, with its defaults for the others."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature(analyse).parameters.items()
+        if name not in _SHARED
+    }
+    for name in options:
+        if name not in defaults:
+            raise InputError(one_of("option", name, sorted(defaults)))
+    given = {**defaults, **options}
+    if given["batch_size"] is None:
+        given["batch_size"] = kind.default_batch_size(data)
+    return Settings.checked(kind.kind, **given)
+
+
+def _in_order(shards: list[Shard], *, allow_missing: bool) -> list[Shard]:
+    """Shards of one analysis in the order of the data, each once; gaps and overlaps are refused."""
+    if not shards:
+        raise InputError("There are no shards to merge; give the folders of at least one.")
+    first = shards[0]
+    for shard in shards[1:]:
+        if changed := differences(first.fingerprint, shard.fingerprint):
+            raise RunError(
+                f"{first.path} and {shard.path} are shards of different analyses: {changed}. "
+                "Merge shards of the same model, data and settings."
+            )
+    by_range = {(shard.start, shard.stop): shard for shard in reversed(shards)}
+    ordered = [by_range[key] for key in sorted(by_range) if key[0] < key[1]] or shards[:1]
+    for before, after in pairwise(ordered):
+        if after.start < before.stop:
+            raise RunError(
+                f"{before.path} and {after.path} overlap: both hold inputs {after.start:,} to "
+                f"{min(before.stop, after.stop):,}. Merge shards of one split, i/n with the same n."
+            )
+    if (gaps := missing_inputs(ordered)) and not allow_missing:
+        listed = ", ".join(f"{a:,} to {b:,}" for a, b in gaps[:_LISTED])
+        more = f" and {len(gaps) - _LISTED} more" if len(gaps) > _LISTED else ""
+        raise RunError(
+            f"Shards are missing: none holds the inputs {listed}{more} of {first.total:,}. Make "
+            "them, or merge the others with allow_missing=True (--allow-missing)."
+        )
+    return ordered
+
+
+def missing_inputs(shards: Sequence[Shard]) -> list[tuple[int, int]]:
+    """The ranges of inputs between shards in order, before and after them."""
+    ends = [0, *(end for shard in shards for end in (shard.start, shard.stop)), shards[0].total]
+    return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]
+
+
+def _recorded_texts(shard: Shard, model: nn.Module | None, data: Any) -> tuple[nn.Module, Contexts]:
+    """The model, and contexts that are cut as those of a shard but cannot be read."""
+    tokenizer = data.tokenizer if isinstance(data, Contexts) else None
+    name = shard.metadata.get("model")
+    if model is None or tokenizer is None:
+        if not isinstance(name, str):
+            raise InputError(
+                f"{shard.path} does not say how its model is loaded, as it was not loaded by "
+                "load_language_model; give model= and data=, the same as for the shards."
+            )
+        loaded, tokenizer = load_language_model(name)
+        model = loaded if model is None else model
+    about: Any = shard.fingerprint["data"]
+    texts = {key: value for key, value in about["texts"].items() if key != "name"}
+    recorded = Texts(about["name"], lambda: iter(()), lambda: texts)
+    cut = {key: about[key] for key in ("length", "max_tokens", "leave_out")}
+    return model, Contexts(recorded, tokenizer, **cut)
+
+
+class _Merged:
+    """Shards in the place of passes over the data, see `polyseme.analysis.kinds.Merged`."""
+
+    def __init__(self, shards: Sequence[Shard], data: Data) -> None:
+        self._shards, self._data = shards, data
+        self._sites: list[Site] = []
+
+    def check(self, prepared: Prepared) -> dict[str, Any]:
+        self._sites = prepared.sites
+        batch_size = self._data.settings.batch_size
+        here = plain_json("fingerprint", {**prepared.fingerprint, "batch_size": batch_size})
+        if changed := differences(self._shards[0].fingerprint, here):
+            raise RunError(
+                f"{self._shards[0].path} is a shard of another model or other data: {changed}. "
+                "Give the model and the data that the shards were made of."
+            )
+        gaps = missing_inputs(self._shards)
+        return {"missing_inputs": [list(gap) for gap in gaps]} if gaps else {}
+
+    def _collector(self, site: Site) -> SiteCollector:
+        settings = self._data.settings
+        draw = RandomActive(settings.random_examples, settings.seed)
+        return SiteCollector(site, settings.select, draw, settings.window, self._data.half, None)
+
+    def results(self) -> Iterator[Collected]:
+        for number, site in enumerate(self._sites):
+            collector = self._collector(site)
+            empty = collector.part()
+            for shard in self._shards:
+                collector.merge(_checked(shard.site(number), empty, site, shard))
+            yield collector.result()
+
+    def _streams(self, number: int, names: Sequence[str]) -> list[Stream]:
+        """What stands for the neurons of a site, of what the shards hold of it."""
+        collector = self._collector(self._sites[number])
+        empty = collector.part()
+        streams: list[Stream] = [getattr(collector, name) for name in names]
+        for shard in self._shards:
+            part = _checked(shard.site(number), empty, self._sites[number], shard)
+            for name, stream in zip(names, streams, strict=True):
+                stream.merge(below(part, name))
+        return streams
+
+    def selected(self) -> Selected:
+        live = np.empty(0, np.int64)
+        for number in range(len(self._sites)):
+            for stream in self._streams(number, ("examples", "random")):
+                live = np.union1d(live, stream.result().index)
+        lows, highs = (
+            [shard.metadata.get(end) for shard in self._shards] for end in ("low", "high")
+        )
+        return Selected(
+            self._sites,
+            self._examples(),
+            self._inputs(live),
+            sum(shard.stop - shard.start for shard in self._shards),
+            min((float(low) for low in lows if low is not None), default=np.inf),
+            max((float(high) for high in highs if high is not None), default=-np.inf),
+        )
+
+    def _examples(self) -> Iterator[tuple[Site, Selection]]:
+        for number, site in enumerate(self._sites):
+            (examples,) = self._streams(number, ("examples",))
+            yield site, examples.result()
+
+    def _inputs(self, live: Any) -> Arrays:
+        """The rows of these inputs, each in the shard that read it."""
+        held: dict[str, list[Any]] = {}
+        for shard in self._shards:
+            inputs = shard.inputs()
+            index = inputs["index"]
+            if len(index) and not shard.start <= index[0] <= index[-1] < shard.stop:
+                raise RunError(f"The shard {shard.path} is damaged: inputs out of its range.")
+            kept = np.isin(index, live)
+            for name, array in inputs.items():
+                if len(index) and len(array) == len(index):
+                    held.setdefault(name, []).append(array[kept])
+        merged = {name: np.concatenate(arrays) for name, arrays in held.items()}
+        merged.setdefault("index", live[:0])
+        if not np.array_equal(merged["index"], live):
+            raise RunError(
+                f"The shards lack {len(live) - len(merged['index']):,} inputs that examples point "
+                "at; make them again."
+            )
+        return merged
+
+
+def _checked(part: Arrays, empty: Arrays, site: Site, shard: Shard) -> Arrays:
+    """What a shard holds of a site, if it has the form of what a collector gives."""
+    for name, array in empty.items():
+        new = part.get(name)
+        # Rows may be of any number; all else has one row for each neuron.
+        is_rows = name.split(".")[0] in ("vectors", "windows", "background")
+        if new is None or new.dtype != array.dtype or new.ndim != array.ndim:
+            break
+        if new.shape[is_rows:] != array.shape[is_rows:]:
+            break
+        rows = part.get(name.replace(".keys", ".rows"), new)
+        if len(rows) != len(new) or (name == "vectors.keys" and rows.shape[1:] != (site.d_in,)):
+            break
+    else:
+        if all(_is_sound(below(part, name), shard) for name in ("examples", "random")):
+            return part
+        name = "examples"
+    raise RunError(
+        f"The shard {shard.path} is damaged: {name!r} of site {site.name!r} is not what polyseme "
+        "writes. Make it again."
+    )
+
+
+def _is_sound(stream: Arrays, shard: Shard) -> bool:
+    count, index = stream["count"], stream["index"]
+    if len(count) and not 0 <= count.min() <= count.max() <= index.shape[1]:
+        return False
+    used = index[np.arange(index.shape[1]) < count[:, None]]
+    return not len(used) or bool(shard.start <= used.min() <= used.max() < shard.stop)

@@ -1,0 +1,51 @@
+"""Sums that do not depend on the order in which their terms come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Sum:
+    """A sum of float64 arrays or tensors, with what rounding takes from it kept beside it.
+
+    Parts of the data may be summed in any order and grouping: the totals are equal but for one
+    rounding in 2⁵⁰ or so, where a plain sum's last digits would differ in nearly every value.
+
+    Parameters
+    ----------
+    zeros : ndarray or Tensor of float64
+        Of the shape of the terms.
+
+    References
+    ----------
+    T. Ogita, S. Rump and S. Oishi, *Accurate sum and dot product* (2005), Sum2.
+    """
+
+    def __init__(self, zeros: Any) -> None:
+        self._high, self._low = zeros, zeros * 0
+
+    @property
+    def total(self) -> Any:
+        """The sum so far."""
+        return self._high + self._low
+
+    def add(self, term: Any) -> None:
+        """Add one term."""
+        total = self._high + term
+        rounded = total - self._high
+        self._low += (self._high - (total - rounded)) + (term - rounded)
+        self._high = total
+
+    def merge(self, high: Any, low: Any) -> None:
+        """Add the `parts` of another sum."""
+        self.add(high)
+        self._low += low
+
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        """Two arrays whose sum is the total, to go on from or to merge."""
+        return self._high, self._low
+
+    @parts.setter
+    def parts(self, parts: tuple[Any, Any]) -> None:
+        self._high, self._low = parts

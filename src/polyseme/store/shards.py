@@ -1,0 +1,176 @@
+"""A shard: what the pass over a part of the data found, to be merged with the other parts.
+
+A folder holds ``shard.json`` (format, fingerprint, range and the digests of the other files),
+``site-0.safetensors`` and so on, one for each site, and ``inputs.safetensors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from polyseme.errors import RunError
+from polyseme.store.files import ASIDE, LITTER, encode_json, read_json, replace_bytes, sha256
+from polyseme.store.format import JSON
+from polyseme.store.partial import Kind
+from polyseme.store.safetensors_files import load_state, save_state
+from polyseme.store.writer import Writer
+
+FORMAT, VERSION = "polyseme-shard", 1
+SHARD_JSON = "shard.json"
+_INPUTS = "inputs.safetensors"
+
+Arrays = dict[str, np.ndarray]
+
+
+def _site_file(number: int) -> str:
+    return f"site-{number}.safetensors"
+
+
+def _fingerprint(path: Path) -> dict[str, JSON] | None:
+    content = read_json(path / SHARD_JSON) if path.is_dir() else {}
+    return content.get("fingerprint", {}) if content.get("format") == FORMAT else None
+
+
+def _foreign(path: Path) -> set[str]:
+    return {
+        entry.name
+        for entry in path.iterdir()
+        if entry.name not in {SHARD_JSON, SHARD_JSON + ASIDE, _INPUTS, *LITTER}
+        and not (entry.name.startswith("site-") and entry.suffix == ".safetensors")
+    }
+
+
+class ShardWriter(Writer):
+    """Writes one shard; see `Writer`."""
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        fingerprint: Mapping[str, JSON],
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        super().__init__(out, SHARD, fingerprint, overwrite=overwrite, resume=resume)
+
+    def write_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write what was found at one site."""
+        save_state(self._at_work().result / _site_file(number), arrays, {})
+
+    def write_inputs(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the inputs that examples may point at."""
+        save_state(self._at_work().result / _INPUTS, arrays, {})
+
+    def finish(self, metadata: Mapping[str, JSON]) -> Path:
+        """Seal the shard with shard.json and move it into place."""
+        partial = self._at_work()
+        files = sorted(partial.result.glob("*.safetensors"))
+        content: dict[str, JSON] = {
+            "format": FORMAT,
+            "version": VERSION,
+            **metadata,
+            "fingerprint": partial.fingerprint,
+            "files": {file.name: sha256(file) for file in files},
+        }
+        replace_bytes(partial.result / SHARD_JSON, encode_json(content))
+        partial.publish()
+        self.finished = True
+        self.close()
+        return self.path
+
+
+class Shard:
+    """A finished shard, read with no trust in its files.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Attributes
+    ----------
+    path : Path
+    start, stop : int
+        The inputs that it is of.
+    total : int
+        Inputs of all the data.
+    fingerprint : dict
+        Of the run that the shards make together.
+    metadata : dict
+        What else shard.json says.
+
+    Raises
+    ------
+    RunError
+        There is no shard, it is of another version, or it is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        content = read_json(self.path / SHARD_JSON)
+        if content.get("format") != FORMAT:
+            raise RunError(
+                f"{self.path} is not a shard; give the folders that analyse made with --shard."
+            )
+        if content.get("version") != VERSION:
+            raise RunError(
+                f"{self.path} is a shard of version {content.get('version')!r}, and this polyseme "
+                f"reads version {VERSION}; make it again with the version that merges."
+            )
+        try:
+            self.start, self.stop, self.total = (
+                _whole(content[name]) for name in ("start", "stop", "total")
+            )
+            self.fingerprint: dict[str, JSON] = dict(content["fingerprint"]["run"])
+            self.metadata = dict(content)
+            self._files = {str(name): str(digest) for name, digest in content["files"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(f"{SHARD_JSON} is not what polyseme writes ({error})") from None
+        if not 0 <= self.start <= self.stop <= self.total:
+            raise self._damaged(f"its inputs are {self.start} to {self.stop} of {self.total}")
+
+    def __repr__(self) -> str:
+        return f"Shard({str(self.path)!r}: inputs {self.start:,} to {self.stop:,})"
+
+    def _damaged(self, why: str) -> RunError:
+        return RunError(f"The shard {self.path} is damaged: {why}. Make it again.")
+
+    def check(self) -> None:
+        """Compare the files with the digests that shard.json has of them."""
+        for name, digest in self._files.items():
+            if Path(name).name != name or not (self.path / name).is_file():
+                raise self._damaged(f"{name} is missing")
+            if sha256(self.path / name) != digest:
+                raise self._damaged(f"{name} was changed after it was written")
+
+    def site(self, number: int) -> Arrays:
+        """What was found at one site."""
+        return self._arrays(_site_file(number))
+
+    def inputs(self) -> Arrays:
+        """The inputs that examples may point at."""
+        return self._arrays(_INPUTS)
+
+    def _arrays(self, name: str) -> Arrays:
+        state = load_state(self.path / name)
+        if state is None or name not in self._files:
+            raise self._damaged(f"{name} is missing")
+        return state[0]
+
+
+def _whole(value: JSON) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+SHARD = Kind(
+    work="analysis of a shard",
+    result="a polyseme shard",
+    format=f"{FORMAT} {VERSION}",
+    fingerprint=_fingerprint,
+    foreign=_foreign,
+    check=lambda path: Shard(path).check(),
+)
