@@ -70,6 +70,7 @@ THIRD_PARTY = {
     "sae_lens": ("sae-lens", "sae"),
     "transformers": ("transformers", "text"),
     "sklearn": ("scikit-learn", "benchmark"),
+    "ray": ("ray", "ray"),
 }
 
 HEAVY = {"torch", "transformers", "pandas", "matplotlib", "scipy", "sklearn"}

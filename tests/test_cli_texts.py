@@ -79,6 +79,36 @@ def test_analyse(place, folder, capsys):
     assert "--overwrite" in err
 
 
+def test_shards_are_merged_into_the_run_of_one_pass(place, folder, capsys):
+    (place / "long.txt").write_text(TEXT * 40)
+    arguments = ["analyse", folder, "--text", "long.txt", "--context", "16", "--batch-size", "32"]
+    arguments += ["--quiet", "--select", "TopK(4)"]
+    assert said(capsys, *arguments, "--out", "whole")[0] == 0
+    for shard in ("2/2", "1/2"):
+        status, out, err = said(capsys, *arguments, "--shard", shard, "--out", f"s/{shard[0]}")
+        assert (status, err) == (0, "")
+        assert out.startswith(f"The shard is at s/{shard[0]}: inputs ")
+    status, out, err = said(capsys, "merge", "s/1", "s/2", "--out", "run", "--quiet")
+    assert (status, out) == (1, "")
+    assert "Give model= and tokenizer= (--model)" in err
+    merge = ["merge", "s/1", "s/2", "--model", folder, "--quiet"]
+    status, out, err = said(capsys, *merge, "--out", "run")
+    assert (status, err) == (0, "")
+    assert "The run is at run" in out
+    for file in ("examples.parquet", "neurons.parquet", "inputs.safetensors"):
+        assert (place / "run" / file).read_bytes() == (place / "whole" / file).read_bytes()
+    status, out, err = said(capsys, *merge[:2], *merge[3:], "--out", "part")
+    assert (status, out) == (1, "")
+    assert "Shards are missing" in err
+    assert "--allow-missing" in err
+    assert said(capsys, *merge[:2], *merge[3:], "--out", "part", "--allow-missing")[0] == 0
+    assert ps.open_run("part").metadata["missing_inputs"]
+    for wrong in (["--shard", "3/2"], ["--shard", "1/2", "--engine", "ray"], ["--workers", "2"]):
+        status, out, err = said(capsys, *arguments, *wrong, "--out", "none")
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1
+
+
 def test_fewer_tokens_one_layer_and_the_first_token(place, folder, capsys):
     arguments = ["analyse", folder, "--text", "text.txt", "--context", "16", "--out", "run"]
     arguments += ["--tokens", "32", "--sites", "*.1.mlp", "--keep", "first", "--quiet"]

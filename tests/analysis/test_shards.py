@@ -63,7 +63,7 @@ def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def merged(setting: Setting, shards: list[Path], out: Path, **options: Any) -> ps.Run:
-    given = {"model": setting.model, "data": setting.contexts(), "progress": False, **options}
+    given = {"model": setting.model, "tokenizer": setting.tokenizer, "progress": False, **options}
     return ps.merge(shards, out=out, **given)
 
 
@@ -121,7 +121,7 @@ def test_images_with_panels_and_labels(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"shards are of images, so merge needs the model and"):
         ps.merge(parts, out=tmp_path / "other", progress=False)
     other = (images[0][::-1].copy(), images[1])
-    with pytest.raises(RunError, match=r"is a shard of another model or other data: .*data\.sha256 was"):
+    with pytest.raises(RunError, match=r"of another model or other data: .*data\.sha256 was"):
         ps.merge(parts, out=tmp_path / "other", model=model, data=other, progress=False)
 
 
@@ -175,7 +175,9 @@ def test_shards_that_do_not_belong_together_are_refused(
         merged(setting, [], tmp_path / "run")
     with pytest.raises(RunError, match=r"is not a shard; give the folders that analyse made"):
         merged(setting, [tmp_path], tmp_path / "run")
-    with pytest.raises(InputError, match=r"does not say how its model is loaded.*give model="):
+    with pytest.raises(
+        InputError, match=r"does not say how its model is loaded\. Give model= and tok"
+    ):
         ps.merge(shards, out=tmp_path / "run", progress=False)
     with pytest.raises(InputError, match=r"Unknown option: 'windows'\. Did you mean 'window'"):
         ps.analyse_shard(setting.model, context, "1/2", out=tmp_path / "x", sites=SITES, windows=1)

@@ -9,17 +9,17 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from polyseme.analysis.describe import check_model
 from polyseme.analysis.flow import run_analysis
-from polyseme.analysis.image_data import ImageData
-from polyseme.analysis.settings import Settings
-from polyseme.analysis.text_data import TextData
+from polyseme.analysis.kinds import Reader
+from polyseme.analysis.source import source_of
 from polyseme.capture import Selector
-from polyseme.data.contexts import Contexts
+from polyseme.errors import InputError, one_of
 from polyseme.sites import Site
 from polyseme.views import Run
 
 Array = NDArray[Any]
+
+_ENGINES = ("local", "ray")
 
 
 def analyse(
@@ -44,6 +44,9 @@ def analyse(
     random_examples: int = 16,
     seed: int = 0,
     batch_size: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -117,6 +120,13 @@ def analyse(
         Inputs in one forward pass; 256 by default, of contexts 4,096 tokens. You may resume with
         a different batch size; only the same size reproduces the run byte for byte. If the device
         runs out of memory in the pass, batches are halved.
+    engine : {"local", "ray"}
+        "ray": processes of Ray read the data, on this machine or on a cluster; this one does the
+        rest. The run is the same.
+    address : str, optional
+        Of the Ray cluster, "auto" or "ray://host:10001"; by default Ray is started here.
+    workers : int, optional
+        Processes of Ray; by default one for each GPU where the model is on one, else for each CPU.
     overwrite, resume : bool
         Replace a run that exists; or resume an analysis that was interrupted.
     progress : bool
@@ -141,33 +151,46 @@ def analyse(
     ----------
     A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
     """
-    kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
-    settings = Settings.checked(
-        kind.kind,
-        select=select,
-        threshold=threshold,
-        linkage=linkage,
-        labels=labels,
-        class_names=class_names,
-        image_shape=image_shape,
-        panels=panels,
-        panel_examples=panel_examples,
-        baseline=baseline,
-        window=window,
-        importances=importances,
-        memory_budget=memory_budget,
-        random_examples=random_examples,
-        seed=seed,
-        batch_size=kind.default_batch_size(data) if batch_size is None else batch_size,
-    )
-    check_model(model)
+    if engine not in _ENGINES:
+        raise InputError(one_of("engine", str(engine), _ENGINES))
+    # Both may be iterators, and an engine goes through them more than once.
+    class_names = None if class_names is None else [*class_names]
+    sites = sites if isinstance(sites, str | Site) else [*sites]
+    options = {
+        "select": select,
+        "threshold": threshold,
+        "linkage": linkage,
+        "labels": labels,
+        "class_names": class_names,
+        "image_shape": image_shape,
+        "panels": panels,
+        "panel_examples": panel_examples,
+        "baseline": baseline,
+        "window": window,
+        "importances": importances,
+        "memory_budget": memory_budget,
+        "random_examples": random_examples,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    source = source_of(model, data, options)
+    reader: Reader | None = None
+    if engine == "ray":
+        from polyseme.analysis.ray_engine import RayReader
+
+        reader = RayReader(
+            model, data, source, sites, exclude, options, address=address, workers=workers
+        )
+    elif address is not None or workers is not None:
+        raise InputError("address and workers are for engine='ray'; leave them out, or give it.")
     return run_analysis(
         model,
-        kind(model, data, settings),
+        source,
         sites=sites,
         exclude=exclude,
         out=out,
         overwrite=overwrite,
         resume=resume,
         progress=progress,
+        reader=reader,
     )

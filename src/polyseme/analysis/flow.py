@@ -19,7 +19,7 @@ from torch import nn
 
 from polyseme.analysis.describe import behaviour, describe_model, made_by_hand
 from polyseme.analysis.feature_search import SimilarFeatures, room_for_similar
-from polyseme.analysis.kinds import Attributed, Data, Merged, Work
+from polyseme.analysis.kinds import Attributed, Data, Found, Reader, Work
 from polyseme.analysis.passes import Passes
 from polyseme.analysis.plan import Plan, make_plan, trial
 from polyseme.analysis.probing import probe
@@ -86,41 +86,29 @@ def run_analysis(
     overwrite: bool,
     resume: bool,
     progress: bool,
-    merged: Merged | None = None,
+    reader: Reader | None = None,
 ) -> Run:
     """Take data through all stages to a run.
 
-    The arguments are those of `analyse`, and what shards of the data found, instead of reading it.
+    The arguments are those of `analyse`, and the engine that reads the data; by default this
+    process does.
     """
+    reader = reader or _ThisProcess(model, data)
     stages = Stages()
     with stages("preparation"):
         prepared = prepare(model, data, sites, exclude)
         chosen = prepared.sites
         # Refused before anything is written, if the budget is too little.
         side_by_side = make_plan(chosen, data).side_by_side
-        extra = {} if merged is None else merged.check(prepared)
+        extra = reader.check(prepared)
     fingerprint = {**prepared.fingerprint, **extra}
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
         with progress_bars(progress) as bars, SimilarFeatures(writer) as similar:
             work = Work(writer, bars, stages, progress)
-            if writer.resumed or merged is not None:
-                prove_again(model, chosen, data)
-            found: Passes | Merged
-            if merged is None:
-                found = Passes(model, data, chosen, writer, bars)
-                with stages("reading"):
-                    found.run(
-                        plan_of(
-                            model,
-                            data,
-                            [chosen[n] for n in found.remaining],
-                            work.say if progress else None,
-                        )
-                    )
-            else:
-                found = merged
+            with stages("reading"):
+                found = reader.read(work)
             with stages("selection"):
                 selected = found.selected()
             attributed = data.attribute(selected, work)
@@ -138,8 +126,28 @@ def run_analysis(
     return open_run(path, probe=probe)
 
 
+class _ThisProcess:
+    """The engine that reads all data here, in as many passes as the memory takes."""
+
+    def __init__(self, model: nn.Module, data: Data) -> None:
+        self._model, self._data = model, data
+        self._sites: list[Site] = []
+
+    def check(self, prepared: Prepared) -> dict[str, Any]:
+        self._sites = prepared.sites
+        return {}
+
+    def read(self, work: Work) -> Found:
+        if work.writer.resumed:
+            prove_again(self._model, self._sites, self._data)
+        passes = Passes(self._model, self._data, self._sites, work.writer, work.bars)
+        remaining = [self._sites[number] for number in passes.remaining]
+        passes.run(plan_of(self._model, self._data, remaining, work.say if work.shown else None))
+        return passes
+
+
 def prove_again(model: nn.Module, sites: list[Site], data: Data) -> None:
-    """Have sites learn of themselves what a checkpoint does not hold."""
+    """Have sites learn of themselves what neither a checkpoint nor a shard holds."""
     with evaluating(model):
         prove_sites(model, sites, Feed(model), data.few)
 

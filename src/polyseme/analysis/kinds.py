@@ -128,14 +128,21 @@ class Data(Protocol):
         """The model and the data as the run's metadata hold them."""
 
 
-class Merged(Protocol):
-    """What shards of the data found together, in the place of passes over it."""
-
-    def check(self, prepared: Any) -> dict[str, Any]:
-        """Refuse shards of another analysis; returns what to add to the run's metadata."""
+class Found(Protocol):
+    """What reading the data has found."""
 
     def selected(self) -> Selected:
         """The examples of all sites, and the inputs that they point at."""
 
     def results(self) -> Iterator[Collected]:
         """What was found at each site, one in memory at a time."""
+
+
+class Reader(Protocol):
+    """An engine: how the data is read."""
+
+    def check(self, prepared: Any) -> dict[str, Any]:
+        """Refuse what does not fit, before anything is written; returns additional metadata."""
+
+    def read(self, work: Work) -> Found:
+        """Read the data, or what other processes found in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,11 @@ _DESCRIBED = {
 _IMPORTANCES = ("none", "exact")
 _SELECTORS = {kind.__name__: kind for kind in (TopK, AboveFraction, FirstActive, Stratified)}
 # The options that `Settings.checked` takes.
-_CHECKED = (
-    *("select", "threshold", "linkage", "random_examples", "seed", "batch_size", "memory_budget"),
-    *_OPTIONS["images"],
-    *_OPTIONS["texts"],
-)
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(["select", "threshold", "batch_size", "memory_budget"]),
+    **{"linkage": "average", "random_examples": 16, "seed": 0},
+    **dict.fromkeys([*_OPTIONS["images"], *_OPTIONS["texts"]]),
+}
 _WINDOW, _WIDEST = (20, 10), 1024
 _PANEL_EXAMPLES = 32
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
@@ -67,11 +67,20 @@ class Settings:
     mask_id: int | None = None  # the token that masks others, for importances
 
     @classmethod
-    def checked(cls, kind: str, **options: Any) -> Settings:
+    def checked(
+        cls, kind: str, *, default_batch_size: Callable[[], int] = lambda: 1, **options: Any
+    ) -> Settings:
         """The options that are given, with defaults in the place of None.
 
-        Refuses those that are out of range, or that the kind of data has no use for.
+        Refuses those that are unknown, out of range, or that the kind of data has no use for.
         """
+        for name in options:
+            if name not in _DEFAULTS:
+                raise InputError(one_of("option", name, sorted(_DEFAULTS)))
+        options = {
+            name: default if options.get(name) is None else options[name]
+            for name, default in _DEFAULTS.items()
+        }
         _check_kind(kind, options)
         asked = {name: value for name, value in options.items() if value is not None}
         is_texts = kind == "texts"
@@ -83,7 +92,9 @@ class Settings:
             linkage=options["linkage"],
             random_examples=_checked_count("random_examples", options["random_examples"]),
             seed=plain(options["seed"]),
-            batch_size=_checked_count("batch_size", options["batch_size"]),
+            batch_size=_checked_count(
+                "batch_size", asked.get("batch_size") or default_batch_size()
+            ),
             memory_budget=memory_bytes(options["memory_budget"]),
             labels=options["labels"],
             class_names=None if options["class_names"] is None else [*options["class_names"]],
@@ -107,7 +118,7 @@ class Settings:
             raise InputError(
                 "baseline is an array, which a shard cannot record; give a number, or panels=False."
             )
-        names = [name for name in _CHECKED if name not in ("labels", "memory_budget", "select")]
+        names = [name for name in _DEFAULTS if name not in ("labels", "memory_budget", "select")]
         values = {name: getattr(self, name) for name in names}
         other = _OPTIONS["images" if self.kind == "texts" else "texts"]
         return {
@@ -119,13 +130,13 @@ class Settings:
     @classmethod
     def restored(cls, recorded: Mapping[str, Any], labels: Any = None) -> Settings:
         """The settings that `recorded` gave."""
-        options: dict[str, Any] = dict.fromkeys(_CHECKED) | dict(recorded)
+        options = dict(recorded)
         kind, select = str(options.pop("kind", None)), dict(options["select"])
         name = str(select.pop("name", None))
         if kind not in _OPTIONS or name not in _SELECTORS:
             raise InputError(f"Settings of {kind!r} with {name!r} are none of polyseme's.")
         options["select"] = _SELECTORS[name](**select)
-        return cls.checked(kind, **{key: options[key] for key in _CHECKED} | {"labels": labels})
+        return cls.checked(kind, **options | ({} if labels is None else {"labels": labels}))
 
     def described(self) -> dict[str, Any]:
         """As a run's metadata hold them."""

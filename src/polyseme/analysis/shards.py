@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,21 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from polyseme.analysis.analyse import analyse
 from polyseme.analysis.describe import check_model
 from polyseme.analysis.flow import Prepared, plan_of, prepare, prove_again, run_analysis
 from polyseme.analysis.image_data import ImageData
-from polyseme.analysis.kinds import Arrays, Data, Selected
+from polyseme.analysis.kinds import Arrays, Data, Found, Selected, Work
 from polyseme.analysis.passes import Passes
 from polyseme.analysis.progress import progress_bars
 from polyseme.analysis.settings import Settings
+from polyseme.analysis.source import source_of
 from polyseme.analysis.text_data import TextData
 from polyseme.capture import Collected, RandomActive, Selection, Stream
 from polyseme.capture.accumulate import SiteCollector, below
 from polyseme.capture.statistics import TOGETHER
 from polyseme.data.contexts import Contexts
 from polyseme.data.text import Texts
-from polyseme.errors import InputError, RunError, one_of
+from polyseme.errors import InputError, RunError
 from polyseme.sites import Site
 from polyseme.sites.language import load_language_model, loaded_name
 from polyseme.store.files import plain_json
@@ -35,7 +34,6 @@ from polyseme.store.shards import Shard, ShardWriter
 from polyseme.views import Run
 
 _LISTED = 5
-_SHARED = ("model", "data", "sites", "exclude", "out", "overwrite", "resume", "progress")
 
 
 def checked_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
@@ -108,41 +106,76 @@ def analyse_shard(
         As for `analyse`; or data whose length is not known.
     """
     number, n = checked_shard(shard)
-    kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
-    check_model(model)
-    source = kind(model, data, _settings(kind, data, options))
-    total = source.count()
-    first, stop = shard_range(number, n, total, source.settings.batch_size)
-    prepared = prepare(model, source, sites, exclude)
-    # What shards are made with is the same in all; the batch size too, as sums depend on it.
-    whole = {**prepared.fingerprint, "batch_size": source.settings.batch_size}
-    fingerprint = {"run": whole, "inputs": [first, stop, total]}
-    with ShardWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
-        if not writer.finished:
+    reader = ShardReader(model, data, sites, exclude, options)
+    total = reader.source.count()
+    first, stop = shard_range(number, n, total, reader.source.settings.batch_size)
+    part = (first, stop, total)
+    return reader.read(part, out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+class ShardReader:
+    """Reads any parts of the data; the arguments are those of `analyse_shard`.
+
+    Attributes
+    ----------
+    source : ImageData or TextData
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        sites: str | Site | Iterable[str | Site],
+        exclude: str | Iterable[str],
+        options: dict[str, Any],
+    ) -> None:
+        self._model = model
+        self.source = source_of(model, data, options)
+        self._prepared = prepare(model, self.source, sites, exclude)
+
+    def read(
+        self,
+        part: tuple[int, int, int],
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> Shard:
+        """Read the inputs from the first to before the second number, of so many."""
+        model, source, prepared = self._model, self.source, self._prepared
+        fingerprint = {"run": fingerprint_of(prepared, source), "inputs": list(part)}
+        with ShardWriter(
+            out, fingerprint=fingerprint, overwrite=overwrite, resume=resume
+        ) as writer:
+            if writer.finished:
+                return Shard(out)
             with progress_bars(progress) as bars:
                 if writer.resumed:
                     prove_again(model, prepared.sites, source)
-                passes = Passes(model, source, prepared.sites, writer, bars, (first, stop))
+                passes = Passes(model, source, prepared.sites, writer, bars, part[:2])
                 remaining = [prepared.sites[place] for place in passes.remaining]
                 passes.run(plan_of(model, source, remaining, None))
-            for place, part in enumerate(passes.parts()):
-                writer.write_site(place, part)
+            for place, found in enumerate(passes.parts()):
+                writer.write_site(place, found)
             inputs, low, high = passes.held()
             writer.write_inputs(inputs)
             writer.finish(
                 {
-                    "start": first,
-                    "stop": stop,
-                    "total": total,
+                    **dict(zip(("start", "stop", "total"), part, strict=True)),
                     # JSON has no infinity, which these are where the inputs are tokens.
                     "low": low if np.isfinite(low) else None,
                     "high": high if np.isfinite(high) else None,
                     "model": loaded_name(model),
-                    "settings": prepared.settings,
                     "options": source.settings.recorded(),
                 }
             )
-    return Shard(out)
+        return Shard(out)
+
+
+def fingerprint_of(prepared: Prepared, data: Data) -> dict[str, Any]:
+    """What all shards of an analysis have in common: the batch size too, as sums depend on it."""
+    return {**prepared.fingerprint, "batch_size": data.settings.batch_size}
 
 
 def merge(
@@ -151,6 +184,7 @@ def merge(
     out: str | Path,
     model: nn.Module | None = None,
     data: Any = None,
+    tokenizer: Any = None,
     labels: Any = None,
     sites: str | Site | Iterable[str | Site] | None = None,
     allow_missing: bool = False,
@@ -173,7 +207,9 @@ def merge(
         The model that they are of; one that `load_language_model` loaded by its name is loaded
         again.
     data, labels : optional
-        The data that they are of. Not needed of texts, which are not read again.
+        The images that they are of, as for `analyse`. Texts are not read again.
+    tokenizer : optional
+        That of the model, where a language model is given.
     sites : str, Site, or a list of them, optional
         Where the shards are of sites made by hand, such as `attach_sae` gives.
     allow_missing : bool
@@ -196,10 +232,10 @@ def merge(
     first = parts[0]
     for shard in parts:
         shard.check()
-    settings = Settings.restored(first.metadata["options"])
+    settings = Settings.restored(first.metadata["options"], labels)
     source: ImageData | TextData
     if settings.kind == "texts":
-        model, contexts = _recorded_texts(first, model, data)
+        model, contexts = _recorded_texts(first, model, tokenizer)
         source = TextData(model, contexts, settings)
     elif model is None or data is None:
         raise InputError(
@@ -207,7 +243,7 @@ def merge(
             "data= (MODEL and --data), the same as for the shards."
         )
     else:
-        source = ImageData(model, data, Settings.restored(first.metadata["options"], labels))
+        source = ImageData(model, data, settings)
     check_model(model)
     names = [str(name) for name in first.fingerprint.get("sites") or ()]
     return run_analysis(
@@ -218,24 +254,8 @@ def merge(
         overwrite=overwrite,
         resume=resume,
         progress=progress,
-        merged=_Merged(parts, source),
+        reader=Merged(model, source, parts),
     )
-
-
-def _settings(kind: type[ImageData | TextData], data: Any, options: dict[str, Any]) -> Settings:
-    """The options of `analyse` that are given, with its defaults for the others."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in signature(analyse).parameters.items()
-        if name not in _SHARED
-    }
-    for name in options:
-        if name not in defaults:
-            raise InputError(one_of("option", name, sorted(defaults)))
-    given = {**defaults, **options}
-    if given["batch_size"] is None:
-        given["batch_size"] = kind.default_batch_size(data)
-    return Settings.checked(kind.kind, **given)
 
 
 def _in_order(shards: list[Shard], *, allow_missing: bool) -> list[Shard]:
@@ -273,18 +293,24 @@ def missing_inputs(shards: Sequence[Shard]) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]
 
 
-def _recorded_texts(shard: Shard, model: nn.Module | None, data: Any) -> tuple[nn.Module, Contexts]:
+def _recorded_texts(
+    shard: Shard, model: nn.Module | None, tokenizer: Any
+) -> tuple[nn.Module, Contexts]:
     """The model, and contexts that are cut as those of a shard but cannot be read."""
-    tokenizer = data.tokenizer if isinstance(data, Contexts) else None
-    name = shard.metadata.get("model")
-    if model is None or tokenizer is None:
+    if (model is None) != (tokenizer is None):
+        raise InputError("Of model and tokenizer one is given; give both, or neither.")
+    if model is None:
+        name = shard.metadata.get("model")
+        remedy = "Give model= and tokenizer= (--model)."
         if not isinstance(name, str):
+            raise InputError(f"{shard.path} does not say how its model is loaded. {remedy}")
+        try:
+            model, tokenizer = load_language_model(name)
+        except InputError as error:
             raise InputError(
-                f"{shard.path} does not say how its model is loaded, as it was not loaded by "
-                "load_language_model; give model= and data=, the same as for the shards."
-            )
-        loaded, tokenizer = load_language_model(name)
-        model = loaded if model is None else model
+                f"{shard.path} is of the model {name!r}, which is not to be had by that name alone "
+                f"({str(error).split('. ')[0].rstrip('.')}). {remedy}"
+            ) from error
     about: Any = shard.fingerprint["data"]
     texts = {key: value for key, value in about["texts"].items() if key != "name"}
     recorded = Texts(about["name"], lambda: iter(()), lambda: texts)
@@ -292,17 +318,16 @@ def _recorded_texts(shard: Shard, model: nn.Module | None, data: Any) -> tuple[n
     return model, Contexts(recorded, tokenizer, **cut)
 
 
-class _Merged:
-    """Shards in the place of passes over the data, see `polyseme.analysis.kinds.Merged`."""
+class Merged:
+    """Shards in the place of a pass over the data: an engine, and what it has found."""
 
-    def __init__(self, shards: Sequence[Shard], data: Data) -> None:
-        self._shards, self._data = shards, data
+    def __init__(self, model: nn.Module, data: Data, shards: Sequence[Shard]) -> None:
+        self._model, self._data, self._shards = model, data, shards
         self._sites: list[Site] = []
 
     def check(self, prepared: Prepared) -> dict[str, Any]:
         self._sites = prepared.sites
-        batch_size = self._data.settings.batch_size
-        here = plain_json("fingerprint", {**prepared.fingerprint, "batch_size": batch_size})
+        here = plain_json("fingerprint", fingerprint_of(prepared, self._data))
         if changed := differences(self._shards[0].fingerprint, here):
             raise RunError(
                 f"{self._shards[0].path} is a shard of another model or other data: {changed}. "
@@ -310,6 +335,10 @@ class _Merged:
             )
         gaps = missing_inputs(self._shards)
         return {"missing_inputs": [list(gap) for gap in gaps]} if gaps else {}
+
+    def read(self, work: Work) -> Found:
+        prove_again(self._model, self._sites, self._data)
+        return self
 
     def _collector(self, site: Site) -> SiteCollector:
         settings = self._data.settings

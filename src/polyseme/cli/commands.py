@@ -31,8 +31,10 @@ from polyseme.cli.language_models import (
     add_remote_code,
     add_text_options,
     analyse_language_model,
+    analyse_or_shard,
     check_source,
     load_any_model,
+    load_named_model,
 )
 from polyseme.cli.probe_command import add_probe
 from polyseme.cli.sae_commands import add_compare, add_sweep, add_train_sae
@@ -119,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_analyse(commands)
+    _add_merge(commands)
     _add_sites(commands)
     add_probe(commands)
     add_train_sae(commands)
@@ -232,6 +235,24 @@ def _add_analyse(commands: Any) -> None:
         help="memory limit, excluding the model, such as 4GB; if not all sites fit at once, the "
         "data is read several times (default: no limit)",
     )
+    work.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="read only the I-th of N parts of the data, counted from 1, and write a shard to "
+        "--out; polyseme merge makes the run of all of them",
+    )
+    work.add_argument(
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="local, or ray: by processes of Ray on this machine or on a cluster; default: local",
+    )
+    work.add_argument(
+        "--address", help="of the Ray cluster: auto, or ray://HOST:10001 (default: start one here)"
+    )
+    work.add_argument(
+        "--workers", type=int, metavar="N", help="processes of Ray; default: one per GPU or CPU"
+    )
     work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     work.add_argument(
         "--no-panels", action="store_true", help="no activation maps and logit effects: faster"
@@ -239,6 +260,61 @@ def _add_analyse(commands: Any) -> None:
     work.add_argument("--overwrite", action="store_true", help="replace a run that exists")
     work.add_argument("--resume", action="store_true", help="resume an interrupted run")
     work.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_merge(commands: Any) -> None:
+    merge = _command(
+        commands,
+        "merge",
+        _merge,
+        "Make a run of the shards that polyseme analyse --shard wrote.",
+    )
+    merge.add_argument("shards", nargs="+", metavar="SHARD", help="folders, in any order")
+    merge.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    merge.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the model that the shards are of, as for polyseme analyse; needed unless it is a "
+        "language model by its name",
+    )
+    merge.add_argument(
+        "--data", metavar="PATH", help="the images that the shards are of; texts are not needed"
+    )
+    add_data_options(merge)
+    add_remote_code(merge)
+    merge.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
+    merge.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="merge the shards that are there; the run says which inputs are missing",
+    )
+    merge.add_argument("--overwrite", action="store_true", help="replace a run that exists")
+    merge.add_argument("--resume", action="store_true", help="resume an interrupted merge")
+    merge.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    analysis = module("polyseme.analysis", "Merging shards")
+    model = data = tokenizer = None
+    if options.data is not None:
+        data = read_data(options)
+    if options.model is not None and ":" in options.model:
+        model = load_model(options.model)
+        model = to_device(model, options.device) if options.device else model
+    elif options.model is not None:
+        model, tokenizer = load_named_model(options)
+    run = analysis.merge(
+        options.shards,
+        out=options.out,
+        model=model,
+        data=data,
+        tokenizer=tokenizer,
+        allow_missing=options.allow_missing,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        progress=not options.quiet,
+    )
+    _print_run(run)
 
 
 def _add_sites(commands: Any) -> None:
@@ -300,7 +376,9 @@ def _analyse(options: argparse.Namespace) -> None:
             )
         images = read_data(options)
         model = load_model(options.model)
-        run = analysis.analyse(
+        run = analyse_or_shard(
+            options,
+            analysis,
             to_device(model, options.device) if options.device else model,
             images,
             sites=options.sites,
@@ -308,6 +386,16 @@ def _analyse(options: argparse.Namespace) -> None:
             panels=not options.no_panels,
             **shared,
         )
+    if options.shard is not None:
+        print(
+            f"The shard is at {run.path}: inputs {run.start:,} to {run.stop:,} of {run.total:,}. "
+            "When all are there, make the run of them with: polyseme merge SHARD ... --out RUN"
+        )
+        return
+    _print_run(run)
+
+
+def _print_run(run: Any) -> None:
     for _, row in run.summary().iterrows():
         print(_about(row))
     print(

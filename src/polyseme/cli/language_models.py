@@ -146,13 +146,30 @@ def analyse_language_model(
         sites = transformer.find_mlp_sites(model)
         if not options.quiet and (note := transformer.unread(model).strip()):
             print(note, file=sys.stderr)
-    return analysis.analyse(
+    return analyse_or_shard(
+        options,
+        analysis,
         model,
         contexts,
         sites=sites,
         importances=options.importances,
         **shared,
     )
+
+
+def analyse_or_shard(
+    options: argparse.Namespace, analysis: ModuleType, model: Any, data: Any, **named: Any
+) -> Any:
+    """The run, or with ``--shard`` a shard of it."""
+    engine = {"engine": options.engine, "address": options.address, "workers": options.workers}
+    if options.shard is None:
+        return analysis.analyse(model, data, **named, **engine)
+    if options.engine != "local" or options.address is not None or options.workers is not None:
+        raise InputError(
+            "--shard is read by this process, so --engine, --address and --workers do not go with "
+            "it; leave them out, or leave --shard out and let Ray read all of the data."
+        )
+    return analysis.analyse_shard(model, data, options.shard, **named)
 
 
 def add_analysis_options(command: Any) -> None:

@@ -1,0 +1,292 @@
+"""The pass over the data by many processes, on one machine or on a cluster, with Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from polyseme.analysis.flow import Prepared
+from polyseme.analysis.kinds import Data, Found, Work
+from polyseme.analysis.shards import Merged, ShardReader, fingerprint_of, shard_range
+from polyseme.errors import InputError, MissingDependencyError, PolysemeError, RunError
+from polyseme.sites import Site
+from polyseme.store.files import (
+    ASIDE,
+    encode_json,
+    plain_json,
+    read_json,
+    replace_bytes,
+    writing,
+)
+from polyseme.store.partial import differences
+from polyseme.store.shards import Shard
+
+# Shards for each worker: the last to end are waited for, and each is tokenized up to.
+_EACH = 4
+#: A shard that raises so often is given up.
+ATTEMPTS = 3
+# One whose worker is lost, which may be anything's fault, is tried so often.
+_LOST = 10
+_SHARDS = "shards"
+
+Parts = dict[int, tuple[int, int]]
+
+
+class RayReader:
+    """An engine: workers that each hold the model read shards, which this process merges.
+
+    A shard whose worker is lost is read again. Finished ones are kept beside the unfinished run,
+    so that a resumed analysis reads the others alone.
+
+    Parameters
+    ----------
+    model, data, sites, exclude
+        As for `analyse`. What the data reads must be within reach of every worker.
+    source : Data
+        The data with its options.
+    options : dict
+        Those of `analyse` that say how it is read.
+    address : str, optional
+        Of a Ray cluster, such as "auto" or "ray://host:10001"; by default Ray is started here for
+        as long as it takes.
+    workers : int, optional
+        By default one for each GPU of the cluster where the model is on one, else for each CPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        source: Data,
+        sites: str | Site | Iterable[str | Site],
+        exclude: str | Iterable[str],
+        options: dict[str, Any],
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if workers is not None and (isinstance(workers, bool) or workers < 1):
+            raise InputError(f"workers is {workers!r}; a whole number of at least 1 is expected.")
+        self._ray = _ray()
+        self._model, self._source = model, source
+        self._payload = model, data, sites, exclude, options
+        self._address, self._workers = address, workers
+        self._on_gpu = any(tensor.is_cuda for tensor in model.parameters())
+        self._prepared: Prepared | None = None
+
+    def check(self, prepared: Prepared) -> dict[str, Any]:
+        """Nothing: the shards are made here."""
+        self._prepared = prepared
+        return {}
+
+    def read(self, work: Work) -> Found:
+        """Have the workers read what no finished shard holds; returns all shards, merged."""
+        assert self._prepared is not None
+        source = self._source
+        total = source.count()
+        folder = work.writer.state_folder / _SHARDS
+        folder.mkdir(exist_ok=True)
+        with self._connected() as n_workers:
+            parts = _parts(folder, total, source.settings.batch_size, _EACH * n_workers)
+            todo = {n: part for n, part in parts.items() if not (folder / str(n)).is_dir()}
+            n_read = sum(stop - first for n, (first, stop) in parts.items() if n not in todo)
+            task = work.bars.add_task("Reading the data", total=total, completed=n_read)
+            n_workers = min(n_workers, len(todo))
+            work.say(f"Ray: {len(todo)} shards to read, {n_workers} at a time.")
+            for number in self._read(todo, total, folder, n_workers):
+                first, stop = todo[number]
+                work.bars.update(task, advance=stop - first)
+        merged = Merged(self._model, source, self._checked(folder, parts))
+        merged.check(self._prepared)
+        return merged.read(work)
+
+    def _checked(self, folder: Path, parts: Parts) -> list[Shard]:
+        """The shards, if their workers had the same model and data as this process."""
+        assert self._prepared is not None
+        wanted = plain_json("fingerprint", fingerprint_of(self._prepared, self._source))
+        shards = [Shard(folder / str(number)) for number in parts]
+        for shard in shards:
+            shard.check()
+            if changed := differences(wanted, shard.fingerprint):
+                shutil.rmtree(shard.path)
+                raise RunError(
+                    f"A worker has read with another model or other data: {changed}. See that all "
+                    "machines have the same files and versions, then resume with resume=True "
+                    "(--resume)."
+                )
+        return shards
+
+    def _read(self, todo: Parts, total: int, folder: Path, n_workers: int) -> Iterator[int]:
+        """Have workers read shards into the folder; yields the number of each."""
+        ray = self._ray
+        options = {"num_gpus": 1} if self._on_gpu else {"num_cpus": self._cpus_each(n_workers)}
+        # A lost worker comes back by itself; its shard is given out again below.
+        worker = ray.remote(max_restarts=-1, max_task_retries=0, **options)(_Worker)
+        with _pickled_by_value(ray, *self._payload):
+            payload = ray.put(self._payload)
+        idle = [worker.remote(payload) for _ in range(n_workers)]
+        waiting, reading = list(todo), dict[Any, tuple[int, Any]]()
+        raised, lost, given_up = Counter[int](), Counter[int](), dict[int, str]()
+        try:
+            while waiting or reading:
+                while idle and waiting:
+                    number, at = waiting.pop(0), idle.pop()
+                    reading[at.read.remote((*todo[number], total))] = (number, at)
+                (ready,), _ = ray.wait(list(reading), num_returns=1)
+                number, at = reading.pop(ready)
+                idle.append(at)
+                try:
+                    files = ray.get(ready)
+                except ray.exceptions.RayTaskError as error:
+                    raised[number] += 1
+                    cause = _in_short(error.cause)
+                except ray.exceptions.RayError as error:
+                    lost[number] += 1
+                    cause = f"its worker was lost ({_in_short(error)})"
+                else:
+                    _keep(files, folder / str(number))
+                    yield number
+                    continue
+                if raised[number] < ATTEMPTS and lost[number] < _LOST:
+                    waiting.append(number)
+                else:
+                    given_up[number] = cause
+        finally:
+            for actor in [*idle, *(at for _, at in reading.values())]:
+                ray.kill(actor)
+        for number, cause in given_up.items():
+            first, stop = todo[number]
+            raise RunError(
+                f"The shard of inputs {first:,} to {stop:,} failed {raised[number] + lost[number]} "
+                f"times: {cause}. The others are kept; fix this, then resume with resume=True "
+                f"(--resume)."
+            )
+
+    def _cpus_each(self, n_workers: int) -> int:
+        """Cores of a worker: all of this machine are shared out, but of a cluster one each."""
+        if self._address is not None or not n_workers:
+            return 1
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)) // n_workers)
+
+    @contextmanager
+    def _connected(self) -> Iterator[int]:
+        """Ray at work; yields the number of workers."""
+        ray = self._ray
+        ours = not ray.is_initialized()
+        if ours:
+            try:
+                _reach(self._address)
+                ray.init(
+                    address=self._address or "local",
+                    include_dashboard=False if self._address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+                raise InputError(
+                    f"There is no Ray at address {self._address!r} ({_in_short(error)}). Start one "
+                    "with: ray start --head. Or leave the address out, and Ray is started here."
+                ) from error
+        try:
+            resource = "GPU" if self._on_gpu else "CPU"
+            most = int(ray.cluster_resources().get(resource, 0))
+            if not most:
+                raise InputError(f"Ray has no {resource} for a worker; see: ray status")
+            yield min(self._workers or most, most)
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+class _Worker:
+    """Holds the model in a process of its own, and reads shards."""
+
+    def __init__(self, payload: Any) -> None:
+        # Not made into a reader here: what that raises would be lost with the worker.
+        self._payload = payload
+        self._reader: ShardReader | None = None
+
+    def read(self, part: tuple[int, int, int]) -> dict[str, bytes]:
+        """The files of a shard."""
+        self._reader = self._reader or ShardReader(*self._payload)
+        with tempfile.TemporaryDirectory() as folder:
+            shard = self._reader.read(part, Path(folder) / "shard", progress=False)
+            return {file.name: file.read_bytes() for file in shard.path.iterdir()}
+
+
+def _parts(folder: Path, total: int, batch_size: int, n: int) -> Parts:
+    """The ranges of the shards, as many as when the analysis was begun."""
+    plan = folder / "plan.json"
+    n = int(str(read_json(plan).get("shards", n)))
+    replace_bytes(plan, encode_json({"shards": n}))
+    ranges = (shard_range(number, n, total, batch_size) for number in range(1, n + 1))
+    return {number: part for number, part in enumerate(ranges) if part[0] < part[1]}
+
+
+def _keep(files: dict[str, bytes], folder: Path) -> None:
+    """Write a shard: whole, or not at all."""
+    aside = folder.with_name(folder.name + ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    with writing(folder):
+        aside.mkdir()
+        for name, content in files.items():
+            replace_bytes(aside / Path(name).name, content)
+        aside.rename(folder)
+
+
+def _reach(address: str | None) -> None:
+    """Refuse an address where nothing listens: Ray itself would end this process."""
+    host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _in_short(error: BaseException) -> str:
+    if isinstance(error, PolysemeError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no more'])[0]}"
+
+
+@contextmanager
+def _pickled_by_value(ray: Any, *objects: Any) -> Iterator[None]:
+    """Send the code of the user's own classes along, which no worker can import."""
+    installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+    classes = [type(part) for thing in objects for part in _parts_of(thing)]
+    own = []
+    for name in {kind.__module__ for kind in classes} - {"__main__", "builtins"}:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if file and not file.startswith(installed) and not f"{name}.".startswith("polyseme."):
+            own.append(module)
+    for module in own:
+        ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in own:
+            ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def _parts_of(thing: Any) -> Iterable[Any]:
+    return thing.modules() if isinstance(thing, nn.Module) else (thing,)
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("engine='ray'", "ray", "ray") from error
+    return ray

@@ -1,0 +1,24 @@
+"""Which kind of data an analysis has, with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from polyseme.analysis.describe import check_model
+from polyseme.analysis.image_data import ImageData
+from polyseme.analysis.settings import Settings
+from polyseme.analysis.text_data import TextData
+from polyseme.data.contexts import Contexts
+
+
+def source_of(model: nn.Module, data: Any, options: Mapping[str, Any]) -> ImageData | TextData:
+    """The data of an analysis; options that are None or left out have their defaults."""
+    kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
+    settings = Settings.checked(
+        kind.kind, default_batch_size=lambda: kind.default_batch_size(data), **options
+    )
+    check_model(model)
+    return kind(model, data, settings)
