@@ -38,6 +38,7 @@ from polyseme.cli.probe_command import add_probe
 from polyseme.cli.sae_commands import add_compare, add_sweep, add_train_sae
 from polyseme.errors import InputError, PolysemeError
 from polyseme.interrupts import INTERRUPTS, Terminated, handling, interrupt
+from polyseme.remote import is_url
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,7 +185,8 @@ def _add_analyse(commands: Any) -> None:
     analyse.add_argument(
         "--data",
         metavar="PATH",
-        help="images: .npz, .npy, IDX files, a folder of images, or a data set on the hub",
+        help="images: .npz, .npy, IDX files, a folder of images, a URL of these, or a data set on "
+        "the hub",
     )
     analyse.add_argument(
         "--sites",
@@ -200,7 +202,7 @@ def _add_analyse(commands: Any) -> None:
         metavar="NAME",
         help="leave this layer out, or all that a glob matches; may be repeated",
     )
-    analyse.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    analyse.add_argument("--out", required=True, metavar="DIR", help="folder or URL of the run")
     analyse.add_argument(
         "--select",
         default="TopK(100)",
@@ -310,9 +312,10 @@ def _analyse(options: argparse.Namespace) -> None:
         )
     for _, row in run.summary().iterrows():
         print(_about(row))
+    out = options.out if is_url(options.out) else str(run.path)
     print(
-        f"The run is at {run.path}; look at it with polyseme explore {shlex.quote(str(run.path))}, "
-        f"or open it with polyseme.open_run({str(run.path)!r})."
+        f"The run is at {out}; look at it with polyseme explore {shlex.quote(out)}, "
+        f"or open it with polyseme.open_run({out!r})."
     )
 
 

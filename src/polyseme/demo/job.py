@@ -24,6 +24,7 @@ from polyseme.demo.classifier import (
 )
 from polyseme.errors import InputError
 from polyseme.evaluate.compare import Comparison, compare
+from polyseme.remote import local_path
 from polyseme.sae import train_sae
 from polyseme.sae.load import import_sae_lens
 from polyseme.sites.attach import find_site, site_activations
@@ -88,7 +89,7 @@ def run_demo(
     """
     import_sae_lens("The demo")  # which would be missed only after a while
     train, test = train_and_test(data)
-    folder = Path(out)
+    folder = local_path(out, "The folder of the demo")
     weights = folder / "classifier.safetensors"
     made_from = {"data": train.digest(), "seed": str(seed)}
     if weights.exists() and not overwrite:

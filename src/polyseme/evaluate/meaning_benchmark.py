@@ -34,6 +34,7 @@ from polyseme.evaluate.planted import (
 from polyseme.evaluate.rivals import MEASURES, OURS, judge
 from polyseme.evaluate.sweep import RECORDS, held
 from polyseme.evaluate.text_positions import TextAround, Windows, read_positions
+from polyseme.remote import local_path
 from polyseme.store.files import whole
 
 HALVES = ("test", "development")
@@ -150,7 +151,10 @@ def meaning_benchmark(
         "text": texts.identity(),
         "digits": None if images is None else images.digest(),
     }
-    with held(Path(out), "benchmark", settings) as records, progress_bars(progress) as bars:
+    with (
+        held(local_path(out, "The folder of a benchmark"), "benchmark", settings) as records,
+        progress_bars(progress) as bars,
+    ):
         work = _Work(records, _QUICK if quick else _FULL, seed, bars, chosen["half"])
         if "synthetic" in chosen["part"]:
             _synthetic(work)
