@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -177,8 +178,10 @@ class RemotePath:
     @property
     def stamp(self) -> str | None:
         """What another content of the file would have otherwise: an ETag, or a date."""
-        found = (self.info.get(name) for name in _STAMPS)
-        return next((str(stamp).strip('"') for stamp in found if stamp), None)
+        stamp = next((self.info[name] for name in _STAMPS if self.info.get(name)), None)
+        if isinstance(stamp, datetime):
+            stamp = stamp.timestamp()  # as other answers of the same storage have it
+        return None if stamp is None else str(stamp).strip('"')
 
     def files(self) -> dict[str, RemotePath]:
         """What is there, sorted by name: the files below a folder, by their names in it.

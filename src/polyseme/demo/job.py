@@ -87,9 +87,9 @@ def run_demo(
         Make everything anew.
     progress : bool
     """
+    folder = local_path(out, "The folder of the demo")
     import_sae_lens("The demo")  # which would be missed only after a while
     train, test = train_and_test(data)
-    folder = local_path(out, "The folder of the demo")
     weights = folder / "classifier.safetensors"
     made_from = {"data": train.digest(), "seed": str(seed)}
     if weights.exists() and not overwrite:

@@ -137,6 +137,7 @@ def meaning_benchmark(
     MissingDependencyError
         A part needs what is not installed; the extra ``benchmark`` is all of it.
     """
+    folder = local_path(out, "The folder of a benchmark")
     chosen = {"half": [*halves], "part": [*parts]}
     for kind, known in (("half", HALVES), ("part", PARTS)):
         for name in chosen[kind]:
@@ -152,7 +153,7 @@ def meaning_benchmark(
         "digits": None if images is None else images.digest(),
     }
     with (
-        held(local_path(out, "The folder of a benchmark"), "benchmark", settings) as records,
+        held(folder, "benchmark", settings) as records,
         progress_bars(progress) as bars,
     ):
         work = _Work(records, _QUICK if quick else _FULL, seed, bars, chosen["half"])
@@ -164,7 +165,7 @@ def meaning_benchmark(
         for model in work.size.models if wanted else ():
             _language_model(work, model, texts, wanted)
         found = read_benchmark(out)
-        with whole(Path(out) / TABLE) as file:
+        with whole(folder / TABLE) as file:
             found.to_csv(file, index=False)
     return found[found["half"].isin(chosen["half"]) & found["part"].isin(chosen["part"])]
 
