@@ -260,7 +260,9 @@ class RemotePath:
 
         self._ask("removed", remove)
 
-    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+    def fetch(
+        self, wanted: Callable[[str], bool] = lambda name: True, *, shown: bool = True
+    ) -> Path:
         """A local copy, of a file or of what is wanted below a folder, by the same name.
 
         It is made once, and again when anything there has changed.
@@ -274,7 +276,7 @@ class RemotePath:
         if not folder.is_dir():
             with (
                 placed(folder) as aside,
-                showing(f"Fetching {self.name}", sum(file.size for file in files.values())) as show,
+                showing(f"Fetching {self.name}", sum(n for _, n, _ in stamps), shown) as show,
             ):
                 for name, file in files.items():
                     copy = (
@@ -452,12 +454,13 @@ def placed(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def showing(what: str, n_bytes: int) -> Iterator[Callable[[int], None]]:
+def showing(what: str, n_bytes: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar on the terminal, if there is one, for so many bytes."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
+    shown = shown and sys.stderr.isatty()
+    with Progress(console=console, transient=True, disable=not shown) as bars:
         task = bars.add_task(what, total=n_bytes)
         yield lambda n: bars.update(task, advance=n)

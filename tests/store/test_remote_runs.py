@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,25 @@ def test_no_run_is_there_before_its_run_json(url: str, monkeypatch: pytest.Monke
         assert len(puts.names) == 8
         assert len(set(puts.names)) == 8
         RunFolder(target).verify()
+
+
+def test_a_process_that_is_killed_while_it_sends(s3: str) -> None:
+    script = (
+        "import os\nfrom polyseme.remote import RemotePath\nfrom run_builder import write\n"
+        "true, sent = RemotePath.put, []\n"
+        "def put(remote, file):\n"
+        "    if len(sent) == 3: os._exit(86)\n"
+        "    sent.append(true(remote, file))\n"
+        f"RemotePath.put = put\nwrite({s3 + '/killed'!r})"
+    )
+    folder = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert done.returncode == 86
+    assert len(files_at(f"{s3}/killed")) == 3
+    with RunWriter(f"{s3}/killed", fingerprint=FINGERPRINT, resume=True) as writer:
+        assert writer.finished
+    RunFolder(f"{s3}/killed").verify()
 
 
 def test_what_another_left_or_changed_is_sent_again(

@@ -78,14 +78,15 @@ def run_analysis(
             attributed = data.attribute(selected, work)
             clustered = _cluster(data, passes.results(), attributed, similar, side_by_side, work)
             _write(data, attributed, clustered, similar, work)
-            path = writer.finish(
-                {
-                    "sites": clustered.infos,
-                    "seconds": stages.rounded(),
-                    "settings": settings,
-                    **data.metadata(about, identity, selected),
-                }
-            )
+        # Without the bars, as there is another one where the run goes to a URL.
+        path = writer.finish(
+            {
+                "sites": clustered.infos,
+                "seconds": stages.rounded(),
+                "settings": settings,
+                **data.metadata(about, identity, selected),
+            }
+        )
     return open_run(path, probe=probe)
 
 

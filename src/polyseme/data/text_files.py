@@ -94,7 +94,8 @@ def read_file(path: File, field: str, encoding: str) -> Iterator[Iterable[str]]:
     elif suffix == ".jsonl":
         yield from ((text,) for text in _read_jsonl(path, field, encoding))
     else:
-        local = path.fetch() if isinstance(path, RemotePath) else path
+        # Without a bar, as there is one of the analysis already.
+        local = path.fetch(shown=False) if isinstance(path, RemotePath) else path
         yield from ((text,) for text in _read_parquet(local, field))
 
 

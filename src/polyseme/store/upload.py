@@ -171,7 +171,7 @@ class Upload:
             for name, remote in there.items():
                 file = folder / safe_name(remote, name)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                about = name.endswith(".json") and "/" not in name
+                about = self.kind.manifest in there and name.endswith(".json") and "/" not in name
                 file.write_bytes(remote.read(LONGEST_RUN_JSON) if about else b"")
             yield folder
 
