@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,58 @@ def shared_data() -> Path:
 def docs_namespace() -> dict[str, Any]:
     """The names that the first Python block of a documentation page starts with."""
     return {"__name__": "__main__"}
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[str]:
+    """The address of a server that speaks S3, in this process."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of what lies at URLs, of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("POLYSEME_CACHE", str(folder))
+    monkeypatch.setattr("polyseme.remote.WAITS", (0, 0))
+    return folder
+
+
+@pytest.fixture
+def memory(cache: Path) -> Iterator[str]:
+    """An empty folder in memory, as a URL."""
+    import fsspec
+
+    yield "memory://tests"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def s3(_s3_server: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of a real server, as a URL; the credentials are in the environment."""
+    import s3fs
+    from moto.moto_api._internal.models import moto_api_backend
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret/of-the-tests")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _s3_server)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield "s3://bucket"
+    moto_api_backend.reset()
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -26,20 +26,21 @@ Sources = dict[str, str]
 # What each layer may import, besides itself. Nothing imports the root package, which
 # would go around this table; its `__version__` is the exception.
 LIBRARY = {"errors", "interrupts", "core", "sites", "capture", "attribution"}
-LIBRARY |= {"sae", "data", "store", "views"}
+LIBRARY |= {"sae", "data", "store", "views", "remote"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
     "core": {"errors"},
-    "sites": {"errors", "core"},
+    "sites": {"errors", "core", "remote"},
     "capture": {"errors", "core", "sites"},
     "attribution": {"errors", "core", "sites", "capture"},
-    "sae": {"errors", "interrupts", "core", "store"},
+    "sae": {"errors", "interrupts", "core", "store", "remote"},
     "parquet": set(),
-    "store": {"errors", "parquet"},
-    "data": {"errors", "parquet"},
-    "views": {"errors", "core", "store"},
-    "explorer": {"errors", "core", "store", "views"},
+    "remote": {"errors"},
+    "store": {"errors", "parquet", "remote"},
+    "data": {"errors", "parquet", "remote"},
+    "views": {"errors", "core", "store", "remote"},
+    "explorer": {"errors", "core", "store", "views", "remote"},
     "analysis": LIBRARY,
     "opening": {"errors", "views", "analysis"},
     "evaluate": LIBRARY | {"analysis", "demo"},
@@ -54,6 +55,7 @@ LAYERS["__init__"] = {*LAYERS} - {"__main__"}
 THIRD_PARTY = {
     "fastcluster": ("fastcluster", ""),
     "filelock": ("filelock", ""),
+    "fsspec": ("fsspec", ""),
     "numpy": ("numpy", ""),
     "pandas": ("pandas", ""),
     "pyarrow": ("pyarrow", ""),

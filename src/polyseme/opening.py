@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder.
+    """Open a run.
 
     Parameters
     ----------
     path : str or Path
-        A folder that `analyse` wrote.
+        A folder that `analyse` wrote, or a URL such as ``s3://bucket/run``: of a run there, a
+        checked copy is read, which is made once and kept in the cache.
 
     Returns
     -------

@@ -62,7 +62,7 @@ def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def merged(setting: Setting, shards: list[Path], out: Path, **options: Any) -> ps.Run:
+def merged(setting: Setting, shards: list[Any], out: Any, **options: Any) -> ps.Run:
     given = {"model": setting.model, "tokenizer": setting.tokenizer, "progress": False, **options}
     return ps.merge(shards, out=out, **given)
 
@@ -140,7 +140,7 @@ def test_shards_are_numbered_from_one_or_from_zero() -> None:
     assert checked_shard("0/64") == checked_shard("64/64") == (64, 64)
     for wrong in ("65/64", "3", "3/0", "-1/4", "a/b", (1, 2, 3), "1.5/4"):
         with pytest.raises(InputError, match=r"shard is .*such as '3/64', are expected"):
-            checked_shard(wrong)  # type: ignore[arg-type]
+            checked_shard(wrong)
 
 
 def test_a_missing_shard_is_named_and_may_be_left_out(
@@ -257,3 +257,15 @@ def test_an_interrupted_shard_is_resumed(
     ps.analyse_shard(setting.model, setting.contexts(), (2, N), out=out, resume=True, **OPTIONS)
     with pytest.raises(RunError, match=r"already exists\. Replace it with overwrite=True"):
         ps.analyse_shard(setting.model, setting.contexts(), (2, N), out=out, **OPTIONS)
+
+
+def test_shards_and_their_run_may_lie_at_urls(
+    setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYSEME_CACHE", str(tmp_path / "cache"))
+    urls = [f"memory://shards-of-a-test/{n}" for n in (1, 2)]
+    for n, url in enumerate(urls, start=1):
+        shard = ps.analyse_shard(setting.model, setting.contexts(), (n, 2), out=url, **OPTIONS)
+        assert shard.stop > shard.start
+    run = merged(setting, urls, "memory://shards-of-a-test/run")
+    assert_same_run(run.folder.path, whole)

@@ -76,7 +76,8 @@ def analyse(
     exclude : str or list of str
         Names, or globs over them, of sites to leave out.
     out : str or Path
-        Folder of the run.
+        Folder of the run, or a URL such as ``s3://bucket/run``, to which the run is sent when it
+        is complete.
     select : Selector, optional
         Which examples stand for a neuron; by default ``TopK(100)``. The paper's for texts are
         ``AboveFraction(0.75, 100)``.

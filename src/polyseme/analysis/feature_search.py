@@ -65,7 +65,7 @@ class SimilarFeatures:
         rows = np.flatnonzero(features["n_examples"].to_numpy() >= MIN_EXAMPLES)
         neurons = features["neuron"].to_numpy(np.int64)[rows]
         if site.d_in not in self._spaces:
-            with_room = tempfile.TemporaryFile(dir=self._writer.path.parent)  # noqa: SIM115
+            with_room = tempfile.TemporaryFile(dir=self._writer.state_folder)  # noqa: SIM115
             file = self._files.enter_context(with_room)
             self._spaces[site.d_in] = _Space(site.d_in, file, [], [])
         space = self._spaces[site.d_in]
@@ -78,7 +78,7 @@ class SimilarFeatures:
         if self._saved is None:
             arrays = room_for_similar(sum(self._sites))
             for space in self._spaces.values():
-                space.search(arrays, self._writer.path.parent, bars)
+                space.search(arrays, self._writer.state_folder, bars)
             self._writer.save_state(_STATE, arrays, {})
         else:
             arrays = self._saved[0]

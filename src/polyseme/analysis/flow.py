@@ -114,15 +114,16 @@ def run_analysis(
             attributed = data.attribute(selected, work)
             clustered = _cluster(data, found.results(), attributed, similar, side_by_side, work)
             _write(data, attributed, clustered, similar, work)
-            path = writer.finish(
-                {
-                    "sites": clustered.infos,
-                    "seconds": stages.rounded(),
-                    "settings": prepared.settings,
-                    **data.metadata(prepared.about, prepared.identity, selected),
-                    **extra,
-                }
-            )
+        # Without the bars, as there is another one where the run goes to a URL.
+        path = writer.finish(
+            {
+                "sites": clustered.infos,
+                "seconds": stages.rounded(),
+                "settings": prepared.settings,
+                **data.metadata(prepared.about, prepared.identity, selected),
+                **extra,
+            }
+        )
     return open_run(path, probe=probe)
 
 

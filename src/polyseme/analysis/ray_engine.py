@@ -222,8 +222,9 @@ class _Worker:
         """The files of a shard."""
         self._reader = self._reader or ShardReader(*self._payload)
         with tempfile.TemporaryDirectory() as folder:
-            shard = self._reader.read(part, Path(folder) / "shard", progress=False)
-            return {file.name: file.read_bytes() for file in shard.path.iterdir()}
+            out = Path(folder) / "shard"
+            self._reader.read(part, out, progress=False)
+            return {file.name: file.read_bytes() for file in out.iterdir()}
 
 
 def _parts(folder: Path, total: int, batch_size: int, n: int) -> Parts:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from polyseme.errors import InputError, MissingDependencyError, PolysemeError, one_of
+from polyseme.remote import local_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +132,7 @@ def load_model(spec: str) -> nn.Module:
     """The model that MODULE:NAME or FILE.py:NAME names."""
     from torch import nn
 
+    local_path(spec, "A model")
     where, colon, name = spec.rpartition(":")
     is_file = where.endswith(".py")
     named = is_file or all(part.isidentifier() for part in where.split("."))

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from polyseme.cli.arguments import module
+from polyseme.remote import local_path
 
 
 def add_benchmark(commands: Any) -> None:
@@ -24,7 +25,7 @@ def _add_features(commands: Any) -> None:
     )
     command = commands.add_parser("features", help=text, description=text)
     command.set_defaults(run=_features)
-    command.add_argument("path", metavar="RUN", help="folder of a run")
+    command.add_argument("path", metavar="RUN", help="folder or URL of a run")
     command.add_argument(
         "--site", action="append", metavar="NAME", help="may be repeated; default: all sites"
     )
@@ -148,7 +149,7 @@ def _features(options: argparse.Namespace) -> None:
         open_run(options.path), sites=options.site, n_neurons=options.neurons, seed=options.seed
     )
     if options.csv:
-        frame.to_csv(options.csv, index=False)
+        frame.to_csv(local_path(options.csv, "The table"), index=False)
     n = int(frame.groupby("site")["neurons"].first().sum())
     sites = frame["site"].nunique()
     means = frame.drop(columns=["site", "neurons"]).groupby(["space", "threshold"], sort=False)

@@ -40,6 +40,7 @@ from polyseme.cli.probe_command import add_probe
 from polyseme.cli.sae_commands import add_compare, add_sweep, add_train_sae
 from polyseme.errors import InputError, PolysemeError
 from polyseme.interrupts import INTERRUPTS, Terminated, handling, interrupt
+from polyseme.remote import is_url
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,7 +188,8 @@ def _add_analyse(commands: Any) -> None:
     analyse.add_argument(
         "--data",
         metavar="PATH",
-        help="images: .npz, .npy, IDX files, a folder of images, or a data set on the hub",
+        help="images: .npz, .npy, IDX files, a folder of images, a URL of these, or a data set on "
+        "the hub",
     )
     analyse.add_argument(
         "--sites",
@@ -203,7 +205,7 @@ def _add_analyse(commands: Any) -> None:
         metavar="NAME",
         help="leave this layer out, or all that a glob matches; may be repeated",
     )
-    analyse.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    analyse.add_argument("--out", required=True, metavar="DIR", help="folder or URL of the run")
     analyse.add_argument(
         "--select",
         default="TopK(100)",
@@ -314,7 +316,7 @@ def _merge(options: argparse.Namespace) -> None:
         resume=options.resume,
         progress=not options.quiet,
     )
-    _print_run(run)
+    _print_run(run, options.out)
 
 
 def _add_sites(commands: Any) -> None:
@@ -392,15 +394,16 @@ def _analyse(options: argparse.Namespace) -> None:
             "When all are there, make the run of them with: polyseme merge SHARD ... --out RUN"
         )
         return
-    _print_run(run)
+    _print_run(run, options.out)
 
 
-def _print_run(run: Any) -> None:
+def _print_run(run: Any, asked: str) -> None:
     for _, row in run.summary().iterrows():
         print(_about(row))
+    out = asked if is_url(asked) else str(run.path)
     print(
-        f"The run is at {run.path}; look at it with polyseme explore {shlex.quote(str(run.path))}, "
-        f"or open it with polyseme.open_run({str(run.path)!r})."
+        f"The run is at {out}; look at it with polyseme explore {shlex.quote(out)}, "
+        f"or open it with polyseme.open_run({out!r})."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from polyseme.cli.arguments import load_model, module
 from polyseme.cli.language_models import add_remote_code, add_saes, load_named_model, saes_of_run
 from polyseme.errors import InputError, RunError
+from polyseme.remote import is_url
 
 #: models that come as packages, `polyseme.sites.language.PACKAGED`, without loading torch
 PACKAGED = ("smollm2", "minilm")
@@ -26,7 +27,9 @@ def add_explore(commands: Any) -> None:
     text = "Look at runs in the browser: every neuron, split into its meanings."
     explore = commands.add_parser("explore", help=text, description=text)
     explore.set_defaults(run=_explore)
-    explore.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several compare")
+    explore.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder or URL of a run; several compare"
+    )
     explore.add_argument(
         "--model",
         metavar="MODEL",
@@ -56,8 +59,10 @@ def add_export(commands: Any) -> None:
     text = "Write the explorer's pages as static files, to put on any web host."
     export = commands.add_parser("export", help=text, description=text)
     export.set_defaults(run=_export)
-    export.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several compare")
-    export.add_argument("out", metavar="OUT", help="folder to make")
+    export.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder or URL of a run; several compare"
+    )
+    export.add_argument("out", metavar="OUT", help="folder to make, or a URL")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -67,15 +72,16 @@ def add_verify(commands: Any) -> None:
     text = "Check that every file of a run is as it was written, byte for byte, and valid."
     verify = commands.add_parser("verify", help=text, description=text)
     verify.set_defaults(run=_verify)
-    verify.add_argument("path", metavar="RUN", help="folder of a run")
+    verify.add_argument("path", metavar="RUN", help="folder or URL of a run")
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from polyseme.store import RunFolder, refuse_altered
+    from polyseme.store import RunFolder, local_run, refuse_altered
 
+    folder = local_run(options.path, again=True)
     # First: a run whose files were altered may not even open.
-    refuse_altered(Path(options.path))
-    RunFolder(options.path).load_all()
+    refuse_altered(folder)
+    RunFolder(folder).load_all()
     print(f"{options.path} is as it was written.")
 
 
@@ -87,20 +93,31 @@ def _export(options: argparse.Namespace) -> None:
         out = export(
             options.runs, options.out, overwrite=options.overwrite, progress=not options.quiet
         )
-    files = [file for file in out.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files)
-    print(
-        f"The pages are in {out}: {len(files):,} files, {size / 1e6:,.1f} MB. Put them on any web "
-        f"host, or look at them here: python -m http.server --bind 127.0.0.1 --directory {out}"
-    )
+    if isinstance(out, Path):
+        print(_about_export(out))
+    else:
+        print(f"The pages are at {out}.")
     if caught:
         # A script that puts them on the web must not take them for all there is.
         raise RunError(" ".join(str(warning.message) for warning in caught))
 
 
+def _about_export(out: Path) -> str:
+    files = [file for file in out.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return (
+        f"The pages are in {out}: {len(files):,} files, {size / 1e6:,.1f} MB. Put them on any web "
+        f"host, or look at them here: python -m http.server --bind 127.0.0.1 --directory {out}"
+    )
+
+
 def _explore(options: argparse.Namespace) -> None:
     from polyseme.explorer import explore
 
+    if any(map(is_url, options.runs)):
+        from polyseme.store import local_run
+
+        options.runs = [str(local_run(run)) for run in options.runs]
     live = _live_functions(options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

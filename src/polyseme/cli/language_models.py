@@ -15,6 +15,7 @@ from typing import Any
 
 from polyseme.cli.arguments import load_model, module
 from polyseme.errors import InputError
+from polyseme.remote import RemotePath, cache_folder, is_url, local_path
 
 LANGUAGE_MODEL_HELP = (
     "With --text: smollm2 or minilm, a folder that transformers wrote, a .gguf file, or a name on "
@@ -42,8 +43,8 @@ def add_text_options(command: Any) -> None:
         nargs="?",
         const="",
         metavar="PATH",
-        help=".txt, .jsonl or .parquet, gzipped or not, a folder of them, or a data set on the "
-        "hub, with :CONFIGURATION after its name where it has several; without a PATH, English "
+        help=".txt, .jsonl or .parquet, gzipped or not, a folder or URL of them, or a data set on "
+        "the hub, with :CONFIGURATION after its name where it has several; without a PATH, English "
         "that ships with Python",
     )
     text.add_argument(
@@ -115,6 +116,7 @@ def check_source(options: argparse.Namespace) -> None:
 def read_contexts(options: argparse.Namespace) -> tuple[Any, Any]:
     """The language model and the contexts that the options name."""
     data = module("polyseme.data", "Reading texts")
+    local_path(options.model, "The folder of a model")
     if ":" in options.model:
         raise InputError(
             f"The model is given as {options.model!r}; with --text a language model that comes "
@@ -226,18 +228,21 @@ def _attached(model: Any, options: argparse.Namespace) -> list[Any]:
 @contextmanager
 def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
     """What ``polyseme train-sae MODEL --text ...`` trains on, on disk for as long as it takes."""
+    remote = RemotePath(options.out) if is_url(options.out) else None
     out = Path(options.out)
-    if os.path.lexists(out) and not (options.overwrite or options.resume):
+    there = remote.files() if remote else os.path.lexists(out)
+    if there and not (options.overwrite or options.resume):
         # Before the text is read, which takes a while.
         raise InputError(
-            f"{out} already exists. Replace it with --overwrite, resume an unfinished training "
-            "with --resume, or choose another output."
+            f"{remote or out} already exists. Replace it with --overwrite, resume an unfinished "
+            "training with --resume, or choose another output."
         )
     analysis = module("polyseme.analysis", "Reading a model's activations")
     model, contexts = read_contexts(options)
-    out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, where there is room; and without a name, so that nothing can be left.
-    with tempfile.TemporaryFile(dir=out.parent) as file:
+    folder = cache_folder() if remote else out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
         yield analysis.token_vectors(
             model, contexts, options.site, file=file, progress=not options.quiet
         )

@@ -16,7 +16,7 @@ def add_probe(commands: Any) -> None:
     text = "Show which neurons of a run a text activates, token by token, and in which meaning."
     command = commands.add_parser("probe", help=text, description=text)
     command.set_defaults(run=_probe)
-    command.add_argument("path", metavar="RUN", help="folder of a run of texts")
+    command.add_argument("path", metavar="RUN", help="folder or URL of a run of texts")
     command.add_argument("text", metavar="TEXT", help="the text; - reads it from the input")
     command.add_argument(
         "--model",

@@ -85,7 +85,7 @@ def add_train_sae(commands: Any) -> None:
     command.add_argument("--data", metavar="PATH", help="images, as for polyseme analyse")
     add_data_options(command)
     add_text_options(command)
-    command.add_argument("--out", required=True, metavar="DIR", help="folder of the SAE")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder or URL of the SAE")
     command.add_argument(
         "--ne", type=float, default=0.0, metavar="C", help="NE coefficient; default: %(default)s"
     )
@@ -110,7 +110,10 @@ def add_compare(commands: Any) -> None:
         "Put SAEs of one layer side by side: what the NE loss gains, and what it costs.",
     )
     command.add_argument(
-        "saes", nargs="+", metavar="SAE", help="folder or state dict; the first is the reference"
+        "saes",
+        nargs="+",
+        metavar="SAE",
+        help="folder, state dict or URL of one; the first is the reference",
     )
     command.add_argument(
         "--model", metavar="MODEL", help="MODULE:NAME or FILE.py:NAME of the model"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from polyseme.errors import InputError
+from polyseme.remote import RemotePath
 
 _CHUNK_BYTES = 1 << 20
 # A compressed file that is larger in memory than the first is a bomb if it grows more than this.
@@ -42,12 +43,12 @@ def missing_path(path: Path, accepted: str) -> InputError:
 
 
 @contextmanager
-def file_errors(path: Path, kind: str) -> Iterator[None]:
+def file_errors(path: Path | RemotePath, kind: str) -> Iterator[None]:
     """Turn whatever goes wrong while `path` is read into an InputError that names it.
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
         The file that is read inside the block.
     kind : str
         What the file should be, with its article: "an IDX file".

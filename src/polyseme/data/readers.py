@@ -13,6 +13,7 @@ from polyseme.data.idx import IdxName, idx_files, is_idx, read_idx_folder, read_
 from polyseme.data.images import Images
 from polyseme.data.numpy_files import read_npy, read_npz
 from polyseme.errors import InputError
+from polyseme.remote import RemotePath, fetched, is_url
 
 _ACCEPTED = (
     "Accepted are a folder of MNIST-style IDX files or of image files, a single IDX file, a .npy "
@@ -46,6 +47,7 @@ def read_images(
         - A ``.npy`` file, or a ``.npz`` file with arrays such as ``images`` and ``labels``, or
           ``x_train`` and ``y_train``.
         - A folder of image files (needs Pillow): flat, or with one subfolder a class.
+        - The URL of such a file or folder: it is copied to the cache.
         - A data set of the Hugging Face hub (needs datasets): ``owner/name``.
     split : str, default "train"
         Which part, where the source has parts: "train" or "test"; for the hub, its own names.
@@ -96,6 +98,16 @@ def _short(value: Any) -> str:
     return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
+def _fetched_idx(url: str) -> Path | None:
+    """A local copy of an IDX file of images, with its labels beside it; None for all else."""
+    above, _, last = url.rstrip("/").rpartition("/")
+    name = IdxName.parse(Path(last))
+    if name is None or name.what != "images":
+        return None
+    wanted = (name, replace(name, what="labels"))
+    return RemotePath(above).fetch(lambda file: IdxName.parse(Path(file)) in wanted) / last
+
+
 def _read(
     source: str | Path,
     split: str,
@@ -103,7 +115,8 @@ def _read(
     labels_key: str | None,
     limit: int | None,
 ) -> Images:
-    path = Path(source).expanduser()
+    path = _fetched_idx(str(source)) if is_url(source) else None
+    path = path or fetched(source)
     suffix = path.suffix.lower()
     if not path.exists():
         if is_hub_name(source):

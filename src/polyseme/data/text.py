@@ -16,6 +16,7 @@ from polyseme.data.binary_files import is_hub_name, missing_path
 from polyseme.data.hub import hub_rows
 from polyseme.data.text_files import (
     SUFFIXES,
+    File,
     checked_encoding,
     digest,
     files_below,
@@ -24,10 +25,11 @@ from polyseme.data.text_files import (
     text_of,
 )
 from polyseme.errors import InputError
+from polyseme.remote import RemotePath, is_url
 
 _ACCEPTED = (
-    f"Accepted are a file that ends in {', '.join(SUFFIXES)}, a folder of such files, a hub data "
-    "set as 'owner/name', and a list or iterable of texts."
+    f"Accepted are a file that ends in {', '.join(SUFFIXES)}, a folder of such files, a URL of "
+    "either, a hub data set as 'owner/name', and a list or iterable of texts."
 )
 # In characters. A part has at least the first number, where the document goes on so far.
 _PART = 1 << 16
@@ -195,8 +197,9 @@ class Texts:
         dict
             ``name``; for files also ``files``, each with its name, size in bytes and sha256
             (for more than 100 their number, and the bytes and a sha256 of all together), and how
-            they are read; for texts in memory their number and sha256; for a hub data
-            set its split and field. Files are read once for this.
+            they are read; of files at a URL the storage's own stamp, an ETag or a date, stands
+            for the sha256, so that they need not be read; for texts in memory their number and
+            sha256; for a hub data set its split and field. Local files are read once for this.
         """
         return {"name": self.name, **self._identity()}
 
@@ -234,6 +237,8 @@ def read_text(
         - A ``.txt`` or ``.jsonl`` file that is gzipped, with ``.gz`` after its suffix.
         - A folder of such files, also in subfolders, sorted by path. Other and hidden files
           are passed over.
+        - The URL of such a file or folder, or a pattern: ``s3://bucket/corpus/*.txt``. Parquet
+          is copied to the cache, and other files are streamed.
         - A data set of the Hugging Face hub (needs datasets): ``owner/name``, with
           ``:configuration`` after it where it has several. It is streamed.
         - A list of texts, or any iterable. An iterator can be read only once.
@@ -268,6 +273,8 @@ def read_text(
         return _from_memory(source)
     if not str(source):
         raise InputError(f"source is {source!r}, an empty path. {_ACCEPTED}")
+    if is_url(source):
+        return _checked(_from_files(RemotePath(str(source)), field, encoding, changed))
     path = Path(source).expanduser()
     try:
         if is_hub_name(source) and not path.exists():
@@ -305,36 +312,39 @@ def _empty(name: str) -> InputError:
     )
 
 
-def _from_files(path: Path, field: str, encoding: str, changed: dict[str, bool]) -> Texts:
-    if not path.exists():
+def _from_files(path: File, field: str, encoding: str, changed: dict[str, bool]) -> Texts:
+    if isinstance(path, Path) and not path.exists():
         raise missing_path(path, _ACCEPTED)
-    if path.is_dir():
+    if isinstance(path, RemotePath) or path.is_dir():
         files = files_below(path)
-        names = [file.relative_to(path).as_posix() for file in files]
         if not files:
             raise InputError(f"{path}: the folder has no file of text in it. {_ACCEPTED}")
     else:
-        files, names = [path], [path.name]
+        files = {path.name: path}
         if suffix_of(path) is None or not path.is_file():
             raise InputError(f"{path}: not a file of text that polyseme can read. {_ACCEPTED}")
-    suffixes = {suffix_of(file) for file in files}
+    suffixes = {suffix_of(file) for file in files.values()}
     fields, characters = suffixes - {".txt"}, suffixes - {".parquet"}
     applying = ("field",) * bool(fields) + ("encoding",) * bool(characters)
     _refuse(changed, str(path), applying)
 
     def identity() -> dict[str, Any]:
-        listed = []
-        for name, file in zip(names, files, strict=True):
-            size, sha = digest(file)
-            listed.append({"name": name, "bytes": size, "sha256": sha})
+        listed = [{"name": name, **_identity_of_file(file)} for name, file in files.items()]
         known = {"field": field, "encoding": encoding}
         return {**_identity_of_files(listed), **{name: known[name] for name in applying}}
 
     return Texts(
-        path.resolve().name,
-        lambda: chain.from_iterable(read_file(file, field, encoding) for file in files),
+        path.name if isinstance(path, RemotePath) else path.resolve().name,
+        lambda: chain.from_iterable(read_file(file, field, encoding) for file in files.values()),
         identity,
     )
+
+
+def _identity_of_file(file: File) -> dict[str, Any]:
+    if isinstance(file, RemotePath) and (stamp := file.stamp) is not None:
+        return {"bytes": file.size, "stamp": stamp}
+    size, sha = digest(file)
+    return {"bytes": size, "sha256": sha}
 
 
 def _identity_of_files(listed: list[dict[str, Any]]) -> dict[str, Any]:

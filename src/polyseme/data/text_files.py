@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from io import IncrementalNewlineDecoder
@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from polyseme.data.binary_files import file_errors
 from polyseme.errors import InputError, one_of
+from polyseme.remote import RemotePath
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _CHUNK_BYTES = 1 << 20
@@ -23,20 +24,34 @@ _LONGEST_LINE = 1 << 26
 _LONGEST_PAGE = 1 << 27  # in bytes; one is of about a megabyte
 
 
-def suffix_of(path: Path) -> str | None:
+File = Path | RemotePath
+
+
+def suffix_of(path: File) -> str | None:
     """The suffix of a file of text, without ``.gz``; None for any other file."""
     name = path.name.lower()
     return next((s.removesuffix(".gz") for s in SUFFIXES if name.endswith(s)), None)
 
 
-def files_below(folder: Path) -> list[Path]:
-    """The files of text in a folder and its subfolders, sorted; hidden ones are passed over."""
-    files = []
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and suffix_of(path) is not None and path.is_file():
-            files.append(path)
-    return sorted(files, key=lambda path: path.relative_to(folder).parts)
+def files_below(folder: File) -> dict[str, File]:
+    """The files of text in a folder and its subfolders, by their names in it, sorted.
+
+    Hidden ones are passed over.
+    """
+    files: Mapping[str, File]
+    if isinstance(folder, RemotePath):
+        files = folder.files()
+        if not files:
+            raise folder.nothing()
+    else:
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: files[name]
+        for name in sorted(files, key=lambda name: name.split("/"))
+        if suffix_of(files[name]) is not None
+        and not any(part.startswith(".") for part in name.split("/"))
+    }
 
 
 def checked_encoding(encoding: str) -> str:
@@ -51,12 +66,12 @@ def checked_encoding(encoding: str) -> str:
         ) from error
 
 
-def read_file(path: Path, field: str, encoding: str) -> Iterator[Iterable[str]]:
+def read_file(path: File, field: str, encoding: str) -> Iterator[Iterable[str]]:
     """The documents of one file, in order.
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
         A file with one of the suffixes above. Whether text is gzipped is told by its contents.
     field : str
         Which field of a JSON object, or which column, is the text.
@@ -79,10 +94,12 @@ def read_file(path: Path, field: str, encoding: str) -> Iterator[Iterable[str]]:
     elif suffix == ".jsonl":
         yield from ((text,) for text in _read_jsonl(path, field, encoding))
     else:
-        yield from ((text,) for text in _read_parquet(path, field))
+        # Without a bar, as there is one of the analysis already.
+        local = path.fetch(shown=False) if isinstance(path, RemotePath) else path
+        yield from ((text,) for text in _read_parquet(local, field))
 
 
-def digest(path: Path) -> tuple[int, str]:
+def digest(path: File) -> tuple[int, str]:
     """Size in bytes and sha256 in hexadecimal of a file, read once in bounded memory."""
     sha, size = sha256(), 0
     with file_errors(path, "a file"), path.open("rb") as file:
@@ -93,7 +110,7 @@ def digest(path: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: File) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -104,7 +121,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, unzipped)
 
 
-def _decoded(path: Path, encoding: str) -> Iterator[str]:
+def _decoded(path: File, encoding: str) -> Iterator[str]:
     """The text of a file in chunks; a UTF-8 byte order mark is dropped."""
     decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)()
     n_read = 0
@@ -137,7 +154,7 @@ def _lines_of_any_system(chunks: Iterable[str]) -> Iterator[str]:
     yield newlines.decode("", final=True)
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
+def _lines(path: File, encoding: str) -> Iterator[str]:
     # Only line feeds end a line: JSON may hold the other characters that splitlines cuts at.
     held: list[str] = []
     length = 0
@@ -156,7 +173,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
     yield "".join(held)
 
 
-def _read_jsonl(path: Path, field: str, encoding: str) -> Iterator[str]:
+def _read_jsonl(path: File, field: str, encoding: str) -> Iterator[str]:
     for number, line in enumerate(_lines(path, encoding), 1):
         if not line.strip():
             continue

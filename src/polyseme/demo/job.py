@@ -24,6 +24,7 @@ from polyseme.demo.classifier import (
 )
 from polyseme.errors import InputError
 from polyseme.evaluate.compare import Comparison, compare
+from polyseme.remote import local_path
 from polyseme.sae import train_sae
 from polyseme.sae.load import import_sae_lens
 from polyseme.sites.attach import find_site, site_activations
@@ -86,9 +87,9 @@ def run_demo(
         Make everything anew.
     progress : bool
     """
+    folder = local_path(out, "The folder of the demo")
     import_sae_lens("The demo")  # which would be missed only after a while
     train, test = train_and_test(data)
-    folder = Path(out)
     weights = folder / "classifier.safetensors"
     made_from = {"data": train.digest(), "seed": str(seed)}
     if weights.exists() and not overwrite:

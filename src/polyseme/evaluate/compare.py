@@ -26,6 +26,7 @@ from polyseme.evaluate.sae import (
     evaluate_splice,
     label_purity,
 )
+from polyseme.remote import local_path
 from polyseme.sites import Site, find_sites
 from polyseme.sites.attach import AttachedSAE, WithSAE, find_site, site_activations
 from polyseme.store import add_metadata
@@ -386,6 +387,7 @@ def compare(
     select, threshold, panels, overwrite, resume, progress
         As for `analyse`.
     """
+    folder = local_path(out, "The folder of a comparison")
     if not saes:
         raise InputError("There is no SAE to compare; give at least one, by name.")
     source = as_source(data)
@@ -402,7 +404,7 @@ def compare(
             WithSAE(model, site, sae, sample),
             data,
             sites="sae",
-            out=Path(out) / name,
+            out=folder / name,
             select=select,
             threshold=threshold,
             panels=panels,

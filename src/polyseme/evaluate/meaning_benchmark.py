@@ -34,6 +34,7 @@ from polyseme.evaluate.planted import (
 from polyseme.evaluate.rivals import MEASURES, OURS, judge
 from polyseme.evaluate.sweep import RECORDS, held
 from polyseme.evaluate.text_positions import TextAround, Windows, read_positions
+from polyseme.remote import local_path
 from polyseme.store.files import whole
 
 HALVES = ("test", "development")
@@ -136,6 +137,7 @@ def meaning_benchmark(
     MissingDependencyError
         A part needs what is not installed; the extra ``benchmark`` is all of it.
     """
+    folder = local_path(out, "The folder of a benchmark")
     chosen = {"half": [*halves], "part": [*parts]}
     for kind, known in (("half", HALVES), ("part", PARTS)):
         for name in chosen[kind]:
@@ -150,7 +152,10 @@ def meaning_benchmark(
         "text": texts.identity(),
         "digits": None if images is None else images.digest(),
     }
-    with held(Path(out), "benchmark", settings) as records, progress_bars(progress) as bars:
+    with (
+        held(folder, "benchmark", settings) as records,
+        progress_bars(progress) as bars,
+    ):
         work = _Work(records, _QUICK if quick else _FULL, seed, bars, chosen["half"])
         if "synthetic" in chosen["part"]:
             _synthetic(work)
@@ -160,7 +165,7 @@ def meaning_benchmark(
         for model in work.size.models if wanted else ():
             _language_model(work, model, texts, wanted)
         found = read_benchmark(out)
-        with whole(Path(out) / TABLE) as file:
+        with whole(folder / TABLE) as file:
             found.to_csv(file, index=False)
     return found[found["half"].isin(chosen["half"]) & found["part"].isin(chosen["part"])]
 

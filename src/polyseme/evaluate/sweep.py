@@ -18,6 +18,7 @@ from torch import Tensor
 from polyseme.analysis.describe import digest
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
+from polyseme.remote import local_path
 from polyseme.store.files import (
     ASIDE,
     LOCK,
@@ -116,7 +117,7 @@ def sweep(
     record : dict
         What is recorded of this one.
     """
-    folder = Path(out)
+    folder = local_path(out, "The folder of a sweep")
     known = {**settings, "activations": digest([activations.detach().cpu().numpy()])}
     with held(folder, "sweep", known) as records:
         for number, point in enumerate(todo, start=1):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyseme.explorer.root import WebRoot
+from polyseme.remote import is_url
 
 if TYPE_CHECKING:
     from polyseme.views import Run
@@ -22,7 +23,7 @@ def export(
     *,
     overwrite: bool = False,
     progress: bool = True,
-) -> Path:
+) -> str | Path:
     """Write the pages of one run, or of several to compare, as static files.
 
     They are the files that `explore` serves, byte for byte, but for the page itself, which says
@@ -35,9 +36,9 @@ def export(
     Parameters
     ----------
     runs : Run, str, Path, or sequence of these
-        Runs, or their folders.
+        Runs, or their folders or URLs.
     out : str or Path
-        The folder to make, with its parents.
+        The folder to make, with its parents, or a URL.
     overwrite : bool
         Replace an earlier export. Nothing else is ever replaced.
     progress : bool
@@ -45,8 +46,8 @@ def export(
 
     Returns
     -------
-    Path
-        The folder.
+    str or Path
+        The folder, or the URL.
 
     Raises
     ------
@@ -54,7 +55,8 @@ def export(
         There is something at `out`, or a run cannot be opened at all.
     """
     from polyseme.explorer.open_runs import open_all
-    from polyseme.store.partial import Kind, Partial
+    from polyseme.store.kind import Kind
+    from polyseme.store.partial import Partial
 
     sources = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
     root = WebRoot(lambda: open_all(sources))
@@ -65,6 +67,7 @@ def export(
         format="polyseme-export 1",
         fingerprint=lambda path: {} if (path / _MARK).is_file() else None,
         foreign=lambda path: set(),
+        manifest=_MARK,
         resumable=False,
     )
     with Partial(out, kind, {}, overwrite=overwrite) as partial:
@@ -78,7 +81,7 @@ def export(
             "analyse again, and then export it with overwrite=True (--overwrite).",
             stacklevel=2,
         )
-    return Path(out)
+    return out if is_url(out) else Path(out)
 
 
 def _write(root: WebRoot, folder: Path, progress: bool) -> list[str]:

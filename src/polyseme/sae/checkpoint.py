@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from polyseme.store.files import read_json, writing
-from polyseme.store.partial import Kind, Partial
+from polyseme.store.kind import Kind
+from polyseme.store.partial import Partial
 from polyseme.store.safetensors_files import load_state, save_state
 
 FORMAT = "polyseme-sae-training"
@@ -52,6 +53,7 @@ SAE = Kind(
     format=f"{FORMAT} {FORMAT_VERSION}",
     fingerprint=_fingerprint,
     foreign=lambda path: {entry.name for entry in path.iterdir()} - _SAE_FILES,
+    manifest=SAE_CONFIG,
 )
 
 

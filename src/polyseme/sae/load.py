@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, MissingDependencyError, one_of
+from polyseme.remote import fetched, is_url
 from polyseme.sae.formats import NO_TRANSCODERS, WEIGHTS
 from polyseme.sae.plain import PlainSAE, read_plain
 from polyseme.sae.untrusted_files import read_json, reading_safetensors
@@ -43,6 +44,7 @@ def load_sae(
           (``sae.safetensors`` and ``cfg.json``) or of Gemma Scope (``params.npz``, or
           ``params.safetensors`` and ``config.json``). What the configuration says of the SAE holds.
         - A SAELens release, ``"release/sae_id"``, fetched from the Hugging Face hub (likewise).
+        - The URL of such a folder or file, which is copied to the cache.
         - A plain state dict, ``.safetensors``, ``.pt`` (of which nothing is unpickled but tensors)
           or ``.npz``, with the weights and biases of an encoder and a decoder by the names
           ``encoder.weight``, ``decoder.bias`` or ``W_enc``, ``b_dec`` and the like, after any
@@ -80,7 +82,7 @@ def load_sae(
     off it; of a SAELens SAE with ``normalize_activations``, it is what its
     ``run_time_activation_norm_fn_in`` makes of the input.
     """
-    path = Path(source)
+    path = fetched(source) if is_url(source) else Path(source)
     place = torch.device(device) if device is not None else torch.device("cpu")
     # os.path, unlike Path, takes a name that the file system does not take for no file.
     if os.path.isdir(path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from polyseme.errors import InputError
+from polyseme.remote import fetched
 from polyseme.sae.checkpoint import (
     FORMAT,
     FORMAT_VERSION,
@@ -65,7 +66,7 @@ def read_training(folder: str | Path) -> TrainingRecord:
     InputError
         The folder holds no such record, or one that is damaged or of another version.
     """
-    path = Path(folder)
+    path = fetched(folder)
     if not (path / RECORD_JSON).is_file():
         raise InputError(
             f"{path} has no {RECORD_JSON}, so it is not the folder of an SAE that polyseme trained."

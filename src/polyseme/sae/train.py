@@ -135,7 +135,7 @@ def train_sae(
         Decides the SAE's first weights and the order of the rows.
     init_from : torch.nn.Module, str or Path, optional
         An SAE to start from, or what `load_sae` takes.
-    out : str or Path, optional
+    out : str, Path or URL, optional
         Folder to write the SAE to, as SAELens does, with the record of the training beside it.
         Checkpoints are kept in ``<out>.partial`` meanwhile.
     overwrite : bool
@@ -294,7 +294,7 @@ def _finish(
         return _open(Path(path), device)
 
 
-def _open(path: Path, device: torch.device) -> Any:
+def _open(path: str | Path, device: torch.device) -> Any:
     sae: Any = load_sae(path, device=device)
     sae.training_record = read_training(path)
     return sae

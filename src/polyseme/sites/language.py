@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from polyseme.errors import InputError, MissingDependencyError
+from polyseme.remote import local_path
 
 # Models that come as packages from the registry: the module, its distribution, and the folder
 # in it. They are found, not imported: one of them would load an inference engine of its own.
@@ -137,7 +138,7 @@ def _locate(name: str) -> _Place:
         if spec is None or not spec.submodule_search_locations:
             raise MissingDependencyError(f"The model {name!r}", distribution, "models")
         return _folder(Path(spec.submodule_search_locations[0], folder))
-    path = Path(name).expanduser()
+    path = local_path(name, "The folder of a model").expanduser()
     if name and path.is_dir():
         return _folder(path)
     if path.is_file():

@@ -12,6 +12,7 @@ from polyseme.store.format import (
     vocabulary_arrays,
 )
 from polyseme.store.reader import RunFolder
+from polyseme.store.remote_runs import local_run
 from polyseme.store.run_json import add_metadata, altered_files, refuse_altered
 from polyseme.store.writer import RunWriter
 
@@ -25,6 +26,7 @@ __all__ = [
     "altered_files",
     "decode_importances",
     "encode_importances",
+    "local_run",
     "refuse_altered",
     "vocabulary_arrays",
 ]

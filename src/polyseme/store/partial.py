@@ -20,14 +20,14 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
 
 from polyseme.errors import InputError, RunError
+from polyseme.remote import is_url
 from polyseme.store.files import (
     ASIDE,
     LITTER,
@@ -43,6 +43,8 @@ from polyseme.store.files import (
     writing,
 )
 from polyseme.store.format import JSON, LONGEST_RUN_JSON
+from polyseme.store.kind import Kind
+from polyseme.store.upload import Upload
 
 PARTIAL_FORMAT = "polyseme-partial"
 ENDING = ".partial"
@@ -61,42 +63,14 @@ _LEAST, _ROUNDINGS = 2e-5, 4
 _LONGEST_NAME = 255  # bytes, of nearly every file system
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What is made in a folder.
-
-    Attributes
-    ----------
-    work, result : str
-        What the making and what is made are called: "analysis", "a polyseme run".
-    format : str
-        Name and version of the format. Unfinished work of another one is not resumed.
-    fingerprint : callable (Path) -> dict or None
-        That of a finished result; None where a folder is no such thing.
-    foreign : callable (Path) -> set of str
-        What is in the folder of a result and no part of it.
-    check : callable (Path)
-        Raises if a finished result is damaged.
-    resumable : bool
-        Whether unfinished work is worth resuming.
-    """
-
-    work: str
-    result: str
-    format: str
-    fingerprint: Callable[[Path], Mapping[str, JSON] | None]
-    foreign: Callable[[Path], set[str]]
-    check: Callable[[Path], Any] = lambda _: None
-    resumable: bool = True
-
-
 class Partial(AbstractContextManager["Partial"]):
     """The work on one output, in its ``.partial`` folder, which is locked until `release`.
 
     Parameters
     ----------
     out : str or Path
-        The folder to make, with its parents. It may exist if it is empty.
+        The folder to make, with its parents. It may exist if it is empty. A result at a URL is
+        made in a local folder, and sent when it is complete.
     kind : Kind
     fingerprint : mapping
         Plain JSON that identifies the work. Two of equal fingerprints are taken for the same.
@@ -108,7 +82,7 @@ class Partial(AbstractContextManager["Partial"]):
     Attributes
     ----------
     out, path, state, result : Path
-        The folder to make, and where the work is until it is moved there.
+        The local folder to make, and where the work is until it is moved there.
     finished : bool
         `out` is the finished result of this fingerprint: there is nothing to do.
     resumed : bool
@@ -140,8 +114,9 @@ class Partial(AbstractContextManager["Partial"]):
                 "continues. Give only one of them."
             )
         self.kind = kind
-        self.shown = Path(out)
-        self.out = _checked(Path(out))
+        self.upload = Upload(str(out), kind) if is_url(out) else None
+        self.shown: str | Path = out if self.upload else Path(out)
+        self.out = _checked(self.upload.folder if self.upload else Path(out))
         self.path = self.out.with_name(self.out.name + ENDING)
         self.state, self.result = self.path / STATE, self.path / RESULT
         content = {"format": kind.format, **fingerprint}
@@ -151,7 +126,20 @@ class Partial(AbstractContextManager["Partial"]):
         self.versions: list[dict[str, str]] = [_versions()]
         self._overwrite = overwrite
         self._lock = ExitStack()
-        with writing(self.path, resumable=kind.resumable):
+        # What checks look at: the output itself, or what shows how it is at a URL.
+        standing: AbstractContextManager[Path] = nullcontext(self.out)
+        if self.upload:
+            standing = self.upload.standing(overwrite=overwrite, resume=resume)
+        with standing as self._standing:
+            self._open(resume)
+        if self.finished and self.upload:
+            if self._standing == self.out:
+                self.upload.send(self._refuse_to_replace, overwrite=False)
+            else:
+                self.upload.discard()
+
+    def _open(self, resume: bool) -> None:
+        with writing(self.path, resumable=self.kind.resumable):
             if not os.path.lexists(self.path):
                 self._check_output(resume=resume)
                 if resume and self._stands():
@@ -229,7 +217,7 @@ class Partial(AbstractContextManager["Partial"]):
         if not self._stands():
             return
         if self._overwrite:
-            self._refuse_to_replace()
+            self._refuse_to_replace(self._standing)
         elif not resume:
             go_on = f" continue an unfinished {self.kind.work} with {RESUME},"
             raise RunError(
@@ -239,14 +227,14 @@ class Partial(AbstractContextManager["Partial"]):
 
     def _check_result(self, *, begun: bool) -> None:
         """Refuse a result that is there unless it is whole and the one of this fingerprint."""
-        finished = self.kind.fingerprint(self.out)
+        finished = self.kind.fingerprint(self._standing)
         if finished is None:
             raise RunError(
                 f"{self.shown} is not {self.kind.result}, so it cannot be resumed. Choose "
                 "another output, or move it away."
             )
         if not changes(finished, self.fingerprint):
-            self.kind.check(self.out)
+            self.kind.check(self._standing if self._standing == self.out else self.shown)
             return
         if begun:
             raise RunError(
@@ -259,24 +247,25 @@ class Partial(AbstractContextManager["Partial"]):
             f"{OVERWRITE}."
         )
 
-    def _refuse_to_replace(self) -> None:
+    def _refuse_to_replace(self, standing: Path) -> None:
         """Refuse to replace what neither polyseme nor its kind of result has written."""
-        if self.kind.fingerprint(self.out) is None:
+        if self.kind.fingerprint(standing) is None:
             raise RunError(
-                f"{self.out} is not {self.kind.result}, so it is not replaced. Choose another "
+                f"{self.shown} is not {self.kind.result}, so it is not replaced. Choose another "
                 "output, or move it away yourself."
             )
-        if foreign := self.kind.foreign(self.out) - LITTER:
+        if foreign := self.kind.foreign(standing) - LITTER:
             raise RunError(
-                f"{self.out} holds {min(foreign)!r}, which is not part of {self.kind.result}, so "
+                f"{self.shown} holds {min(foreign)!r}, which is not part of {self.kind.result}, so "
                 "it is not replaced. Move that away, or choose another output."
             )
 
     def _stands(self) -> bool:
         """Whether something has the name of the output; an empty folder is as good as nothing."""
-        if self.out.is_dir() and not self.out.is_symlink():
-            return any(self.out.iterdir())
-        return os.path.lexists(self.out)
+        standing = self._standing
+        if standing.is_dir() and not standing.is_symlink():
+            return any(standing.iterdir())
+        return os.path.lexists(standing)
 
     @property
     def _begun(self) -> bool:
@@ -298,6 +287,8 @@ class Partial(AbstractContextManager["Partial"]):
         for folder in self._inner:
             if folder.exists():
                 shutil.rmtree(folder)
+        if self.upload:
+            self.upload.discard()
         self.state.mkdir()
         self.result.mkdir()
         self._write(begun=True)
@@ -346,7 +337,7 @@ class Partial(AbstractContextManager["Partial"]):
                         f"{self.out} appeared while the {self.kind.work} ran. Move it away, then "
                         f"{then}."
                     )
-                self._refuse_to_replace()
+                self._refuse_to_replace(self.out)
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(self.out, old)
             try:
@@ -356,6 +347,8 @@ class Partial(AbstractContextManager["Partial"]):
                     os.rename(old, self.out)
                 raise
             to_disk(self.out.parent)
+        if self.upload:
+            self.upload.send(self._refuse_to_replace, overwrite=self._overwrite)
         self.finished = True
         self._forget()
 

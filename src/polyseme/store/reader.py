@@ -27,6 +27,7 @@ from polyseme.store.format import (
     neuron_offsets,
     token_texts,
 )
+from polyseme.store.remote_runs import local_run
 from polyseme.store.run_json import read_run_json, refuse_altered
 from polyseme.store.safetensors_files import Arrays
 
@@ -45,12 +46,12 @@ class RunFolder:
     Parameters
     ----------
     path : str or Path
-        The run folder.
+        The run folder, or its URL.
 
     Attributes
     ----------
     path : Path
-        The run folder, as given.
+        The run folder, as given; of a run at a URL, its copy.
     metadata : dict
         run.json.
     sites : tuple of SiteInfo
@@ -69,7 +70,7 @@ class RunFolder:
     sites: tuple[SiteInfo, ...]
 
     def __init__(self, path: str | Path) -> None:
-        self._open(Path(path))
+        self._open(local_run(path))
 
     @classmethod
     def salvaged(cls, path: str | Path) -> RunFolder:
@@ -89,7 +90,7 @@ class RunFolder:
             It is no run, or what everything else depends on is damaged.
         """
         folder = cls.__new__(cls)
-        folder._open(Path(path), tolerant=True)
+        folder._open(local_run(path), tolerant=True)
         return folder
 
     @property

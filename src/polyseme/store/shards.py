@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from polyseme.errors import RunError
+from polyseme.remote import fetched
 from polyseme.store.files import ASIDE, LITTER, encode_json, read_json, replace_bytes, sha256
 from polyseme.store.format import JSON
-from polyseme.store.partial import Kind
+from polyseme.store.kind import Kind
 from polyseme.store.safetensors_files import load_state, save_state
 from polyseme.store.writer import Writer
 
@@ -64,7 +65,7 @@ class ShardWriter(Writer):
         """Write the inputs that examples may point at."""
         save_state(self._at_work().result / _INPUTS, arrays, {})
 
-    def finish(self, metadata: Mapping[str, JSON]) -> Path:
+    def finish(self, metadata: Mapping[str, JSON]) -> str | Path:
         """Seal the shard with shard.json and move it into place."""
         partial = self._at_work()
         files = sorted(partial.result.glob("*.safetensors"))
@@ -88,10 +89,12 @@ class Shard:
     Parameters
     ----------
     path : str or Path
+        A folder, or a URL whose files are copied to the cache.
 
     Attributes
     ----------
-    path : Path
+    path : str or Path
+        As given.
     start, stop : int
         The inputs that it is of.
     total : int
@@ -108,8 +111,9 @@ class Shard:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        content = read_json(self.path / SHARD_JSON)
+        self.path = path
+        self._folder = fetched(path)
+        content = read_json(self._folder / SHARD_JSON)
         if content.get("format") != FORMAT:
             raise RunError(
                 f"{self.path} is not a shard; give the folders that analyse made with --shard."
@@ -140,9 +144,9 @@ class Shard:
     def check(self) -> None:
         """Compare the files with the digests that shard.json has of them."""
         for name, digest in self._files.items():
-            if Path(name).name != name or not (self.path / name).is_file():
+            if Path(name).name != name or not (self._folder / name).is_file():
                 raise self._damaged(f"{name} is missing")
-            if sha256(self.path / name) != digest:
+            if sha256(self._folder / name) != digest:
                 raise self._damaged(f"{name} was changed after it was written")
 
     def site(self, number: int) -> Arrays:
@@ -154,7 +158,7 @@ class Shard:
         return self._arrays(_INPUTS)
 
     def _arrays(self, name: str) -> Arrays:
-        state = load_state(self.path / name)
+        state = load_state(self._folder / name)
         if state is None or name not in self._files:
             raise self._damaged(f"{name} is missing")
         return state[0]
@@ -172,5 +176,6 @@ SHARD = Kind(
     format=f"{FORMAT} {VERSION}",
     fingerprint=_fingerprint,
     foreign=_foreign,
+    manifest=SHARD_JSON,
     check=lambda path: Shard(path).check(),
 )

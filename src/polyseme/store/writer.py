@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from polyseme.errors import InputError, RunError
+from polyseme.remote import is_url
 from polyseme.store.files import (
     ASIDE,
     LITTER,
@@ -42,8 +43,9 @@ from polyseme.store.format import (
     site_file,
     table_file,
 )
+from polyseme.store.kind import Kind
 from polyseme.store.parquet_tables import arrow_table, write_table
-from polyseme.store.partial import Kind, Partial
+from polyseme.store.partial import Partial
 from polyseme.store.reader import RunFolder
 from polyseme.store.run_json import WRITTEN, parse_sites, write_run_json
 from polyseme.store.safetensors_files import (
@@ -83,6 +85,7 @@ RUN = Kind(
     format=f"{FORMAT} {FORMAT_VERSION}",
     fingerprint=_fingerprint,
     foreign=_foreign,
+    manifest=RUN_JSON,
     check=RunFolder,
 )
 
@@ -96,7 +99,7 @@ class Writer(AbstractContextManager[Any]):
     Parameters
     ----------
     out : str or Path
-        The folder to make, with its parents.
+        The folder to make, with its parents, or a URL.
     kind : Kind
         What is made.
     fingerprint : mapping
@@ -109,8 +112,8 @@ class Writer(AbstractContextManager[Any]):
 
     Attributes
     ----------
-    path : Path
-        The folder to make.
+    path : str or Path
+        The folder to make, or its URL.
     finished : bool
         `out` is the finished result of this fingerprint: there is nothing to do.
     resumed : bool
@@ -134,7 +137,7 @@ class Writer(AbstractContextManager[Any]):
         resume: bool = False,
     ) -> None:
         partial = Partial(out, kind, fingerprint, overwrite=overwrite, resume=resume)
-        self.path = Path(out)
+        self.path: str | Path = out if is_url(out) else Path(out)
         self.finished, self.resumed = partial.finished, partial.resumed
         self._partial: Partial | None = None if partial.finished else partial
 
@@ -316,7 +319,7 @@ class RunWriter(Writer):
 
     # ----------------------------------------------------------------------------- finish
 
-    def finish(self, metadata: Mapping[str, JSON]) -> Path:
+    def finish(self, metadata: Mapping[str, JSON]) -> str | Path:
         """Check everything that was written, seal it with run.json and move it into place.
 
         Parameters
@@ -327,7 +330,7 @@ class RunWriter(Writer):
 
         Returns
         -------
-        Path
+        str or Path
             The finished run.
 
         Raises

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.errors import MissingDependencyError
+from polyseme.remote import local_path
 from polyseme.store.files import replace_bytes, writing
 from polyseme.views.panel import FeaturePanel, ImagePanel
 
@@ -32,7 +33,7 @@ _LABEL_POINTS = 130
 
 def save_figure(figure: Any, path: str | Path) -> None:
     """Save a matplotlib figure whole, with the folders that it is in; the ending is the format."""
-    file, drawn = Path(path), BytesIO()
+    file, drawn = local_path(path, "A figure"), BytesIO()
     figure.savefig(drawn, format=file.suffix.removeprefix(".") or None)
     with writing(file, resumable=False):
         file.parent.mkdir(parents=True, exist_ok=True)

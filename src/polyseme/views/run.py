@@ -35,12 +35,12 @@ def is_without_examples(neurons: pd.DataFrame) -> pd.Series[bool]:
 
 
 def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> Run:
-    """Open a run folder.
+    """Open a run.
 
     Parameters
     ----------
     path : str or Path
-        A folder that `analyse` wrote.
+        A folder or a URL that `analyse` wrote to.
     probe : callable, optional
         What `Run.probe` calls. ``polyseme.open_run`` gives it.
 
