@@ -25,7 +25,7 @@ from polyseme.errors import InputError
 from polyseme.store import SiteInfo
 from polyseme.views.features import Feature, Features
 from polyseme.views.figure import draw_panel, save_figure
-from polyseme.views.meanings import NeuronMeanings, StoredMeanings, meanings_of
+from polyseme.views.meanings import Described, NeuronMeanings, StoredMeanings
 from polyseme.views.neighbours import compared, stored_similar
 from polyseme.views.neuron_rows import Tables, neurons_of
 from polyseme.views.notebook import features_html
@@ -254,13 +254,15 @@ class Neuron:
         InputError
             The run holds none.
         """
+        groups = self._meanings.groups
         is_text = "tokens" in self._folder.inputs
-        return meanings_of(
+        described = Described(
             self.examples,
-            self._meanings.groups,
             self.texts() if is_text else None,
             self._tables.word_shares if is_text else {},
+            groups.cosines,
         )
+        return NeuronMeanings(described, groups)
 
     @cached_property
     def _meanings(self) -> StoredMeanings:
