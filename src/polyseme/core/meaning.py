@@ -97,15 +97,15 @@ class Meanings:
         limits = _split_limits(self.tree, self.overlaps)
         thresholds = np.append(np.unique(limits[(limits > 0) & (limits < 1)]), 1.0)
         m = len(thresholds)
-        tree, overlaps, cosines = (
-            np.broadcast_to(values, (m, *values.shape))
-            for values in (self.tree, self.overlaps, self.cosines)
-        )
+        labels = _labels(
+            np.broadcast_to(self.tree, (m, *self.tree.shape)),
+            np.broadcast_to(self.overlaps, (m, *self.overlaps.shape)),
+            np.broadcast_to(self.cosines, (m, *self.cosines.shape)),
+            thresholds,
+        )[:, : len(self.labels)]
         return [
-            dataclasses.replace(self, labels=labels[: len(self.labels)], threshold=float(threshold))
-            for labels, threshold in zip(
-                _labels(tree, overlaps, cosines, thresholds), thresholds, strict=True
-            )
+            dataclasses.replace(self, labels=row, threshold=float(threshold))
+            for row, threshold in zip(labels, thresholds, strict=True)
         ]
 
     @cached_property

@@ -18,6 +18,7 @@ from polyseme.core.meaning import OVERLAP
 from polyseme.core.space import Space
 from polyseme.errors import InputError
 from polyseme.store import RunFolder, SiteInfo
+from polyseme.views.features import class_name
 from polyseme.views.token_windows import TextWindow
 
 # Words to both sides of an example that its label may come from.
@@ -114,7 +115,7 @@ class Described:
             words = [words_around(window) for window in windows]
             self._near, self._names = [near for near, _ in words], [word for _, word in words]
         elif "label" in examples:
-            self._names = [_class_name(label) for label in examples["label"].tolist()]
+            self._names = [class_name(label) for label in examples["label"].tolist()]
 
     def meaning(self, number: int, rows: NDArray[np.int64]) -> Meaning:
         """The meaning whose examples are these."""
@@ -278,12 +279,6 @@ def words_around(window: TextWindow) -> tuple[set[str], str]:
             centre = max(0, len(words) - 1)
     near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]
     return {word.lower() for word in near}, words[centre] if words else ""
-
-
-def _class_name(label: Any) -> str:
-    """A number alone says not what it is: "class 0"."""
-    name = str(label)
-    return f"class {name}" if name.isdigit() else name
 
 
 def _most_common(words: Any) -> dict[str, int]:
