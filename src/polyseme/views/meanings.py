@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from polyseme.views.token_windows import TextWindow
 
 # Words to both sides of an example that its label may come from.
 _AROUND = 10
-_NAMED = 4
+#: Words or classes that a label names, and words near.
+NAMED = 4
 # Chance, over all words that are looked at, that a word is in so many examples by accident.
 _SIGNIFICANT = 0.01
 
@@ -76,13 +77,18 @@ class Meaning:
         The words at its maxima, or classes of its inputs, that come more than once; then those of
         its contexts.
         """
-        named = [f"{word} ×{n}" for word, n in self.counts.items() if n > 1][:_NAMED]
-        near = [f"near: {', '.join(self.context[:_NAMED])}"] if self.context else []
-        return "; ".join([*([", ".join(named)] if named else []), *near])
+        return label_of(self.counts, self.context)
 
     def __repr__(self) -> str:
         label = self.label or "nothing distinctive"
         return f"Meaning({self.number}: {self.n_examples} examples, {self.share:.0%}; {label})"
+
+
+def label_of(counts: Mapping[str, int], context: Sequence[str] = ()) -> str:
+    """See `Meaning.label`."""
+    named = [f"{word} ×{n}" for word, n in counts.items() if n > 1][:NAMED]
+    near = [f"near: {', '.join(context[:NAMED])}"] if context else []
+    return "; ".join([*([", ".join(named)] if named else []), *near])
 
 
 class Described:
@@ -244,15 +250,22 @@ class StoredMeanings:
             drives=drives.astype(np.float32),
         )
 
+    def cosines(self, h: NDArray[Any]) -> NDArray[np.float64]:
+        """Mean cosines of new inputs (m, d_in) with each meaning's examples: (m, n_meanings)."""
+        member = np.eye(self.groups.number)[self.groups.labels]
+        return np.asarray(
+            self._space.inputs(h) @ self._units.T @ (member / member.sum(axis=0)), np.float64
+        )
+
     def assign(self, h: NDArray[Any]) -> NDArray[np.int64]:
         """The meaning that new inputs (m, d_in) are of, see `Neuron.assign_meaning`."""
         groups = self.groups
         if not len(groups.labels):
             return np.full(len(h), -1, np.int64)
+        similar = self.cosines(h)
+        nearest = similar.argmax(axis=1)
         member = np.eye(groups.number)[groups.labels]
         sizes = member.sum(axis=0)
-        similar = self._space.inputs(h) @ self._units.T @ (member / sizes)
-        nearest = similar.argmax(axis=1)
         sums = (groups.cosines @ member)[np.arange(len(member)), groups.labels]
         # Each example's mean cosine with the others of its meaning; a lone one has none.
         alike = (sums - np.diagonal(groups.cosines)) / np.maximum(sizes[groups.labels] - 1, 1)

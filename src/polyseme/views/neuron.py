@@ -304,6 +304,21 @@ class Neuron:
         """
         return self._meanings.assign(self._checked_rows(h))
 
+    def meaning_cosines(self, h: Any) -> NDArray[np.float64]:
+        """How near new pre-neuron embeddings are to each meaning.
+
+        Parameters
+        ----------
+        h : array or tensor, shape (n, d_in)
+            As for `assign_meaning`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, n_meanings)
+            Mean cosine with the meaning's examples, in the space in which meanings are told apart.
+        """
+        return self._meanings.cosines(self._checked_rows(h))
+
     @cached_property
     def metrics(self) -> Polysemanticity:
         """Metrics of polysemanticity at the current threshold."""

@@ -377,7 +377,7 @@ export async function context(run, input) {
 // ------------------------------------------------------------------------------------ search
 
 /**
- * All words that have features, sorted by code point, and the file where each one's are.
+ * All words that have meanings or features, sorted by code point, and the file where each one's are.
  * @returns {Promise<{words: string[], shards: number[]}>}
  */
 export async function vocabulary(run) {
@@ -385,12 +385,13 @@ export async function vocabulary(run) {
 }
 
 /**
- * Features for one word (as spelled in the list of words).
- * @returns {Promise<{site: number, neuron: number, feature: number, examples: number, label: string}[]>}
+ * Meanings or features for one word (as spelled in the list of words), the likeliest first.
+ * @param {"meanings" | "features"} kind
+ * @returns {Promise<{site: number, neuron: number, number: number, examples: number, label: string}[]>}
  */
-export async function wordFeatures(run, shard, word) {
-  const found = (await json(`${run.index}/search/${shard}.json`))[word] ?? [];
-  return found.map(([site, neuron, feature, examples, label]) => ({ site, neuron, feature, examples, label }));
+export async function wordHits(run, shard, word, kind) {
+  const found = (await json(`${run.index}/search/${shard}.json`))[word]?.[kind] ?? [];
+  return found.map(([site, neuron, number, examples, label]) => ({ site, neuron, number, examples, label }));
 }
 
 // ----------------------------------------------------------------------------------- two runs
