@@ -482,7 +482,8 @@ class TestSearch:
                 for (const word of told) {
                     const shard = shards[words.indexOf(word)];
                     const kinds = ["meanings", "features"].map(async (kind) =>
-                        (await data.wordHits(run, shard, word, kind)).map((hit) => ({ ...hit, kind })));
+                        (await data.wordHits(run, shard, word, kind))
+                            .map((hit) => ({ ...hit, kind })));
                     seen.set(word, (await Promise.all(kinds)).flat());
                 }
                 const texts = (word) => seen.get(word).map((hit) => hit.label).join(" ");

@@ -67,8 +67,8 @@ def test_words_lead_to_their_meanings(text_run):
                     entry = [number, neuron, meaning.number, meaning.n_examples, label]
                     key = " ".join(word.split()).casefold()
                     wanted[key][tuple(entry)] = (-times, -meaning.n_examples)
-    assert len(wanted) > 3
-    assert any(len(entries) > 3 for entries in wanted.values())
+    assert len(wanted) >= 3
+    assert any(len(entries) > 1 for entries in wanted.values())
     for word, kinds in found.items():
         entries = [tuple(entry) for entry in kinds["meanings"]]
         assert set(entries) <= set(wanted[word])
