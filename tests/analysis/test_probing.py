@@ -177,6 +177,7 @@ def test_tokens_are_hostile():
             "activation": np.float32(1.5),
             "share": np.float32(0.5),
             "meaning": [0, -1, 1, 0],
+            "meaning_cosine": [0.5, 0.1, 0.25, -0.5],
             "feature": [0, -1, 2, 0],
             "label": ["[i]word", "", "<b>", ""],
             "n_examples": [3, 0, 2, 4],
@@ -187,7 +188,8 @@ def test_tokens_are_hostile():
     Console(file=page, width=200, color_system=None).print(found.table())
     for shown in ("<script>", "[red]x[/red]", "⏎", "[/]", "[bold]s/1", "[i]word (3)", "<b> (2)"):
         assert shown in page.getvalue()
-    assert "none" in page.getvalue()
+    for shown in ("0 (0.50)", "none (0.10)", "1 (0.25)", "0 (-0.50)"):
+        assert shown in page.getvalue()
     html = found._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
@@ -205,7 +207,7 @@ def test_the_explorer_gets_json(run, model, tokenizer):
     assert {row["site"] for row in found["active"]} == {0, 1}
     assert set(found["active"][0]) == {
         *("token", "site", "neuron", "activation", "share"),
-        *("meaning", "feature", "label", "n_examples"),
+        *("meaning", "meaning_cosine", "feature", "label", "n_examples"),
     }
     assert live(run, " ".join(["bank"] * 600), 1)["truncated"] is True
     with pytest.raises(InputError, match=r"^k is 1000; a whole number from 1 to 100 is expected\."):

@@ -132,6 +132,11 @@ def test_each_group_of_a_convolution_has_statistics_of_its_own(tmp_path: Path) -
     for number in range(4):
         neuron = run.neuron("conv", number)
         assert (neuron.assign_meaning(neuron.vectors) == neuron.examples["meaning"]).mean() > 0.6
+        near = neuron.meaning_cosines(neuron.vectors)
+        cosines = neuron.meanings.groups.cosines
+        for meaning in neuron.meanings:
+            truth = cosines[:, meaning.examples["example"]].mean(axis=1)
+            np.testing.assert_allclose(near[:, meaning.number], truth, atol=1e-6)
 
 
 def test_a_site_with_too_little_data_is_named(tmp_path: Path, capsys) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from visiting import arrive, query, visit
 
@@ -84,6 +87,117 @@ def test_a_page_opens_on_meanings_and_a_card_on_its_features(page, image_site, n
     cards(page).first.wait_for()
 
 
+def overlap_field(page):
+    """Once the page knows all cuts."""
+    field = page.get_by_label("Overlap, exactly")
+    page.wait_for_function("field => !field.disabled", arg=field.element_handle())
+    return field
+
+
+def shown_labels(page, n: int) -> list[int]:
+    """The meaning of each example, by the cards."""
+    labels = [-1] * n
+    for card in cards(page).all():
+        number = int(card.get_attribute("data-meaning"))
+        if card.locator("details").get_attribute("open") is None:
+            card.locator("summary").click()
+            card.locator(".meaning-part").first.wait_for()
+        for part in card.locator(".meaning-part").all():
+            for example in examples_in(part):
+                labels[example] = number
+    return labels
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_every_cut_of_the_tree_is_pythons(page, image_site, image_run, rank):
+    """By number, shares, members and labels, live and exported alike."""
+    table = image_run.neurons()
+    number = int(table.sort_values("n_meanings", ascending=False)["neuron"].iloc[5 * rank])
+    neuron = image_run.neuron("layers.0", number)
+    visit(page, image_site, f"#/neuron/0/{number}")
+    field = overlap_field(page)
+    assert field.input_value() == "0.57"
+    stored = neuron.examples["meaning"].tolist()
+    assert shown_labels(page, len(stored)) == stored
+    splits = [cut.threshold for cut in neuron.meanings.groups.cuts()[:-1]]
+    seen = set()
+    for overlap in [0.05, 0.4, 0.7, 0.9, 1, *splits]:
+        field.fill(repr(overlap))
+        page.keyboard.press("Enter")
+        arrive(page, f"location.hash.includes('overlap={overlap!r}')")
+        truth = neuron.meanings.cut(overlap)
+        seen.add(len(truth))
+        tile = page.locator(".neuron-figures > div").filter(has_text=re.compile("^Meanings"))
+        assert tile.locator("dd").inner_text() == str(len(truth))
+        assert page.locator(".cutter:visible output").inner_text().startswith(f"{len(truth)} mean")
+        for meaning, card in zip(truth, cards(page).all(), strict=True):
+            assert f"{meaning.n_examples} of {len(stored)} examples" in card.inner_text()
+            assert card.locator(".meaning-label").inner_text() == (
+                meaning.label or "nothing distinctive"
+            )
+            first = card.locator(".tiles [data-e]").first
+            assert first.get_attribute("data-e") == str(meaning.medoid)
+        assert shown_labels(page, len(stored)) == truth.groups.labels.tolist()
+        assert "stability" not in page.locator(".meaning-figures").inner_text()
+    assert len(seen) > 1
+    page.get_by_text("Back to the run’s own cut, 0.57").click()
+    arrive(page, "!location.hash.includes('overlap')")
+    assert shown_labels(page, len(stored)) == stored
+
+
+def test_a_tree_of_meanings_is_drawn_and_dragged(page, image_site, neuron):
+    """Splits lie at their overlaps; what is above the line is split."""
+    visit(page, image_site, f"{IMAGE_ADDRESS}?overlap=0.9")
+    cuts = neuron.meanings.groups.cuts()
+    # The address is shown from the start, and not the run's own cut before it.
+    assert cards(page).count() == len(neuron.meanings.cut(0.9))
+    overlap_field(page)
+    tree = page.locator(".cutter:visible .dendrogram")
+    heights = tree.locator(".branch").evaluate_all(
+        """all => all.flatMap(path => [...(path.getAttribute("d") ?? "").matchAll(
+             /M([\\d.]+) ([\\d.]+)L([\\d.]+) ([\\d.]+)/g)])
+             .filter(([, , y0, , y1]) => y0 === y1).map(([, , y]) => Number(y))"""
+    )
+    box = tree.bounding_box()
+    top, bottom = 10, box["height"] - 30
+    splits = np.array([0, *(cut.threshold for cut in cuts[:-1])])  # 0: those at any overlap
+    drawn = np.array([(y - top) / (bottom - top) for y in heights])
+    apart = abs(splits[:, None] - drawn)
+    assert apart.min(axis=0).max() < 0.002
+    assert apart[1:].min(axis=1).max() < 0.002
+    grip = tree.locator(".grip-knob").bounding_box()
+    page.mouse.move(grip["x"] + 5, grip["y"] + grip["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(grip["x"] + 5, box["y"] + top + 0.3 * (bottom - top), steps=4)
+    page.mouse.up()
+    arrive(page, "location.hash.includes('overlap=0.3')")
+    assert cards(page).count() == len(neuron.meanings.cut(0.3))
+    page.keyboard.press("ArrowRight")
+    arrive(page, "location.hash.includes('/12')")
+    assert query(page)["overlap"] == "0.3"
+
+
+@pytest.mark.parametrize("asked", ["0", "1.01", "-1", "x", "NaN"])
+def test_an_overlap_that_there_is_not_is_told(page, image_site, neuron, asked):
+    visit(page, image_site, f"{IMAGE_ADDRESS}?overlap={asked}")
+    said = page.locator(".neuron-head [role=status]").inner_text()
+    assert said == (
+        f"The address has overlap={asked}, but an overlap is above 0 and at most 1; meanings are "
+        "shown as the run has them, at 0.57."
+    )
+    assert cards(page).count() == len(neuron.meanings)
+
+
+def test_examples_are_saved_as_they_are_grouped(page, image_site, neuron):
+    visit(page, image_site, f"{IMAGE_ADDRESS}?overlap=0.9")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save examples").click()
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert saved["overlap"] == 0.9
+    truth = neuron.meanings.cut(0.9).groups.labels.tolist()
+    assert [example["meaning"] for example in saved["examples"]] == truth
+
+
 def test_texts_too(page, serve, text_run):
     neuron = text_run.neuron(*TEXT)
     visit(page, serve("live", text_run), f"{TEXT_ADDRESS}?meaning=0")
@@ -93,11 +207,9 @@ def test_texts_too(page, serve, text_run):
     assert card.locator("details").get_attribute("open") is not None
     card.locator(".meaning-part .line").first.wait_for()
     assert "Statistics of" in page.locator(".meaning-head .notice").inner_text()
-    # The parts follow the cut, and the page stays with the meanings.
-    page.get_by_label("Threshold, exactly").fill("2")
-    page.keyboard.press("Enter")
-    arrive(page, "location.hash.includes('threshold=2')")
-    assert query(page)["level"] == "meanings"
+    # The parts follow the cut into features.
+    visit(page, serve("live", text_run), f"{TEXT_ADDRESS}?meaning=0&threshold=2&level=meanings")
+    card.locator(".meaning-part").first.wait_for()
     assert card.locator(".meaning-part").count() == 1
     assert card.locator(".meaning-part").get_attribute("data-part") == "0"
     page.locator("h1").click()
@@ -110,6 +222,11 @@ def test_an_export_of_a_large_run_says_what_it_lacks(page, serve, text_run):
     visit(page, serve("exported", text_run), TEXT_ADDRESS)
     assert cards(page).count() == len(text_run.neuron(*TEXT).meanings)
     page.get_by_text("isn’t in these pages").wait_for()
+    page.get_by_text("The meanings at other cuts aren’t in these pages.").wait_for()
+    assert page.get_by_label("Overlap, exactly").is_disabled()
+    visit(page, serve("exported", text_run), f"{TEXT_ADDRESS}?overlap=0.9")
+    said = page.locator(".neuron-head [role=status]").inner_text()
+    assert said.endswith("as the run has them: other cuts aren't in these pages.")
 
 
 def test_examples_are_coloured_by_meaning(page, serve, image_run, neuron):
@@ -126,8 +243,8 @@ def test_examples_are_coloured_by_meaning(page, serve, image_run, neuron):
 def test_labels_are_text(page, serve, image_run):
     def hostile(route):
         told = route.fetch().json()
-        for meaning in told["meanings"]:
-            meaning["label"] = "<img src=x onerror='window.bad = 1'>\u202e"
+        for group in told["groups"]:
+            group["label"] = "<img src=x onerror='window.bad = 1'>\u202e"
         told |= {"verdict": "<b>", "stability": 1e300, "separation": None}
         route.fulfill(json=told)
 

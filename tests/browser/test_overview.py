@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -439,6 +440,28 @@ class TestSearch:
         page.wait_for_selector(".hits")
         assert page.get_by_label("Search for a neuron").input_value() == word.upper()
 
+    def test_a_word_of_a_label_finds_its_meaning(self, page, text_site, text_run):
+        neuron = text_run.neuron("model.layers.8.mlp", 345)
+        word = next(
+            word
+            for meaning in neuron.meanings
+            for word, n in meaning.counts.items()
+            if n > 1 and word.isalpha()
+        )
+        visit(page, text_site, f"#/search?q={quote(word)}")
+        table = page.locator(".card").filter(has_text=re.compile("meanings? for")).first
+        rows = table.locator("tbody tr").all_inner_texts()
+        assert 1 <= len(rows) <= 100
+        # The address of one that a reader finds leads to it, under the label that was shown.
+        link = table.locator("tbody a").first
+        shown = table.locator("tbody tr").first.locator("td").nth(1).inner_text()
+        assert word.lower() in shown.lower()
+        _, _, layer, number = link.get_attribute("href").partition("?")[0].split("/")
+        link.click()
+        page.locator(".meaning details[open]").wait_for()
+        found = text_run.neuron(f"model.layers.{layer}.mlp", int(number)).meanings
+        assert shown in [other.label.partition("; near:")[0] for other in found]
+
     def test_two_words_narrow_the_search(self, page, text_site, labelled, hits):
         address, word, other = labelled
         visit(page, text_site, f"#/search?q={word}")
@@ -458,10 +481,13 @@ class TestSearch:
                 const seen = new Map();
                 for (const word of told) {
                     const shard = shards[words.indexOf(word)];
-                    seen.set(word, await data.wordFeatures(run, shard, word));
+                    const kinds = ["meanings", "features"].map(async (kind) =>
+                        (await data.wordHits(run, shard, word, kind))
+                            .map((hit) => ({ ...hit, kind })));
+                    seen.set(word, (await Promise.all(kinds)).flat());
                 }
                 const texts = (word) => seen.get(word).map((hit) => hit.label).join(" ");
-                const key = (hit) => [hit.site, hit.neuron, hit.feature].join();
+                const key = (hit) => [hit.kind, hit.site, hit.neuron, hit.number].join();
                 const of = (word) => seen.get(word).map(key);
                 for (const one of told) for (const other of told) {
                     if (one >= other || of(one).some((hit) => of(other).includes(hit))) continue;
@@ -471,7 +497,10 @@ class TestSearch:
             }"""
         )
         visit(page, text_site, f"#/search?q={'%20'.join(words)}")
-        assert "No feature is listed for all of these words" in page.locator("main").inner_text()
+        assert (
+            "No meaning or feature is listed for all of these words"
+            in page.locator("main").inner_text()
+        )
         assert page.locator(".notice a").all_inner_texts() == words
         page.locator(".notice a").first.click()
         page.wait_for_selector(".hits")
@@ -487,7 +516,7 @@ class TestSearch:
         address, word, other = labelled
         visit(page, text_site, f"#/search?q={word}%20{other[:-1]}")
         assert address in hits()
-        assert f"for “{word}” and “{other[:-1]}" in page.locator(".card h2").inner_text()
+        assert f"for “{word}” and “{other[:-1]}" in page.locator(".card h2").last.inner_text()
 
     def test_a_word_that_is_unknown_is_said_to_be_left_out(self, page, text_site, labelled, hits):
         address, word, _ = labelled
@@ -521,7 +550,7 @@ class TestSearch:
         visit(page, text_site, "#/search?q=%3Cimg%20src%3Dx%3E")
         assert page.locator("h1").inner_text() == "Search: <img src=x>"
         assert page.locator("main img").count() == 0
-        assert "No feature has “<img” and “src=x>”" in page.locator("main").inner_text()
+        assert "No meaning or feature has “<img” and “src=x>”" in page.locator("main").inner_text()
 
     @pytest.mark.parametrize("address", ["#/", "#/search?q=the"])
     def test_nothing_is_seriously_inaccessible(self, page, axe, serve, text_run, address):

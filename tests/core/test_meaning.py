@@ -160,6 +160,29 @@ def test_a_cut_at_a_higher_overlap_has_more_meanings() -> None:
     assert found.cut(OVERLAP).labels.tolist() == found.labels.tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 25), min_size=1, max_size=6),
+    st.integers(0, 10_000),
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=20),
+)
+def test_all_cuts_are_those_at_any_threshold(
+    sizes: list[int], seed: int, thresholds: list[float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    found = ps.meanings(clouds(rng, sizes), mean=np.zeros(12), direction=rng.standard_normal(12))
+    cuts = found.cuts()
+    assert [cut.threshold for cut in cuts] == sorted({cut.threshold for cut in cuts})
+    assert cuts[-1].threshold == 1
+    # At the ends of the ranges and beyond them too, where a mistake of one would show.
+    ends = [cut.threshold for cut in cuts]
+    for threshold in [*thresholds, *ends, *np.nextafter(ends[:-1], 1)]:
+        cut = next(cut for cut in cuts if threshold <= cut.threshold)
+        assert cut.labels.tolist() == found.cut(threshold).labels.tolist()
+    numbers = [cut.number for cut in cuts]
+    assert numbers == sorted(set(numbers))
+
+
 def test_labels_are_numbered_by_size() -> None:
     h, _, weights = planted(3, seed=6)
     found = ps.meanings(h, mean=np.zeros(64), direction=weights)
@@ -211,6 +234,7 @@ def test_few_examples_are_at_most_one_meaning(n: int) -> None:
     h = np.random.default_rng(0).standard_normal((n, 3))
     found = ps.meanings(h, mean=np.zeros(3))
     assert found.number == min(n, 1)
+    assert found.cut(0.9).labels.tolist() == found.cuts()[0].labels.tolist() == [0] * n
     assert np.isnan(found.separation)
     assert np.isnan(found.stability)
 

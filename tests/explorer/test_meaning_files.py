@@ -10,6 +10,7 @@ import pytest
 
 import polyseme as ps
 from explorer.conftest import decoded
+from polyseme.core.meaning import MIN_SIZE, OVERLAP
 from polyseme.explorer import meaning_files
 from polyseme.explorer.open_runs import open_all
 from polyseme.explorer.runfiles import RunFiles
@@ -38,24 +39,29 @@ def every_neuron(run):
 
 
 def test_they_are_those_of_the_view(run, files):
+    """At the run's own cut, and at any other."""
     for neuron in every_neuron(run):
         told = json.loads(files.file(f"meanings/{row_of(run, neuron)}.json"))
         if not len(neuron.examples):
-            assert told == {"meanings": []}
+            assert told == {"cuts": [], "groups": []}
             continue
         meanings = neuron.meanings
-        assert len(told["meanings"]) == len(meanings) == neuron.row["n_meanings"]
-        for shown, meaning in zip(told["meanings"], meanings, strict=True):
-            assert shown == {
-                "number": meaning.number,
-                "n_examples": meaning.n_examples,
-                "share": pytest.approx(meaning.share),
-                "medoid": meaning.medoid,
-                "label": meaning.label,
-                "examples": meaning.examples["example"].tolist(),
-                "features": {str(feature): n for feature, n in meaning.features.items()},
-            }
-            assert shown["medoid"] in shown["examples"]
+        assert len(meanings) == neuron.row["n_meanings"]
+        assert told["cuts"][-1]["threshold"] == 1
+        for threshold in (OVERLAP, *np.linspace(0.05, 1, 20)):
+            truth = meanings if threshold == OVERLAP else meanings.cut(threshold)
+            cut = next(cut for cut in told["cuts"] if threshold <= cut["threshold"])
+            assert [told["groups"][place] for place in cut["groups"]] == [
+                {
+                    "examples": meaning.examples["example"].tolist(),
+                    "medoid": meaning.medoid,
+                    "label": meaning.label,
+                }
+                for meaning in truth
+            ]
+        assert all(group["medoid"] in group["examples"] for group in told["groups"])
+        # Each is described once.
+        assert len({tuple(group["examples"]) for group in told["groups"]}) == len(told["groups"])
         assert told["verdict"] == meanings.verdict
         for name in ("separation", "stability"):
             truth = getattr(meanings, name)
@@ -72,6 +78,13 @@ def test_the_pack_and_the_table_have_the_numbers(run, files):
         neurons = range(min(described["pack"], site["n_neurons"]))
         frames = [run.neuron(site["name"], n).examples["meaning"] for n in neurons]
         assert pack["meaning"].tolist() == [m for frame in frames for m in frame]
+        held = [run.neuron(site["name"], n) for n in neurons]
+        trees = [one.meanings.groups for one in held if len(one.examples)]
+        nodes = np.concatenate([groups.tree[:, :2] for groups in trees])
+        assert pack["meaning_nodes"].tolist() == nodes.tolist()
+        overlaps = np.concatenate([groups.overlaps for groups in trees])
+        np.testing.assert_array_equal(pack["meaning_overlap"], overlaps.astype(np.float32))
+    assert described["meaning_cut"] == {"overlap": OVERLAP, "smallest": MIN_SIZE}
 
 
 def test_a_server_answers_and_an_export_holds_the_same(text_run, tmp_path):
@@ -88,7 +101,7 @@ def test_a_server_answers_and_an_export_holds_the_same(text_run, tmp_path):
             if status == 200:
                 assert answer.headers["Content-Type"] == "application/json"
                 assert (out / path).read_bytes() == body
-                assert json.loads(body)["meanings"]
+                assert json.loads(body)["cuts"]
         connection.close()
 
 
@@ -168,7 +181,8 @@ def test_gaps_between_meanings_are_told(text_run, monkeypatch):
     monkeypatch.setattr(type(run.folder), "rows", gapped)
     told = meaning_files.neuron_meanings(run, run.sites[0], 0)
     assert told == {
-        "meanings": [],
+        "cuts": [],
+        "groups": [],
         "problem": "What the run holds of its meanings contradicts itself.",
     }
 
@@ -177,8 +191,10 @@ def test_gaps_between_meanings_are_told(text_run, monkeypatch):
 def test_too_many_examples_cost_no_memory(text_run, monkeypatch, limit, kept):
     monkeypatch.setattr(meaning_files, limit, 4)
     told = meaning_files.neuron_meanings(text_run, text_run.sites[0], 0)
-    assert bool(told["meanings"]) == kept
+    assert bool(told["cuts"]) == kept
     if kept:
         assert told["stability"] is None
+        # The run's own cut alone.
+        assert [cut["threshold"] for cut in told["cuts"]] == [OVERLAP]
     else:
         assert told["problem"].startswith("It has 5 examples; ")

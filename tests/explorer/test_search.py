@@ -42,8 +42,9 @@ def test_words_lead_to_their_features(text_run, monkeypatch, in_shard):
                         wanted[token.strip().casefold()].add((number, neuron, feature.number))
     assert len(wanted) > 3
     for word, features in wanted.items():
-        assert features <= {tuple(entry[:3]) for entry in found[word]}
-    for word, entries in found.items():
+        assert features <= {tuple(entry[:3]) for entry in found[word]["features"]}
+    for word, kinds in found.items():
+        entries = kinds["features"]
         order = [(e[4].partition(" ")[0].casefold() != word, -e[3]) for e in entries]
         assert order == sorted(order)
         for site, neuron, feature, size, label in entries:
@@ -51,6 +52,29 @@ def test_words_lead_to_their_features(text_run, monkeypatch, in_shard):
             assert view.features[feature].n_examples == size
             row = text_run.folder.offsets("features")[text_run.folder.first_neuron(site) + neuron]
             assert text_run.folder.features["label"][row + feature] == label
+
+
+def test_words_lead_to_their_meanings(text_run):
+    """Whatever a label names, in the label's own words."""
+    found = shards_of(RunFiles(text_run, "texts"))[1]
+    wanted = defaultdict(dict)
+    for number, site in enumerate(text_run.sites):
+        for neuron in range(text_run.site(site).n_neurons):
+            for meaning in text_run.neuron(site, neuron).meanings:
+                named = [(word, n) for word, n in meaning.counts.items() if n > 1][:4]
+                label = meaning.label.partition("; near:")[0]
+                for word, times in named:
+                    entry = [number, neuron, meaning.number, meaning.n_examples, label]
+                    key = " ".join(word.split()).casefold()
+                    wanted[key][tuple(entry)] = (-times, -meaning.n_examples)
+    assert len(wanted) >= 3
+    assert any(len(entries) > 1 for entries in wanted.values())
+    for word, kinds in found.items():
+        entries = [tuple(entry) for entry in kinds["meanings"]]
+        assert set(entries) <= set(wanted[word])
+        assert len(entries) == min(search.MOST_LISTED, len(wanted[word]))
+        assert sorted(entries, key=wanted[word].get) == entries
+    assert set(filter(None, wanted)) <= set(found)
 
 
 def test_words_are_as_they_read(text_run):
@@ -61,11 +85,11 @@ def test_words_are_as_they_read(text_run):
 
 def test_the_first_features_are_kept(text_run, monkeypatch):
     files = RunFiles(text_run, "texts")
-    every = shards_of(files)[1]
+    every = {word: found["features"] for word, found in shards_of(files)[1].items()}
     word, entries = max(every.items(), key=lambda item: len(item[1]))
     assert len(entries) > 2
-    monkeypatch.setattr(search, "MOST_FEATURES", 2)
-    assert shards_of(RunFiles(text_run, "texts"))[1][word] == entries[:2]
+    monkeypatch.setattr(search, "MOST_LISTED", 2)
+    assert shards_of(RunFiles(text_run, "texts"))[1][word]["features"] == entries[:2]
 
 
 def test_images_have_no_words(grey_run):

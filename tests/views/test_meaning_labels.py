@@ -72,8 +72,8 @@ def meaning(counts: dict[str, int], context: tuple[str, ...] = ()) -> Meaning:
 
 
 def test_labels_name_words_that_come_twice_and_then_the_context() -> None:
-    assert meaning({"January": 8, "June": 6, "Xu": 1}).label == "January 8, June 6"
+    assert meaning({"January": 8, "June": 6, "Xu": 1}).label == "January ×8, June ×6"
     assert meaning({"a": 1}, ("ship", "navy")).label == "near: ship, navy"
-    assert meaning({"a": 3}, ("ship",)).label == "a 3; near: ship"
+    assert meaning({"a": 3}, ("ship",)).label == "a ×3; near: ship"
     assert meaning({"a": 1}).label == ""
     assert "nothing distinctive" in repr(meaning({}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -251,12 +252,36 @@ def test_figure_of_a_neuron_that_reads_pixels(grey_run, tmp_path):
     assert colours(image) > 200
     text = words(figure)
     m = neuron.metrics
-    assert f"first / {neuron.number}: {m.n_clusters} features in {m.n_examples} examples" in text
+    meanings = neuron.meanings
+    many = f"{len(meanings)} meaning{'s' * (len(meanings) > 1)} (verdict: {meanings.verdict})"
+    assert (
+        f"first / {neuron.number}: {many}, {m.n_clusters} features in {m.n_examples} examples"
+        in text
+    )
     assert f"mean {m.mean_distance:.3f}, max {m.max_distance:.3f}" in text
     assert "(cut at 0.35)" in text
     assert "activation map\nfrom an input of 0" in text
     assert "average ⊙ weights" in text
     assert "$\\bad{$" in text
+    rows = [line for line in text.split("\n") if re.fullmatch(r"(meaning|feature) \d+", line)]
+    expected = []
+    for meaning in meanings:
+        assert f"{meaning.n_examples} of {m.n_examples} examples" in text
+        inside = meaning.examples["feature"].value_counts()
+        most = list(meaning.features)[: 8 // len(meanings)]
+        assert [inside[feature] for feature in most] == sorted(inside, reverse=True)[: len(most)]
+        for feature in most:
+            size = neuron.features[feature].n_examples
+            assert f"{inside[feature]} of its {size} example" in text
+        expected += [f"meaning {meaning.number}", *(f"feature {feature}" for feature in most)]
+    assert rows == expected
+
+
+def test_figure_of_a_run_without_meanings(grey_run):
+    neuron = busy(grey_run)
+    text = words(draw_panel(replace(neuron.panel(), meanings=[], verdict="")))
+    m = neuron.metrics
+    assert f"first / {neuron.number}: {m.n_clusters} features in {m.n_examples} examples" in text
     shown = min(8, m.n_clusters)
     assert f"feature {shown - 1}\n" in text
     assert f"feature {shown}\n" not in text
@@ -265,6 +290,23 @@ def test_figure_of_a_neuron_that_reads_pixels(grey_run, tmp_path):
         assert f"smaller features hold the other {rest} examples" in text
     for feature in neuron.features[:shown]:
         assert f"{feature.n_examples} of {m.n_examples} examples" in text
+
+
+def test_meanings_of_a_panel(grey_run, inputs):
+    neuron = busy(grey_run)
+    panel = neuron.panel(n_shown=4)
+    assert panel.verdict == neuron.meanings.verdict
+    for shown, meaning in zip(panel.meanings, neuron.meanings, strict=True):
+        frame = meaning.examples.set_index("example")
+        order = [meaning.medoid, *frame.drop(meaning.medoid)["activation"].nlargest(3).index]
+        pictures = runs.pixels()[frame.loc[order, "input"].to_numpy()]
+        np.testing.assert_array_equal(shown.examples, pictures)
+        average = inputs[frame["input"].to_numpy()].mean(axis=0)
+        np.testing.assert_allclose(shown.average, average, atol=1e-5)
+        assert (shown.number, shown.label) == (meaning.number, meaning.label)
+        parts = {part.number: part.n_examples for part in shown.features}
+        assert parts == meaning.features
+        assert list(parts) == list(meaning.features)
 
 
 def test_the_images_are_the_examples(grey_run):
@@ -280,7 +322,8 @@ def test_the_images_are_the_examples(grey_run):
     assert is_drawn(panel.average_example)
     assert is_drawn(panel.importance_map)
     assert all(is_drawn(image) for image in panel.random_examples)
-    for feature in panel.features[:8]:
+    parts = [part for meaning in panel.meanings for part in meaning.features[:1]]
+    for feature in (*panel.meanings, *parts):
         assert is_drawn(feature.average)
         assert is_drawn(feature.feature)
         assert all(is_drawn(image) for image in feature.examples)
@@ -311,7 +354,8 @@ def test_figure_of_a_convolution_in_colour(rgb_run):
         assert colours(picture(figure)) > 500
 
 
-def test_names_of_classes_overprint_nothing(grey_run):
+@pytest.mark.parametrize("without", [False, True])
+def test_names_of_classes_overprint_nothing(grey_run, without):
     """By the boxes that matplotlib draws: they lie on no picture, and on no scale beside one."""
     name = "whatever looks like a golden retriever $"
     panel = busy(grey_run).panel(n_shown=1)
@@ -320,7 +364,19 @@ def test_names_of_classes_overprint_nothing(grey_run):
     features = [
         replace(feature, label_counts=dict.fromkeys(names, 1)) for feature in panel.features[:2]
     ]
-    named = replace(panel, logit_effects=effects.assign(**{"class": names}), features=features)
+    meanings = [
+        replace(meaning, label_counts=dict.fromkeys(names, 1), features=features[:1])
+        for meaning in panel.meanings
+    ]
+    if without:
+        meanings = []
+    named = replace(
+        panel,
+        logit_effects=effects.assign(**{"class": names}),
+        features=features,
+        meanings=meanings,
+    )
+    n_labelled = 2 * len(meanings) or len(features)
     figure = draw_panel(named)
     figure.draw_without_rendering()
     boxes = {axes: axes.get_tightbbox() for axes in figure.axes}
@@ -329,7 +385,7 @@ def test_names_of_classes_overprint_nothing(grey_run):
     labels += [
         (axes, text) for axes in figure.axes for text in axes.texts if name[:9] in text.get_text()
     ]
-    assert len(labels) == len(names) + len(features)
+    assert len(labels) == len(names) + n_labelled
     for own, text in labels:
         assert name[:9] in text.get_text()
         extent = text.get_window_extent()

@@ -186,8 +186,12 @@ def test_a_neuron_in_a_notebook(grey_run, hostile_run):
     assert page.tags == {"p", "b", "table", "tr", "th", "td", "img"}
     assert page.sources == {"data:image/png;base64"}
     assert HOSTILE in page.text
-    assert "<img src=x onerror=alert(1)>: " in page.text
-    assert "smaller features" in page.text
+    assert "<img src=x onerror=alert(1)> ×" in page.text
+    meanings = hostile.meanings
+    assert f"verdict on its meanings: {meanings.verdict}" in page.text
+    for meaning in meanings:
+        assert f"meaning {meaning.number}" in page.text
+        assert meaning.label in page.text
     for number in (3, 5):
         page = Wellformed(grey_run.neuron("first", number)._repr_html_())
         assert page.tags <= {*PLAIN, "img"}
@@ -204,12 +208,12 @@ def test_pictures_are_of_the_examples(grey_run):
     """The medoid, though it is not the strongest, then the strongest."""
     for number in range(10):
         neuron = grey_run.neuron("first", number)
-        feature = neuron.features[0] if neuron.features else None
-        if feature and feature.medoid != feature.examples["example"][0]:
+        meaning = neuron.meanings[0] if len(neuron.examples) else None
+        if meaning and meaning.medoid != meaning.examples["example"][0]:
             break
-    order = feature.examples.sort_values("activation", ascending=False, kind="stable")
-    assert feature.medoid != order["example"].iloc[0]
-    wanted = [feature.medoid, *(n for n in order["example"] if n != feature.medoid)][:6]
+    order = meaning.examples.sort_values("activation", ascending=False, kind="stable")
+    assert meaning.medoid != order["example"].iloc[0]
+    wanted = [meaning.medoid, *(n for n in order["example"] if n != meaning.medoid)][:6]
     row = neuron._repr_html_().split("<tr>")[2]
     found = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))

@@ -188,7 +188,7 @@ class Prober:
         place, rank = np.nonzero(np.take_along_axis(score, order, axis=1) > 0)
         column = order[place, rank]
         sites, neuron, activation = site[column], neuron[place, column], activation[place, column]
-        meaning, feature, label, size = self._assigned(read.tops, sites, neuron, place)
+        meaning, near, feature, label, size = self._assigned(read.tops, sites, neuron, place)
         maxima = self._max[self._first[sites] + neuron]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(maxima > 0, activation / maxima, np.nan).astype(np.float32)
@@ -203,6 +203,7 @@ class Prober:
                 "activation": activation,
                 "share": share,
                 "meaning": meaning,
+                "meaning_cosine": near,
                 "feature": feature,
                 "label": label,
                 "n_examples": size,
@@ -211,9 +212,10 @@ class Prober:
 
     def _assigned(
         self, tops: list[_SiteTop], site: Array, neuron: Array, place: Array
-    ) -> tuple[Array, Array, Array, Array]:
-        """Meaning and feature of each row, the feature's label and number of examples."""
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        """Meaning of each row, how near it is, its feature, that one's label and examples."""
         meaning, feature = np.full((2, len(place)), -1, np.int64)
+        near = np.full(len(place), np.nan)
         label = np.full(len(place), "", dtype=object)
         size = np.zeros(len(place), np.int64)
         unique, inverse = np.unique(np.stack([site, neuron], axis=1), axis=0, return_inverse=True)
@@ -223,9 +225,12 @@ class Prober:
             same_weights(known, self.sites[s])
             feature[here] = known.assign(tops[s].vectors[place[here]])
             if "n_meanings" in known.row:
-                meaning[here] = known.assign_meaning(tops[s].vectors[place[here]])
+                rows = tops[s].vectors[place[here]]
+                meaning[here] = known.assign_meaning(rows)
+                if known.row["n_meanings"]:
+                    near[here] = known.meaning_cosines(rows).max(axis=1)
             label[here], size[here] = _described(self.run, known, feature[here])
-        return meaning, feature, label, size
+        return meaning, near, feature, label, size
 
 
 class _SiteTop(NamedTuple):

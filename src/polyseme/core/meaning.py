@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +89,24 @@ class Meanings:
         """The meanings at another overlap: more of them the higher it is."""
         limit = _checked_threshold(threshold)
         labels = _labels(self.tree[None], self.overlaps[None], self.cosines[None], limit)[0]
-        return Meanings(labels, self.tree, self.overlaps, limit, self.cosines, self.drives)
+        # A tree without merges is of one example, or of none.
+        return dataclasses.replace(self, labels=labels[: len(self.labels)], threshold=limit)
+
+    def cuts(self) -> list[Meanings]:
+        """All that `cut` can give, the fewest meanings first, each at its largest threshold."""
+        limits = _split_limits(self.tree, self.overlaps)
+        thresholds = np.append(np.unique(limits[(limits > 0) & (limits < 1)]), 1.0)
+        m = len(thresholds)
+        labels = _labels(
+            np.broadcast_to(self.tree, (m, *self.tree.shape)),
+            np.broadcast_to(self.overlaps, (m, *self.overlaps.shape)),
+            np.broadcast_to(self.cosines, (m, *self.cosines.shape)),
+            thresholds,
+        )[:, : len(self.labels)]
+        return [
+            dataclasses.replace(self, labels=row, threshold=float(threshold))
+            for row, threshold in zip(labels, thresholds, strict=True)
+        ]
 
     @cached_property
     def stability(self) -> float:
@@ -415,14 +433,35 @@ def _at_top(trees: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[
     return at_top
 
 
+def _split_limits(tree: NDArray[np.float64], overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thresholds above which each merge of a tree is a split, (n - 1,); infinite where it never is.
+
+    A group is split only where the larger ones that it is part of are.
+    """
+    n = len(tree) + 1
+    limits = np.full(2 * n - 1, np.inf)  # of what each node is part of
+    limits[-1] = -np.inf
+    splits = np.full(n - 1, np.inf)
+    for merge in range(n - 2, -1, -1):
+        (larger,), (smaller,), (enough,) = _sides(tree[None], merge)
+        limit = limits[n + merge]
+        if enough:
+            limit = splits[merge] = limits[smaller] = np.maximum(limit, overlaps[merge])
+        limits[larger] = limit
+    return splits
+
+
 def _labels(
     trees: NDArray[np.float64],
     overlaps: NDArray[np.float64],
     cosines: Floats,
-    threshold: float,
+    threshold: float | NDArray[np.float64],
     most: int | None = None,
 ) -> Ints:
-    """Meanings of the examples of trees of equal size, (m, n), and at most so many."""
+    """Meanings of the examples of trees of equal size, (m, n), and at most so many.
+
+    The threshold is one for all, or each tree's own (m,).
+    """
     m, n = len(trees), trees.shape[1] + 1
     rows = np.arange(m)
     # The group that each node is in, by the node at its top; whether it may still be split.

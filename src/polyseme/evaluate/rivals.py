@@ -19,7 +19,7 @@ from polyseme.core.space import Space
 from polyseme.errors import MissingDependencyError
 from polyseme.evaluate.planted import LEAST, Planted, Positions, number_of
 from polyseme.evaluate.text_positions import TextAround
-from polyseme.views.meanings import meanings_of
+from polyseme.views.meanings import Described, NeuronMeanings
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -181,7 +181,8 @@ def _of_labels(
     """How many meanings are recovered, and how many of these are named by their labels."""
     n = len(ours.labels)
     examples = pd.DataFrame({"activation": np.zeros(n), "feature": np.zeros(n, np.int64)})
-    described = meanings_of(examples, ours, texts.windows(neuron.shown), texts.shares)
+    windows = texts.windows(neuron.shown)
+    described = NeuronMeanings(Described(examples, windows, texts.shares, ours.cosines), ours)
     recovered = named = 0
     for meaning in described:
         inside = neuron.truth[ours.labels == meaning.number]

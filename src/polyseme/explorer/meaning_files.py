@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from polyseme.errors import InputError
 from polyseme.explorer.page_errors import page_message
 from polyseme.explorer.strict_json import finite
 from polyseme.views import Run
+from polyseme.views.meanings import NeuronMeanings
 
 # Cosines between all of a neuron's examples have to fit in memory; those of some hundred draws
 # of as many, for stability and verdict, take the cube of that in time.
@@ -29,10 +31,11 @@ def neuron_meanings(run: Run, site: str, neuron: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``meanings``: a list of dicts with ``number``, ``n_examples``, ``share``, ``medoid`` and
-        ``examples`` (numbers of examples), ``label`` and ``features`` (how many of its examples
-        each of the run's features has); ``separation``, ``stability`` and ``verdict``, which are
-        None where they are unknown. What cannot be told is left out, and ``problem`` says why.
+        ``groups``: a list of dicts with ``examples`` (numbers of examples), ``medoid`` and
+        ``label``; ``cuts``: a list of dicts with ``threshold``, the largest overlap at which the
+        examples fall into these groups, and ``groups``, their places in the former; ``separation``,
+        ``stability`` and ``verdict`` of the run's own cut, which are None where they are unknown.
+        What cannot be told is left out, and ``problem`` says why.
 
     Raises
     ------
@@ -42,17 +45,21 @@ def neuron_meanings(run: Run, site: str, neuron: int) -> dict[str, Any]:
     try:
         return _described(run, site, neuron)
     except InputError as error:
-        return {"meanings": [], "problem": page_message(error)}
+        return _nothing(page_message(error))
     except (ArithmeticError, IndexError, KeyError, ValueError):
         # The format has no rules for these arrays that would rule out every contradiction.
-        return {"meanings": [], "problem": "What the run holds of its meanings contradicts itself."}
+        return _nothing("What the run holds of its meanings contradicts itself.")
+
+
+def _nothing(problem: str | None = None) -> dict[str, Any]:
+    return {"cuts": [], "groups": [], **({"problem": problem} if problem else {})}
 
 
 def _described(run: Run, site: str, neuron: int) -> dict[str, Any]:
     found = run.neuron(site, neuron)
     n = int(found.row["n_examples"])
     if not n:
-        return {"meanings": []}
+        return _nothing()
     if n > _MOST_EXAMPLES:
         raise InputError(
             f"It has {n:,} examples; its meanings are described where there are at most "
@@ -65,24 +72,38 @@ def _described(run: Run, site: str, neuron: int) -> dict[str, Any]:
             raise ValueError
     with np.errstate(all="ignore"):
         meanings = found.meanings
-        groups = meanings.groups
-        if not (np.isfinite(groups.cosines).all() and np.isfinite(groups.drives).all()):
+        own = meanings.groups
+        if not (np.isfinite(own.cosines).all() and np.isfinite(own.drives).all()):
             raise ValueError
         drawn = n <= _MOST_DRAWN
         return {
-            "meanings": [
-                {
-                    "number": meaning.number,
-                    "n_examples": meaning.n_examples,
-                    "share": finite(float(meaning.share)),
-                    "medoid": meaning.medoid,
-                    "label": meaning.label,
-                    "examples": meaning.examples["example"].tolist(),
-                    "features": {str(feature): n for feature, n in meaning.features.items()},
-                }
-                for meaning in meanings
-            ],
+            **_cuts(meanings, all_cuts=drawn),
             "separation": finite(float(meanings.separation)),
             "stability": finite(float(meanings.stability)) if drawn else None,
             "verdict": meanings.verdict if drawn or meanings.number == 1 else None,
         }
+
+
+def _cuts(meanings: NeuronMeanings, *, all_cuts: bool) -> dict[str, Any]:
+    """All cuts, or the run's own alone, and the groups that they make, each described once."""
+    own = meanings.groups
+    cuts = own.cuts() if all_cuts else [own]
+    # What the run holds, and not what may come out otherwise in the last digit.
+    at = next(n for n, cut in enumerate(cuts) if own.threshold <= cut.threshold)
+    cuts[at] = dataclasses.replace(own, threshold=cuts[at].threshold)
+    places: dict[bytes, int] = {}  # by the group's examples
+    groups: list[dict[str, Any]] = []
+    described = []
+    for cut in cuts:
+        numbers = []
+        for number in range(cut.number):
+            rows = np.flatnonzero(cut.labels == number)
+            place = places.setdefault(rows.tobytes(), len(groups))
+            if place == len(groups):
+                meaning = meanings.described.meaning(number, rows)
+                groups.append(
+                    {"examples": rows.tolist(), "medoid": meaning.medoid, "label": meaning.label}
+                )
+            numbers.append(place)
+        described.append({"threshold": finite(cut.threshold), "groups": numbers})
+    return {"cuts": described, "groups": groups}

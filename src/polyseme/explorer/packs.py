@@ -141,6 +141,10 @@ class Pack:
         if tree is not None:
             self._arrays["tree_nodes"] = tree[:, :2].astype(np.int64)
             self._arrays["tree_heights"] = tree[:, 2]
+        meanings, overlap = self._part("meaning_tree"), self._part("meaning_overlap")
+        if meanings is not None and overlap is not None:
+            self._arrays["meaning_nodes"] = meanings[:, :2].astype(np.int64)
+            self._arrays["meaning_overlap"] = overlap
         for name in ("layout", "layout_input"):
             layout = self._part(name)
             if layout is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from polyseme.core.meaning import MIN_SIZE, OVERLAP
 from polyseme.core.space import ENOUGH
 from polyseme.errors import RunError
 from polyseme.explorer.addresses import layer_of, site_addresses
@@ -231,6 +232,7 @@ class RunFiles:
             "image": self._content.describe() if isinstance(self._content, Pictures) else None,
             "has": self._has(),
             "meanings_exported": self._exports_meanings,
+            "meaning_cut": {"overlap": OVERLAP, "smallest": MIN_SIZE},
             "damage": [page_message(sentence) for sentence in self.folder.damage],
         }
 

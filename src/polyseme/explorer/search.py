@@ -1,4 +1,4 @@
-"""Which neurons have a feature for a word: an index in files of modest size."""
+"""Which neurons have a meaning or a feature for a word: an index in files of modest size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.errors import RunError
+from polyseme.explorer.meaning_words import MeaningWords
 from polyseme.store import RunFolder
 from polyseme.store.format import neuron_offsets
 
 Array = NDArray[Any]
 
-MOST_FEATURES = 100
-"""Of one word that are listed: those whose label begins with it, then those with most examples."""
+MOST_LISTED = 100
+"""Meanings of one word that are listed, and features: of these the ones whose label begins with
+it, then those with most examples."""
 _MOST_LABELS = 400
 MOST_SHARDS = 128
 _WORDS_IN_SHARD = 64
 
 
 class WordIndex:
-    """The words of a run of texts that have features.
+    """The words of a run of texts that have meanings or features.
 
     A word is how tokens read, without the spaces around them and whatever their case.
 
@@ -62,9 +64,18 @@ class WordIndex:
         return dict(sorted(words.items()))
 
     @cached_property
+    def _meanings(self) -> MeaningWords | None:
+        has = "n_meanings" in self._folder.neurons and "meaning" in self._folder.columns("examples")
+        return MeaningWords(self._folder) if has else None
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return sorted({*self._tokens, *(self._meanings.words if self._meanings else [])})
+
+    @cached_property
     def _bounds(self) -> list[int]:
         """Where each shard's words begin, and their number."""
-        n = len(self._tokens)
+        n = len(self._words)
         shards = min(MOST_SHARDS, -(-n // _WORDS_IN_SHARD)) if n else 0
         return np.linspace(0, n, shards + 1).astype(int).tolist() if shards else [0]
 
@@ -77,19 +88,28 @@ class WordIndex:
         """All words, sorted, and the number of the shard that each is in."""
         sizes = np.diff(self._bounds)
         shards = np.repeat(np.arange(len(sizes)), sizes)
-        return {"words": list(self._tokens), "shards": shards.tolist()}
+        return {"words": self._words, "shards": shards.tolist()}
 
-    def shard(self, number: int) -> dict[str, list[list[Any]]]:
-        """The features of one shard's words.
+    def shard(self, number: int) -> dict[str, dict[str, list[list[Any]]]]:
+        """The meanings and features of one shard's words.
 
         Returns
         -------
-        dict of str to list
-            For each word, features as ``[site, neuron, feature, examples, label]``: of the
-            400 with most examples those whose label begins with it first.
+        dict of str to dict
+            For each word, ``meanings`` as ``[site, neuron, meaning, examples, label]``, those
+            where the word comes most often first; and ``features`` as ``[site, neuron, feature,
+            examples, label]``: of the 400 with most examples those whose label begins with it
+            first.
         """
         start, stop = self._bounds[number : number + 2]
-        return {word: self._features(word) for word in list(self._tokens)[start:stop]}
+        meanings = self._meanings
+        return {
+            word: {
+                "meanings": meanings.meanings(word, MOST_LISTED) if meanings else [],
+                "features": self._features(word) if word in self._tokens else [],
+            }
+            for word in self._words[start:stop]
+        }
 
     def _features(self, word: str) -> list[list[Any]]:
         features = [self._folder.features_of_token(row) for row in self._tokens[word]]
@@ -100,7 +120,7 @@ class WordIndex:
         labels = [""] * len(rows) if self._labels is None else self._labels.iloc[rows].tolist()
         # A label begins with what sets the feature apart most; a large feature has any word.
         other = [label.partition(" ")[0].casefold() != word for label in labels]
-        order = np.argsort(other, kind="stable")[:MOST_FEATURES]
+        order = np.argsort(other, kind="stable")[:MOST_LISTED]
         rows, labels = rows[order], [labels[n] for n in order]
         sizes = self._sizes[rows]
         ends = self._folder.offsets("features")

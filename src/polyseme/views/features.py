@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +48,30 @@ class Feature:
 
     def label_counts(self) -> dict[Any, int]:
         """How many examples each class gives, most first; empty without labels."""
-        if "label" not in self.examples:
-            return {}
-        return {k: int(v) for k, v in self.examples["label"].value_counts().items()}
+        return label_counts(self.examples)
 
     def __repr__(self) -> str:
-        labels = ", ".join(f"{k}: {n}" for k, n in list(self.label_counts().items())[:4])
+        labels = counted(self.label_counts())
         many = f"{self.n_examples} example{'s' * (self.n_examples > 1)}"
         return f"Feature({self.number}: {many}{'; ' * bool(labels)}{labels})"
+
+
+def label_counts(examples: pd.DataFrame) -> dict[Any, int]:
+    """How many of some examples are of each class, most first; empty without labels."""
+    if "label" not in examples:
+        return {}
+    return {k: int(v) for k, v in examples["label"].value_counts().items()}
+
+
+def class_name(label: Any) -> str:
+    """What to call a class; a number alone does not say what it is: "class 0"."""
+    name = str(label)
+    return f"class {name}" if name.isdigit() else name
+
+
+def counted(counts: Mapping[Any, int], most: int = 4) -> str:
+    """How often there is what: "class 0 ×8, class 6 ×3"."""
+    return ", ".join(f"{class_name(label)} ×{n}" for label, n in list(counts.items())[:most])
 
 
 class Features(list[Feature]):

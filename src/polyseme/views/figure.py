@@ -6,7 +6,7 @@ import itertools
 import math
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from polyseme.errors import MissingDependencyError
 from polyseme.remote import local_path
 from polyseme.store.files import replace_bytes, writing
-from polyseme.views.panel import FeaturePanel, ImagePanel
+from polyseme.views.features import class_name
+from polyseme.views.panel import FeaturePanel, ImagePanel, MeaningPanel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,15 @@ _PLAIN: dict[str, Any] = {"parse_math": False}
 _WIDTH, _LEFT, _RIGHT = 14.5, 0.02, 0.985  # inches; where the drawing starts and ends, of that
 _CLASSES = 12
 _LABEL_POINTS = 130
+
+
+class _Row(NamedTuple):
+    """A meaning or a feature, and what stands beside its pictures."""
+
+    group: FeaturePanel
+    name: str
+    of: str
+    is_meaning: bool
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
@@ -47,7 +57,7 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     ----------
     panel : ImagePanel
     n_features : int
-        Most features drawn, the largest.
+        Most features drawn, the largest: of each meaning as many as of any other.
 
     Returns
     -------
@@ -59,18 +69,14 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError("Drawing a figure", "matplotlib", "figures") from error
 
-    features = panel.features[:n_features]
+    rows = _rows(panel, n_features)
     n_random = min(len(panel.random_examples), 14)
-    heights = [2.5, 1.0 if n_random else 0.01, *[1.12] * len(features)]
+    heights = [2.5, 1.0 if n_random else 0.01, *[1.12] * len(rows)]
     height = sum(heights) + 1.75
     figure = Figure(figsize=(_WIDTH, height), layout=None, facecolor="white")
     title = _title(panel)
     figure.text(0.02, 1 - 0.25 / height, title, fontsize=15, weight="bold", va="top", **_PLAIN)
-    rest = panel.features[n_features:]
-    if rest:
-        n = sum(feature.n_examples for feature in rest)
-        text = f"{len(rest)} smaller features hold the other {n} examples."
-        figure.text(0.02, 0.12 / height, text, fontsize=9, color=_MUTED)
+    figure.text(0.02, 0.12 / height, _foot(panel, n_features), fontsize=9, color=_MUTED)
     figure.text(0.02, 1 - 0.62 / height, _subtitle(panel), fontsize=9.5, color=_MUTED, va="top")
     grid = figure.add_gridspec(
         len(heights),
@@ -85,9 +91,47 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     _draw_summary(figure, grid[0], panel)
     if n_random:
         _draw_random(figure, grid[1], panel, n_random)
-    for row, feature in enumerate(features):
-        _draw_feature(figure, grid[2 + row], panel, feature, with_heads=row == 0)
+    for place, row in enumerate(rows):
+        _draw_row(figure, grid[2 + place], panel, row, with_heads=place == 0)
     return figure
+
+
+def _rows(panel: ImagePanel, n_features: int) -> list[_Row]:
+    """Meaning after meaning with its features below each, or features alone without meanings."""
+    total = panel.metrics.n_examples
+    if not panel.meanings:
+        return [
+            _Row(feature, f"feature {feature.number}", f"of {total} examples", False)
+            for feature in panel.features[:n_features]
+        ]
+    sizes = {feature.number: feature.n_examples for feature in panel.features}
+    rows = []
+    for meaning in panel.meanings[:n_features]:
+        rows.append(_Row(meaning, f"meaning {meaning.number}", f"of {total} examples", True))
+        rows += [
+            _Row(part, f"feature {part.number}", f"of its {_examples(sizes[part.number])}", False)
+            for part in meaning.features[: _parts_of_each(panel, n_features)]
+        ]
+    return rows
+
+
+def _parts_of_each(panel: ImagePanel, n_features: int) -> int:
+    return max(1, n_features // len(panel.meanings))
+
+
+def _foot(panel: ImagePanel, n_features: int) -> str:
+    """What is not drawn."""
+    if panel.meanings:
+        rest = len(panel.meanings[n_features:])
+        more = f"{rest} smaller meanings are not drawn. " if rest else ""
+        return f"{more}Below each meaning are the features with most examples in it."
+    features = panel.features[n_features:]
+    n = sum(feature.n_examples for feature in features)
+    return f"{len(features)} smaller features hold the other {n} examples." if features else ""
+
+
+def _examples(n: int) -> str:
+    return f"{n} example{'s' * (n != 1)}"
 
 
 def _title(panel: ImagePanel) -> str:
@@ -96,8 +140,10 @@ def _title(panel: ImagePanel) -> str:
         dead = panel.statistics["density"] == 0
         why = "dead, no input activates it" if dead else "active, but without examples"
         return f"{panel.site} / {panel.neuron}: {why}"
-    features = "feature" if m.n_clusters == 1 else "features"
-    return f"{panel.site} / {panel.neuron}: {m.n_clusters} {features} in {m.n_examples} examples"
+    features = f"{m.n_clusters} feature{'s' * (m.n_clusters != 1)}"
+    if n := len(panel.meanings):
+        features = f"{n} meaning{'s' * (n != 1)} (verdict: {panel.verdict}), {features}"
+    return f"{panel.site} / {panel.neuron}: {features} in {m.n_examples} examples"
 
 
 def _subtitle(panel: ImagePanel) -> str:
@@ -200,28 +246,26 @@ def _draw_random(figure: Any, place: Any, panel: ImagePanel, n: int) -> None:
             ax.axis("off")
 
 
-def _draw_feature(
-    figure: Any, place: Any, panel: ImagePanel, feature: FeaturePanel, *, with_heads: bool
-) -> None:
+def _draw_row(figure: Any, place: Any, panel: ImagePanel, row: _Row, *, with_heads: bool) -> None:
+    feature = row.group
     axes = place.subgridspec(1, 13, width_ratios=[1.9, 1.1, 1.1, *[1] * 10], wspace=0.08).subplots()
-    total = panel.metrics.n_examples
     shown = min(len(feature.examples), 10)
-    counts = list(feature.label_counts.items())[:4]
-    labels = ", ".join(f"{name}: {n}" for name, n in counts)
-    if _points(labels, 8.5) > _LABEL_POINTS:  # beside them are the pictures
-        labels = "\n".join(
-            f"{_fitting(str(name), _LABEL_POINTS - 30, 8.5)}: {n}" for name, n in counts
-        )
+    labels = _labels(feature)
     suffix = "" if shown == feature.n_examples else f", {shown} shown"
-    axes[0].text(
-        0,
-        0.5,
-        f"feature {feature.number}\n{feature.n_examples} of {total} examples{suffix}"
-        + (f"\n{labels}" if labels else ""),
-        fontsize=8.5,
-        va="center",
-        **_PLAIN,
-    )
+    lines = [row.name, f"{feature.n_examples} {row.of}{suffix}", *labels]
+    for weight, part in (
+        ("bold" if row.is_meaning else "normal", [lines[0], *[""] * len(lines[1:])]),
+        ("normal", ["", *lines[1:]]),
+    ):
+        axes[0].text(
+            0 if row.is_meaning or not panel.meanings else 0.08,
+            0.5,
+            "\n".join(part),
+            fontsize=8.5,
+            weight=weight,
+            va="center",
+            **_PLAIN,
+        )
     axes[0].axis("off")
     _image(axes[1], feature.average)
     if feature.feature is None:
@@ -238,6 +282,22 @@ def _draw_feature(
             ax.set_title(f"{name}{feature.activations[number]:.2f}", fontsize=7, pad=2)
         else:
             ax.axis("off")
+
+
+def _labels(group: FeaturePanel) -> list[str]:
+    """What a meaning or a feature is about, in lines that end before the pictures."""
+    if isinstance(group, MeaningPanel) and not group.label_counts:
+        return [group.label] if group.label else []
+    counts = list(group.label_counts.items())[:4]
+    lines: list[str] = []
+    for name, n in counts:
+        words = f"{_fitting(class_name(name), _LABEL_POINTS - 30, 8.5)} ×{n}"
+        joined = f"{lines[-1]}, {words}" if lines else words
+        if lines and _points(joined, 8.5) <= _LABEL_POINTS:
+            lines[-1] = joined
+        else:
+            lines.append(words)
+    return lines
 
 
 def _product(panel: ImagePanel, feature: FeaturePanel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from polyseme.core import Meanings
+from polyseme.core.arrays import Floats
 from polyseme.core.meaning import OVERLAP
 from polyseme.core.space import Space
 from polyseme.errors import InputError
 from polyseme.store import RunFolder, SiteInfo
+from polyseme.views.features import class_name
 from polyseme.views.token_windows import TextWindow
 
 # Words to both sides of an example that its label may come from.
 _AROUND = 10
-_NAMED = 4
+#: Words or classes that a label names, and words near.
+NAMED = 4
 # Chance, over all words that are looked at, that a word is in so many examples by accident.
 _SIGNIFICANT = 0.01
 
@@ -69,31 +72,105 @@ class Meaning:
 
     @property
     def label(self) -> str:
-        """What to call it: "January 8, June 6; near: war"; empty if nothing is distinctive.
+        """What to call it: "January ×8, June ×6; near: war"; empty if nothing is distinctive.
 
-        The words at its maxima that come more than once; then those of its contexts.
+        The words at its maxima, or classes of its inputs, that come more than once; then those of
+        its contexts.
         """
-        named = [f"{word} {n}" for word, n in self.counts.items() if n > 1][:_NAMED]
-        near = [f"near: {', '.join(self.context[:_NAMED])}"] if self.context else []
-        return "; ".join([*([", ".join(named)] if named else []), *near])
+        return label_of(self.counts, self.context)
 
     def __repr__(self) -> str:
         label = self.label or "nothing distinctive"
         return f"Meaning({self.number}: {self.n_examples} examples, {self.share:.0%}; {label})"
 
 
+def label_of(counts: Mapping[str, int], context: Sequence[str] = ()) -> str:
+    """See `Meaning.label`."""
+    named = [f"{word} ×{n}" for word, n in counts.items() if n > 1][:NAMED]
+    near = [f"near: {', '.join(context[:NAMED])}"] if context else []
+    return "; ".join([*([", ".join(named)] if named else []), *near])
+
+
+class Described:
+    """What a neuron's examples are about, whatever their groups.
+
+    Parameters
+    ----------
+    examples : pandas.DataFrame
+        All of them, as `Neuron.examples`.
+    windows : list of TextWindow, optional
+        The text around each example.
+    frequency : dict of str to float
+        Share of each word among the words of the run's texts.
+    cosines : ndarray, shape (n, n)
+        Between the examples.
+    """
+
+    def __init__(
+        self,
+        examples: pd.DataFrame,
+        windows: Sequence[TextWindow] | None,
+        frequency: dict[str, float],
+        cosines: Floats,
+    ) -> None:
+        self._examples, self._cosines = examples, cosines
+        self._near: list[set[str]] | None = None
+        self._names: list[str] | None = None
+        self._frequency = frequency
+        if windows is not None:
+            words = [words_around(window) for window in windows]
+            self._near, self._names = [near for near, _ in words], [word for _, word in words]
+        elif "label" in examples:
+            self._names = [class_name(label) for label in examples["label"].tolist()]
+
+    def meaning(self, number: int, rows: NDArray[np.int64]) -> Meaning:
+        """The meaning whose examples are these."""
+        counts = {} if self._names is None else _most_common(self._names[row] for row in rows)
+        context: tuple[str, ...] = ()
+        if self._near is not None:
+            inside = np.zeros(len(self._near), bool)
+            inside[rows] = True
+            context = distinctive_words(self._near, inside, self._frequency, set(counts))
+        features = self._examples["feature"].iloc[rows].value_counts()
+        return Meaning(
+            number=number,
+            examples=self._examples.iloc[rows].reset_index(drop=True),
+            share=len(rows) / len(self._examples),
+            medoid=int(rows[self._cosines[np.ix_(rows, rows)].sum(axis=1).argmax()]),
+            counts=counts,
+            context=context,
+            features={
+                int(feature): int(n) for feature, n in zip(features.index, features, strict=True)
+            },
+        )
+
+
 class NeuronMeanings(list[Meaning]):
     """A neuron's meanings, the largest first.
 
+    Parameters
+    ----------
+    described : Described
+    groups : Meanings
+
     Attributes
     ----------
+    described : Described
     groups : Meanings
         How they were told apart: their tree, separation, stability and verdict.
     """
 
-    def __init__(self, meanings: Sequence[Meaning], groups: Meanings) -> None:
-        super().__init__(meanings)
+    def __init__(self, described: Described, groups: Meanings) -> None:
+        super().__init__(
+            described.meaning(number, np.flatnonzero(groups.labels == number))
+            for number in range(groups.number)
+        )
+        self.described = described
         self.groups = groups
+
+    def cut(self, threshold: float) -> NeuronMeanings:
+        """The meanings at another overlap, see `polyseme.Meanings.cut`."""
+        return NeuronMeanings(self.described, self.groups.cut(threshold))
 
     @property
     def number(self) -> int:
@@ -173,69 +250,27 @@ class StoredMeanings:
             drives=drives.astype(np.float32),
         )
 
+    def cosines(self, h: NDArray[Any]) -> NDArray[np.float64]:
+        """Mean cosines of new inputs (m, d_in) with each meaning's examples: (m, n_meanings)."""
+        member = np.eye(self.groups.number)[self.groups.labels]
+        return np.asarray(
+            self._space.inputs(h) @ self._units.T @ (member / member.sum(axis=0)), np.float64
+        )
+
     def assign(self, h: NDArray[Any]) -> NDArray[np.int64]:
         """The meaning that new inputs (m, d_in) are of, see `Neuron.assign_meaning`."""
         groups = self.groups
         if not len(groups.labels):
             return np.full(len(h), -1, np.int64)
+        similar = self.cosines(h)
+        nearest = similar.argmax(axis=1)
         member = np.eye(groups.number)[groups.labels]
         sizes = member.sum(axis=0)
-        similar = self._space.inputs(h) @ self._units.T @ (member / sizes)
-        nearest = similar.argmax(axis=1)
         sums = (groups.cosines @ member)[np.arange(len(member)), groups.labels]
         # Each example's mean cosine with the others of its meaning; a lone one has none.
         alike = (sums - np.diagonal(groups.cosines)) / np.maximum(sizes[groups.labels] - 1, 1)
         least = np.array([alike[groups.labels == n].min() for n in range(groups.number)])
         return np.where(similar.max(axis=1) >= least[nearest], nearest, -1)
-
-
-def meanings_of(
-    examples: pd.DataFrame,
-    groups: Meanings,
-    windows: Sequence[TextWindow] | None,
-    frequency: dict[str, float],
-) -> NeuronMeanings:
-    """Describe the groups of a neuron's examples.
-
-    Parameters
-    ----------
-    examples : pandas.DataFrame
-        All of them, as `Neuron.examples`.
-    groups : Meanings
-    windows : list of TextWindow, optional
-        The text around each example.
-    frequency : dict of str to float
-        Share of each word among the words of the run's texts.
-    """
-    central = medoids_by_cosine(groups)
-    words = None if windows is None else [words_around(window) for window in windows]
-    described = []
-    for number in range(groups.number):
-        chosen = np.flatnonzero(groups.labels == number)
-        counts: dict[str, int] = {}
-        context: tuple[str, ...] = ()
-        if words is not None:
-            counts = _most_common(words[row][1] for row in chosen)
-            near = [words[row][0] for row in range(len(words))]
-            context = distinctive_words(near, groups.labels == number, frequency, set(counts))
-        elif "label" in examples:
-            counts = _most_common(str(label) for label in examples["label"].iloc[chosen])
-        features = examples["feature"].iloc[chosen].value_counts()
-        described.append(
-            Meaning(
-                number=number,
-                examples=examples.iloc[chosen].reset_index(drop=True),
-                share=len(chosen) / len(examples),
-                medoid=int(central[number]),
-                counts=counts,
-                context=context,
-                features={
-                    int(feature): int(n)
-                    for feature, n in zip(features.index, features, strict=True)
-                },
-            )
-        )
-    return NeuronMeanings(described, groups)
 
 
 def word_shares(words: Iterable[str], counts: Iterable[int]) -> dict[str, float]:
@@ -248,19 +283,6 @@ def word_shares(words: Iterable[str], counts: Iterable[int]) -> dict[str, float]
         totals[word.strip().lower()] += int(n)
     total = totals.total()
     return {word: n / total for word, n in totals.items()}
-
-
-def medoids_by_cosine(groups: Meanings) -> NDArray[np.int64]:
-    """The example of each meaning that is most like its others."""
-    same = groups.labels[:, None] == groups.labels[None, :]
-    sums = np.where(same, groups.cosines, 0).sum(axis=1)
-    return np.array(
-        [
-            rows[sums[rows].argmax()]
-            for rows in (np.flatnonzero(groups.labels == n) for n in range(groups.number))
-        ],
-        dtype=np.int64,
-    )
 
 
 def words_around(window: TextWindow) -> tuple[set[str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from polyseme.core.neurons import STORED
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
-from polyseme.views.features import Feature, Features
+from polyseme.views.features import Feature, Features, counted, label_counts
 from polyseme.views.figure import draw_panel, save_figure
-from polyseme.views.meanings import NeuronMeanings, StoredMeanings, meanings_of
+from polyseme.views.meanings import Described, Meaning, NeuronMeanings, StoredMeanings
 from polyseme.views.neighbours import compared, stored_similar
 from polyseme.views.neuron_rows import Tables, neurons_of
-from polyseme.views.notebook import features_html
-from polyseme.views.panel import FeaturePanel, ImagePanel, Scale
+from polyseme.views.notebook import HtmlRow, neuron_html
+from polyseme.views.panel import FeaturePanel, ImagePanel, MeaningPanel, Scale
 from polyseme.views.token_windows import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
@@ -254,13 +255,34 @@ class Neuron:
         InputError
             The run holds none.
         """
+        groups = self._meanings.groups
         is_text = "tokens" in self._folder.inputs
-        return meanings_of(
+        described = Described(
             self.examples,
-            self._meanings.groups,
             self.texts() if is_text else None,
             self._tables.word_shares if is_text else {},
+            groups.cosines,
         )
+        return NeuronMeanings(described, groups)
+
+    @cached_property
+    def _told_meanings(self) -> NeuronMeanings | None:
+        """Its meanings where the run tells them: a card shows what there is, whatever is lost."""
+        try:
+            with np.errstate(all="ignore"):
+                return self.meanings
+        except (ArithmeticError, IndexError, KeyError, ValueError):
+            return None
+
+    def _parts(self, meaning: Meaning) -> list[Feature]:
+        """What of each feature lies in a meaning, most first."""
+        parts = []
+        for number in meaning.features:
+            feature = self.features[number]
+            inside = feature.examples["example"].isin(meaning.examples["example"])
+            examples = feature.examples[inside].reset_index(drop=True)
+            parts.append(dataclasses.replace(feature, examples=examples))
+        return parts
 
     @cached_property
     def _meanings(self) -> StoredMeanings:
@@ -281,6 +303,21 @@ class Neuron:
             it is less like them than any one of them is like the others.
         """
         return self._meanings.assign(self._checked_rows(h))
+
+    def meaning_cosines(self, h: Any) -> NDArray[np.float64]:
+        """How near new pre-neuron embeddings are to each meaning.
+
+        Parameters
+        ----------
+        h : array or tensor, shape (n, d_in)
+            As for `assign_meaning`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, n_meanings)
+            Mean cosine with the meaning's examples, in the space in which meanings are told apart.
+        """
+        return self._meanings.cosines(self._checked_rows(h))
 
     @cached_property
     def metrics(self) -> Polysemanticity:
@@ -400,12 +437,10 @@ class Neuron:
             names = data.get("class_names") or []
             names = names if len(names) == len(gradient) else list(range(len(gradient)))
             logits = pd.DataFrame({"class": names, "gradient": gradient, "ablation": ablation})
-        features = []
-        for feature in self.features:
-            order = np.argsort(-feature.examples["activation"].to_numpy(), kind="stable")
-            central = feature.examples["example"].to_numpy()[order] == feature.medoid
-            chosen = np.concatenate([order[central], order[~central]])[:n_shown]
-            rows = feature.examples["example"].to_numpy()
+
+        def pictures(group: Feature | Meaning) -> dict[str, Any]:
+            rows = group.examples["example"].to_numpy()
+            shown = _typical_first(group).head(n_shown)
             mean = scale.to_input(stored[rows]).mean(axis=0)
             if kernel:
                 picture = self.vectors[rows].mean(axis=0).reshape(kernel) * weights
@@ -413,17 +448,17 @@ class Neuron:
                 picture = mean * weights
             else:
                 picture = None if drawn is None else mean * drawn
-            features.append(
-                FeaturePanel(
-                    number=feature.number,
-                    n_examples=feature.n_examples,
-                    examples=scale.to_show(stored[rows[chosen]]),
-                    activations=feature.examples["activation"].to_numpy()[chosen],
-                    average=mean,
-                    feature=picture,
-                    label_counts=feature.label_counts(),
-                )
-            )
+            return {
+                "number": group.number,
+                "n_examples": group.n_examples,
+                "examples": scale.to_show(stored[shown["example"]]),
+                "activations": shown["activation"].to_numpy(),
+                "average": mean,
+                "feature": picture,
+                "label_counts": label_counts(group.examples),
+            }
+
+        meanings = self._told_meanings
         return ImagePanel(
             site=self.site,
             neuron=self.number,
@@ -442,7 +477,16 @@ class Neuron:
             histogram_upper=float(self._of_site("histogram_upper")[0]),
             random_examples=scale.to_show(self.inputs(self.random_examples)),
             random_activations=self.random_examples["activation"].to_numpy(),
-            features=features,
+            features=[FeaturePanel(**pictures(feature)) for feature in self.features],
+            meanings=[
+                MeaningPanel(
+                    **pictures(meaning),
+                    label=meaning.label,
+                    features=[FeaturePanel(**pictures(part)) for part in self._parts(meaning)],
+                )
+                for meaning in meanings or []
+            ],
+            verdict=meanings.verdict if meanings else "",
         )
 
     def figure(self, path: str | Path | None = None) -> Any:
@@ -476,22 +520,48 @@ class Neuron:
         return f"{n} meaning{'s' * (n > 1)}, " if n else ""
 
     def _repr_html_(self) -> str:
-        shown = self.features[:_IN_NOTEBOOK]
-        rows = [
-            (f.number, f.n_examples, f.mean_activation, f.label_counts(), self._some_of(f))
-            for f in shown
-        ]
+        meanings = self._told_meanings
         heading = f"{self.site} / {self.number}"
-        return features_html(heading, repr(self), rows, len(self.features) - len(shown))
+        if not meanings:
+            rows = [self._html_row(feature) for feature in self.features[:_IN_NOTEBOOK]]
+            n_more = len(self.features) - len(rows)
+            more = f"and {n_more} smaller features" if n_more else ""
+            return neuron_html(heading, repr(self), rows, more)
+        shown = meanings[:_IN_NOTEBOOK]
+        rows = []
+        for meaning in shown:
+            parts = self._parts(meaning)[: max(1, _IN_NOTEBOOK // len(shown))]
+            rows += [self._html_row(meaning), *map(self._html_row, parts)]
+        about = f"{self!r}; verdict on its meanings: {meanings.verdict}"
+        more = "Below each meaning are the largest parts of features that lie in it."
+        if n_more := len(meanings) - len(shown):
+            more += f" There are {n_more} more meanings."
+        return neuron_html(heading, about, rows, more)
 
-    def _some_of(self, feature: Feature) -> list[Any]:
-        """Texts or images of a feature: the medoid, then the strongest."""
-        order = feature.examples.sort_values("activation", ascending=False, kind="stable")
-        central = order["example"] == feature.medoid
-        chosen = pd.concat([order[central], order[~central]])
+    def _html_row(self, group: Feature | Meaning) -> HtmlRow:
+        is_meaning = isinstance(group, Meaning)
+        return HtmlRow(
+            name=f"{'meaning' if is_meaning else 'feature'} {group.number}",
+            n_examples=group.n_examples,
+            mean_activation=group.mean_activation,
+            about=group.label if isinstance(group, Meaning) else counted(group.label_counts()),
+            examples=self._some_of(group),
+            bold=is_meaning,
+        )
+
+    def _some_of(self, group: Feature | Meaning) -> list[Any]:
+        """Texts or images of a feature or a meaning."""
+        chosen = _typical_first(group)
         if "tokens" in self._folder.inputs:
             return list(self.texts(chosen.head(2)))
         shape = self._folder.metadata["data"].get("image_shape")
         if not shape or len(shape) not in (2, 3):
             return []
         return [image.reshape(shape) for image in self.inputs(chosen.head(6))]
+
+
+def _typical_first(group: Feature | Meaning) -> pd.DataFrame:
+    """The examples of a feature or a meaning: the medoid, then the strongest."""
+    order = group.examples.sort_values("activation", ascending=False, kind="stable")
+    central = order["example"] == group.medoid
+    return pd.concat([order[central], order[~central]])

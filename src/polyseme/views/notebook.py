@@ -1,4 +1,4 @@
-"""A neuron at the end of a notebook's cell: its largest features, with examples."""
+"""A neuron at the end of a notebook's cell: its meanings and features, with examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +17,48 @@ from polyseme.views.token_windows import TextWindow
 _LARGEST_SIDE = 128
 
 
-def features_html(heading: str, about: str, rows: Sequence[Sequence[Any]], n_more: int) -> str:
-    """A heading and a table, in which everything that the run says is escaped.
+class HtmlRow(NamedTuple):
+    """A meaning or a feature of a neuron's table.
+
+    Attributes
+    ----------
+    name : str
+    n_examples : int
+    mean_activation : float
+    about : str
+    examples : list
+        `TextWindow`, or images.
+    bold : bool
+    """
+
+    name: str
+    n_examples: int
+    mean_activation: float
+    about: str
+    examples: list[Any]
+    bold: bool
+
+
+def neuron_html(heading: str, about: str, rows: Sequence[HtmlRow], more: str) -> str:
+    """A heading, a table and a last line, in which everything that the run says is escaped.
 
     Parameters
     ----------
     heading, about : str
-    rows : sequence of sequences
-        Of each feature its number, examples, mean activation, counts of labels by name, and its
-        examples: `TextWindow`, or images.
-    n_more : int
-        Features that are not shown.
+    rows : sequence of HtmlRow
+    more : str
+        What is not shown; nothing if empty.
     """
-    heads = ("feature", "n", "mean activation", "labels", "examples")
+    heads = ("", "n", "mean activation", "about", "examples")
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
-    for number, n, mean, labels, examples in rows:
-        counts = ", ".join(f"{name}: {count}" for name, count in list(labels.items())[:5])
-        cells = (number, n, f"{mean:.3g}", html.escape(counts), _examples(examples))
-        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+    for row in rows:
+        words = [row.name, str(row.n_examples), f"{row.mean_activation:.3g}", row.about]
+        cells = [f"<b>{html.escape(word)}</b>" if row.bold else html.escape(word) for word in words]
+        lines.append("".join(f"<td>{cell}</td>" for cell in [*cells, _examples(row.examples)]))
     table = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         f"<p><b>{html.escape(heading)}</b> {html.escape(about)}</p>"
-        f"<table>{table}</table>{f'<p>and {n_more} smaller features</p>' if n_more > 0 else ''}"
+        f"<table>{table}</table>{f'<p>{html.escape(more)}</p>' if more else ''}"
     )
 
 

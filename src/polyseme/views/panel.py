@@ -77,6 +77,22 @@ class FeaturePanel:
 
 
 @dataclass(frozen=True)
+class MeaningPanel(FeaturePanel):
+    """One meaning of a panel, with the pictures that a feature has.
+
+    Attributes
+    ----------
+    label : str
+        What it is about; empty if nothing is distinctive.
+    features : list of FeaturePanel
+        What of each feature lies in it, most first.
+    """
+
+    label: str
+    features: list[FeaturePanel]
+
+
+@dataclass(frozen=True)
 class ImagePanel:
     """Everything that is shown of a neuron of an image model.
 
@@ -113,6 +129,10 @@ class ImagePanel:
     random_activations : ndarray of float, shape (n,)
     features : list of FeaturePanel
         The largest first.
+    meanings : list of MeaningPanel
+        The largest first; none if the run holds none.
+    verdict : str
+        See `polyseme.Meanings.verdict`; empty without meanings.
     """
 
     site: str
@@ -133,3 +153,5 @@ class ImagePanel:
     random_examples: Array
     random_activations: Array
     features: list[FeaturePanel]
+    meanings: list[MeaningPanel]
+    verdict: str

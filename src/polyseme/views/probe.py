@@ -26,6 +26,7 @@ _JSON_COLUMNS = (
     "activation",
     "share",
     "meaning",
+    "meaning_cosine",
     "feature",
     "label",
     "n_examples",
@@ -46,7 +47,9 @@ class Probe:
         One row a token and neuron, in the order of the text, the first in rank first: ``token``
         (number in ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the
         neuron's maximum in the run; NaN where no text of the run activates it), ``meaning`` and
-        ``feature`` (-1 where none is near), ``label`` and ``n_examples`` of that feature.
+        ``feature`` (-1 where none is near), ``meaning_cosine`` (how near the nearest meaning is,
+        see `Neuron.meaning_cosines`; NaN without meanings), ``label`` and ``n_examples`` of that
+        feature.
     by : str
         What neurons are ranked by: "share" or "activation".
     k : int
@@ -78,7 +81,7 @@ class Probe:
             )
         columns = (self.neurons[name].tolist() for name in ("text", *_JSON_COLUMNS))
         last = -1
-        for text, token, site, neuron, activation, share, meaning, feature, label, n in zip(
+        for text, token, site, neuron, activation, share, meaning, near, feature, label, n in zip(
             *columns, strict=True
         ):
             table.add_row(
@@ -87,7 +90,7 @@ class Probe:
                 Text(f"{site}/{neuron}"),
                 f"{activation:.3g}",
                 "–" if np.isnan(share) else f"{share:.0%}",
-                *([str(meaning) if meaning >= 0 else "none"] if known else []),
+                *([f"{meaning if meaning >= 0 else 'none'} ({near:.2f})"] if known else []),
                 str(feature) if feature >= 0 else "none",
                 Text(_about(label, n) if feature >= 0 else ""),
             )
@@ -132,7 +135,8 @@ class Probe:
         frame = self.neurons
         columns = {name: frame[name].tolist() for name in _JSON_COLUMNS}
         columns["site"] = [number[name] for name in frame["site"].tolist()]
-        columns["share"] = [None if np.isnan(share) else share for share in columns["share"]]
+        for name in ("share", "meaning_cosine"):
+            columns[name] = [None if np.isnan(value) else value for value in columns[name]]
         return {
             "tokens": self.tokens,
             "left_out": (~self.mask).tolist(),

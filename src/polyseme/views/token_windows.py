@@ -82,9 +82,10 @@ def windows_of(
         if size is not None and (isinstance(size, bool) or int(size) != size or size < 0):
             raise InputError(f"{name} is {size!r}; a number of tokens, 0 or more, is expected.")
         sizes.append(default if size is None else int(size))
-    texts = folder.token_texts
     contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy(np.int64))
     tokens, lengths = folder.contexts(contexts)
+    ids = np.unique(tokens[np.arange(tokens.shape[1]) < lengths[:, None]])
+    texts = dict(zip(ids.tolist(), folder.token_texts.loc[ids], strict=True))
     windows = []
     for row, position in enumerate(examples["position"].to_numpy(np.int64)):
         start = max(0, int(position) - sizes[0])
@@ -92,7 +93,7 @@ def windows_of(
         first = int(position) - kept
         windows.append(
             TextWindow(
-                list(texts.loc[tokens[row, start:stop]]),
+                [texts[token] for token in tokens[row, start:stop].tolist()],
                 _moved(activations[row], start - first, stop - first),
                 int(position) - start,
                 None

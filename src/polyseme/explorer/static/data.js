@@ -151,7 +151,7 @@ export async function neurons(run) {
  * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one a feature at the run's own cut
  * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, `meaning`, each of length n
  *   (images also `thumb`, `class`)
- * - `tree`: `nodes` (2(n-1)), `heights` (n-1)
+ * - `tree`: `nodes` (2(n-1)), `heights` (n-1); `meaningTree`: `nodes`, `overlaps` (n-1), or null
  * - `layout`, `layoutInput`: 2n coordinates, or null
  * - `histogram`: {counts, upper}, or null
  * - `tokens` (texts): {width, before, vocabulary, window (n × width) | null, shares | null, importances | null}
@@ -200,6 +200,9 @@ export async function neuron(run, row) {
       nodes: pack.slice("tree_nodes", pack.firstMerge[at], pack.merges[at]),
       heights: pack.slice("tree_heights", pack.firstMerge[at], pack.merges[at]),
     },
+    meaningTree: pack.file.has("meaning_nodes")
+      ? { nodes: pack.slice("meaning_nodes", pack.firstMerge[at], pack.merges[at]), overlaps: pack.slice("meaning_overlap", pack.firstMerge[at], pack.merges[at]) }
+      : null,
     layout: examples("layout"),
     layoutInput: examples("layout_input"),
     histogram: pack.file.has("histogram")
@@ -374,7 +377,7 @@ export async function context(run, input) {
 // ------------------------------------------------------------------------------------ search
 
 /**
- * All words that have features, sorted by code point, and the file where each one's are.
+ * All words that have meanings or features, sorted by code point, and the file where each one's are.
  * @returns {Promise<{words: string[], shards: number[]}>}
  */
 export async function vocabulary(run) {
@@ -382,12 +385,13 @@ export async function vocabulary(run) {
 }
 
 /**
- * Features for one word (as spelled in the list of words).
- * @returns {Promise<{site: number, neuron: number, feature: number, examples: number, label: string}[]>}
+ * Meanings or features for one word (as spelled in the list of words), the likeliest first.
+ * @param {"meanings" | "features"} kind
+ * @returns {Promise<{site: number, neuron: number, number: number, examples: number, label: string}[]>}
  */
-export async function wordFeatures(run, shard, word) {
-  const found = (await json(`${run.index}/search/${shard}.json`))[word] ?? [];
-  return found.map(([site, neuron, feature, examples, label]) => ({ site, neuron, feature, examples, label }));
+export async function wordHits(run, shard, word, kind) {
+  const found = (await json(`${run.index}/search/${shard}.json`))[word]?.[kind] ?? [];
+  return found.map(([site, neuron, number, examples, label]) => ({ site, neuron, number, examples, label }));
 }
 
 // ----------------------------------------------------------------------------------- two runs

@@ -1,31 +1,90 @@
-// A neuron's tree of merges, with the threshold that cuts it: drag the line, tap a height, or
-// use the slider and the field below.
+// A tree of examples with the threshold that cuts it: drag the line, tap a height, or use the
+// slider and the field below.
 
 import { count, number } from "./format.js";
 import { h, replace, svg, redraw, uniqueId } from "./dom.js";
+import { groupTree, linesOf } from "./meaning-tree.js";
 import { arrange, thresholdFor } from "./recut.js";
 import { N_COLOURS, colourClass, paletteOf } from "./palette.js";
 
 const HEIGHT = 208;
 const MARGIN = { left: 38, right: 10, top: 10, bottom: 30 };
-const STEP = 0.001;
 const COUNTS = [5, 10, 20];
 
 /**
- * @param {object} neuron as data.js has it, with two examples or more
+ * What is drawn, and how it's cut.
+ *
+ * @typedef {object} Plan
+ * @property {string} name what the threshold is of
+ * @property {string} noun what a cut makes
+ * @property {number} own the run's own threshold
+ * @property {number} most the largest that there is
+ * @property {number} step between those that can be dragged to
+ * @property {[number, number]} ends thresholds at the foot and at the head of the picture
+ * @property {Int32Array} order examples from left to right
+ * @property {ArrayLike<number>} place where each example is, from the left
+ * @property {(threshold: number) => {corners: [number, number][], example: number}[]} lines
+ *   corners (place, threshold) of lines, with an example of the group that each is of, or -1 above the cut
+ * @property {[number, number][]} counts buttons: about how many, and the threshold that makes so many
+ */
+
+/** The tree of features, by distance. @returns {Plan} */
+export function featurePlan({ tree, n, site }) {
+  const { nodes, heights } = tree;
+  const { order, x, y } = arrange(tree, n);
+  const leaf = someLeaf(tree, n);
+  const own = site.threshold;
+  const highest = Math.max(heights.at(-1), own);
+  return {
+    name: "Threshold",
+    noun: "feature",
+    own,
+    most: 2,
+    step: 0.001,
+    ends: [0, Math.min(2, Number((Math.max(highest * 1.08, 0.01)).toFixed(3)))],
+    order,
+    place: x,
+    lines: (threshold) => Array.from(heights, (height, merge) => {
+      const [a, b] = [nodes[2 * merge], nodes[2 * merge + 1]];
+      return { corners: [[x[a], y[a]], [x[a], height], [x[b], height], [x[b], y[b]]], example: height >= threshold ? -1 : leaf[merge] };
+    }),
+    counts: COUNTS.filter((k) => k < n).map((k) => [k, thresholdFor(tree, n, k)]),
+  };
+}
+
+/** The tree of meanings, by overlap: what is split first is at the head. @returns {Plan} */
+export function meaningPlan({ meaningTree, n, run }) {
+  const { overlap: own, smallest } = run.meaning_cut;
+  const { order, place, root } = groupTree(meaningTree, n, smallest);
+  return {
+    name: "Overlap",
+    noun: "meaning",
+    own,
+    most: 1,
+    step: 0.01,
+    ends: [1, 0],
+    order,
+    place,
+    lines: (threshold) => linesOf(root, threshold),
+    counts: [],
+  };
+}
+
+/**
+ * @param {Plan} plan
  * @param {object} options
  * @param {AbortSignal} options.signal
  * @param {EventTarget} options.link see link.js
  * @param {(threshold: number, settled: boolean) => void} options.onThreshold `settled` when a
  *   drag has ended
- * @returns {{element: HTMLElement, show: (cut: import("./cut.js").Cut) => void}}
+ * @returns {{element: HTMLElement, show: (cut: import("./cut.js").Cut, chosen: ?string, fixed: boolean) => void}}
  */
-export function dendrogram(neuron, { signal, link, onThreshold }) {
-  const plan = arrange(neuron.tree, neuron.n);
-  const leaf = someLeaf(neuron.tree, neuron.n);
-  const own = neuron.site.threshold;
-  const top = axisTop(Math.max(neuron.tree.heights.at(-1), own));
+export function dendrogram(plan, { signal, link, onThreshold }) {
+  const { name, noun, own, most, step, ends } = plan;
+  const n = plan.order.length;
+  const top = Math.max(...ends);
   let cut = null;
+  let fixed = false; // it can't be cut elsewhere
   let scale = null;
 
   const lines = classes().map((name) => svg("path", { class: `branch ${name}` }));
@@ -44,17 +103,17 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
     axis, pointed, ...lines, ...strips, numbers, ownLine, grip);
 
   const id = uniqueId("threshold");
-  const slider = h("input", { type: "range", id, min: STEP, max: top, step: STEP });
-  const field = h("input", { type: "number", min: STEP, max: 2, step: "any", "aria-label": "Threshold, exactly" });
+  const slider = h("input", { type: "range", id, min: step, max: top, step });
+  const field = h("input", { type: "number", min: step, max: most, step: "any", "aria-label": `${name}, exactly` });
   const readout = h("output", { class: "readout", for: id });
-  const fewer = COUNTS.filter((k) => k < neuron.n).map((k) =>
-    h("button", { type: "button", "aria-label": `About ${k} features`, onclick: () => onThreshold(thresholdFor(neuron.tree, neuron.n, k), true) }, k));
+  const fewer = plan.counts.map(([k, threshold]) =>
+    h("button", { type: "button", "aria-label": `About ${k} ${noun}s`, onclick: () => onThreshold(threshold, true) }, k));
   const reset = h("button", { type: "button", class: "link" }, `Back to the run’s own cut, ${own}`);
   const element = h("div", { class: "cutter" },
     picture,
     h("div", { class: "cutter-controls" },
-      h("label", { for: id }, "Threshold"), slider, field),
-    fewer.length > 0 && h("p", { class: "cutter-counts", role: "group", "aria-label": "How many features" }, "About ", fewer, " features"),
+      h("label", { for: id }, name), slider, field),
+    fewer.length > 0 && h("p", { class: "cutter-counts", role: "group", "aria-label": `How many ${noun}s` }, "About ", fewer, ` ${noun}s`),
     h("p", { class: "cutter-said" }, readout, " ", reset),
   );
 
@@ -62,7 +121,7 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
   slider.addEventListener("change", () => onThreshold(Number(slider.value), true));
   field.addEventListener("change", () => {
     const value = Number(field.value);
-    if (value > 0 && value <= 2) onThreshold(value, true);
+    if (value > 0 && value <= most) onThreshold(value, true);
     else field.value = cut.threshold;
   });
   reset.addEventListener("click", () => {
@@ -73,14 +132,14 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
   let dragging = false;
   const at = (event) => {
     const y = event.clientY - picture.getBoundingClientRect().top;
-    const value = ((scale.bottom - y) / (scale.bottom - MARGIN.top)) * top;
-    const rounded = Math.round(value / STEP) * STEP;
-    return Number(Math.min(top, Math.max(STEP, rounded)).toFixed(3));
+    const value = ends[0] + ((scale.bottom - y) / (scale.bottom - MARGIN.top)) * (ends[1] - ends[0]);
+    const rounded = Math.round(value / step) * step;
+    return Number(Math.min(top, Math.max(step, rounded)).toFixed(3));
   };
   picture.addEventListener("pointerdown", (event) => {
     const onGrip = grip.contains(event.target);
     // A finger that begins elsewhere may want to scroll the page.
-    if (event.button !== 0 || (event.pointerType === "touch" && !onGrip)) return;
+    if (fixed || event.button !== 0 || (event.pointerType === "touch" && !onGrip)) return;
     dragging = true;
     picture.setPointerCapture(event.pointerId);
     picture.classList.add("dragging");
@@ -101,28 +160,28 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
   picture.addEventListener("pointercancel", end);
   picture.addEventListener("pointerleave", () => !dragging && link.point(null));
   picture.addEventListener("click", (event) => {
-    if (event.pointerType === "touch" && event.offsetY < scale.bottom) onThreshold(at(event), true);
+    if (!fixed && event.pointerType === "touch" && event.offsetY < scale.bottom) onThreshold(at(event), true);
   });
   link.onPoint(signal, (example) => {
     pointed.toggleAttribute("hidden", example === null || !scale);
-    if (example !== null && scale) set(pointed, { x: scale.x(plan.x[example] - 0.5) });
+    if (example !== null && scale) set(pointed, { x: scale.x(plan.place[example] - 0.5) });
   });
 
   function leafAt(event) {
     const box = picture.getBoundingClientRect();
     const place = Math.floor((event.clientX - box.left - MARGIN.left) / scale.each);
-    return place >= 0 && place < neuron.n ? plan.order[place] : null;
+    return place >= 0 && place < n ? plan.order[place] : null;
   }
 
   /** Everything that depends on the width alone. */
   function draw() {
     const width = element.clientWidth;
     if (!width) return;
-    const each = (width - MARGIN.left - MARGIN.right) / neuron.n;
+    const each = (width - MARGIN.left - MARGIN.right) / n;
     const bottom = HEIGHT - MARGIN.bottom;
     const x = (place) => MARGIN.left + (place + 0.5) * each;
-    const y = (height) => bottom - (height / top) * (bottom - MARGIN.top);
-    scale = { width, each, bottom, x, y, branches: branches(x, y) };
+    const y = (value) => bottom - ((value - ends[0]) / (ends[1] - ends[0])) * (bottom - MARGIN.top);
+    scale = { width, each, bottom, x, y };
     set(picture, { width, viewBox: `0 0 ${width} ${HEIGHT}` });
     set(pointed, { y: MARGIN.top, width: Math.max(each, 2), height: bottom - MARGIN.top + 10 });
     set(ownLine, { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(own), y2: y(own) });
@@ -137,26 +196,16 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
     if (cut) paint();
   }
 
-  function branches(x, y) {
-    const { nodes } = neuron.tree;
-    return Array.from(neuron.tree.heights, (height, merge) => {
-      const [a, b] = [nodes[2 * merge], nodes[2 * merge + 1]];
-      const up = y(height).toFixed(1);
-      const [ax, bx] = [x(plan.x[a]).toFixed(1), x(plan.x[b]).toFixed(1)];
-      return `M${ax} ${y(plan.y[a]).toFixed(1)}V${up}H${bx}V${y(plan.y[b]).toFixed(1)}`;
-    });
-  }
-
   /** Everything that depends on the cut. */
   function paint() {
     const { labels, features, threshold } = cut;
-    const places = features.map((members, f) => paletteOf(f, members.length));
+    const places = features.map((members, f) => paletteOf(f, noun === "meaning" ? 2 : members.length));
     const made = lines.map(() => []);
-    // The last class is for merges that aren't made.
-    neuron.tree.heights.forEach((height, merge) => {
-      const place = places[labels[leaf[merge]]];
-      made[height >= threshold ? N_COLOURS + 1 : slot(place)].push(scale.branches[merge]);
-    });
+    // The last class is for what's above the cut.
+    for (const { corners, example } of plan.lines(threshold)) {
+      const path = corners.map(([x, y]) => `${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join("L");
+      made[example < 0 ? N_COLOURS + 1 : slot(places[labels[example]])].push(`M${path}`);
+    }
     lines.forEach((path, i) => path.setAttribute("d", made[i].join("")));
 
     const marks = strips.map(() => []);
@@ -176,25 +225,28 @@ export function dendrogram(neuron, { signal, link, onThreshold }) {
       return svg("text", { x: scale.x((from + to) / 2), y: scale.bottom + 22, "text-anchor": "middle" }, feature);
     }));
     grip.setAttribute("transform", `translate(0 ${scale.y(Math.min(threshold, top)).toFixed(1)})`);
-    grip.children[3].textContent = threshold.toFixed(3);
+    grip.children[3].textContent = threshold.toFixed(step < 0.01 ? 3 : 2);
   }
 
   redraw(element, signal, draw);
 
   return {
     element,
-    show(next, chosen) {
+    show(next, chosen, isFixed = false) {
       cut = next;
+      fixed = isFixed;
+      for (const input of [slider, field]) input.disabled = fixed;
+      picture.classList.toggle("fixed", fixed);
       const shown = chosen === null ? -1 : slot(paletteOf(Number(chosen), cut.features[chosen]?.length ?? 1));
       [lines, strips].forEach((paths) => paths.forEach((path, i) => path.classList.toggle("faded", shown >= 0 && i !== shown)));
-      const said = `${count(cut.n, "feature")} at ${number(cut.threshold)}`;
+      const said = `${count(cut.n, noun)} at ${number(cut.threshold)}`;
       slider.value = cut.threshold;
       slider.setAttribute("aria-valuetext", said);
       if (document.activeElement !== field || Number(field.value) !== cut.threshold) field.value = cut.threshold;
       const single = cut.n - cut.shared;
       readout.textContent = single && cut.shared
-        ? `${count(cut.n, "feature")}, ${single} of them ${single === 1 ? "a single example" : "single examples"}.`
-        : `${count(cut.n, "feature")}.`;
+        ? `${count(cut.n, noun)}, ${single} of them ${single === 1 ? "a single example" : "single examples"}.`
+        : `${count(cut.n, noun)}.`;
       reset.hidden = cut.own;
       if (scale) paint();
       else draw();
@@ -218,10 +270,6 @@ function someLeaf(tree, n) {
     found[merge] = child < n ? child : found[child - n];
   }
   return found;
-}
-
-function axisTop(highest) {
-  return Math.min(2, Number((Math.max(highest * 1.08, 0.01)).toFixed(3)));
 }
 
 function ticks(top) {

@@ -1,4 +1,4 @@
-// A neuron's examples as a file of JSON, as the page shows them: by the present cut.
+// A neuron's examples as a file of JSON, as the page shows them: by the present cuts.
 
 import * as data from "./data.js";
 import { h } from "./dom.js";
@@ -9,15 +9,15 @@ export function downloadButton(view) {
   const { neuron } = view;
   if (!neuron.n || !neuron.examples.activation) return null;
   const save = () => {
-    const url = URL.createObjectURL(new Blob([JSON.stringify(asJson(neuron, view.cut), null, 1)], { type: "application/json" }));
+    const url = URL.createObjectURL(new Blob([JSON.stringify(asJson(neuron, view.cut, view.groups), null, 1)], { type: "application/json" }));
     const name = `${neuron.run.title}-${neuron.site.name}-${neuron.neuron}.json`.replace(/[^\p{L}\p{N}._-]+/gu, "-");
     h("a", { href: url, download: name }).click();
     URL.revokeObjectURL(url);
   };
-  return h("button", { type: "button", class: "download", title: "Its examples at this threshold, as JSON", onclick: save }, "Save examples");
+  return h("button", { type: "button", class: "download", title: "Its examples as they are grouped here, as JSON", onclick: save }, "Save examples");
 }
 
-function asJson(neuron, cut) {
+function asJson(neuron, cut, groups) {
   const { run, site, examples, tokens } = neuron;
   const n = Array.from({ length: neuron.n }, (_, i) => i);
   return {
@@ -25,6 +25,7 @@ function asJson(neuron, cut) {
     site: site.name,
     neuron: neuron.neuron,
     threshold: cut.threshold,
+    ...(groups && { overlap: groups.threshold }),
     metrics: Object.fromEntries(Object.entries(neuron.metrics).map(([name, value]) => [name, single(value)])),
     examples: n.map((example) => ({
       example,
@@ -32,7 +33,7 @@ function asJson(neuron, cut) {
       position: examples.position[example],
       activation: single(examples.activation[example]),
       feature: cut.labels[example],
-      ...(examples.meaning && { meaning: examples.meaning[example] }),
+      ...(groups && { meaning: groups.labels[example] }),
       ...(examples.class && { class: examples.class[example], class_name: run.image?.class_names?.[examples.class[example]] ?? null }),
       ...(tokens?.window && windowAsJson(tokens, example, examples.activation[example])),
     })),

@@ -4,11 +4,10 @@
 import { count, percent } from "./format.js";
 import { h, replace } from "./dom.js";
 import { partly } from "./gradual.js";
-import { figuresOf, hasDetails, meaningDetails, tooFewVectors, verdictWords } from "./meanings.js";
+import { figuresOf, hasDetails, tooFewVectors, verdictWords } from "./meanings.js";
 import { badge, colourClass, paletteOf } from "./palette.js";
 
 const LISTED = 6; // examples of each part of a feature
-const DWELL = 100; // milliseconds
 
 /**
  * How examples are shown.
@@ -27,7 +26,7 @@ const DWELL = 100; // milliseconds
  * @param {Samples} samples
  */
 export function meaningCards(view, samples) {
-  const { neuron, groups, signal } = view;
+  const { neuron } = view;
   const figures = h("p", { class: "meaning-figures" });
   const verdict = h("div", { class: "meaning-verdict" });
   const cards = h("div", { class: "feature-cards meaning-cards" });
@@ -38,14 +37,16 @@ export function meaningCards(view, samples) {
     cards);
   const opened = new Set(); // numbers of the meanings whose features are shown
   const whole = new Set(); // parts of features whose examples are all shown
-  let details = null; // once they are known
-  let asked = false;
+  let groups = null;
   let cut = null;
   let shown = [];
 
   /** Shows the meanings, with their features at a cut. */
   function show(next) {
     cut = next;
+    // Meaning 3 of one cut is another in the next.
+    if (groups && groups.threshold !== view.groups.threshold) opened.clear();
+    groups = view.groups;
     const focused = cards.contains(document.activeElement) ? document.activeElement : null;
     const within = focused?.closest("[data-meaning]")?.dataset.meaning;
     shown = groups.features.map((members, meaning) => (members.length ? card(meaning, members) : null));
@@ -54,7 +55,8 @@ export function meaningCards(view, samples) {
     samples.placed?.();
     if (focused?.isConnected) focused.focus({ preventScroll: true });
     else if (within !== undefined) cards.querySelector(`[data-meaning="${CSS.escape(within)}"] summary`)?.focus({ preventScroll: true });
-    if (!asked) ask();
+    replace(figures, figuresOf(groups, { ...neuron.metrics, ...view.details }));
+    replace(verdict, verdictOf(view));
   }
 
   /** Lets go of the examples, which are shown elsewhere. */
@@ -62,39 +64,11 @@ export function meaningCards(view, samples) {
     cards.replaceChildren();
   }
 
-  async function ask() {
-    asked = true;
-    replace(figures, figuresOf(groups, neuron.metrics));
-    if (!hasDetails(neuron.run)) {
-      return replace(verdict, h("p", { class: "quiet-text" }, "What the groups are about, and whether chance would make them, isn’t in these pages. ",
-        "Open the run itself: ", h("code", {}, "polyseme explore RUN"), "."));
-    }
-    replace(verdict, h("p", { class: "quiet-text" }, "Looking whether chance would make such groups…"));
-    // Nobody wants to wait for those of neurons that were passed by.
-    await new Promise((resolve) => setTimeout(resolve, DWELL));
-    if (signal.aborted) return;
-    try {
-      describe(await meaningDetails(neuron));
-    } catch (error) {
-      if (!signal.aborted) replace(verdict, h("p", { class: "notice bad" }, error.message));
-    }
-  }
-
-  function describe(found) {
-    if (signal.aborted) return;
-    details = found;
-    replace(figures, figuresOf(groups, { ...neuron.metrics, ...found }));
-    const words = verdictWords(found.verdict, groups.n);
-    replace(verdict,
-      found.problem && h("p", { class: "notice bad" }, found.problem),
-      words ? h("p", {}, h("strong", {}, words[0]), ` ${words[1]}`)
-        : !found.problem && h("p", { class: "quiet-text" }, "It has too many examples to tell whether chance would make such groups."));
-    for (const one of shown) one?.describe();
-  }
-
   function card(meaning, members) {
     const place = paletteOf(meaning, 2);
-    const label = h("p", { class: "meaning-label" });
+    const about = groups.about?.[meaning];
+    const label = h("p", { class: "meaning-label" },
+      about?.label ? h("bdi", {}, about.label) : about && h("span", { class: "quiet-text" }, "nothing distinctive"));
     const sample = h("ol", { class: samples.list });
     const parts = h("div", { class: "meaning-parts" });
     const features = partsOf(members);
@@ -115,14 +89,7 @@ export function meaningCards(view, samples) {
       fill();
     });
 
-    /** What it's about, and its samples, once the former is known. */
-    function describe() {
-      const known = details?.meanings.find((one) => one.number === meaning);
-      replace(label, known?.label ? h("bdi", {}, known.label) : known && h("span", { class: "quiet-text" }, "nothing distinctive"));
-      if (!body.open && !focusIn(sample)) fill();
-    }
     fill();
-    describe();
     const pictures = samples.pictures?.(members, `meaning ${meaning}`);
     const element = h("section", { class: `card feature meaning ${colourClass(place)}`, dataset: { meaning } },
       h("header", {},
@@ -133,12 +100,12 @@ export function meaningCards(view, samples) {
       label,
       pictures ? h("div", { class: "feature-body" }, pictures, sample) : sample,
       body);
-    return { element, body, fill, describe };
+    return { element, body, fill };
   }
 
   /** The most typical example, then the strongest. */
   function fewOf(meaning, members) {
-    const medoid = details?.meanings.find((one) => one.number === meaning)?.medoid;
+    const medoid = groups.about?.[meaning].medoid;
     const first = members.includes(medoid) ? [medoid] : [];
     return [...first, ...members.filter((example) => example !== medoid)].slice(0, samples.shown);
   }
@@ -204,6 +171,21 @@ export function meaningCards(view, samples) {
   return { element, show, hide, open, reveal };
 }
 
-function focusIn(element) {
-  return element.contains(document.activeElement);
+/** Whether chance would make the groups, or why that isn't told. */
+function verdictOf({ neuron, groups, details, lost }) {
+  const quiet = (...words) => h("p", { class: "quiet-text" }, words);
+  if (!hasDetails(neuron.run)) {
+    return quiet("What the groups are about, and whether chance would make them, isn’t in these pages. ",
+      "Open the run itself: ", h("code", {}, "polyseme explore RUN"), ".");
+  }
+  if (lost) return h("p", { class: "notice bad" }, lost);
+  if (!details) return quiet("Looking whether chance would make such groups…");
+  if (details.problem) return h("p", { class: "notice bad" }, details.problem);
+  if (!groups.own) {
+    const { overlap } = neuron.run.meaning_cut;
+    return quiet(`Cut at an overlap of ${groups.threshold}. Whether chance would make such groups is told at the run’s own cut, ${overlap}.`);
+  }
+  const words = verdictWords(details.verdict, groups.n);
+  return words ? h("p", {}, h("strong", {}, words[0]), ` ${words[1]}`)
+    : quiet("It has too many examples to tell whether chance would make such groups.");
 }

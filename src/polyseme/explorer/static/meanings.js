@@ -1,32 +1,40 @@
 // A neuron's meanings: the groups that its examples fall into, which don't depend on where its
-// tree is cut into features.
+// tree of features is cut. They have a tree of their own.
 
 import * as data from "./data.js";
 import { strongestFirst } from "./cut.js";
 import { count, number, whole } from "./format.js";
 import { paletteOf } from "./palette.js";
+import { groups } from "./recut.js";
 
 /** The levels at which a neuron is shown, the coarser first. */
 export const LEVELS = ["meanings", "features"];
 
 /**
- * The meanings as if they were features of a cut, or null where there are none.
+ * The meanings as if they were features of a cut, or null where there are none. They are the run's
+ * own at its overlap, and wherever its cuts aren't known.
  *
  * @param {object} neuron as data.js has it
- * @returns {import("./cut.js").Cut | null}
+ * @param {?number} overlap at which its tree is cut; null for the run's own
+ * @param {?object} details of meaningDetails, once they're known
+ * @returns {(import("./cut.js").Cut & {about: ?{label: string, medoid: number}[]}) | null} with what each is about, once that's known
  */
-export function meaningsOf(neuron) {
+export function meaningsAt(neuron, overlap = null, details = null) {
   const { meaning } = neuron.examples;
   if (!meaning?.length || !neuron.run.has?.meanings) return null;
+  const ownOverlap = neuron.run.meaning_cut.overlap;
+  const own = overlap === null || overlap === ownOverlap || !hasAllCuts(details);
+  const threshold = own ? ownOverlap : overlap;
+  const about = details?.cuts.find((cut) => threshold <= cut.threshold)?.groups.map((place) => details.groups[place]) ?? null;
   const labels = Int32Array.from(meaning);
-  const groups = [];
+  if (!own) about.forEach(({ examples }, number) => examples.forEach((example) => (labels[example] = number)));
   // Nothing has checked the numbers of a run whose table of neurons doesn't count its meanings.
   if (labels.some((label) => label < 0 || label >= labels.length)) return null;
-  labels.forEach((label, example) => (groups[label] ??= []).push(example));
-  const features = Array.from(groups, (members) => (members ?? []).sort(strongestFirst(neuron)));
+  const features = Array.from(groups(labels), (members) => members.sort(strongestFirst(neuron)));
   return {
-    threshold: neuron.site.threshold,
-    own: true,
+    threshold,
+    own,
+    about,
     labels,
     features,
     n: features.length,
@@ -35,23 +43,30 @@ export function meaningsOf(neuron) {
   };
 }
 
-/** Whether these pages have what takes longer to find out: labels, stability, verdict. */
+/** Whether these pages have what takes longer to find out: other cuts, labels, stability, verdict. */
 export function hasDetails(run) {
   return Boolean(run.has?.meanings && (data.LIVE || run.meanings_exported));
 }
 
 /**
- * What takes longer to find out than which examples each meaning has.
+ * What takes longer to find out than which examples each meaning has: all cuts of the tree, each
+ * up to a threshold, the groups that they make, and how much the run's own cut is to be believed.
  *
- * @returns {Promise<{meanings: object[], separation: ?number, stability: ?number, verdict: ?string, problem: ?string}>}
+ * @returns {Promise<{cuts: {threshold: number, groups: number[]}[], groups: {examples: number[], medoid: number, label: string}[],
+ *   separation: ?number, stability: ?number, verdict: ?string, problem: ?string}>}
  */
 export function meaningDetails({ run, row }) {
   return data.json(`${run.index}/meanings/${row}.json`);
 }
 
-/** "3 meanings · separation 1.35 · stability 0.72" */
+/** Whether details know what the meanings are at any overlap. */
+export function hasAllCuts(details) {
+  return details?.cuts.at(-1)?.threshold === 1;
+}
+
+/** "3 meanings · separation 1.35 · stability 0.72"; the last is of the run's own cut. */
 export function figuresOf(groups, { separation, stability } = {}) {
-  const parts = [["separation", separation], ["stability", stability]].filter(([, value]) => Number.isFinite(value));
+  const parts = [["separation", separation], ["stability", groups.own ? stability : null]].filter(([, value]) => Number.isFinite(value));
   return [count(groups.n, "meaning"), ...parts.map(([name, value]) => `${name} ${short(value)}`)].join(" · ");
 }
 

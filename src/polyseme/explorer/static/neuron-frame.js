@@ -8,10 +8,10 @@ import { siteName } from "./lookup.js";
 import { metric, metricNames } from "./metrics.js";
 import { activations } from "./activations.js";
 import { hasFeatures, hasTree, namesOf } from "./cut.js";
-import { dendrogram } from "./dendrogram.js";
+import { dendrogram, featurePlan, meaningPlan } from "./dendrogram.js";
 import { downloadButton } from "./download.js";
 import { exampleMap } from "./feature-map.js";
-import { LEVELS } from "./meanings.js";
+import { hasDetails, LEVELS } from "./meanings.js";
 import { COLOURS, neighbourKeys, ORDERS } from "./neuron-view.js";
 import { badge, paletteOf } from "./palette.js";
 import { distances } from "./recut.js";
@@ -140,8 +140,8 @@ function deadNotice(neuron) {
 
 /** Figures that follow the cut. @returns {import("./neuron-view.js").Part & {element: HTMLElement}} */
 function figures(view) {
-  const { neuron, groups } = view;
-  const element = h("dl", { class: `stats neuron-figures${groups ? " with-meanings" : ""}` });
+  const { neuron } = view;
+  const element = h("dl", { class: `stats neuron-figures${view.groups ? " with-meanings" : ""}` });
   const averages = (neuron.run.settings?.linkage ?? "average") === "average" && hasTree(neuron);
   const m = neuron.metrics;
   const active = activeInputs(neuron);
@@ -153,7 +153,7 @@ function figures(view) {
         : { within: cut.own ? m.intra_cluster_distance : NaN, between: cut.own ? m.inter_cluster_distance : NaN };
       replace(element, [
         ["n_examples", whole(neuron.n), active > 0 && `of ${whole(active)}`],
-        groups && ["n_meanings", whole(groups.n)],
+        view.groups && ["n_meanings", whole(view.groups.n)],
         ["n_clusters", whole(cut.n)],
         ["largest_share", percent(cut.features[0].length / neuron.n)],
         ["mean_distance", number(m.mean_distance)],
@@ -236,14 +236,7 @@ function orderChoice(view) {
 /** The tree, the pictures and the activations, in a column that stays in sight. */
 function side(view, { tell }) {
   const { neuron, link, signal } = view;
-  const parts = [];
-  if (neuron.n > 1 && hasTree(neuron)) {
-    const onThreshold = (value, settled) => view.setThreshold(value, settled);
-    const tree = view.add(dendrogram(neuron, { signal, link, onThreshold }));
-    parts.push(h("div", { class: "side-tree" }, card("Where to cut", tree)));
-  } else if (neuron.n > 1) {
-    parts.push(h("p", { class: "notice" }, "The trees of this run can't be read, so its features are shown as it cut them."));
-  }
+  const parts = neuron.n > 1 ? [h("div", { class: "side-tree" }, trees(view))] : [];
   const pictures = [
     ["layout", "As the neuron reads them", "Neuron embeddings: examples near each other meet the neuron's weights alike."],
     ["layoutInput", "Before the neuron", "The layer's inputs themselves: near each other means alike whatever the neuron reads."],
@@ -268,6 +261,30 @@ function side(view, { tell }) {
   observer.observe(element);
   signal.addEventListener("abort", () => observer.disconnect());
   return element;
+}
+
+/** Where to cut: the tree of what the page shows. */
+function trees(view) {
+  const { neuron, signal, link } = view;
+  const features = hasTree(neuron) && dendrogram(featurePlan(neuron), { signal, link, onThreshold: (value, settled) => view.setThreshold(value, settled) });
+  const meanings = view.groups && neuron.meaningTree && dendrogram(meaningPlan(neuron), { signal, link, onThreshold: (value, settled) => view.setOverlap(value, settled) });
+  const ofFeatures = h("div", {}, features ? features.element : h("p", { class: "notice" }, "The trees of this run can't be read, so its features are shown as it cut them."));
+  const why = h("p", { class: "quiet-text small" });
+  const ofMeanings = h("div", { hidden: true }, meanings && meanings.element, why,
+    h("p", { class: "quiet-text small" }, "Overlap is what the two sides of a branch have in common: about 1 for halves of one meaning, about 0 for unrelated meanings. Sides that overlap less than the cut are different meanings."));
+  return card("Where to cut", view.add({
+    element: h("div", {}, ofFeatures, ofMeanings),
+    show(cut, chosen) {
+      const byMeaning = Boolean(view.byMeaning && meanings);
+      ofFeatures.hidden = byMeaning;
+      ofMeanings.hidden = !byMeaning;
+      if (features) features.show(cut, chosen);
+      if (!byMeaning) return;
+      meanings.show(view.groups, null, !view.canRegroup);
+      why.hidden = view.canRegroup;
+      why.textContent = hasDetails(neuron.run) ? "" : "The meanings at other cuts aren’t in these pages.";
+    },
+  }));
 }
 
 /** A picture of all examples, coloured by what the reader chose. */

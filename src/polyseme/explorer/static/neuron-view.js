@@ -1,4 +1,4 @@
-// The state of a neuron's page: its address, the cut, and the parts that show it.
+// The state of a neuron's page: its address, the cuts, and the parts that show it.
 
 import * as data from "./data.js";
 import { count, number } from "./format.js";
@@ -7,13 +7,18 @@ import { links } from "./link.js";
 import { neuronAt } from "./lookup.js";
 import { neuronAddress } from "./route.js";
 import { typing } from "./keys.js";
-import { LEVELS, meaningsOf } from "./meanings.js";
+import { hasAllCuts, hasDetails, LEVELS, meaningDetails, meaningsAt } from "./meanings.js";
+
+const DWELL = 100; // milliseconds on a page before what takes longer is asked for
 
 /** The neuron that an address names. @throws {data.DataError} if there's none */
-export async function openNeuron({ run, params }) {
+export async function openNeuron({ run, params, query }) {
   const found = neuronAt(run, ...(params.length > 1 ? params : [undefined, ...params]));
   if (found.problem) throw new data.DataError(found.problem);
-  return data.neuron(run, data.rowOf(run, found.site, found.neuron));
+  const neuron = await data.neuron(run, data.rowOf(run, found.site, found.neuron));
+  // Meanings of another cut are no sooner known, and those of the run's own would be seen in passing.
+  if (query.has("overlap") && hasDetails(run)) neuron.details = await meaningDetails(neuron).catch(() => null);
+  return neuron;
 }
 
 /** In which order features are shown; "strongest" is all examples, whatever their feature. */
@@ -35,9 +40,9 @@ function impliedLevel(query) {
  *
  * @param {URLSearchParams} query
  * @param {object} neuron as data.js has it
- * @param {import("./cut.js").Cut | null} groups its meanings
+ * @param {?object} details of its meanings, once they're known
  */
-function read(query, neuron, groups) {
+function read(query, neuron, details) {
   const wrong = [];
   const own = neuron.site.threshold;
   const given = (name, fits, expected, otherwise) => {
@@ -51,11 +56,19 @@ function read(query, neuron, groups) {
   const threshold = asked !== null && hasTree(neuron) ? Number(asked) : own;
   const cut = cutNeuron(neuron, threshold);
   const isBelow = (n) => (text) => /^\d+$/.test(text) && Number(text) < n;
+  const ownOverlap = neuron.run.meaning_cut?.overlap;
+  const elsewhere = neuron.meaningTree && hasDetails(neuron.run);
+  const cutAt = given("overlap", (text) => Number(text) === ownOverlap || (elsewhere && Number(text) > 0 && Number(text) <= 1),
+    elsewhere ? `an overlap is above 0 and at most 1; meanings are shown as the run has them, at ${ownOverlap}` : "meanings are shown as the run has them: other cuts aren't in these pages", null);
+  const overlap = cutAt === null || !neuron.run.has?.meanings ? null : Number(cutAt);
+  const groups = meaningsAt(neuron, overlap, details);
   const numbers = (n) => (n > 1 ? `0 to ${n - 1}` : "0 alone");
   const level = groups ? given("level", (text) => LEVELS.includes(text), `a level is one of ${LEVELS.join(", ")}`, impliedLevel(query)) : "features";
   return {
     wrong,
     cut,
+    overlap,
+    groups,
     level,
     meaning: groups && given("meaning", isBelow(groups.n), `the neuron's meanings are ${numbers(groups.n)}; none is opened`, null),
     colour: groups ? given("colour", (text) => COLOURS.includes(text), `examples are coloured by one of ${COLOURS.join(", ")}`, level === "meanings" ? "meaning" : "feature") : "feature",
@@ -81,8 +94,13 @@ export class NeuronView {
     this.neuron = neuron;
     this.ctx = ctx;
     this.signal = ctx.signal;
-    /** Its meanings, or null where the run has none. */
-    this.groups = meaningsOf(neuron);
+    /** Its meanings at the present cut, or null where the run has none. */
+    this.groups = meaningsAt(neuron);
+    /** The overlap that the address asks for; null for the run's own. */
+    this.overlap = null;
+    /** What of its meanings takes longer to find out, once it's known; or a sentence why it isn't. */
+    this.details = neuron.details ?? null;
+    this.lost = null;
     this.link = links((example) => this.open(example));
     /** @type {Part[]} */
     this.parts = [];
@@ -101,8 +119,8 @@ export class NeuronView {
     this.cut = null;
     /** Sentences about what the address asks for in vain. */
     this.wrong = [];
-    this._threshold = null;
     this._frame = 0;
+    this._asked = false;
     if (hasFeatures(neuron)) this._keys();
   }
 
@@ -113,45 +131,84 @@ export class NeuronView {
 
   /** Shows what an address says. */
   update(query) {
-    const { example, ...shown } = hasFeatures(this.neuron) ? read(query, this.neuron, this.groups) : {};
+    const { example, ...shown } = hasFeatures(this.neuron) ? read(query, this.neuron, this.details) : {};
     Object.assign(this, shown);
     for (const listener of this.onQuery) listener();
     if (!this.cut) return;
     this._show();
     this._open(example === null ? null : Number(example));
+    if (this.byMeaning && !this._asked) this._ask();
+  }
+
+  /** Asks what takes longer to find out of its meanings. */
+  async _ask() {
+    this._asked = true;
+    if (this.details || !hasDetails(this.neuron.run)) return;
+    // Nobody wants to wait for those of neurons that were passed by.
+    await new Promise((resolve) => setTimeout(resolve, DWELL));
+    if (this.signal.aborted) return;
+    try {
+      this.details = await meaningDetails(this.neuron);
+    } catch (error) {
+      this.lost = error.message;
+    }
+    if (this.signal.aborted) return;
+    this.groups = meaningsAt(this.neuron, this.overlap, this.details);
+    this._show();
+  }
+
+  /** Whether the meanings can be had at other overlaps. */
+  get canRegroup() {
+    return hasAllCuts(this.details);
   }
 
   _show() {
     for (const part of this.parts) part.show(this.cut, this.chosen);
   }
 
-  /** Cuts the tree elsewhere: at once for the eye, in the address and aloud when it's settled. */
+  /** Cuts the tree of features elsewhere: at once for the eye, in the address and aloud when it's settled. */
   setThreshold(threshold, settled) {
-    this._threshold = threshold;
-    if (!this._frame) {
-      // Many events come between two pictures; only the last one's is seen.
-      this._frame = requestAnimationFrame(() => {
-        this._frame = 0;
-        this._recut();
-      });
-    }
-    if (!settled) return;
-    cancelAnimationFrame(this._frame);
-    this._frame = 0;
-    this._recut();
-    this.go(this.level, { threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
-    this.ctx.announce(`${count(this.cut.n, "feature")} at ${number(threshold)}`);
+    this._cutSoon(settled, () => {
+      if (threshold === this.cut.threshold) return false;
+      this.cut = cutNeuron(this.neuron, threshold);
+      this.chosen = null; // feature 3 of one cut is another in the next
+      return true;
+    }, () => {
+      this.go(this.level, { threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
+      this.ctx.announce(`${count(this.cut.n, "feature")} at ${number(threshold)}`);
+    });
   }
 
-  _recut() {
-    if (this._threshold === this.cut.threshold) return;
-    const began = performance.now();
-    this.cut = cutNeuron(this.neuron, this._threshold);
-    // Feature 3 of one cut is another in the next.
-    this.chosen = null;
-    this.wrong = [];
-    this._show();
-    performance.measure("recut", { start: began });
+  /** Likewise the tree of meanings. */
+  setOverlap(overlap, settled) {
+    this._cutSoon(settled, () => {
+      if (overlap === this.groups.threshold) return false;
+      this.overlap = overlap;
+      this.groups = meaningsAt(this.neuron, overlap, this.details);
+      this.meaning = null;
+      return true;
+    }, () => {
+      this.go(this.level, { overlap: this.groups.own ? null : overlap, meaning: this.meaning }, { replace: true });
+      this.ctx.announce(`${count(this.groups.n, "meaning")} at an overlap of ${number(overlap)}`);
+    });
+  }
+
+  _cutSoon(settled, recut, settle) {
+    const now = () => {
+      const began = performance.now();
+      if (!recut()) return;
+      this.wrong = [];
+      this._show();
+      performance.measure("recut", { start: began });
+    };
+    // Many events come between two pictures; only the last one's is seen.
+    cancelAnimationFrame(this._frame);
+    if (!settled) {
+      this._frame = requestAnimationFrame(now);
+      return;
+    }
+    now();
+    settle();
   }
 
   /** Changes the address and the level; the latter stands in it only where the rest doesn't say as much. */
@@ -187,7 +244,7 @@ export class NeuronView {
   addressOf(neuron) {
     const { run, site } = this.neuron;
     const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
-    const kept = Object.fromEntries(["threshold", "order", "shade", "level", "colour"].map((name) => [name, query.get(name)]));
+    const kept = Object.fromEntries(["threshold", "overlap", "order", "shade", "level", "colour"].map((name) => [name, query.get(name)]));
     return neuronAddress(run, site.number, neuron, kept);
   }
 

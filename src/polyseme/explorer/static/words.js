@@ -1,8 +1,8 @@
-// Words of a run of texts, and the features that a reader's words stand for.
+// Words of a run of texts, and the meanings and features that a reader's words stand for.
 
 import * as data from "./data.js";
 
-const MOST_COMPLETIONS = 50; // words whose features are fetched for the beginning of a word
+const MOST_COMPLETIONS = 50; // words whose meanings are fetched for the beginning of a word
 
 /** As the list of words spells it: without the spaces around it, and its case folded. */
 export function spelling(text) {
@@ -30,10 +30,11 @@ export function completions(words, typed, n) {
  */
 
 /**
- * Features that have every part of a query. A part that no word begins with is left out.
+ * Meanings, or features, that have every part of a query. A part that no word begins with is left out.
+ * @param {"meanings" | "features"} kind
  * @returns {Promise<{parts: Part[], unknown: string[], hits: object[]}>}
  */
-export async function findFeatures(run, vocabulary, q) {
+export async function find(run, vocabulary, q, kind) {
   const known = new Set(vocabulary.words);
   const text = spelling(q);
   const typed = known.has(text) ? [text] : [...new Set(text.split(" "))];
@@ -42,10 +43,10 @@ export async function findFeatures(run, vocabulary, q) {
   const unknown = all.filter(({ words }) => !words.length).map((part) => part.typed);
   const number = new Map(vocabulary.words.map((word, i) => [word, i]));
   const lists = await Promise.all(
-    parts.map(async ({ words }) => (await Promise.all(words.map((word) => data.wordFeatures(run, vocabulary.shards[number.get(word)], word)))).flat()),
+    parts.map(async ({ words }) => (await Promise.all(words.map((word) => data.wordHits(run, vocabulary.shards[number.get(word)], word, kind)))).flat()),
   );
-  const key = ({ site, neuron, feature }) => `${site}/${neuron}/${feature}`;
-  // A list is cut off at its first hundred, so a feature beyond them counts by its label.
+  const key = (hit) => `${hit.site}/${hit.neuron}/${hit.number}`;
+  // A list is cut off at its first hundred, so what is beyond them counts by its label.
   const sets = lists.map((list) => new Set(list.map(key)));
   const labelled = ({ label }, { typed: word, words }) => spelling(label).split(" ").some((other) => (words[0] === word ? other === word : other.startsWith(word)));
   const every = new Map(lists.flat().map((hit) => [key(hit), hit]));

@@ -37,7 +37,7 @@ export async function render(main, ctx) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   main.append(
-    h("p", { class: "lead" }, "Type a text and see which neurons it activates at each token, and in which of their meanings. Neurons are ranked by the share of their own maximum in the run, so that large scales don't always win."),
+    h("p", { class: "lead" }, "Type a text and see which neurons it activates at each token, and in which of their meanings; the number beside a meaning says how near, 1 at most. Neurons are ranked by the share of their own maximum in the run, so that large scales don't always win."),
     form, status, result);
 
   let asked = null;
@@ -189,9 +189,10 @@ class Probed {
   }
 
   _meaning(row) {
-    if (!(row.meaning >= 0)) return h("span", { class: "quiet-text" }, "none is near");
+    const near = Number.isFinite(row.meaning_cosine) && h("small", { class: "quiet-text", title: "Mean cosine with the examples of the nearest meaning" }, ` ${row.meaning_cosine.toFixed(2).replace("-", "−")}`);
+    if (!(row.meaning >= 0)) return h("span", { class: "quiet-text" }, "none is near", near);
     const href = neuronAddress(this.ctx.run, row.site, row.neuron, { meaning: row.meaning });
-    return h("a", { href, class: "probe-meaning", "aria-label": `Meaning ${row.meaning}` }, badge(row.meaning, paletteOf(row.meaning, 2)));
+    return [h("a", { href, class: "probe-meaning", "aria-label": `Meaning ${row.meaning}` }, badge(row.meaning, paletteOf(row.meaning, 2))), near];
   }
 
   _feature(row) {

@@ -1,11 +1,11 @@
-// Neurons and features by what the reader types: a neuron's address, a layer, words, a part of a label.
+// Neurons, meanings and features by what the reader types: a neuron's address, a layer, words, a part of a label.
 
 import * as data from "../data.js";
 import { h } from "../dom.js";
 import { count, isolated, whole } from "../format.js";
 import { example, findNeuron, neuronName, siteName, siteOf } from "../lookup.js";
 import { address, neuronAddress } from "../route.js";
-import { beginning, findFeatures, spelling } from "../words.js";
+import { beginning, find, spelling } from "../words.js";
 
 const SUGGESTED = 24;
 
@@ -21,7 +21,7 @@ export async function render(main, ctx) {
       h("code", {}, example(run)),
       ")",
       run.sites.length > 1 && ", a part of a layer’s name",
-      run.has.search ? ", or words that set features off or are in their labels; the beginning of a word will do." : ". This run has no texts, so there are no words to search for.",
+      run.has.search ? ", or words that meanings and features are about; the beginning of a word will do." : ". This run has no texts, so there are no words to search for.",
     ),
   );
   if (!q) return;
@@ -35,22 +35,25 @@ export async function render(main, ctx) {
     return;
   }
   const vocabulary = await data.vocabulary(run);
-  const { parts, unknown, hits } = await findFeatures(run, vocabulary, q);
+  const [meanings, features] = await Promise.all(["meanings", "features"].map((kind) => find(run, vocabulary, q, kind)));
+  const { parts, unknown } = features;
+  const hits = [...meanings.hits, ...features.hits];
   const quoted = (words) => words.map((word) => `“${isolated(word)}”`).join(" and ");
   if (hits.length) {
-    if (unknown.length) main.append(notice(`No word with features begins with ${quoted(unknown)}, so that is left out.`));
-    main.append(results(ctx, parts, hits));
+    if (unknown.length) main.append(notice(`No word with meanings or features begins with ${quoted(unknown)}, so that is left out.`));
+    if (meanings.hits.length) main.append(results(ctx, parts, meanings.hits, "meaning"));
+    if (features.hits.length) main.append(results(ctx, parts, features.hits, "feature"));
   } else if (parts.length > 1) {
     main.append(
-      notice("No feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
+      notice("No meaning or feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
         parts.map(({ typed }, i) => [i ? ", " : "", h("a", { href: address("search", [], { run: run.index, q: typed }) }, h("bdi", {}, typed))]), "."),
     );
   } else if (!found) {
-    main.append(notice(`No feature has ${quoted(unknown)} among its tokens or in its label.`));
+    main.append(notice(`No meaning or feature has ${quoted(unknown)} in its label or among its tokens.`));
   }
   const like = beginning(vocabulary.words, spelling(q)).filter((word) => word !== spelling(q)).slice(0, SUGGESTED);
   if (like.length) main.append(suggestions(run, like));
-  if (hits.length || !found) ctx.announce(hits.length ? count(hits.length, "feature") : "Nothing found");
+  if (hits.length || !found) ctx.announce(hits.length ? `${count(meanings.hits.length, "meaning")} and ${count(features.hits.length, "feature")}` : "Nothing found");
 }
 
 function notice(...words) {
@@ -78,7 +81,19 @@ function layerHits(run, sites) {
   );
 }
 
-function results(ctx, parts, hits) {
+const SAYS = {
+  meaning: [
+    "Meanings with the word in their label, as it stands at the maxima of their examples; those where it comes most often first. At most 100 are listed.",
+    "Meanings with such a word for each of these in their label, the largest first. At most 100 are looked through for a word.",
+  ],
+  feature: [
+    "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed.",
+    "Features with such a word for each of these among the tokens that set them off or in their label, the largest first. At most 100 are looked through for a word.",
+  ],
+};
+
+/** @param {"meaning" | "feature"} noun */
+function results(ctx, parts, hits, noun) {
   const { run, query, navigate } = ctx;
   const layers = [...new Set(hits.map(({ site }) => site))].sort((a, b) => a - b);
   const layer = query.has("layer") ? siteOf(run, query.get("layer")) : null;
@@ -104,26 +119,24 @@ function results(ctx, parts, hits) {
     h(
       "header",
       {},
-      h("h2", {}, `${count(shown.length, "feature")} for ${parts.map(({ typed, words }) => `“${isolated(typed)}${words[0] === typed ? "" : "…"}”`).join(" and ")}`),
+      h("h2", {}, `${count(shown.length, noun)} for ${parts.map(({ typed, words }) => `“${isolated(typed)}${words[0] === typed ? "" : "…"}”`).join(" and ")}`),
       choice,
     ),
-    h("p", { class: "reading" }, parts.length === 1 && parts[0].words.length === 1
-      ? "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed."
-      : "Features with such a word for each of these among the tokens that set them off or in their label, the largest first. At most 100 are looked through for a word."),
+    h("p", { class: "reading" }, SAYS[noun][parts.length === 1 && parts[0].words.length === 1 ? 0 : 1]),
     h(
       "div",
       { class: "scroll-x" },
       h(
         "table",
         { class: "plain hits" },
-        h("thead", {}, h("tr", {}, ["Neuron", "Feature", "Label", "Examples"].map((name, i) => h("th", { scope: "col", class: i === 3 || i === 1 ? "num" : null }, name)))),
-        h("tbody", {}, shown.map((hit) => line(run, hit))),
+        h("thead", {}, h("tr", {}, ["Neuron", noun === "meaning" ? "Meaning" : "Feature", "Label", "Examples"].map((name, i) => h("th", { scope: "col", class: i === 3 || i === 1 ? "num" : null }, name)))),
+        h("tbody", {}, shown.map((hit) => line(run, hit, noun))),
       ),
     ),
   );
 }
 
-function line(run, { site, neuron, feature, examples, label }) {
+function line(run, { site, neuron, number, examples, label }, noun) {
   const info = run.sites[site];
   return h(
     "tr",
@@ -133,12 +146,12 @@ function line(run, { site, neuron, feature, examples, label }) {
       { scope: "row" },
       h(
         "a",
-        { href: neuronAddress(run, site, neuron, { feature }), onpointerenter: () => data.prefetch(run, info.first + neuron) },
+        { href: neuronAddress(run, site, neuron, { [noun]: number }), onpointerenter: () => data.prefetch(run, info.first + neuron) },
         neuronName(run, info, neuron),
       ),
       info.address !== info.name && h("span", { class: "layer quiet-text small" }, h("bdi", {}, info.name)),
     ),
-    h("td", { class: "num" }, feature),
+    h("td", { class: "num" }, number),
     h("td", {}, h("bdi", { dir: "ltr" }, label)),
     h("td", { class: "num" }, whole(examples)),
   );

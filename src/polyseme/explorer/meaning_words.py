@@ -1,0 +1,176 @@
+"""Which meanings are called by a word: the words of their labels, for all neurons of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyseme.store import RunFolder
+from polyseme.store.format import neuron_offsets
+from polyseme.views.meanings import NAMED, label_of
+
+Ints = NDArray[np.int64]
+
+_EXAMPLES = 200_000  # at a time
+
+
+class MeaningWords:
+    """The words that meanings of a run of texts are called by.
+
+    They are the words at the maxima of a meaning's examples that its label begins with, see
+    `polyseme.views.meanings.Meaning.label`; what is near its examples takes a test of each neuron.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Of a run of texts with meanings.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._reader = _WordReader(folder)
+        self._first = np.concatenate([[0], folder.neurons["n_meanings"].cumsum()]).astype(np.int64)
+        n = int(self._first[-1])
+        self._sizes = np.zeros(n, np.int64)
+        self._names = np.full((n, NAMED), -1, np.int64)
+        self._times = np.zeros((n, NAMED), np.int64)
+        self._name_all()
+        spelled = [" ".join(word.split()).casefold() for word in self._reader.words]
+        self.words = sorted(set(filter(None, spelled)))
+        number = {word: n for n, word in enumerate(self.words)}
+        folded = np.array([number.get(word, -1) for word in spelled], np.int64)
+        meaning, rank = np.nonzero(self._names >= 0)
+        called = folded[self._names[meaning, rank]]
+        times = self._times[meaning, rank]
+        order = np.lexsort((meaning, -self._sizes[meaning], -times, called))
+        self._meanings = meaning[order]
+        self._ends = np.searchsorted(called[order], np.arange(len(self.words) + 1))
+        self._number = number
+
+    def meanings(self, word: str, most: int) -> list[list[Any]]:
+        """The meanings that are called by a word, those where it comes most often first.
+
+        Returns
+        -------
+        list
+            Each as ``[site, neuron, meaning, examples, label]``.
+        """
+        if word not in self._number:
+            return []
+        start, stop = self._ends[self._number[word] :][:2]
+        rows = np.array(list(dict.fromkeys(self._meanings[start:stop].tolist()))[:most], np.int64)
+        neuron = np.searchsorted(self._first, rows, side="right") - 1
+        first = neuron_offsets(self._folder.sites)
+        site = np.searchsorted(first, neuron, side="right") - 1
+        columns = (site, neuron - first[site], rows - self._first[neuron], self._sizes[rows])
+        return [
+            [*numbers, self._label(row)]
+            for *numbers, row in zip(*(c.tolist() for c in columns), rows.tolist(), strict=True)
+        ]
+
+    def _label(self, row: int) -> str:
+        named = zip(self._names[row].tolist(), self._times[row].tolist(), strict=True)
+        return label_of({self._reader.words[name]: n for name, n in named if name >= 0})
+
+    def _name_all(self) -> None:
+        columns = [
+            self._folder.column("examples", name).to_numpy(np.int64)
+            for name in ("input", "position", "meaning")
+        ]
+        ends = self._folder.offsets("examples")
+        neuron = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        stop = 0
+        while stop < ends[-1]:
+            start = stop
+            # Whole neurons, one at least.
+            last = int(np.searchsorted(ends, start + _EXAMPLES, side="right")) - 1
+            stop = int(ends[last]) if ends[last] > start else int(ends[ends > start][0])
+            inputs, positions, meanings = (column[start:stop] for column in columns)
+            self._name(self._first[neuron[start:stop]] + meanings, inputs, positions)
+
+    def _name(self, meaning: Ints, inputs: Ints, positions: Ints) -> None:
+        """Name the meanings of some neurons, by their examples."""
+        size = np.bincount(meaning)
+        self._sizes[: len(size)] += size
+        word = self._reader.read(inputs, positions)
+        known = np.flatnonzero(word >= 0)
+        pairs = np.stack([meaning[known], word[known]])
+        key = pairs[0] * (len(self._reader.words) + 1) + pairs[1]
+        _, first, times = np.unique(key, return_index=True, return_counts=True)
+        first, times = first[times > 1], times[times > 1]
+        order = np.lexsort((first, -times, pairs[0, first]))
+        owner, names = pairs[:, first[order]]
+        rank = np.arange(len(owner)) - np.searchsorted(owner, owner)
+        kept = rank < NAMED
+        self._names[owner[kept], rank[kept]] = names[kept]
+        self._times[owner[kept], rank[kept]] = times[order][kept]
+
+
+class _WordReader:
+    """The words that tokens of a run's contexts are pieces of, as `views.meanings.words_around`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        inputs = folder.inputs
+        self._index, self._tokens, self._lengths = (
+            np.asarray(inputs[name]) for name in ("index", "tokens", "lengths")
+        )
+        self._before, self._after = (int(n) for n in folder.metadata["settings"]["window"])
+        texts = folder.token_texts
+        size = int(texts.index.max()) + 1 if len(texts) else 0
+        self._texts = [""] * size
+        self._blank, self._opens, self._closes = (np.ones(size, bool) for _ in range(3))
+        for token, text in zip(texts.index.tolist(), texts, strict=True):
+            piece = self._texts[token] = text.strip()
+            self._blank[token] = not piece
+            self._opens[token] = text[:1].isspace() or not piece[:1].isalnum()
+            self._closes[token] = not text[-1:].isalnum()
+        self._number: dict[str, int] = {}
+        self.words: list[str] = []
+
+    def read(self, inputs: Ints, positions: Ints) -> Ints:
+        """Numbers in ``words`` of the words at some places, -1 where there is none."""
+        row = np.searchsorted(self._index, inputs)
+
+        def at(place: Ints) -> Ints:
+            return np.asarray(self._tokens[row, place], np.int64)
+
+        first = np.maximum(positions - self._before, 0)
+        last = np.minimum(positions + self._after + 1, self._lengths[row])
+        start = positions.copy()
+        # White space alone is of the word before it.
+        while (back := self._blank[at(start)] & (start > first)).any():
+            start -= back
+        stop = start + 1
+        while (
+            back := (start > first)
+            & ~self._opens[at(start)]
+            & ~self._closes[at(np.maximum(start - 1, 0))]
+        ).any():
+            start -= back
+        while (
+            on := (stop < last)
+            & ~self._opens[at(np.minimum(stop, self._tokens.shape[1] - 1))]
+            & ~self._closes[at(stop - 1)]
+        ).any():
+            stop += on
+        # One number for all pieces of a word.
+        key = np.zeros(len(row), np.uint64)
+        for n in range(int((stop - start).max(initial=0))):
+            piece = at(np.minimum(start + n, stop - 1)).astype(np.uint64) + np.uint64(1)
+            key = np.where(start + n < stop, key * np.uint64(0x9E3779B97F4A7C15) + piece, key)
+        _, some, which = np.unique(key, return_index=True, return_inverse=True)
+        numbers = [
+            self._numbered(self._tokens[row[n], start[n] : stop[n]].tolist()) for n in some.tolist()
+        ]
+        return np.array(numbers, np.int64)[which]
+
+    def _numbered(self, pieces: list[int]) -> int:
+        word = "".join(self._texts[piece] for piece in pieces)
+        if not word:
+            return -1
+        number = self._number.setdefault(word, len(self.words))
+        if number == len(self.words):
+            self.words.append(word)
+        return number
