@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -207,23 +206,21 @@ def _attached(model: Any, options: argparse.Namespace) -> list[Any]:
 
 
 @contextmanager
-def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
-    """What ``polyseme train-sae MODEL --text ...`` trains on, on disk for as long as it takes."""
-    out = Path(options.out)
-    if os.path.lexists(out) and not (options.overwrite or options.resume):
-        # Before the text is read, which takes a while.
-        raise InputError(
-            f"{out} already exists. Replace it with --overwrite, resume an unfinished training "
-            "with --resume, or choose another output."
-        )
+def activations_of_text(options: argparse.Namespace) -> Iterator[tuple[Any, Any, Any]]:
+    """Model, contexts and what ``polyseme train-sae MODEL --text ...`` trains on.
+
+    The activations are on disk for as long as it takes.
+    """
     analysis = module("polyseme.analysis", "Reading a model's activations")
     model, contexts = read_contexts(options)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(options.out).parent
+    folder.mkdir(parents=True, exist_ok=True)
     # Beside the output, where there is room; and without a name, so that nothing can be left.
-    with tempfile.TemporaryFile(dir=out.parent) as file:
-        yield analysis.token_vectors(
+    with tempfile.TemporaryFile(dir=folder) as file:
+        activations = analysis.token_vectors(
             model, contexts, options.site, file=file, progress=not options.quiet
         )
+        yield model, contexts, activations
 
 
 def load_any_model(options: argparse.Namespace) -> Any:
