@@ -130,6 +130,9 @@ def test_sweep(place, capsys):
     assert len(records) == 2 * 2 * 3
     # The labels are what the model says, so this is the share of answers that stay.
     assert all(0.4 < json.loads(file.read_text())["accuracy"] <= 1 for file in records)
+    described = [json.loads(file.read_text()) for file in records]
+    assert any(record["random_n"] for record in described)
+    assert all(1 / 3 <= r["random_purity"] <= 1 for r in described if r["random_n"])
     lines = [line.split() for line in out.splitlines() if " ne " in line]
     n = sum(int(line[3].removeprefix("n=")) for line in lines)
     assert n >= 2
@@ -145,3 +148,27 @@ def test_sweep(place, capsys):
     status, _, err = said(capsys, *arguments, "--epochs", "5")
     assert status == 1
     assert "epochs was 4.0 and is now 5.0" in err
+
+
+def test_a_sweep_without_an_l1_coefficient(place, capsys):
+    arguments = ["sweep", *SOURCE, *TRAINING, "--out", "swept", "--ne", "0", "--seeds", "2"]
+    arguments += ["--architecture", "topk", "--k", "3"]
+    status, out, err = said(capsys, *arguments, "--forms", "weighted:5,weighted:9,unweighted:200")
+    assert (status, err) == (0, "")
+    assert out.startswith("means over seeds ± half of the 95% confidence interval:")
+    assert [line.split() for line in out.splitlines() if " ne " in line] == [
+        ["none", "ne", "0", "n=2"],
+        ["unweighted", "ne", "200", "n=2"],
+        ["weighted", "ne", "5", "n=2"],
+        ["weighted", "ne", "9", "n=2"],
+    ]
+    l0 = [json.loads(file.read_text())["l0"] for file in Path("swept/records").glob("*.json")]
+    assert len(l0) == 8
+    shown = [float(line.split()[1]) for line in out.splitlines() if line.split()[0] == "l0"]
+    assert np.mean(shown) == pytest.approx(np.mean(l0), abs=1e-3)
+    status, _, err = said(capsys, *arguments, "--l1", "3")
+    assert status == 1
+    assert "l1_coefficient is 3.0, but the architecture 'topk' has none" in err
+    status, _, err = said(capsys, *arguments, "--forms", "weighted:many")
+    assert status == 1
+    assert "--forms holds 'weighted:many'; a form such as weighted, or one with" in err

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 import polyseme as ps
 from polyseme import cli
 from polyseme.cli.language_models import count
+from polyseme.data import Contexts, read_text
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -162,8 +166,12 @@ def test_bad_input(place, folder, capsys, arguments, message):
 )
 def test_options_of_the_other_kind_of_data(source, option, other, capsys):
     flag = option.split()[0]
-    for command in (["analyse", "M", "--sites", "x"], ["train-sae", "M", "--site", "x"]):
-        if command[0] == "train-sae":
+    for command in (
+        ["analyse", "M", "--sites", "x"],
+        ["train-sae", "M", "--site", "x"],
+        ["sweep", "M", "--site", "x"],
+    ):
+        if command[0] != "analyse":
             if flag in ("--no-panels", "--image-shape", "--importances"):
                 continue
             command.extend(["--d-sae", "4"])
@@ -171,6 +179,35 @@ def test_options_of_the_other_kind_of_data(source, option, other, capsys):
         assert cli.main(given) == 1
         expected = f"{flag} goes with {other}, not with {source}; leave it out."
         assert expected in capsys.readouterr().err
+
+
+def test_sweep(place, folder, capsys):
+    pytest.importorskip("sae_lens")
+    (place / "text.txt").write_text(TEXT * 5)
+    arguments = ["sweep", folder, "--text", "text.txt", "--context", "16", "--out", "swept"]
+    arguments += ["--site", "model.layers.1.post_attention_layernorm", "--d-sae", "8"]
+    arguments += ["--architecture", "topk", "--k", "4", "--epochs", "2", "--batch-size", "32"]
+    arguments += ["--ne", "0,5", "--seeds", "1", "--quiet"]
+    status, out, err = said(capsys, *arguments)
+    assert (status, err) == (0, "")
+    records = sorted((place / "swept" / "records").glob("*.json"))
+    assert [file.stem for file in records] == ["none-ne0-seed0", "weighted-ne5-seed0"]
+    record = json.loads(records[0].read_text())
+    assert "accuracy" not in record
+    # Tokens are the labels; "the" is the most common of the 13 words.
+    contexts = Contexts(
+        read_text("text.txt"), transformers.AutoTokenizer.from_pretrained(folder), length=16
+    )
+    tokens = contexts.counted_tokens()
+    counted = [batch.ids[batch.mask] for batch in contexts.batches(1)]
+    assert tokens.tolist() == np.concatenate(counted).tolist()
+    common = Counter(tokens.tolist()).most_common(1)[0][1] / len(tokens)
+    assert record["random_n"] > 0
+    assert common / 2 < record["random_purity_null"] <= record["random_purity"] <= 1
+    assert said(capsys, *arguments)[1] == out, "a sweep goes on with the same text"
+    status, _, err = said(capsys, *arguments, "--context", "17")
+    assert status == 1
+    assert "swept holds another sweep" in err
 
 
 def test_counts():

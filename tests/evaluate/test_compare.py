@@ -142,7 +142,7 @@ def test_there_must_be_an_sae() -> None:
 
 
 def test_every_combination_and_plain_saes_once() -> None:
-    found = points([0, 1], [0.1, 0.2], [0, 1], ["weighted", "calibrated"])
+    found = points({"weighted": [0, 1], "calibrated": [0, 1]}, [0.1, 0.2], [0, 1])
     assert len(found) == len(set(found)) == 2 * 2 * 3
     assert sum(point.form == "none" for point in found) == 4
     assert [point.seed for point in found] == [0] * 6 + [1] * 6

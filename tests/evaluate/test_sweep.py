@@ -13,6 +13,7 @@ from scipy import stats
 from tests.evaluate.models import SAE
 
 from polyseme.errors import InputError, RunError
+from polyseme.evaluate.latents import latent_meanings
 from polyseme.evaluate.sweep import (
     at_equal_l0,
     common_l0,
@@ -40,23 +41,32 @@ def records(seeds=3, forms=("weighted",), coefficients=(0, 20)):
             "fvu": 0.1 * point.l1_coefficient + rng.normal() / 100,
             "mean_distance": 0.2 / (1 + point.ne_coefficient) + rng.normal() / 100,
         }
-        for point in points(coefficients, (1, 2, 4), range(seeds), forms)
+        for point in points(dict.fromkeys(forms, coefficients), (1, 2, 4), range(seeds))
     ]
     return pd.DataFrame(rows)
 
 
 def test_points():
-    found = points((0, 20), (3, 5), range(2), ("weighted", "unweighted"))
+    found = points({"weighted": (0, 20), "unweighted": (0, 200)}, (3, 5), range(2))
     assert len(found) == len(set(found)) == 2 * 2 * (1 + 2)
+    assert {(p.form, p.ne_coefficient) for p in found} == {
+        ("none", 0),
+        ("weighted", 20),
+        ("unweighted", 200),
+    }
     assert [point.seed for point in found] == [0] * 6 + [1] * 6
     assert {p.form for p in found if p.ne_coefficient == 0} == {"none"}
     assert len({point.name for point in found}) == len(found)
+    assert [p.name for p in points({"weighted": (0, 20)}, (None,), (3,))] == [
+        "none-ne0-seed3",
+        "weighted-ne20-seed3",
+    ]
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
     torch.manual_seed(0)
     activations = torch.randn(300, 5).relu()
-    todo = points((0, 20), (3,), range(2))
+    todo = points({"weighted": (0, 20)}, (3,), range(2))
     trained = []
 
     def train(point):
@@ -121,7 +131,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     with pytest.raises(RunError, match="holds other files"):
         list(sweep(torch.zeros(0, 5), [], SAE, out=tmp_path, settings=SETTINGS))
     (tmp_path / "records").rmdir()
-    work = sweep(torch.zeros(0, 5), points((0,), (3,), range(2)), broken, out=tmp_path, settings={})
+    work = sweep(
+        torch.zeros(0, 5),
+        points({"weighted": (0,)}, (3,), range(2)),
+        broken,
+        out=tmp_path,
+        settings={},
+    )
     with pytest.raises(ZeroDivisionError):
         next(work)
     (tmp_path / "records" / "half.json.new").write_text("{")
@@ -134,7 +150,7 @@ def broken(point):
 
 
 def test_two_sweeps_cannot_share_a_folder(tmp_path):
-    todo = points((0,), (3,), range(2))
+    todo = points({"weighted": (0,)}, (3,), range(2))
     rows = torch.rand(9, 5)
     first = sweep(rows, todo, lambda _: SAE(), out=tmp_path, settings={})
     next(first)
@@ -197,6 +213,31 @@ def test_pareto():
     assert table["fvu"][1] == pytest.approx(mine.mean())
     assert table["fvu_ci"][1] == pytest.approx(mine.std() / 2 * stats.t.ppf(0.975, 3))
     assert table["mean_distance"][0] > 10 * table["mean_distance"][1]
+
+
+def test_saes_of_one_l0_are_taken_as_they_are():
+    found = records(seeds=3)
+    found = found[found["l1_coefficient"] == 2]
+    table = pareto(found, None, ["fvu"])
+    plain = found[found["ne_coefficient"] == 0]["fvu"]
+    assert table["seeds"].tolist() == [3, 3]
+    assert table["fvu"][0] == pytest.approx(plain.mean())
+    low, high = stats.t.interval(0.95, 2, plain.mean(), stats.sem(plain))
+    assert table["fvu_ci"][0] == pytest.approx((high - low) / 2)
+
+
+def test_what_is_recorded_of_the_latents(tmp_path):
+    torch.manual_seed(0)
+    activations = torch.randn(400, 5).relu()
+    labels = np.arange(400) % 7
+    sae = SAE()
+    todo = points({"weighted": (0,)}, (None,), (3,))
+    work = sweep(activations, todo, lambda _: sae, out=tmp_path, settings={}, labels=labels)
+    [(_, record)] = work
+    expected = latent_meanings(sae, activations, labels, seed=3)
+    assert record.items() >= expected.items()
+    assert record["strongest_n"] > 0
+    assert read_sweep(tmp_path)["l1_coefficient"].isna().all()
 
 
 def test_the_figure(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 
 from polyseme.cli.arguments import load_model, module
 from polyseme.errors import InputError
-from polyseme.remote import RemotePath, cache_folder, is_url, local_path
+from polyseme.remote import cache_folder, is_url, local_path
 
 LANGUAGE_MODEL_HELP = (
     "With --text: smollm2 or minilm, a folder that transformers wrote, a .gguf file, or a name on "
@@ -226,26 +225,21 @@ def _attached(model: Any, options: argparse.Namespace) -> list[Any]:
 
 
 @contextmanager
-def activations_of_text(options: argparse.Namespace) -> Iterator[Any]:
-    """What ``polyseme train-sae MODEL --text ...`` trains on, on disk for as long as it takes."""
-    remote = RemotePath(options.out) if is_url(options.out) else None
-    out = Path(options.out)
-    there = remote.files() if remote else os.path.lexists(out)
-    if there and not (options.overwrite or options.resume):
-        # Before the text is read, which takes a while.
-        raise InputError(
-            f"{remote or out} already exists. Replace it with --overwrite, resume an unfinished "
-            "training with --resume, or choose another output."
-        )
+def activations_of_text(options: argparse.Namespace) -> Iterator[tuple[Any, Any, Any]]:
+    """Model, contexts and what ``polyseme train-sae MODEL --text ...`` trains on.
+
+    The activations are on disk for as long as it takes.
+    """
     analysis = module("polyseme.analysis", "Reading a model's activations")
     model, contexts = read_contexts(options)
-    # Beside the output, where there is room; and without a name, so that nothing can be left.
-    folder = cache_folder() if remote else out.parent
+    folder = cache_folder() if is_url(options.out) else Path(options.out).parent
     folder.mkdir(parents=True, exist_ok=True)
+    # Beside the output, where there is room; and without a name, so that nothing can be left.
     with tempfile.TemporaryFile(dir=folder) as file:
-        yield analysis.token_vectors(
+        activations = analysis.token_vectors(
             model, contexts, options.site, file=file, progress=not options.quiet
         )
+        yield model, contexts, activations
 
 
 def load_any_model(options: argparse.Namespace) -> Any:

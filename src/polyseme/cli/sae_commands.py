@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from polyseme.cli.language_models import (
     check_source,
 )
 from polyseme.errors import InputError
+from polyseme.remote import RemotePath, is_url
 
 
 def _common(commands: Any, name: str, run: Any, text: str) -> Any:
@@ -33,14 +36,17 @@ def _common(commands: Any, name: str, run: Any, text: str) -> Any:
 
 
 def _add_source(command: Any) -> None:
-    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}. {LANGUAGE_MODEL_HELP}")
     command.add_argument(
-        "--site", required=True, metavar="NAME", help="the layer whose activations the SAE reads"
+        "--site",
+        required=True,
+        metavar="NAME",
+        help="the layer whose activations the SAE reads; with --text also any hook point of "
+        "TransformerLens, such as blocks.5.hook_resid_post",
     )
-    command.add_argument(
-        "--data", required=True, metavar="PATH", help="images, as for polyseme analyse"
-    )
+    command.add_argument("--data", metavar="PATH", help="images, as for polyseme analyse")
     add_data_options(command)
+    add_text_options(command)
 
 
 def _add_training(command: Any) -> None:
@@ -74,17 +80,7 @@ def add_train_sae(commands: Any) -> None:
         _train_sae,
         "Train a sparse autoencoder on the activations of a layer, with the NE loss or without.",
     )
-    command.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}. {LANGUAGE_MODEL_HELP}")
-    command.add_argument(
-        "--site",
-        required=True,
-        metavar="NAME",
-        help="the layer whose activations the SAE reads; with --text also any hook point of "
-        "TransformerLens, such as blocks.5.hook_resid_post",
-    )
-    command.add_argument("--data", metavar="PATH", help="images, as for polyseme analyse")
-    add_data_options(command)
-    add_text_options(command)
+    _add_source(command)
     command.add_argument("--out", required=True, metavar="DIR", help="folder or URL of the SAE")
     command.add_argument(
         "--ne", type=float, default=0.0, metavar="C", help="NE coefficient; default: %(default)s"
@@ -140,10 +136,24 @@ def add_sweep(commands: Any) -> None:
     _add_source(command)
     command.add_argument("--out", required=True, metavar="DIR", help="folder of the sweep")
     command.add_argument("--ne", type=numbers, default=(0, 20, 60), help="coefficients: 0,20,60")
-    command.add_argument("--l1", type=numbers, default=(3, 5, 8), help="coefficients: 3,5,8")
-    command.add_argument("--forms", default="weighted", help="of the NE loss, by commas")
+    command.add_argument(
+        "--l1",
+        type=numbers,
+        help="coefficients, for the architectures that have one; default: 3,5,8",
+    )
+    command.add_argument(
+        "--forms",
+        default="weighted",
+        help="of the NE loss, by commas; each may have a coefficient of its own: "
+        "weighted:20,weighted:60,unweighted:200; default: %(default)s",
+    )
     command.add_argument("--seeds", type=int, default=5, help="how many; default: %(default)s")
-    command.add_argument("--l0", type=float, help="to compare at; default: where most overlap")
+    command.add_argument(
+        "--l0",
+        type=float,
+        help="to compare at, for the architectures with an L1 coefficient; default: where most "
+        "overlap",
+    )
     _add_training(command)
 
 
@@ -180,6 +190,17 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _refuse_existing(options: argparse.Namespace) -> None:
+    """Before the text is read, which takes a while."""
+    out = options.out
+    there = RemotePath(out).files() if is_url(out) else os.path.lexists(out)
+    if there and not (options.overwrite or options.resume):
+        raise InputError(
+            f"{options.out} already exists. Replace it with --overwrite, resume an unfinished "
+            "training with --resume, or choose another output."
+        )
+
+
 def _train_sae(options: argparse.Namespace) -> None:
     sae_package = module("polyseme.sae", "Training an SAE")
     sweep_package = module("polyseme.evaluate.compare", "Evaluating an SAE")
@@ -189,9 +210,10 @@ def _train_sae(options: argparse.Namespace) -> None:
         if options.text is None:
             _, _, activations = _prepare(options)
         else:
+            _refuse_existing(options)
             # What SAELens calls it, so that its other tools find the place too.
             metadata["hook_name"] = options.site
-            activations = stack.enter_context(activations_of_text(options))
+            _, _, activations = stack.enter_context(activations_of_text(options))
         sae = sae_package.train_sae(
             activations,
             options.d_sae,
@@ -271,66 +293,58 @@ def _trained_on(sae: Any) -> dict[str, str]:
 def _sweep(options: argparse.Namespace) -> None:
     sae_package = module("polyseme.sae", "Training an SAE")
     sweeping = module("polyseme.evaluate.sweep", "A sweep")
-    evaluating = module("polyseme.evaluate.sae", "Evaluating an SAE")
     from rich.console import Console
     from rich.progress import track
 
-    def several(value: Any) -> tuple[float, ...]:
+    def several(value: Any) -> tuple[Any, ...]:
         return value if isinstance(value, tuple) else (value,)
 
+    check_source(options)
     if options.seeds < 1:
         raise InputError(f"--seeds is {options.seeds}; at least 1 is expected.")
-    model, images, activations = _prepare(options)
-    forms = [form.strip() for form in options.forms.split(",")]
-    todo = sweeping.points(several(options.ne), several(options.l1), range(options.seeds), forms)
-    describe = module("polyseme.analysis.describe", "A sweep")
-    feed = module("polyseme.sites", "A sweep").Feed(model)
-    settings = {
-        **_settings(options),
-        "d_sae": options.d_sae,
-        "site": options.site,
-        "model": {
-            **describe.describe_model(model),
-            **describe.behaviour(model, feed, images.inputs(slice(4))),
-        },
-        "images": images.digest(),
-        "labels": None if images.labels is None else describe.digest([images.labels]),
-    }
+    has_l1 = options.architecture in module("polyseme.sae.trainer", "A sweep").WITH_L1
+    # An architecture without an L1 coefficient refuses one that is given.
+    l1 = (3, 5, 8) if has_l1 and options.l1 is None else several(options.l1)
+    todo = sweeping.points(_forms(options, several(options.ne)), l1, range(options.seeds))
+    with ExitStack() as stack:
+        activations, labels, known, score = _swept(options, stack)
 
-    def train(point: Any) -> Any:
-        return sae_package.train_sae(
+        def train(point: Any) -> Any:
+            return sae_package.train_sae(
+                activations,
+                options.d_sae,
+                ne_coefficient=point.ne_coefficient,
+                ne_form="weighted" if point.form == "none" else point.form,
+                l1_coefficient=point.l1_coefficient,
+                seed=point.seed,
+                progress=False,
+                **_settings(options),
+            )
+
+        work = sweeping.sweep(
             activations,
-            options.d_sae,
-            ne_coefficient=point.ne_coefficient,
-            ne_form=forms[0] if point.form == "none" else point.form,
-            l1_coefficient=point.l1_coefficient,
-            seed=point.seed,
-            progress=False,
-            **_settings(options),
+            todo,
+            train,
+            out=options.out,
+            settings={
+                **_settings(options),
+                "d_sae": options.d_sae,
+                "site": options.site,
+                **known,
+            },
+            labels=labels,
+            score=score,
         )
-
-    def score(sae: Any) -> dict[str, float]:
-        splice = evaluating.evaluate_splice(model, options.site, sae, _labelled(images))
-        return {"accuracy": splice.spliced_accuracy, "recovered": splice.recovered}
-
-    work = sweeping.sweep(
-        activations,
-        todo,
-        train,
-        out=options.out,
-        settings=settings,
-        score=None if images.labels is None else score,
-    )
-    for _ in track(
-        work,
-        f"{len(todo)} SAEs",
-        total=len(todo),
-        console=Console(stderr=True),
-        disable=options.quiet,
-    ):
-        pass
+        for _ in track(
+            work,
+            f"{len(todo)} SAEs",
+            total=len(todo),
+            console=Console(stderr=True),
+            disable=options.quiet,
+        ):
+            pass
     records = sweeping.read_sweep(options.out)
-    l0 = options.l0 or sweeping.common_l0(records)
+    l0 = (options.l0 or sweeping.common_l0(records)) if has_l1 else None
     measures = [name for name in sweeping.MEASURES if name in records]
     table = sweeping.pareto(records, l0, measures)
     if table.empty:
@@ -339,10 +353,12 @@ def _sweep(options: argparse.Namespace) -> None:
             f"{records['l0'].min():.1f} to {records['l0'].max():.1f}); give others with --l1, or "
             "another --l0."
         )
-    print(f"At L0 = {l0:.1f}, means over seeds ± half of the 95% confidence interval:")
+    at = "" if l0 is None else f"At L0 = {l0:.1f}, "
+    print(f"{at}means over seeds ± half of the 95% confidence interval:")
     for _, row in table.iterrows():
-        values = "  ".join(f"{name} {row[name]:.4f} ± {row[f'{name}_ci']:.4f}" for name in measures)
-        print(f"{row['form']:>10} ne {row['ne_coefficient']:<6g} n={row['seeds']}  {values}")
+        print(f"{row['form']:>10} ne {row['ne_coefficient']:<6g} n={row['seeds']}")
+        for name in measures:
+            print(f"{name:>40} {row[name]:.4f} ± {row[f'{name}_ci']:.4f}")
     curves = records.groupby(["form", "ne_coefficient", "seed"]).ngroups
     if missing := curves - int(table["seeds"].sum()):
         print(
@@ -350,5 +366,50 @@ def _sweep(options: argparse.Namespace) -> None:
             "SAEs are all sparser, or all denser, than that."
         )
     figure = Path(options.out) / "pareto.png"
-    sweeping.draw_pareto(table, l0, figure)
+    sweeping.draw_pareto(table, records["l0"].mean() if l0 is None else l0, figure)
     print(f"The records are in {options.out}, the figure is {figure}.")
+
+
+def _forms(options: argparse.Namespace, coefficients: Sequence[float]) -> dict[str, list[float]]:
+    """NE coefficients of each form. Those of --ne go with forms that have none; 0 with all."""
+    forms: dict[str, list[float]] = {}
+    for entry in options.forms.split(","):
+        form, colon, coefficient = entry.strip().partition(":")
+        try:
+            own = [float(coefficient)] if colon else list(coefficients)
+        except ValueError:
+            raise InputError(
+                f"--forms holds {entry.strip()!r}; a form such as weighted, or one with a "
+                "coefficient such as weighted:20, is expected."
+            ) from None
+        plain = [0.0] if 0 in coefficients else []
+        forms[form] = list(dict.fromkeys([*forms.get(form, plain), *own]))
+    return forms
+
+
+def _swept(options: argparse.Namespace, stack: ExitStack) -> tuple[Any, Any, dict[str, Any], Any]:
+    """What a sweep reads: activations, their labels, what tells them from others, and a score."""
+    describe = module("polyseme.analysis.describe", "A sweep")
+    evaluating = module("polyseme.evaluate.sae", "Evaluating an SAE")
+    if options.text is not None:
+        model, contexts, activations = stack.enter_context(activations_of_text(options))
+        labels = contexts.counted_tokens()
+        data = {"text": contexts.identity()}
+        some = describe.few_tokens(model, contexts.length)
+    else:
+        model, images, activations = _prepare(options)
+        labels = images.labels
+        digest = None if labels is None else describe.digest([labels])
+        data = {"images": images.digest(), "labels": digest}
+        some = images.inputs(slice(4))
+    feed = module("polyseme.sites", "A sweep").Feed(model)
+    behaviour = describe.behaviour(model, feed, some)
+    known = {"model": {**describe.describe_model(model), **behaviour}, **data}
+
+    def accuracy(sae: Any) -> dict[str, float]:
+        splice = evaluating.evaluate_splice(model, options.site, sae, _labelled(images))
+        return {"accuracy": splice.spliced_accuracy, "recovered": splice.recovered}
+
+    # Of a language model it would take three more passes over the text for every SAE.
+    scored = options.text is None and labels is not None
+    return activations, labels, known, accuracy if scored else None

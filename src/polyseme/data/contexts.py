@@ -260,6 +260,11 @@ class Contexts:
             mask[:, 0] = False
         return TokenBatch(ids, attention, mask)
 
+    def counted_tokens(self) -> NDArray[np.int64]:
+        """Ids of all the tokens that count, (n,), in the order of the texts."""
+        parts = [batch.ids[batch.mask] for batch in self.batches(512)]
+        return np.concatenate(parts)
+
     def settings(self) -> dict[str, Any]:
         """How the contexts are cut, as JSON can hold it.
 

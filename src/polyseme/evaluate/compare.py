@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from polyseme.analysis import analyse
 from polyseme.analysis.site_tables import cluster_site, site_tables
-from polyseme.capture import Batch, Collector, FirstActive, Selector
+from polyseme.capture import Batch, Collected, Collector, FirstActive, Selector
 from polyseme.data.sources import Source, as_source
 from polyseme.errors import InputError, MissingDependencyError
 from polyseme.evaluate.sae import (
@@ -322,9 +322,18 @@ def latents_table(
     select : Selector
     threshold : float
     """
+    collected = collect_latents(sae, activations, select)
+    clustered = cluster_site(collected, threshold, "average")
+    return site_tables(collected, clustered)["neurons"]
+
+
+def collect_latents(
+    sae: Any, activations: Tensor, select: Selector, *, n_random: int = 1
+) -> Collected:
+    """The latents' examples among activations (n, d_in), and random ones that activate them."""
     attached = AttachedSAE(sae)
     [site] = find_sites(attached, "W_enc")
-    collector = Collector(attached, [site], select, n_random=1)
+    collector = Collector(attached, [site], select, n_random=n_random)
 
     def batches() -> Iterator[Batch]:
         for rows in torch.split(activations, _BATCH):
@@ -334,8 +343,7 @@ def latents_table(
     for _ in collector.run(batches()):
         pass
     [collected], _ = collector.result()
-    clustered = cluster_site(collected, threshold, "average")
-    return site_tables(collected, clustered)["neurons"]
+    return collected
 
 
 def report_on(

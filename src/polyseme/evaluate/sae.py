@@ -258,16 +258,35 @@ def label_purity(run: Run, site: str, *, shuffles: int = 20, seed: int = 0) -> P
     examples = run.folder.examples
     examples = examples[examples["site"] == site]
     labels = inputs["labels"][np.searchsorted(inputs["index"], examples["input"])]
+    return purity_of(examples["neuron"].to_numpy(), labels, shuffles=shuffles, seed=seed)
+
+
+def purity_of(
+    neuron: NDArray[np.integer[Any]], labels: NDArray[Any], *, shuffles: int = 20, seed: int = 0
+) -> Purity:
+    """Label purity of neurons, beside its null.
+
+    Parameters
+    ----------
+    neuron : ndarray of int, shape (n,)
+        Whose example each is.
+    labels : ndarray, shape (n,)
+        The examples' labels.
+    shuffles : int
+        Over which the null is averaged.
+    seed : int
+    """
     _, classes = np.unique(labels, return_inverse=True)
-    neuron = examples["neuron"].to_numpy()
-    n_neurons = run.site(site).n_neurons
+    n_neurons = int(neuron.max(initial=-1)) + 1
     sizes = np.bincount(neuron, minlength=n_neurons)
     measured = sizes >= 2
     n_classes = int(classes.max(initial=0)) + 1
 
     def mean(assigned: NDArray[Any]) -> float:
-        counts = np.bincount(neuron * n_classes + assigned, minlength=n_neurons * n_classes)
-        most = counts.reshape(n_neurons, n_classes).max(axis=1)
+        # Pairs that occur: a table of all would be large where labels are tokens.
+        pairs, counts = np.unique(neuron * n_classes + assigned, return_counts=True)
+        most = np.zeros(n_neurons, np.int64)
+        np.maximum.at(most, pairs // n_classes, counts)
         return float((most[measured] / sizes[measured]).mean()) if measured.any() else float("nan")
 
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
 from polyseme.analysis.describe import digest
 from polyseme.errors import InputError, MissingDependencyError, RunError
 from polyseme.evaluate.compare import report_on
+from polyseme.evaluate.latents import latent_meanings
 from polyseme.remote import local_path
 from polyseme.store.files import (
     ASIDE,
@@ -34,8 +36,22 @@ from polyseme.views.figure import save_figure
 
 RECORDS = "records"
 MEASURES = (
+    "l0",
     "fvu",
     "accuracy",
+    *(
+        f"{examples}_{measure}"
+        for examples in ("strongest", "random")
+        for measure in (
+            "n",
+            "meanings",
+            "effective_meanings",
+            "several",
+            "verdict_several",
+            "purity",
+            "purity_null",
+        )
+    ),
     "mean_distance",
     "calibrated_distance",
     "dead_share",
@@ -52,35 +68,39 @@ class Point:
     ----------
     form : str
         Form of the NE loss.
-    ne_coefficient, l1_coefficient : float
+    ne_coefficient : float
+    l1_coefficient : float or None
+        None for an architecture that has none.
     seed : int
     """
 
     form: str
     ne_coefficient: float
-    l1_coefficient: float
+    l1_coefficient: float | None
     seed: int
 
     @property
     def name(self) -> str:
         """Name of its record."""
-        return f"{self.form}-ne{self.ne_coefficient:g}-l1{self.l1_coefficient:g}-seed{self.seed}"
+        l1 = "" if self.l1_coefficient is None else f"-l1{self.l1_coefficient:g}"
+        return f"{self.form}-ne{self.ne_coefficient:g}{l1}-seed{self.seed}"
 
 
 def points(
-    ne_coefficients: Sequence[float],
-    l1_coefficients: Sequence[float],
+    forms: Mapping[str, Sequence[float]],
+    l1_coefficients: Sequence[float | None],
     seeds: Sequence[int],
-    forms: Sequence[str] = ("weighted",),
 ) -> list[Point]:
     """Every combination, seeds first, so that an interrupted sweep has whole curves early.
 
-    A coefficient of 0 is the same SAE in every form and is trained once.
+    ``forms`` has the NE coefficients of each form. One of 0 is the same SAE in every form and is
+    trained once.
     """
     combinations: dict[tuple[Any, ...], Point] = {}
-    for seed, form, ne, l1 in itertools.product(seeds, forms, ne_coefficients, l1_coefficients):
-        name = "none" if ne == 0 else form
-        combinations.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
+    for seed, form in itertools.product(seeds, forms):
+        for ne, l1 in itertools.product(forms[form], l1_coefficients):
+            name = "none" if ne == 0 else form
+            combinations.setdefault((name, ne, l1, seed), Point(name, ne, l1, seed))
     return list(combinations.values())
 
 
@@ -91,6 +111,7 @@ def sweep(
     *,
     out: str | Path,
     settings: dict[str, Any],
+    labels: NDArray[Any] | None = None,
     score: Callable[[Any], dict[str, float]] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Train and evaluate each point that has no record yet.
@@ -107,6 +128,8 @@ def sweep(
     settings : dict
         What the points have in common, as plain JSON, with whatever tells the model and the data
         from others. A folder with other settings, or with other activations, is refused.
+    labels : ndarray, shape (n,), optional
+        A class, or a token, of each of the activations, for label purity.
     score : callable (SAE) -> dict of float, optional
         Further measures, such as an accuracy.
 
@@ -129,6 +152,7 @@ def sweep(
             record: dict[str, Any] = {
                 **asdict(point),
                 **report_on(point.name, sae, activations).as_dict(),
+                **latent_meanings(sae, activations, labels, seed=point.seed),
                 **(score(sae) if score else {}),
             }
             with writing(file, resumable=False):
@@ -243,8 +267,16 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
     return float(array.mean()), float(error * stats.t.ppf(0.5 + confidence / 2, n - 1))
 
 
-def pareto(records: pd.DataFrame, l0: float, measures: Sequence[str]) -> pd.DataFrame:
+def pareto(records: pd.DataFrame, l0: float | None, measures: Sequence[str]) -> pd.DataFrame:
     """Means over seeds at one L0, with 95% confidence intervals of the mean.
+
+    Parameters
+    ----------
+    records : pandas.DataFrame
+        As `read_sweep` gives them.
+    l0 : float or None
+        See `at_equal_l0`. None takes the SAEs as they are: those of TopK have one L0 as it is.
+    measures : sequence of str
 
     Returns
     -------
@@ -252,7 +284,7 @@ def pareto(records: pd.DataFrame, l0: float, measures: Sequence[str]) -> pd.Data
         ``form``, ``ne_coefficient``, ``seeds``; each measure and ``<measure>_ci``, half the
         width of its interval.
     """
-    points_at = at_equal_l0(records, l0, measures)
+    points_at = records if l0 is None else at_equal_l0(records, l0, measures)
     rows = []
     for (form, ne), group in points_at.groupby(["form", "ne_coefficient"], sort=True):
         row: dict[str, Any] = {"form": form, "ne_coefficient": ne, "seeds": len(group)}

@@ -112,7 +112,8 @@ def train_sae(
         Of the NE loss. 0 leaves it out.
     ne_form : str
         The form of the NE loss, as in `polyseme.ne_loss`: "weighted", the paper's;
-        "unweighted", which gave the purest latents in our study (docs/saes.md); "calibrated".
+        "unweighted", whose latents had the fewest meanings and the purest examples in our study
+        (docs/ne-loss-study.md); "calibrated".
     ne_momentum : float
         Of the running means of the inputs that activate each latent, in [0, 1).
     ne_start : int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,10 @@ def _was_centred(model: nn.Module, metadata: Any) -> bool:
     return head is not None and head.centred
 
 
+class _Reached(Exception):
+    """The hook point is passed; what the model would do after it is of no use."""
+
+
 def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> Iterator[Tensor]:
     """Vectors at a hook point, to train an SAE on: one for each token that counts.
 
@@ -106,10 +111,11 @@ def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> It
         def keep(_: nn.Module, args: Any, kwargs: Any, output: Any, seen: Any = seen) -> None:
             value = output if point.of_output else (*args, *kwargs.values())
             seen.append(first_tensor(value).detach().reshape(-1, point.width).clone())
+            raise _Reached
 
         handle = point.module.register_forward_hook(in_this_thread(keep), with_kwargs=True)
         try:
-            with evaluating(model), torch.no_grad():
+            with evaluating(model), torch.no_grad(), suppress(_Reached):
                 feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})
         finally:
             handle.remove()
