@@ -234,7 +234,7 @@ class TestOrder:
 class TestFewFeatures:
     def test_about_so_many(self, page, image, image_run):
         neuron = image_run.neuron(*IMAGE)
-        visit(page, image, IMAGE_ADDRESS)
+        visit(page, image, f"{IMAGE_ADDRESS}?level=features")
         for k in (5, 10, 20):
             page.get_by_role("button", name=f"About {k} features").click()
             arrive(page, "location.hash.includes('threshold')")

@@ -254,7 +254,7 @@ class TestRecut:
     def test_the_line_is_dragged(self, page, text_site, neuron):
         visit(page, text_site, FEATURES)
         before = int(figure(page, "Features"))
-        box = page.locator(".grip-knob").bounding_box()
+        box = page.locator(".grip-knob:visible").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(x, y)
         page.mouse.down()

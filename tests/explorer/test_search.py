@@ -77,6 +77,22 @@ def test_words_lead_to_their_meanings(text_run):
     assert set(filter(None, wanted)) <= set(found)
 
 
+@pytest.mark.parametrize("column", ["meaning", "position", "input"])
+def test_features_are_found_whatever_examples_say(text_run, monkeypatch, column):
+    whole = shards_of(RunFiles(text_run, "texts"))[1]
+    read = type(text_run.folder).column
+
+    def wrong(self, table, name):
+        values = read(self, table, name)
+        return values + 10**6 if (table, name) == ("examples", column) else values
+
+    monkeypatch.setattr(type(text_run.folder), "column", wrong)
+    found = shards_of(RunFiles(text_run, "texts"))[1]
+    assert not any(kinds["meanings"] for kinds in found.values())
+    features = {word: kinds["features"] for word, kinds in whole.items() if kinds["features"]}
+    assert {word: kinds["features"] for word, kinds in found.items()} == features
+
+
 def test_words_are_as_they_read(text_run):
     words = shards_of(RunFiles(text_run, "texts"))[0]["words"]
     assert all(word == " ".join(word.split()).casefold() and word for word in words)

@@ -45,13 +45,14 @@ def neuron_meanings(run: Run, site: str, neuron: int) -> dict[str, Any]:
     try:
         return _described(run, site, neuron)
     except InputError as error:
-        return _nothing(page_message(error))
+        return nothing(page_message(error))
     except (ArithmeticError, IndexError, KeyError, ValueError):
         # The format has no rules for these arrays that would rule out every contradiction.
-        return _nothing("What the run holds of its meanings contradicts itself.")
+        return nothing("What the run holds of its meanings contradicts itself.")
 
 
-def _nothing(problem: str | None = None) -> dict[str, Any]:
+def nothing(problem: str | None = None) -> dict[str, Any]:
+    """What is told of a neuron without meanings, or of one whose meanings are lost."""
     return {"cuts": [], "groups": [], **({"problem": problem} if problem else {})}
 
 
@@ -59,7 +60,7 @@ def _described(run: Run, site: str, neuron: int) -> dict[str, Any]:
     found = run.neuron(site, neuron)
     n = int(found.row["n_examples"])
     if not n:
-        return _nothing()
+        return nothing()
     if n > _MOST_EXAMPLES:
         raise InputError(
             f"It has {n:,} examples; its meanings are described where there are at most "

@@ -17,7 +17,7 @@ from polyseme.core.meaning import MIN_SIZE, OVERLAP
 from polyseme.core.space import ENOUGH
 from polyseme.errors import RunError
 from polyseme.explorer.addresses import layer_of, site_addresses
-from polyseme.explorer.meaning_files import neuron_meanings
+from polyseme.explorer.meaning_files import neuron_meanings, nothing
 from polyseme.explorer.packs import Pack
 from polyseme.explorer.page_errors import NoSuchFileError, page_message
 from polyseme.explorer.pictures import Pictures, convolution
@@ -315,7 +315,7 @@ class RunFiles:
         except RunError as error:
             problem = page_message(error)
             self._met[problem] = None
-            described = {"meanings": [], "problem": problem}
+            described = nothing(problem)
         return compact_json(described).encode()
 
     def _context_file(self, number: int) -> bytes:

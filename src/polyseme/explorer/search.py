@@ -65,8 +65,14 @@ class WordIndex:
 
     @cached_property
     def _meanings(self) -> MeaningWords | None:
-        has = "n_meanings" in self._folder.neurons and "meaning" in self._folder.columns("examples")
-        return MeaningWords(self._folder) if has else None
+        """None where the run has none, or its examples are damaged."""
+        if "n_meanings" not in self._folder.neurons:
+            return None
+        try:
+            return MeaningWords(self._folder)
+        except (IndexError, KeyError, RunError, ValueError):
+            # Not all that would rule out every contradiction has been checked here.
+            return None
 
     @cached_property
     def _words(self) -> list[str]:
