@@ -13,7 +13,8 @@ from scipy.cluster.hierarchy import linkage
 from sklearn.metrics import adjusted_rand_score
 
 import polyseme as ps
-from polyseme.core.meaning import MIN_SIZE, OVERLAP, meanings_many, rand_index
+from polyseme.core.meaning import MIN_SIZE, OVERLAP, meanings_many
+from polyseme.core.metrics import rand_index
 from polyseme.core.space import Space
 from polyseme.errors import InputError
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import polyseme as ps
-from polyseme.core.meaning import rand_index
+from polyseme.core.metrics import rand_index
 from polyseme.evaluate.planted import Planted, Positions
 from polyseme.evaluate.rivals import MEASURES, _cuts, dendrogram_purity, judge
 

@@ -142,7 +142,7 @@ def test_the_store_needs_neither_torch_nor_the_rest_of_polyseme():
         "print(json.dumps(names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    allowed = {"polyseme", "polyseme.errors", "polyseme.parquet", "polyseme.store"}
+    allowed = {"polyseme", *(f"polyseme.{n}" for n in ("errors", "parquet", "remote", "store"))}
     assert all(
         name in allowed or name.startswith("polyseme.store.") for name in json.loads(done.stdout)
     )

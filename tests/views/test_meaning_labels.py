@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polyseme.views.meanings import Meaning, distinctive_words, words_around
+from polyseme.views.meanings import Meaning, are_spaced, distinctive_words, words_around
 from polyseme.views.token_windows import TextWindow
 
 
@@ -36,7 +36,7 @@ def window(tokens: list[str], centre: int) -> TextWindow:
 def test_pieces_are_joined_to_words(
     tokens: list[str], centre: int, word: str, near: set[str]
 ) -> None:
-    around, at = words_around(window(tokens, centre))
+    around, at = words_around(window(tokens, centre), spaced=are_spaced(tokens))
     assert at == word
     assert around == near
 

@@ -93,7 +93,7 @@ class Settings:
             random_examples=_checked_count("random_examples", options["random_examples"]),
             seed=plain(options["seed"]),
             batch_size=_checked_count(
-                "batch_size", asked.get("batch_size") or default_batch_size()
+                "batch_size", asked["batch_size"] if "batch_size" in asked else default_batch_size()
             ),
             memory_budget=memory_bytes(options["memory_budget"]),
             labels=options["labels"],

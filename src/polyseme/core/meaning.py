@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from polyseme.core.arrays import Floats, as_floats
 from polyseme.core.clustering import Clusterings, cluster_many
 from polyseme.core.distances import cosine_matrices
+from polyseme.core.metrics import rand_index
 from polyseme.core.space import Space
 from polyseme.errors import InputError
 
@@ -335,27 +336,6 @@ def effective_number(shares: NDArray[np.float64]) -> float:
     """Exponential of the entropy of shares that sum to 1; 0 if there are none."""
     present = shares[shares > 0]
     return float(np.exp(-(present * np.log(present)).sum())) if len(present) else 0.0
-
-
-def rand_index(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Adjusted Rand index of two groupings of the same things; 1 if both make one group.
-
-    L. Hubert and P. Arabie, *Comparing partitions* (1985).
-    """
-
-    def pairs(sizes: NDArray[Any]) -> float:
-        return float((sizes * (sizes - 1) / 2).sum())
-
-    _, rows = np.unique(first, return_inverse=True)
-    _, columns = np.unique(second, return_inverse=True)
-    table = np.zeros((rows.max(initial=0) + 1, columns.max(initial=0) + 1))
-    np.add.at(table, (rows, columns), 1)
-    both = pairs(table)
-    of_first, of_second = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
-    n_pairs = len(rows) * (len(rows) - 1) / 2
-    expected = of_first * of_second / n_pairs if n_pairs else 0.0
-    largest = (of_first + of_second) / 2
-    return 1.0 if largest == expected else (both - expected) / (largest - expected)
 
 
 def _checked_threshold(threshold: Any) -> float:

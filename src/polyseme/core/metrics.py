@@ -121,3 +121,24 @@ def participation_ratio(weights: Any) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = squares.sum(axis=-1) ** 2 / (squares**2).sum(axis=-1)
     return np.asarray(ratio)
+
+
+def rand_index(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Adjusted Rand index of two groupings of the same things; 1 if both make one group.
+
+    L. Hubert and P. Arabie, *Comparing partitions* (1985).
+    """
+
+    def pairs(sizes: NDArray[Any]) -> float:
+        return float((sizes * (sizes - 1) / 2).sum())
+
+    _, rows = np.unique(first, return_inverse=True)
+    _, columns = np.unique(second, return_inverse=True)
+    table = np.zeros((rows.max(initial=0) + 1, columns.max(initial=0) + 1))
+    np.add.at(table, (rows, columns), 1)
+    both = pairs(table)
+    of_first, of_second = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    n_pairs = len(rows) * (len(rows) - 1) / 2
+    expected = of_first * of_second / n_pairs if n_pairs else 0.0
+    largest = (of_first + of_second) / 2
+    return 1.0 if largest == expected else (both - expected) / (largest - expected)

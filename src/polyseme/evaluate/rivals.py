@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from polyseme.core import Clustering, Meanings, cluster
 from polyseme.core.distances import unit_rows
-from polyseme.core.meaning import group, rand_index
+from polyseme.core.meaning import group
+from polyseme.core.metrics import rand_index
 from polyseme.core.space import Space
 from polyseme.errors import MissingDependencyError
 from polyseme.evaluate.planted import LEAST, Planted, Positions, number_of
@@ -182,7 +183,8 @@ def _of_labels(
     n = len(ours.labels)
     examples = pd.DataFrame({"activation": np.zeros(n), "feature": np.zeros(n, np.int64)})
     windows = texts.windows(neuron.shown)
-    described = NeuronMeanings(Described(examples, windows, texts.shares, ours.cosines), ours)
+    about = Described(examples, windows, texts.shares, ours.cosines, spaced=texts.spaced)
+    described = NeuronMeanings(about, ours)
     recovered = named = 0
     for meaning in described:
         inside = neuron.truth[ours.labels == meaning.number]

@@ -15,7 +15,7 @@ from polyseme.data import Contexts, Texts
 from polyseme.data.token_texts import pieces
 from polyseme.evaluate.planted import Positions
 from polyseme.sites import Feed, Site, evaluating, read_sites
-from polyseme.views.meanings import word_shares
+from polyseme.views.meanings import are_spaced, word_shares
 from polyseme.views.token_windows import TextWindow
 
 Ints = NDArray[np.int64]
@@ -73,7 +73,8 @@ class TextAround:
     def __init__(self, tokens: Ints, groups: Ints, tokenizer: Any) -> None:
         self._tokens, self._groups, self._tokenizer = tokens, groups, tokenizer
         ids, counts = np.unique(tokens, return_counts=True)
-        self.shares = word_shares(pieces(tokenizer, ids), counts)
+        texts = pieces(tokenizer, ids)
+        self.shares, self.spaced = word_shares(texts, counts), are_spaced(texts)
 
     def windows(self, at: Ints) -> list[TextWindow]:
         """The window around each of some tokens."""

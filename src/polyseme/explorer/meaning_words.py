@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polyseme.store import RunFolder
 from polyseme.store.format import neuron_offsets
-from polyseme.views.meanings import NAMED, label_of
+from polyseme.views.meanings import NAMED, are_spaced, label_of, piece_of
 
 Ints = NDArray[np.int64]
 
@@ -121,11 +121,10 @@ class _WordReader:
         size = int(texts.index.max()) + 1 if len(texts) else 0
         self._texts = [""] * size
         self._blank, self._opens, self._closes = (np.ones(size, bool) for _ in range(3))
+        spaced = are_spaced(texts)
         for token, text in zip(texts.index.tolist(), texts, strict=True):
-            piece = self._texts[token] = text.strip()
-            self._blank[token] = not piece
-            self._opens[token] = text[:1].isspace() or not piece[:1].isalnum()
-            self._closes[token] = not text[-1:].isalnum()
+            piece, self._opens[token], self._closes[token] = piece_of(text, spaced=spaced)
+            self._texts[token], self._blank[token] = piece, not piece
         self._number: dict[str, int] = {}
         self.words: list[str] = []
 

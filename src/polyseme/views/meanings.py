@@ -104,6 +104,8 @@ class Described:
         Share of each word among the words of the run's texts.
     cosines : ndarray, shape (n, n)
         Between the examples.
+    spaced : bool
+        Of the vocabulary, see `are_spaced`.
     """
 
     def __init__(
@@ -112,13 +114,15 @@ class Described:
         windows: Sequence[TextWindow] | None,
         frequency: dict[str, float],
         cosines: Floats,
+        *,
+        spaced: bool = True,
     ) -> None:
         self._examples, self._cosines = examples, cosines
         self._near: list[set[str]] | None = None
         self._names: list[str] | None = None
         self._frequency = frequency
         if windows is not None:
-            words = [words_around(window) for window in windows]
+            words = [words_around(window, spaced=spaced) for window in windows]
             self._near, self._names = [near for near, _ in words], [word for _, word in words]
         elif "label" in examples:
             self._names = [class_name(label) for label in examples["label"].tolist()]
@@ -285,24 +289,42 @@ def word_shares(words: Iterable[str], counts: Iterable[int]) -> dict[str, float]
     return {word: n / total for word, n in totals.items()}
 
 
-def words_around(window: TextWindow) -> tuple[set[str], str]:
+def are_spaced(tokens: Iterable[str]) -> bool:
+    """Whether a vocabulary has tokens that begin with a space, as all but WordPiece's have."""
+    return any(bool(token[:1].isspace() and token.strip()) for token in tokens)
+
+
+def piece_of(token: str, *, spaced: bool) -> tuple[str, bool, bool]:
+    """What a token adds to a word, whether it begins one, and whether it ends one.
+
+    Where words have a space before them, one without goes on with the last; in WordPiece one that
+    begins with ## does, and every other one is a word.
+    """
+    text = token.strip()
+    if spaced:
+        return text, token[:1].isspace() or not text[:1].isalnum(), not token[-1:].isalnum()
+    goes_on = text.startswith("##") and len(text) > 2
+    return text[2 * goes_on :], not goes_on, False
+
+
+def words_around(window: TextWindow, *, spaced: bool) -> tuple[set[str], str]:
     """The words near an example, in small letters, and the word that it is itself.
 
-    Pieces are joined to words: a WordPiece that begins with ## goes on with the last word, and so
-    does one without a space before it where words have one. Where none has, each is a word.
+    Parameters
+    ----------
+    window : TextWindow
+    spaced : bool
+        Of the vocabulary, see `are_spaced`.
     """
     words: list[str] = []
-    spaced = any(token[:1].isspace() for token in window.tokens)
-    centre, ended = 0, True
+    centre, ended = 0, False
     for place, token in enumerate(window.tokens):
-        text, goes_on = token.strip(), not ended and not token[:1].isspace() and spaced
-        if not spaced and text.startswith("##") and len(text) > 2:
-            text, goes_on = text[2:], bool(words)
-        if text and goes_on and text[:1].isalnum():
+        text, begins, ends = piece_of(token, spaced=spaced)
+        if text and words and not (begins or ended):
             words[-1] += text
         elif text:
             words.append(text)
-        ended = not token[-1:].isalnum()
+        ended = ends
         if place == window.centre:
             centre = max(0, len(words) - 1)
     near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]

@@ -24,19 +24,18 @@ from polyseme.core.neurons import STORED
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import InputError
 from polyseme.store import SiteInfo
-from polyseme.views.features import Feature, Features, counted, label_counts
+from polyseme.views.features import Feature, Features, counted
 from polyseme.views.figure import draw_panel, save_figure
 from polyseme.views.meanings import Described, Meaning, NeuronMeanings, StoredMeanings
 from polyseme.views.neighbours import compared, stored_similar
 from polyseme.views.neuron_rows import Tables, neurons_of
 from polyseme.views.notebook import HtmlRow, neuron_html
-from polyseme.views.panel import FeaturePanel, ImagePanel, MeaningPanel, Scale
+from polyseme.views.panel import ImagePanel, image_panel, typical_first
 from polyseme.views.token_windows import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
 
 _IN_NOTEBOOK = 10
-_STATISTICS = ("density", "max_activation", "mean_activation", "participation_ratio")
 
 
 class Neuron:
@@ -262,6 +261,7 @@ class Neuron:
             self.texts() if is_text else None,
             self._tables.word_shares if is_text else {},
             groups.cosines,
+            spaced=is_text and self._tables.are_spaced,
         )
         return NeuronMeanings(described, groups)
 
@@ -408,86 +408,7 @@ class Neuron:
         n_shown : int
             Most examples of each feature: the medoid, then the strongest.
         """
-        self._refuse_texts()
-        folder = self._folder
-        data, extra = folder.metadata["data"], self.info.extra
-        shape = data.get("image_shape")
-        if shape is None:
-            raise InputError(
-                f"The run's inputs have shape {tuple(data['shape'])}, which is no image; analyse "
-                "with image_shape=(height, width) to see them as images."
-            )
-        scale = Scale(tuple(shape), data["mean"], data["std"])
-        stored = self.inputs()
-        average = scale.to_input(stored).mean(axis=0) if len(stored) else None
-        kernel = extra.get("kernel_shape")
-        weights = (
-            self.weights.reshape(kernel if kernel else shape)
-            if kernel or extra.get("reads_inputs")
-            else None
-        )
-        drawn = None
-        if self._has("activation_map"):
-            drawn = self._of_site("activation_map")[0].reshape(shape)
-        logits = None
-        if self._has("logit_gradient"):
-            gradient, ablation = (
-                self._of_site(name)[0] for name in ("logit_gradient", "logit_ablation")
-            )
-            names = data.get("class_names") or []
-            names = names if len(names) == len(gradient) else list(range(len(gradient)))
-            logits = pd.DataFrame({"class": names, "gradient": gradient, "ablation": ablation})
-
-        def pictures(group: Feature | Meaning) -> dict[str, Any]:
-            rows = group.examples["example"].to_numpy()
-            shown = _typical_first(group).head(n_shown)
-            mean = scale.to_input(stored[rows]).mean(axis=0)
-            if kernel:
-                picture = self.vectors[rows].mean(axis=0).reshape(kernel) * weights
-            elif weights is not None:
-                picture = mean * weights
-            else:
-                picture = None if drawn is None else mean * drawn
-            return {
-                "number": group.number,
-                "n_examples": group.n_examples,
-                "examples": scale.to_show(stored[shown["example"]]),
-                "activations": shown["activation"].to_numpy(),
-                "average": mean,
-                "feature": picture,
-                "label_counts": label_counts(group.examples),
-            }
-
-        meanings = self._told_meanings
-        return ImagePanel(
-            site=self.site,
-            neuron=self.number,
-            activation=str(extra.get("activation", "")),
-            metrics=self.metrics,
-            threshold=self.threshold,
-            n_inputs=int(data["n_inputs"]),
-            statistics={name: float(self.row[name]) for name in _STATISTICS},
-            input_weights=weights,
-            activation_map=drawn,
-            baseline=folder.metadata["settings"].get("baseline"),
-            average_example=average,
-            importance_map=None if drawn is None or average is None else drawn * average,
-            logit_effects=logits,
-            histogram=self._of_site("histogram")[0],
-            histogram_upper=float(self._of_site("histogram_upper")[0]),
-            random_examples=scale.to_show(self.inputs(self.random_examples)),
-            random_activations=self.random_examples["activation"].to_numpy(),
-            features=[FeaturePanel(**pictures(feature)) for feature in self.features],
-            meanings=[
-                MeaningPanel(
-                    **pictures(meaning),
-                    label=meaning.label,
-                    features=[FeaturePanel(**pictures(part)) for part in self._parts(meaning)],
-                )
-                for meaning in meanings or []
-            ],
-            verdict=meanings.verdict if meanings else "",
-        )
+        return image_panel(self, n_shown)
 
     def figure(self, path: str | Path | None = None) -> Any:
         """The image panel as one matplotlib figure.
@@ -551,17 +472,10 @@ class Neuron:
 
     def _some_of(self, group: Feature | Meaning) -> list[Any]:
         """Texts or images of a feature or a meaning."""
-        chosen = _typical_first(group)
+        chosen = typical_first(group)
         if "tokens" in self._folder.inputs:
             return list(self.texts(chosen.head(2)))
         shape = self._folder.metadata["data"].get("image_shape")
         if not shape or len(shape) not in (2, 3):
             return []
         return [image.reshape(shape) for image in self.inputs(chosen.head(6))]
-
-
-def _typical_first(group: Feature | Meaning) -> pd.DataFrame:
-    """The examples of a feature or a meaning: the medoid, then the strongest."""
-    order = group.examples.sort_values("activation", ascending=False, kind="stable")
-    central = order["example"] == group.medoid
-    return pd.concat([order[central], order[~central]])

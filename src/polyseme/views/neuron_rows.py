@@ -16,7 +16,7 @@ from polyseme.core.gates import GATES
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.errors import RunError
 from polyseme.store import RunFolder, SiteInfo
-from polyseme.views.meanings import word_shares
+from polyseme.views.meanings import are_spaced, word_shares
 
 
 def neurons_of(info: SiteInfo, arrays: Mapping[str, NDArray[Any]]) -> Neurons:
@@ -74,6 +74,11 @@ class Tables:
             tokens[np.arange(tokens.shape[1]) < lengths[:, None]], return_counts=True
         )
         return word_shares(self.folder.token_texts.loc[ids], counts)
+
+    @cached_property
+    def are_spaced(self) -> bool:
+        """Whether words of the run's texts have a space before them; see `views.meanings`."""
+        return are_spaced(self.folder.token_texts)
 
     def medoid_embeddings(self, info: SiteInfo) -> tuple[pd.DataFrame, NDArray[np.floating[Any]]]:
         """The most central neuron embedding of features of a site, as unit vectors.

@@ -10,8 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.core import Polysemanticity
+from polyseme.errors import InputError
+from polyseme.views.features import Feature, label_counts
+from polyseme.views.meanings import Meaning
 
 Array = NDArray[Any]
+
+_STATISTICS = ("density", "max_activation", "mean_activation", "participation_ratio")
 
 
 @dataclass(frozen=True)
@@ -155,3 +160,94 @@ class ImagePanel:
     features: list[FeaturePanel]
     meanings: list[MeaningPanel]
     verdict: str
+
+
+def image_panel(neuron: Any, n_shown: int) -> ImagePanel:
+    """Everything that is shown of a `Neuron`, see its `panel`."""
+    neuron._refuse_texts()
+    folder = neuron._folder
+    data, extra = folder.metadata["data"], neuron.info.extra
+    shape = data.get("image_shape")
+    if shape is None:
+        raise InputError(
+            f"The run's inputs have shape {tuple(data['shape'])}, which is no image; analyse "
+            "with image_shape=(height, width) to see them as images."
+        )
+    scale = Scale(tuple(shape), data["mean"], data["std"])
+    stored = neuron.inputs()
+    average = scale.to_input(stored).mean(axis=0) if len(stored) else None
+    kernel = extra.get("kernel_shape")
+    weights = (
+        neuron.weights.reshape(kernel if kernel else shape)
+        if kernel or extra.get("reads_inputs")
+        else None
+    )
+    drawn = None
+    if neuron._has("activation_map"):
+        drawn = neuron._of_site("activation_map")[0].reshape(shape)
+    logits = None
+    if neuron._has("logit_gradient"):
+        gradient, ablation = (
+            neuron._of_site(name)[0] for name in ("logit_gradient", "logit_ablation")
+        )
+        names = data.get("class_names") or []
+        names = names if len(names) == len(gradient) else list(range(len(gradient)))
+        logits = pd.DataFrame({"class": names, "gradient": gradient, "ablation": ablation})
+
+    def pictures(group: Feature | Meaning) -> dict[str, Any]:
+        rows = group.examples["example"].to_numpy()
+        shown = typical_first(group).head(n_shown)
+        mean = scale.to_input(stored[rows]).mean(axis=0)
+        if kernel:
+            picture = neuron.vectors[rows].mean(axis=0).reshape(kernel) * weights
+        elif weights is not None:
+            picture = mean * weights
+        else:
+            picture = None if drawn is None else mean * drawn
+        return {
+            "number": group.number,
+            "n_examples": group.n_examples,
+            "examples": scale.to_show(stored[shown["example"]]),
+            "activations": shown["activation"].to_numpy(),
+            "average": mean,
+            "feature": picture,
+            "label_counts": label_counts(group.examples),
+        }
+
+    meanings = neuron._told_meanings
+    return ImagePanel(
+        site=neuron.site,
+        neuron=neuron.number,
+        activation=str(extra.get("activation", "")),
+        metrics=neuron.metrics,
+        threshold=neuron.threshold,
+        n_inputs=int(data["n_inputs"]),
+        statistics={name: float(neuron.row[name]) for name in _STATISTICS},
+        input_weights=weights,
+        activation_map=drawn,
+        baseline=folder.metadata["settings"].get("baseline"),
+        average_example=average,
+        importance_map=None if drawn is None or average is None else drawn * average,
+        logit_effects=logits,
+        histogram=neuron._of_site("histogram")[0],
+        histogram_upper=float(neuron._of_site("histogram_upper")[0]),
+        random_examples=scale.to_show(neuron.inputs(neuron.random_examples)),
+        random_activations=neuron.random_examples["activation"].to_numpy(),
+        features=[FeaturePanel(**pictures(feature)) for feature in neuron.features],
+        meanings=[
+            MeaningPanel(
+                **pictures(meaning),
+                label=meaning.label,
+                features=[FeaturePanel(**pictures(part)) for part in neuron._parts(meaning)],
+            )
+            for meaning in meanings or []
+        ],
+        verdict=meanings.verdict if meanings else "",
+    )
+
+
+def typical_first(group: Feature | Meaning) -> pd.DataFrame:
+    """The examples of a feature or a meaning: the medoid, then the strongest."""
+    order = group.examples.sort_values("activation", ascending=False, kind="stable")
+    central = order["example"] == group.medoid
+    return pd.concat([order[central], order[~central]])
