@@ -114,7 +114,7 @@ def test_live_functions(run, tmp_path, monkeypatch, about, arguments, functions)
 def test_saes_are_refused_where_nothing_reads_them(run, tmp_path, capsys):
     assert cli.main(["explore", str(run.path), "--sae", "mine"]) == 1
     said = capsys.readouterr().err
-    assert f"--sae is given, but {run.path} is no run of texts; leave it out." in said
+    assert f"--sae is given, but {run.path} is not a run of texts; leave it out." in said
     texts = renamed(run, tmp_path, data={"kind": "text"})
     assert cli.main(["explore", str(texts), "--sae", "mine"]) == 1
     assert "--sae is for --model; give the model that was analysed too." in capsys.readouterr().err

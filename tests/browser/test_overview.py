@@ -346,7 +346,7 @@ class TestFrame:
             "() => document.querySelector('h1').textContent.startsWith('Search')"
         )
         assert (
-            "“12/<b>9” is no neuron and no layer of this run." in page.locator("main").inner_text()
+            "“12/<b>9” is not a neuron or a layer of this run." in page.locator("main").inner_text()
         )
 
     @pytest.mark.parametrize(

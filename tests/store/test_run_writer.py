@@ -679,7 +679,9 @@ def test_measured_outputs_may_differ_in_their_last_digits(tmp_path):
 def test_another_format_is_refused_and_another_version_told(tmp_path, monkeypatch):
     out, made = tmp_path / "run", contents()
     interrupted(out)
-    monkeypatch.setattr("polyseme.store.writer.RUN", replace(RUN, format="polyseme-run 9"))
+    monkeypatch.setattr(
+        "polyseme.store.writer.RunWriter.kind", replace(RUN, format="polyseme-run 9")
+    )
     told = r'format was "polyseme-run 1" and is now "polyseme-run 9"'
     with pytest.raises(RunError, match=told):
         start(out, resume=True)

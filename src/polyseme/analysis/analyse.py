@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,10 @@ def analyse(
     """
     if engine not in _ENGINES:
         raise InputError(one_of("engine", str(engine), _ENGINES))
-    # Both may be iterators, and an engine goes through them more than once.
-    class_names = None if class_names is None else [*class_names]
-    sites = sites if isinstance(sites, str | Site) else [*sites]
+    # An engine goes through them more than once.
+    sites = [*sites] if isinstance(sites, Iterator) else sites
+    exclude = [*exclude] if isinstance(exclude, Iterator) else exclude
+    class_names = [*class_names] if isinstance(class_names, Iterator) else class_names
     options = {
         "select": select,
         "threshold": threshold,

@@ -107,7 +107,7 @@ def run_analysis(
             return open_run(out, probe=probe)
         with progress_bars(progress) as bars, SimilarFeatures(writer) as similar:
             work = Work(writer, bars, stages, progress)
-            with stages("reading"):
+            with stages(reader.stage):
                 found = reader.read(work)
             with stages("selection"):
                 selected = found.selected()
@@ -129,6 +129,8 @@ def run_analysis(
 
 class _ThisProcess:
     """The engine that reads all data here, in as many passes as the memory takes."""
+
+    stage = "reading"
 
     def __init__(self, model: nn.Module, data: Data) -> None:
         self._model, self._data = model, data

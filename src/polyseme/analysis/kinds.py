@@ -141,6 +141,8 @@ class Found(Protocol):
 class Reader(Protocol):
     """An engine: how the data is read."""
 
+    stage: str  # what the time that it takes goes by
+
     def check(self, prepared: Any) -> dict[str, Any]:
         """Refuse what does not fit, before anything is written; returns additional metadata."""
 

@@ -65,6 +65,8 @@ class RayReader:
         By default one for each GPU of the cluster where the model is on one, else for each CPU.
     """
 
+    stage = "reading with Ray"
+
     def __init__(
         self,
         model: nn.Module,
@@ -166,12 +168,14 @@ class RayReader:
         finally:
             for actor in [*idle, *(at for _, at in reading.values())]:
                 ray.kill(actor)
-        for number, cause in given_up.items():
+        if given_up:
+            number, cause = next(iter(given_up.items()))
             first, stop = todo[number]
+            others = f" (so did {len(given_up) - 1} more shards)" if len(given_up) > 1 else ""
             raise RunError(
                 f"The shard of inputs {first:,} to {stop:,} failed {raised[number] + lost[number]} "
-                f"times: {cause}. The others are kept; fix this, then resume with resume=True "
-                f"(--resume)."
+                f"times: {cause}{others}. Finished shards are kept; fix this, then resume with "
+                "resume=True (--resume)."
             )
 
     def _cpus_each(self, n_workers: int) -> int:

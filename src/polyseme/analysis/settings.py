@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,7 @@ class Settings:
     mask_id: int | None = None  # the token that masks others, for importances
 
     @classmethod
-    def checked(
-        cls, kind: str, *, default_batch_size: Callable[[], int] = lambda: 1, **options: Any
-    ) -> Settings:
+    def checked(cls, kind: str, **options: Any) -> Settings:
         """The options that are given, with defaults in the place of None.
 
         Refuses those that are unknown, out of range, or that the kind of data has no use for.
@@ -92,9 +90,7 @@ class Settings:
             linkage=options["linkage"],
             random_examples=_checked_count("random_examples", options["random_examples"]),
             seed=plain(options["seed"]),
-            batch_size=_checked_count(
-                "batch_size", asked["batch_size"] if "batch_size" in asked else default_batch_size()
-            ),
+            batch_size=_checked_count("batch_size", options["batch_size"]),
             memory_budget=memory_bytes(options["memory_budget"]),
             labels=options["labels"],
             class_names=None if options["class_names"] is None else [*options["class_names"]],

@@ -34,6 +34,7 @@ from polyseme.store.shards import Shard, ShardWriter
 from polyseme.views import Run
 
 _LISTED = 5
+_CUT = ("length", "max_tokens", "leave_out")
 
 
 def checked_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
@@ -232,11 +233,17 @@ def merge(
     first = parts[0]
     for shard in parts:
         shard.check()
-    settings = Settings.restored(first.metadata["options"], labels)
+    if model is not None:
+        check_model(model)
+    settings, names, recorded = _recorded(first, labels)
     source: ImageData | TextData
-    if settings.kind == "texts":
-        model, contexts = _recorded_texts(first, model, tokenizer)
-        source = TextData(model, contexts, settings)
+    if recorded is not None:
+        if model is None and tokenizer is None:
+            model, tokenizer = _loaded(first)
+        elif model is None or tokenizer is None:
+            raise InputError("Of model and tokenizer one is given; give both, or neither.")
+        texts, cut = recorded
+        source = TextData(model, Contexts(texts, tokenizer, **cut), settings)
     elif model is None or data is None:
         raise InputError(
             "The shards are of images, so merge needs the model and the data: give model= and "
@@ -244,8 +251,6 @@ def merge(
         )
     else:
         source = ImageData(model, data, settings)
-    check_model(model)
-    names = [str(name) for name in first.fingerprint.get("sites") or ()]
     return run_analysis(
         model,
         source,
@@ -293,33 +298,47 @@ def missing_inputs(shards: Sequence[Shard]) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]
 
 
-def _recorded_texts(
-    shard: Shard, model: nn.Module | None, tokenizer: Any
-) -> tuple[nn.Module, Contexts]:
-    """The model, and contexts that are cut as those of a shard but cannot be read."""
-    if (model is None) != (tokenizer is None):
-        raise InputError("Of model and tokenizer one is given; give both, or neither.")
-    if model is None:
-        name = shard.metadata.get("model")
-        remedy = "Give model= and tokenizer= (--model)."
-        if not isinstance(name, str):
-            raise InputError(f"{shard.path} does not say how its model is loaded. {remedy}")
-        try:
-            model, tokenizer = load_language_model(name)
-        except InputError as error:
-            raise InputError(
-                f"{shard.path} is of the model {name!r}, which is not to be had by that name alone "
-                f"({str(error).split('. ')[0].rstrip('.')}). {remedy}"
-            ) from error
-    about: Any = shard.fingerprint["data"]
-    texts = {key: value for key, value in about["texts"].items() if key != "name"}
-    recorded = Texts(about["name"], lambda: iter(()), lambda: texts)
-    cut = {key: about[key] for key in ("length", "max_tokens", "leave_out")}
-    return model, Contexts(recorded, tokenizer, **cut)
+def _recorded(
+    shard: Shard, labels: Any
+) -> tuple[Settings, list[str], tuple[Texts, dict[str, Any]] | None]:
+    """A shard's settings and sites, and its texts, which are not read, with how they are cut."""
+    try:
+        settings = Settings.restored(shard.metadata["options"], labels)
+        names = [str(name) for name in shard.fingerprint["sites"]]
+        if settings.kind != "texts":
+            return settings, names, None
+        about: Any = shard.fingerprint["data"]
+        identity = {key: value for key, value in about["texts"].items() if key != "name"}
+        texts = Texts(about["name"], lambda: iter(()), lambda: identity)
+        return settings, names, (texts, {key: about[key] for key in _CUT})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"The shard {shard.path} is damaged: what it says of its analysis is not what polyseme "
+            f"writes ({type(error).__name__}: {error}). Make it again."
+        ) from None
+
+
+def _loaded(shard: Shard) -> tuple[nn.Module, Any]:
+    """The language model that a shard is of, and its tokenizer, by the model's name."""
+    name = shard.metadata.get("model")
+    remedy = "Give model= and tokenizer= (--model)."
+    if not isinstance(name, str):
+        raise InputError(f"{shard.path} does not say how its model is loaded. {remedy}")
+    try:
+        model, tokenizer = load_language_model(name)
+    except InputError as error:
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise InputError(
+            f"{shard.path} is of the model {name!r}, which cannot be loaded by that name alone "
+            f"({reason}). {remedy}"
+        ) from error
+    return model, tokenizer
 
 
 class Merged:
     """Shards in the place of a pass over the data: an engine, and what it has found."""
+
+    stage = "merging"
 
     def __init__(self, model: nn.Module, data: Data, shards: Sequence[Shard]) -> None:
         self._model, self._data, self._shards = model, data, shards
@@ -356,10 +375,11 @@ class Merged:
     def _streams(self, number: int, names: Sequence[str]) -> list[Stream]:
         """What stands for the neurons of a site, of what the shards hold of it."""
         collector = self._collector(self._sites[number])
-        empty = collector.part()
+        parts = [f"{name}." for name in names]
+        empty = {k: a for k, a in collector.part().items() if k.startswith(tuple(parts))}
         streams: list[Stream] = [getattr(collector, name) for name in names]
         for shard in self._shards:
-            part = _checked(shard.site(number), empty, self._sites[number], shard)
+            part = _checked(shard.site(number, parts), empty, self._sites[number], shard)
             for name, stream in zip(names, streams, strict=True):
                 stream.merge(below(part, name))
         return streams
@@ -422,9 +442,10 @@ def _checked(part: Arrays, empty: Arrays, site: Site, shard: Shard) -> Arrays:
         if len(rows) != len(new) or (name == "vectors.keys" and rows.shape[1:] != (site.d_in,)):
             break
     else:
-        if all(_is_sound(below(part, name), shard) for name in ("examples", "random")):
+        streams = [name for name in ("examples", "random") if f"{name}.count" in empty]
+        if all(_is_sound(below(part, name), shard) for name in streams):
             return part
-        name = "examples"
+        name = "index"
     raise RunError(
         f"The shard {shard.path} is damaged: {name!r} of site {site.name!r} is not what polyseme "
         "writes. Make it again."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ Array = NDArray[Any]
 
 # Embeddings that one thread works on at a time.
 BLOCK_BYTES = 8 << 20
+# Neurons whose meanings are found together, in several blocks if it takes them.
+_TOGETHER = 256
 # Vectors that one thread gathers at a time.
 _ROWS = 4096
 
@@ -139,22 +142,40 @@ def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteCl
     parts, spaces = list(_blocks(collected)), _Spaces.of(collected)
     done: list[SiteClusters | None] = [None] * len(parts)
 
-    def work(number: int) -> None:
-        done[number] = _cluster_block(collected, spaces, parts[number], threshold, linkage)
+    together = max(1, _TOGETHER // max(1, len(parts[0].counts))) if parts else 1
 
-    in_threads(work, range(len(parts)))
+    def work(first: int) -> None:
+        some = parts[first : first + together]
+        blocks = [_cluster_block(collected, spaces, part, threshold, linkage) for part in some]
+        make, cosines, drives = zip(*blocks, strict=True)
+        counts = np.concatenate([part.counts for part in some])
+        # Of many blocks at once, as each step of their trees has a cost of its own.
+        meanings = meanings_many(np.concatenate(cosines), np.concatenate(drives), counts)
+        ends = np.cumsum([len(part.counts) for part in some])
+        for place, end in enumerate(ends):
+            rows = slice(end - len(some[place].counts), end)
+            done[first + place] = make[place](meanings=_some_of(meanings, rows))
+
+    in_threads(work, range(0, len(parts), together))
     return _joined([block for block in done if block is not None])
+
+
+def _some_of(meanings: ManyMeanings, rows: slice) -> ManyMeanings:
+    return ManyMeanings(
+        *(getattr(meanings, field.name)[rows] for field in dataclasses.fields(ManyMeanings))
+    )
 
 
 def _cluster_block(
     collected: Collected, spaces: _Spaces, part: _NeuronBlock, threshold: float, linkage: str
-) -> SiteClusters:
+) -> tuple[Callable[..., SiteClusters], Array, Array]:
+    """The clusters of a block but for its meanings, and what these are made of."""
     # To gather the vectors takes longer than to draw them, so all is done with them here.
     rows = collected.vector[part.examples]
     vectors = _rows_of(collected.vectors, rows)
     drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
     neurons = collected.examples.neuron[part.examples]
-    meanings = _meanings(collected, spaces, part, rows, vectors)
+    between, drives = _read_in_space(collected, spaces, part, rows, vectors)
     embeddings = part.padded(collected.neurons.embed(vectors, neurons, in_place=True))
     cosines = cosine_matrices(embeddings, part.filled, part.neurons)
     layouts = {
@@ -166,20 +187,21 @@ def _cluster_block(
     )
     central = medoids_many(embeddings, clusterings.labels, cosines=cosines)
     directions = _directions(embeddings, clusterings, central)
-    return SiteClusters(clusterings, central, layouts, directions, meanings, spaces.of_groups)
+    make = partial(SiteClusters, clusterings, central, layouts, directions, spaces=spaces.of_groups)
+    return make, between, drives
 
 
-def _meanings(
+def _read_in_space(
     collected: Collected, spaces: _Spaces, part: _NeuronBlock, rows: Array, vectors: Array
-) -> ManyMeanings:
+) -> tuple[Array, Array]:
+    """Cosines between the examples where meanings are told apart, and with the directions."""
     units = part.padded(_rows_of(spaces.units, rows))
     gradients = np.zeros((len(part.neurons), units.shape[2]), np.float32)
     gradients[part.counts > 0] = collected.neurons.mean_gradients(
         vectors, collected.examples.neuron[part.examples]
     )
     drives = spaces.drives(gradients, part.neurons, units, collected.site)
-    cosines = cosine_matrices(units, part.filled, part.neurons)
-    return meanings_many(cosines, drives, part.counts)
+    return cosine_matrices(units, part.filled, part.neurons), drives
 
 
 def _directions(embeddings: Array, clusterings: Clusterings, central: Array) -> Array:

@@ -17,8 +17,9 @@ from polyseme.data.contexts import Contexts
 def source_of(model: nn.Module, data: Any, options: Mapping[str, Any]) -> ImageData | TextData:
     """The data of an analysis; options that are None or left out have their defaults."""
     kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
-    settings = Settings.checked(
-        kind.kind, default_batch_size=lambda: kind.default_batch_size(data), **options
-    )
+    batch_size = options.get("batch_size")
+    if batch_size is None:
+        batch_size = kind.default_batch_size(data)
+    settings = Settings.checked(kind.kind, **{**options, "batch_size": batch_size})
     check_model(model)
     return kind(model, data, settings)

@@ -120,12 +120,14 @@ class TextData(Data):
     def _importances(self, selected: Selected, inputs: Arrays, work: Work) -> list[Arrays]:
         """Token importances of each site, where they are asked for; else what they would cost."""
         if self.settings.mask_id is None:
-            if work.shown and not work.writer.resumed:
+            # An estimate takes the time of the whole reading, by this process.
+            took = work.stages.seconds.get("reading")
+            if took is not None and work.shown and not work.writer.resumed:
                 n_tokens = selected.n_inputs * self.contexts.length
                 seconds = estimated_seconds(
                     inputs["lengths"],
                     n_tokens,
-                    work.stages.seconds["reading"],
+                    took,
                     window=self.window,
                 )
                 work.say(

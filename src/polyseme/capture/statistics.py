@@ -94,7 +94,7 @@ class Statistics:
             self._exponent = torch.maximum(needed, self._exponent)
 
     def result(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Arrays by name, each with one row a neuron.
+        """Arrays by name, each with one row per neuron.
 
         Returns
         -------

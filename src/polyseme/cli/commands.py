@@ -400,6 +400,9 @@ def _analyse(options: argparse.Namespace) -> None:
 def _print_run(run: Any, asked: str) -> None:
     for _, row in run.summary().iterrows():
         print(_about(row))
+    if missing := run.metadata.get("missing_inputs"):
+        ranges = ", ".join(f"{first:,} to {stop:,}" for first, stop in missing)
+        print(f"Missing shards: the run is without the inputs {ranges}.")
     out = asked if is_url(asked) else str(run.path)
     print(
         f"The run is at {out}; look at it with polyseme explore {shlex.quote(out)}, "

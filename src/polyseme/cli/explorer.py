@@ -142,7 +142,7 @@ def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]
     if kind != "text":
         if options.sae:
             raise InputError(
-                f"--sae is given, but {options.runs[0]} is no run of texts; leave it out."
+                f"--sae is given, but {options.runs[0]} is not a run of texts; leave it out."
             )
         return {"classify": _Loaded(lambda: _classify(options.model))} if options.model else {}
     # A stranger's run is not believed: what it names is loaded if it comes as a package.

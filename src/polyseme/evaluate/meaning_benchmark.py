@@ -33,7 +33,7 @@ from polyseme.evaluate.planted import (
 )
 from polyseme.evaluate.rivals import MEASURES, OURS, judge
 from polyseme.evaluate.sweep import RECORDS, held
-from polyseme.evaluate.text_positions import TextAround, Windows, read_positions
+from polyseme.evaluate.text_positions import TextAround, WindowVectors, read_positions
 from polyseme.remote import local_path
 from polyseme.store.files import whole
 
@@ -311,7 +311,8 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
     work.bars.update(task, total=len(tokens), completed=len(tokens))
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     labels = concept_labels(tokens, found[0].groups, pieces)
-    windows = Windows(tokens, found[0].groups, tokenizer, lambda: load_language_model("minilm"))
+    around = TextAround(tokens, found[0].groups, tokenizer)
+    windows = WindowVectors(around, lambda: load_language_model("minilm"))
     for (half, layer), positions, read in zip(todo, found, sites, strict=True):
         site = f"{name} {layer}"
         if "concepts" in parts:
@@ -324,7 +325,7 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
                 positions,
                 _concepts(positions, labels, concepts, weights, work.size.neurons),
                 windows=windows,
-                texts=TextAround(tokens, found[0].groups, tokenizer),
+                texts=around,
                 concepts=concepts,
             )
         of_latents = [made for made in yardsticks(half, layer) if made in _OF_LATENTS]

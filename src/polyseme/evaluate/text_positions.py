@@ -60,7 +60,7 @@ def read_positions(
 
 
 class TextAround:
-    """The text around tokens, as a run would keep it for its examples.
+    """The text around tokens.
 
     Parameters
     ----------
@@ -68,6 +68,13 @@ class TextAround:
         All tokens of the text, and the context of each.
     tokenizer
         That made them.
+
+    Attributes
+    ----------
+    shares : dict of str to float
+        Share of each word in the text.
+    spaced : bool
+        Of the vocabulary, see `polyseme.views.meanings.are_spaced`.
     """
 
     def __init__(self, tokens: Ints, groups: Ints, tokenizer: Any) -> None:
@@ -76,59 +83,57 @@ class TextAround:
         texts = pieces(tokenizer, ids)
         self.shares, self.spaced = word_shares(texts, counts), are_spaced(texts)
 
+    def _around(self, place: int, before: int, after: int) -> Ints:
+        """The tokens of one context around a place."""
+        around = np.arange(max(0, place - before), min(len(self._tokens), place + 1 + after))
+        return np.asarray(around[self._groups[around] == self._groups[place]])
+
     def windows(self, at: Ints) -> list[TextWindow]:
-        """The window around each of some tokens."""
+        """The window around each of some tokens, as a run would keep it for its examples."""
         windows = []
-        for place in at:
-            around = np.arange(max(0, place - _LABEL), min(len(self._tokens), place + 1 + _LABEL))
-            around = around[self._groups[around] == self._groups[place]]
+        for place in at.tolist():
+            around = self._around(place, _LABEL, _LABEL)
             texts = pieces(self._tokenizer, self._tokens[around])
-            centre = int(place - around[0])
-            windows.append(TextWindow(texts, np.full(len(texts), np.nan, np.float32), centre))
+            activations = np.full(len(texts), np.nan, np.float32)
+            windows.append(TextWindow(texts, activations, int(place - around[0])))
         return windows
 
+    def spelled(self, at: Ints) -> list[str]:
+        """The text around each of some tokens."""
+        around = [self._around(place, _BEFORE, _AFTER) for place in at.tolist()]
+        return [self._tokenizer.decode(self._tokens[tokens]) for tokens in around]
 
-class Windows:
+
+class WindowVectors:
     """Vectors of the text around tokens, by a sentence encoder.
 
     Parameters
     ----------
-    tokens, groups : ndarray of int64, shape (n,)
-        All tokens of the text, and the context of each.
-    tokenizer
-        That made them.
+    text : TextAround
     load_encoder : callable () -> (torch.nn.Module, tokenizer)
-        Such as MiniLM. A window is the mean of what it gives for its tokens.
+        Such as MiniLM. A vector is the mean of what it gives for its tokens.
     """
 
-    def __init__(
-        self,
-        tokens: Ints,
-        groups: Ints,
-        tokenizer: Any,
-        load_encoder: Callable[[], tuple[nn.Module, Any]],
-    ) -> None:
-        self._tokens, self._groups, self._tokenizer = tokens, groups, tokenizer
-        self._encoder = cache(load_encoder)
+    def __init__(self, text: TextAround, load_encoder: Callable[[], tuple[nn.Module, Any]]) -> None:
+        self._text, self._encoder = text, cache(load_encoder)
         self._known: dict[int, NDArray[np.float32]] = {}
 
     def __call__(self, at: Ints) -> NDArray[np.float32]:
-        """Vectors (n, width) of the windows around some tokens."""
-        new = [int(token) for token in at if int(token) not in self._known]
+        """Vectors (n, width) of the text around some tokens."""
+        new = np.array([token for token in at.tolist() if token not in self._known], np.int64)
         for start in range(0, len(new), _WINDOWS):
             part = new[start : start + _WINDOWS]
-            self._known.update(zip(part, self._encoded(part), strict=True))
-        return np.stack([self._known[int(token)] for token in at])
+            self._known.update(zip(part.tolist(), self._encoded(part), strict=True))
+        return np.stack([self._known[token] for token in at.tolist()])
 
-    def _encoded(self, at: list[int]) -> NDArray[np.float32]:
+    def _encoded(self, at: Ints) -> NDArray[np.float32]:
         model, tokenizer = self._encoder()
-        spans = [np.arange(max(0, i - _BEFORE), min(len(self._tokens), i + 1 + _AFTER)) for i in at]
-        texts = [
-            self._tokenizer.decode(self._tokens[span[self._groups[span] == self._groups[i]]])
-            for span, i in zip(spans, at, strict=True)
-        ]
         encoded = tokenizer(
-            texts, padding=True, return_tensors="pt", truncation=True, max_length=64
+            self._text.spelled(at),
+            padding=True,
+            return_tensors="pt",
+            truncation=True,
+            max_length=64,
         )
         mask = encoded["attention_mask"][:, :, None]
         with evaluating(model), torch.no_grad():

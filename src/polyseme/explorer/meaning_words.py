@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from polyseme.store import RunFolder
 from polyseme.store.format import neuron_offsets
-from polyseme.views.meanings import NAMED, are_spaced, label_of, piece_of
+from polyseme.views.meanings import NAMED, are_spaced, joined, label_of
 
 Ints = NDArray[np.int64]
 
@@ -37,7 +37,9 @@ class MeaningWords:
         self._names = np.full((n, NAMED), -1, np.int64)
         self._times = np.zeros((n, NAMED), np.int64)
         self._name_all()
-        spelled = [" ".join(word.split()).casefold() for word in self._reader.words]
+        spelled = [""] * len(self._reader.words)
+        for name in np.unique(self._names[self._names >= 0]).tolist():
+            spelled[name] = " ".join(self._reader.words[name].split()).casefold()
         self.words = sorted(set(filter(None, spelled)))
         number = {word: n for n, word in enumerate(self.words)}
         folded = np.array([number.get(word, -1) for word in spelled], np.int64)
@@ -109,67 +111,30 @@ class MeaningWords:
 
 
 class _WordReader:
-    """The words that tokens of a run's contexts are pieces of, as `views.meanings.words_around`."""
+    """The words of a run's contexts.
+
+    A page joins the tokens of an example's window alone: a word that is cut by its end differs.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         inputs = folder.inputs
-        self._index, self._tokens, self._lengths = (
-            np.asarray(inputs[name]) for name in ("index", "tokens", "lengths")
-        )
-        self._before, self._after = (int(n) for n in folder.metadata["settings"]["window"])
         texts = folder.token_texts
-        size = int(texts.index.max()) + 1 if len(texts) else 0
-        self._texts = [""] * size
-        self._blank, self._opens, self._closes = (np.ones(size, bool) for _ in range(3))
         spaced = are_spaced(texts)
-        for token, text in zip(texts.index.tolist(), texts, strict=True):
-            piece, self._opens[token], self._closes[token] = piece_of(text, spaced=spaced)
-            self._texts[token], self._blank[token] = piece, not piece
-        self._number: dict[str, int] = {}
-        self.words: list[str] = []
+        spelled = dict(zip(texts.index.tolist(), texts, strict=True))
+        self._index = np.asarray(inputs["index"])
+        self._word = np.full(np.shape(inputs["tokens"]), -1, np.int64)
+        number: dict[str, int] = {}
+        for row, (tokens, length) in enumerate(
+            zip(inputs["tokens"], inputs["lengths"].tolist(), strict=True)
+        ):
+            words, word_of = joined(
+                [spelled[token] for token in tokens[:length].tolist()], spaced=spaced
+            )
+            if words:
+                numbers = [number.setdefault(word, len(number)) for word in words]
+                self._word[row, :length] = np.array(numbers)[word_of]
+        self.words = list(number)
 
     def read(self, inputs: Ints, positions: Ints) -> Ints:
         """Numbers in ``words`` of the words at some places, -1 where there is none."""
-        row = np.searchsorted(self._index, inputs)
-
-        def at(place: Ints) -> Ints:
-            return np.asarray(self._tokens[row, place], np.int64)
-
-        first = np.maximum(positions - self._before, 0)
-        last = np.minimum(positions + self._after + 1, self._lengths[row])
-        start = positions.copy()
-        # White space alone is of the word before it.
-        while (back := self._blank[at(start)] & (start > first)).any():
-            start -= back
-        stop = start + 1
-        while (
-            back := (start > first)
-            & ~self._opens[at(start)]
-            & ~self._closes[at(np.maximum(start - 1, 0))]
-        ).any():
-            start -= back
-        while (
-            on := (stop < last)
-            & ~self._opens[at(np.minimum(stop, self._tokens.shape[1] - 1))]
-            & ~self._closes[at(stop - 1)]
-        ).any():
-            stop += on
-        # One number for all pieces of a word.
-        key = np.zeros(len(row), np.uint64)
-        for n in range(int((stop - start).max(initial=0))):
-            piece = at(np.minimum(start + n, stop - 1)).astype(np.uint64) + np.uint64(1)
-            key = np.where(start + n < stop, key * np.uint64(0x9E3779B97F4A7C15) + piece, key)
-        _, some, which = np.unique(key, return_index=True, return_inverse=True)
-        numbers = [
-            self._numbered(self._tokens[row[n], start[n] : stop[n]].tolist()) for n in some.tolist()
-        ]
-        return np.array(numbers, np.int64)[which]
-
-    def _numbered(self, pieces: list[int]) -> int:
-        word = "".join(self._texts[piece] for piece in pieces)
-        if not word:
-            return -1
-        number = self._number.setdefault(word, len(self.words))
-        if number == len(self.words):
-            self.words.append(word)
-        return number
+        return self._word[np.searchsorted(self._index, inputs), positions]

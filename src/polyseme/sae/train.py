@@ -172,7 +172,7 @@ def train_sae(
     Raises
     ------
     InputError
-        An argument is of no use, the activations hold NaN or infinity, or the training diverges.
+        An argument is invalid, the activations hold NaN or infinity, or the training diverges.
     RunError
         ``out`` is in the way, in use, or holds another training than the one to resume.
     MissingDependencyError

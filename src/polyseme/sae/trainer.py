@@ -235,7 +235,7 @@ class Trainer:
         Raises
         ------
         InputError
-            The loss is NaN or infinite, and the SAE of no use any more; or torch lacks a kernel.
+            The loss is NaN or infinite, so the SAE is spoilt; or torch lacks a kernel.
         """
         trainer = self._trainer
         trainer.maybe_reset_sparsity()

@@ -127,7 +127,7 @@ def loaded_name(model: nn.Module) -> str | None:
     name = _NAMES.get(model)
     if name is None or name in PACKAGED or not Path(name).expanduser().exists():
         return name
-    # Where a model lies on one machine is of no use on another, and nobody's business.
+    # The path on one machine means nothing on another, and may be private.
     return Path(name).expanduser().resolve().name
 
 

@@ -84,7 +84,7 @@ def _was_centred(model: nn.Module, metadata: Any) -> bool:
 
 
 class _Reached(Exception):
-    """The hook point is passed; what the model would do after it is of no use."""
+    """The hook point is passed; what the model would do after it is not needed."""
 
 
 def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> Iterator[Tensor]:

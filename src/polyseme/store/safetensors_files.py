@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +302,16 @@ def save_state(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[s
     write_arrays(file, stored)
 
 
-def load_state(file: Path) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | None:
+def load_state(
+    file: Path, beginnings: Sequence[str] = ("",)
+) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | None:
     """What `save_state` kept; None where there is no such file.
+
+    Parameters
+    ----------
+    file : Path
+    beginnings : sequence of str
+        Read only the arrays whose names begin with one of these.
 
     Raises
     ------
@@ -314,7 +322,11 @@ def load_state(file: Path) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | No
         return None
     try:
         with safe_open(file, framework="numpy") as opened:
-            arrays = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+            arrays = {
+                name: opened.get_tensor(name)
+                for name in sorted(opened.keys())
+                if name.startswith((*beginnings, _METADATA))
+            }
         metadata = json.loads(arrays.pop(_METADATA).tobytes())
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}). Start again with {OVERWRITE}.") from error

@@ -6,7 +6,7 @@ A folder holds ``shard.json`` (format, fingerprint, range and the digests of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +44,21 @@ def _foreign(path: Path) -> set[str]:
     }
 
 
+SHARD = Kind(
+    work="analysis of a shard",
+    result="a polyseme shard",
+    format=f"{FORMAT} {VERSION}",
+    fingerprint=_fingerprint,
+    foreign=_foreign,
+    manifest=SHARD_JSON,
+    check=lambda path: Shard(path).check(),
+)
+
+
 class ShardWriter(Writer):
     """Writes one shard; see `Writer`."""
 
-    def __init__(
-        self,
-        out: str | Path,
-        *,
-        fingerprint: Mapping[str, JSON],
-        overwrite: bool = False,
-        resume: bool = False,
-    ) -> None:
-        super().__init__(out, SHARD, fingerprint, overwrite=overwrite, resume=resume)
+    kind = SHARD
 
     def write_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write what was found at one site."""
@@ -149,16 +152,16 @@ class Shard:
             if sha256(self._folder / name) != digest:
                 raise self._damaged(f"{name} was changed after it was written")
 
-    def site(self, number: int) -> Arrays:
-        """What was found at one site."""
-        return self._arrays(_site_file(number))
+    def site(self, number: int, parts: Sequence[str] = ("",)) -> Arrays:
+        """What was found at one site: all of it, or the arrays of these parts."""
+        return self._arrays(_site_file(number), parts)
 
     def inputs(self) -> Arrays:
         """The inputs that examples may point at."""
         return self._arrays(_INPUTS)
 
-    def _arrays(self, name: str) -> Arrays:
-        state = load_state(self._folder / name)
+    def _arrays(self, name: str, parts: Sequence[str] = ("",)) -> Arrays:
+        state = load_state(self._folder / name, parts)
         if state is None or name not in self._files:
             raise self._damaged(f"{name} is missing")
         return state[0]
@@ -168,14 +171,3 @@ def _whole(value: JSON) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
     return value
-
-
-SHARD = Kind(
-    work="analysis of a shard",
-    result="a polyseme shard",
-    format=f"{FORMAT} {VERSION}",
-    fingerprint=_fingerprint,
-    foreign=_foreign,
-    manifest=SHARD_JSON,
-    check=lambda path: Shard(path).check(),
-)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -91,7 +91,7 @@ RUN = Kind(
 
 
 class Writer(AbstractContextManager[Any]):
-    """Writes one result into a sibling ``<out>.partial`` and renames it to `out` at the end.
+    """Writes one result of its kind into ``<out>.partial`` and renames it to `out` at the end.
 
     Use it as a context manager: leaving it, with or without an error, lets another process in
     and keeps what was written for a resume.
@@ -100,8 +100,6 @@ class Writer(AbstractContextManager[Any]):
     ----------
     out : str or Path
         The folder to make, with its parents, or a URL.
-    kind : Kind
-        What is made.
     fingerprint : mapping
         JSON that identifies the work: settings, model and data. Two of equal fingerprints are
         taken for the same.
@@ -127,16 +125,17 @@ class Writer(AbstractContextManager[Any]):
         Something is in the way, belongs to other work, or is in use.
     """
 
+    kind: ClassVar[Kind]
+
     def __init__(
         self,
         out: str | Path,
-        kind: Kind,
-        fingerprint: Mapping[str, JSON],
         *,
+        fingerprint: Mapping[str, JSON],
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        partial = Partial(out, kind, fingerprint, overwrite=overwrite, resume=resume)
+        partial = Partial(out, self.kind, fingerprint, overwrite=overwrite, resume=resume)
         self.path: str | Path = out if is_url(out) else Path(out)
         self.finished, self.resumed = partial.finished, partial.resumed
         self._partial: Partial | None = None if partial.finished else partial
@@ -211,15 +210,7 @@ class Writer(AbstractContextManager[Any]):
 class RunWriter(Writer):
     """Writes one run; see `Writer`."""
 
-    def __init__(
-        self,
-        out: str | Path,
-        *,
-        fingerprint: Mapping[str, JSON],
-        overwrite: bool = False,
-        resume: bool = False,
-    ) -> None:
-        super().__init__(out, RUN, fingerprint, overwrite=overwrite, resume=resume)
+    kind = RUN
 
     # --------------------------------------------------------------------------- contents
 

@@ -294,39 +294,36 @@ def are_spaced(tokens: Iterable[str]) -> bool:
     return any(bool(token[:1].isspace() and token.strip()) for token in tokens)
 
 
-def piece_of(token: str, *, spaced: bool) -> tuple[str, bool, bool]:
-    """What a token adds to a word, whether it begins one, and whether it ends one.
+def joined(tokens: Iterable[str], *, spaced: bool) -> tuple[list[str], list[int]]:
+    """The words that tokens make up, and which of them each token is of.
 
-    Where words have a space before them, one without goes on with the last; in WordPiece one that
-    begins with ## does, and every other one is a word.
-    """
-    text = token.strip()
-    if spaced:
-        return text, token[:1].isspace() or not text[:1].isalnum(), not token[-1:].isalnum()
-    goes_on = text.startswith("##") and len(text) > 2
-    return text[2 * goes_on :], not goes_on, False
-
-
-def words_around(window: TextWindow, *, spaced: bool) -> tuple[set[str], str]:
-    """The words near an example, in small letters, and the word that it is itself.
-
-    Parameters
-    ----------
-    window : TextWindow
-    spaced : bool
-        Of the vocabulary, see `are_spaced`.
+    White space is of the word before it. Where words have a space before them, see `are_spaced`, a
+    token without one goes on with the last word. In WordPiece one that begins with ## does, and
+    every other one is a word.
     """
     words: list[str] = []
-    centre, ended = 0, False
-    for place, token in enumerate(window.tokens):
-        text, begins, ends = piece_of(token, spaced=spaced)
-        if text and words and not (begins or ended):
+    word_of = []
+    ended = False
+    for token in tokens:
+        text = token.strip()
+        if spaced:
+            goes_on = not (ended or token[:1].isspace()) and text[:1].isalnum()
+            ended = not token[-1:].isalnum()
+        else:
+            goes_on = text.startswith("##") and len(text) > 2
+            text = text[2 * goes_on :]
+        if text and words and goes_on:
             words[-1] += text
         elif text:
             words.append(text)
-        ended = ends
-        if place == window.centre:
-            centre = max(0, len(words) - 1)
+        word_of.append(max(0, len(words) - 1))
+    return words, word_of
+
+
+def words_around(window: TextWindow, *, spaced: bool) -> tuple[set[str], str]:
+    """The words near an example, in small letters, and the word that it is itself."""
+    words, word_of = joined(window.tokens, spaced=spaced)
+    centre = word_of[window.centre]
     near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]
     return {word.lower() for word in near}, words[centre] if words else ""
 

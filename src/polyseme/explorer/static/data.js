@@ -148,7 +148,7 @@ export async function neurons(run) {
  *
  * - `run`, `row`, `site` (entry of run.sites), `neuron`, `metrics` (name -> number)
  * - `damage`: sentences about what of it can't be read
- * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one a feature at the run's own cut
+ * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one per feature at the run's own cut
  * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, `meaning`, each of length n
  *   (images also `thumb`, `class`)
  * - `tree`: `nodes` (2(n-1)), `heights` (n-1); `meaningTree`: `nodes`, `overlaps` (n-1), or null

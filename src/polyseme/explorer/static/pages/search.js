@@ -31,7 +31,7 @@ export async function render(main, ctx) {
   if (layers.length) main.append(layerHits(run, layers));
   const found = Boolean(neuron || layers.length);
   if (!run.has.search || (found && /^layer\s+\d+$/i.test(q))) {
-    if (!found) main.append(notice(`“${isolated(q)}” is no neuron and no layer of this run.`));
+    if (!found) main.append(notice(`“${isolated(q)}” is not a neuron or a layer of this run.`));
     return;
   }
   const vocabulary = await data.vocabulary(run);
