@@ -19,11 +19,13 @@ from torch import nn
 
 import polyseme as ps
 from analysis.test_shards import OPTIONS, Setting, assert_same_run
-from polyseme.analysis.ray_engine import RayReader
+from polyseme.analysis import kinds, ray_engine
+from polyseme.analysis.ray_engine import RayEngine
 from polyseme.errors import InputError, RunError
 
 pytest.importorskip("transformers")
 ray = pytest.importorskip("ray")
+Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
@@ -42,10 +44,13 @@ def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    """One Ray for all tests, as it takes seconds to start."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    """One cluster of two machines for all tests, as it takes seconds to start."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
     yield
     ray.shutdown()
+    cluster.shutdown()
 
 
 def workers() -> list[int]:
@@ -80,8 +85,12 @@ IMAGE_OPTIONS: dict[str, Any] = {
 
 
 def test_the_run_of_two_workers_is_that_of_one_process(
-    setting: Setting, whole: Path, tmp_path: Path
+    setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def here(*_: Any) -> None:
+        raise AssertionError("A site was clustered by this process.")
+
+    monkeypatch.setattr(kinds, "cluster_site", here)
     out = tmp_path / "run"
     ps.analyse(setting.model, setting.contexts(), out=out, engine="ray", workers=2, **OPTIONS)
     assert_same_run(out, whole)
@@ -153,6 +162,23 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_kept(tmp_pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_what_was_read_is_kept_where_clustering_fails(
+    setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise MemoryError("18 GiB are too many")
+
+    options = {**OPTIONS, "out": tmp_path / "run", "engine": "ray", "workers": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "cluster_site", fails)
+        with pytest.raises(RunError, match=r"could not be clustered: MemoryError: 18 GiB are too"):
+            ps.analyse(setting.model, setting.contexts(), **options)
+    # Nothing is read again.
+    monkeypatch.setattr(RayEngine, "_read", lambda self, todo, *_: iter(todo))
+    ps.analyse(setting.model, setting.contexts(), **options | {"resume": True})
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Slow(0.3)
@@ -183,9 +209,9 @@ def test_what_is_refused(setting: Setting, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "here:there"])
 def test_an_address_without_a_ray(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    reader = RayReader(model, None, None, "0", (), {}, address=address)  # type: ignore[arg-type]
+    engine = RayEngine(model, None, None, "0", (), {}, address=address)  # type: ignore[arg-type]
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(InputError, match=f"There is no Ray at address '{address}'") as raised:
-        reader._connected().__enter__()
+        engine.at_work().__enter__()
     assert "ray start --head" in str(raised.value)
     assert "\n" not in str(raised.value)

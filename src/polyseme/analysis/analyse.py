@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from polyseme.analysis.flow import run_analysis
-from polyseme.analysis.kinds import Reader
+from polyseme.analysis.kinds import Engine
 from polyseme.analysis.source import source_of
 from polyseme.capture import Selector
 from polyseme.errors import InputError, one_of
@@ -176,11 +176,11 @@ def analyse(
         "batch_size": batch_size,
     }
     source = source_of(model, data, options)
-    reader: Reader | None = None
+    at_work: Engine | None = None
     if engine == "ray":
-        from polyseme.analysis.ray_engine import RayReader
+        from polyseme.analysis.ray_engine import RayEngine
 
-        reader = RayReader(
+        at_work = RayEngine(
             model, data, source, sites, exclude, options, address=address, workers=workers
         )
     elif address is not None or workers is not None:
@@ -194,5 +194,5 @@ def analyse(
         overwrite=overwrite,
         resume=resume,
         progress=progress,
-        reader=reader,
+        engine=at_work,
     )

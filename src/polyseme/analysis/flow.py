@@ -19,12 +19,12 @@ from torch import nn
 
 from polyseme.analysis.describe import behaviour, describe_model, made_by_hand
 from polyseme.analysis.feature_search import SimilarFeatures, room_for_similar
-from polyseme.analysis.kinds import Attributed, Data, Found, Reader, Work
+from polyseme.analysis.kinds import Attributed, Data, Engine, Found, Work
 from polyseme.analysis.passes import Passes
 from polyseme.analysis.plan import Plan, make_plan, trial
 from polyseme.analysis.probing import probe
 from polyseme.analysis.progress import Stages, progress_bars
-from polyseme.analysis.site_tables import cluster_site, site_arrays, site_tables
+from polyseme.analysis.site_tables import site_arrays, site_tables
 from polyseme.capture import Collected
 from polyseme.capture.collect import needs_head
 from polyseme.core.parallel import in_threads
@@ -86,33 +86,35 @@ def run_analysis(
     overwrite: bool,
     resume: bool,
     progress: bool,
-    reader: Reader | None = None,
+    engine: Engine | None = None,
 ) -> Run:
     """Take data through all stages to a run.
 
-    The arguments are those of `analyse`, and the engine that reads the data; by default this
-    process does.
+    The arguments are those of `analyse`, and the engine; by default this process does all work.
     """
-    reader = reader or _ThisProcess(model, data)
+    engine = engine or _ThisProcess(model, data)
     stages = Stages()
     with stages("preparation"):
         prepared = prepare(model, data, sites, exclude)
         chosen = prepared.sites
         # Refused before anything is written, if the budget is too little.
         side_by_side = make_plan(chosen, data).side_by_side
-        extra = reader.check(prepared)
+        extra = engine.check(prepared)
     fingerprint = {**prepared.fingerprint, **extra}
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
             return open_run(out, probe=probe)
-        with progress_bars(progress) as bars, SimilarFeatures(writer) as similar:
+        with progress_bars(progress) as bars, SimilarFeatures(writer) as similar, engine.at_work():
             work = Work(writer, bars, stages, progress)
-            with stages(reader.stage):
-                found = reader.read(work)
+            with stages(engine.stage):
+                found = engine.read(work)
             with stages("selection"):
                 selected = found.selected()
             attributed = data.attribute(selected, work)
-            clustered = _cluster(data, found.results(), attributed, similar, side_by_side, work)
+            side_by_side = engine.side_by_side or side_by_side
+            clustered = _cluster(
+                data, engine, found.results(), attributed, similar, side_by_side, work
+            )
             _write(data, attributed, clustered, similar, work)
         # Without the bars, as there is another one where the run goes to a URL.
         path = writer.finish(
@@ -127,8 +129,8 @@ def run_analysis(
     return open_run(path, probe=probe)
 
 
-class _ThisProcess:
-    """The engine that reads all data here, in as many passes as the memory takes."""
+class _ThisProcess(Engine):
+    """All work is done here, and reading in as many passes as the memory takes."""
 
     stage = "reading"
 
@@ -196,6 +198,7 @@ class _Clustered:
 
 def _cluster(
     data: Data,
+    engine: Engine,
     results: Iterator[Collected],
     attributed: Attributed,
     similar: SimilarFeatures,
@@ -213,7 +216,7 @@ def _cluster(
             number = next(numbers)
             with work.stages("selection"):
                 collected = next(results)
-        of_site = _cluster_site(data, number, collected, attributed, work)
+        of_site = _cluster_site(data, engine, number, collected, attributed, work)
         with adding:
             ready[number] = of_site
             # In the order of the sites, whichever is ready first.
@@ -228,12 +231,17 @@ def _cluster(
 
 
 def _cluster_site(
-    data: Data, number: int, collected: Collected, attributed: Attributed, work: Work
+    data: Data,
+    engine: Engine,
+    number: int,
+    collected: Collected,
+    attributed: Attributed,
+    work: Work,
 ) -> _OfSite:
     site = collected.site
     threshold = data.settings.threshold or site.default_threshold(data.kind)
     with work.stages("clusters"):
-        clusters = cluster_site(collected, threshold, data.settings.linkage)
+        clusters = engine.cluster(collected, threshold, data.settings.linkage)
     with work.stages("tables"):
         tables = site_tables(collected, clusters)
     with work.stages("labels"):

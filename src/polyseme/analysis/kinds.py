@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -12,6 +14,7 @@ from rich.progress import Progress
 
 from polyseme.analysis.progress import Stages
 from polyseme.analysis.settings import Settings
+from polyseme.analysis.site_tables import SiteClusters, cluster_site
 from polyseme.capture import Batch, Collected, Selection
 from polyseme.sites import Site
 from polyseme.store import RunWriter
@@ -138,13 +141,27 @@ class Found(Protocol):
         """What was found at each site, one in memory at a time."""
 
 
-class Reader(Protocol):
-    """An engine: how the data is read."""
+class Engine(ABC):
+    """Where the work is done: reading the data, and clustering what was found."""
 
-    stage: str  # what the time that it takes goes by
+    stage: str
+    """What the time of reading goes by."""
+    side_by_side: int | None = None
+    """Sites clustered at a time; None for as many as this process's memory and cores take."""
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """For as long as it reads and clusters."""
+        yield
 
     def check(self, prepared: Any) -> dict[str, Any]:
         """Refuse what does not fit, before anything is written; returns additional metadata."""
+        return {}
 
+    @abstractmethod
     def read(self, work: Work) -> Found:
         """Read the data, or what other processes found in it."""
+
+    def cluster(self, collected: Collected, threshold: float, linkage: str) -> SiteClusters:
+        """See `cluster_site`."""
+        return cluster_site(collected, threshold, linkage)

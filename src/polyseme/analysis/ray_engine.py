@@ -1,7 +1,8 @@
-"""The pass over the data by many processes, on one machine or on a cluster, with Ray."""
+"""An analysis by many processes, on one machine or on a cluster, with Ray."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -13,13 +14,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from polyseme.analysis.flow import Prepared
-from polyseme.analysis.kinds import Data, Found, Work
+from polyseme.analysis.kinds import Data, Engine, Found, Work
 from polyseme.analysis.shards import Merged, ShardReader, fingerprint_of, shard_range
+from polyseme.analysis.site_tables import SiteClusters, cluster_site
+from polyseme.capture import Collected
 from polyseme.errors import InputError, MissingDependencyError, PolysemeError, RunError
 from polyseme.sites import Site
 from polyseme.store.files import (
@@ -44,11 +47,12 @@ _SHARDS = "shards"
 Parts = dict[int, tuple[int, int]]
 
 
-class RayReader:
-    """An engine: workers that each hold the model read shards, which this process merges.
+class RayEngine(Engine):
+    """Workers that each hold the model read shards, which this process merges.
 
     A shard whose worker is lost is read again. Finished ones are kept beside the unfinished run,
-    so that a resumed analysis reads the others alone.
+    so that a resumed analysis reads the others alone. Where the cluster has several machines,
+    each of them then clusters a site at a time, on all its cores.
 
     Parameters
     ----------
@@ -87,11 +91,42 @@ class RayReader:
         self._address, self._workers = address, workers
         self._on_gpu = any(tensor.is_cuda for tensor in model.parameters())
         self._prepared: Prepared | None = None
+        self._cores: list[int] = []  # of each machine
 
     def check(self, prepared: Prepared) -> dict[str, Any]:
         """Nothing: the shards are made here."""
         self._prepared = prepared
         return {}
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Connected to the cluster, or to a Ray that is started here."""
+        ray = self._ray
+        ours = not ray.is_initialized()
+        if ours:
+            try:
+                _reach(self._address)
+                ray.init(
+                    address=self._address or "local",
+                    include_dashboard=False if self._address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+                raise InputError(
+                    f"There is no Ray at address {self._address!r} ({_in_short(error)}). Start one "
+                    "with: ray start --head. Or leave the address out, and Ray is started here."
+                ) from error
+        try:
+            nodes = (node for node in ray.nodes() if node["Alive"])
+            cores = (int(node["Resources"].get("CPU", 0)) for node in nodes)
+            self._cores = [n for n in cores if n]
+            if len(self._cores) > 1:
+                self.side_by_side = len(self._cores)
+            yield
+        finally:
+            if ours:
+                ray.shutdown()
 
     def read(self, work: Work) -> Found:
         """Have the workers read what no finished shard holds; returns all shards, merged."""
@@ -100,19 +135,37 @@ class RayReader:
         total = source.count()
         folder = work.writer.state_folder / _SHARDS
         folder.mkdir(exist_ok=True)
-        with self._connected() as n_workers:
-            parts = _parts(folder, total, source.settings.batch_size, _EACH * n_workers)
-            todo = {n: part for n, part in parts.items() if not (folder / str(n)).is_dir()}
-            n_read = sum(stop - first for n, (first, stop) in parts.items() if n not in todo)
-            task = work.bars.add_task("Reading the data", total=total, completed=n_read)
-            n_workers = min(n_workers, len(todo))
-            work.say(f"Ray: {len(todo)} shards to read, {n_workers} at a time.")
-            for number in self._read(todo, total, folder, n_workers):
-                first, stop = todo[number]
-                work.bars.update(task, advance=stop - first)
+        n_workers = self._n_workers()
+        parts = _parts(folder, total, source.settings.batch_size, _EACH * n_workers)
+        todo = {n: part for n, part in parts.items() if not (folder / str(n)).is_dir()}
+        n_read = sum(stop - first for n, (first, stop) in parts.items() if n not in todo)
+        task = work.bars.add_task("Reading the data", total=total, completed=n_read)
+        n_workers = min(n_workers, len(todo))
+        work.say(f"Ray: {len(todo)} shards to read, {n_workers} at a time.")
+        for number in self._read(todo, total, folder, n_workers):
+            first, stop = todo[number]
+            work.bars.update(task, advance=stop - first)
         merged = Merged(self._model, source, self._checked(folder, parts))
         merged.check(self._prepared)
         return merged.read(work)
+
+    def cluster(self, collected: Collected, threshold: float, linkage: str) -> SiteClusters:
+        """A site, by another machine if there are several and it does not take the model."""
+        if len(self._cores) < 2 or collected.neurons.is_general:
+            return super().cluster(collected, threshold, linkage)
+        ray, name = self._ray, collected.site.name
+        # A site's layer may be on a GPU, which the task does without.
+        arrays = dataclasses.replace(collected, site=cast(Any, None))
+        # All cores of a machine: its threads share them. A lost task is begun again.
+        task = ray.remote(num_cpus=min(self._cores), max_retries=_LOST)(cluster_site)
+        try:
+            return cast(SiteClusters, ray.get(task.remote(arrays, threshold, linkage)))
+        except ray.exceptions.RayError as error:
+            cause = _in_short(getattr(error, "cause", None) or error)
+            raise RunError(
+                f"Site {name!r} could not be clustered: {cause}. What was read is kept; fix "
+                "this, then resume with resume=True (--resume)."
+            ) from error
 
     def _checked(self, folder: Path, parts: Parts) -> list[Shard]:
         """The shards, if their workers had the same model and data as this process."""
@@ -179,39 +232,16 @@ class RayReader:
             )
 
     def _cpus_each(self, n_workers: int) -> int:
-        """Cores of a worker: all of this machine are shared out, but of a cluster one each."""
-        if self._address is not None or not n_workers:
-            return 1
-        return max(1, int(self._ray.cluster_resources().get("CPU", 1)) // n_workers)
+        """Cores of a worker: one machine's are shared out; of several machines one each."""
+        alone = len(self._cores) == 1
+        return max(1, self._cores[0] // max(1, n_workers)) if alone else 1
 
-    @contextmanager
-    def _connected(self) -> Iterator[int]:
-        """Ray at work; yields the number of workers."""
-        ray = self._ray
-        ours = not ray.is_initialized()
-        if ours:
-            try:
-                _reach(self._address)
-                ray.init(
-                    address=self._address or "local",
-                    include_dashboard=False if self._address is None else None,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-                raise InputError(
-                    f"There is no Ray at address {self._address!r} ({_in_short(error)}). Start one "
-                    "with: ray start --head. Or leave the address out, and Ray is started here."
-                ) from error
-        try:
-            resource = "GPU" if self._on_gpu else "CPU"
-            most = int(ray.cluster_resources().get(resource, 0))
-            if not most:
-                raise InputError(f"Ray has no {resource} for a worker; see: ray status")
-            yield min(self._workers or most, most)
-        finally:
-            if ours:
-                ray.shutdown()
+    def _n_workers(self) -> int:
+        resource = "GPU" if self._on_gpu else "CPU"
+        most = int(self._ray.cluster_resources().get(resource, 0))
+        if not most:
+            raise InputError(f"Ray has no {resource} for a worker; see: ray status")
+        return min(self._workers or most, most)
 
 
 class _Worker:

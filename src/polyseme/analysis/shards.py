@@ -14,7 +14,7 @@ from torch import nn
 from polyseme.analysis.describe import check_model
 from polyseme.analysis.flow import Prepared, plan_of, prepare, prove_again, run_analysis
 from polyseme.analysis.image_data import ImageData
-from polyseme.analysis.kinds import Arrays, Data, Found, Selected, Work
+from polyseme.analysis.kinds import Arrays, Data, Engine, Found, Selected, Work
 from polyseme.analysis.passes import Passes
 from polyseme.analysis.progress import progress_bars
 from polyseme.analysis.settings import Settings
@@ -259,7 +259,7 @@ def merge(
         overwrite=overwrite,
         resume=resume,
         progress=progress,
-        reader=Merged(model, source, parts),
+        engine=Merged(model, source, parts),
     )
 
 
@@ -335,7 +335,7 @@ def _loaded(shard: Shard) -> tuple[nn.Module, Any]:
     return model, tokenizer
 
 
-class Merged:
+class Merged(Engine):
     """Shards in the place of a pass over the data: an engine, and what it has found."""
 
     stage = "merging"

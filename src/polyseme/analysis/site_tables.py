@@ -27,7 +27,6 @@ from polyseme.core.parallel import in_threads
 from polyseme.core.similar import MIN_EXAMPLES
 from polyseme.core.space import Space
 from polyseme.data.sources import Source
-from polyseme.sites import Site
 
 Array = NDArray[Any]
 
@@ -92,22 +91,26 @@ class _Spaces:
     ----------
     of_groups : list of Space
         One for each group of neurons.
+    group : ndarray of int64, shape (n_neurons,)
+        The group of each neuron.
     units : ndarray of float16, shape (n_vectors, d_in)
         What each of the site's vectors is there.
     """
 
     of_groups: list[Space]
+    group: Array
     units: Array
 
     @classmethod
     def of(cls, collected: Collected) -> _Spaces:
-        site = collected.site
         spaces = [
             Space.of(mean, covariance)
             for mean, covariance in zip(collected.mean, collected.covariance, strict=True)
         ]
-        group = np.zeros(len(collected.vectors), np.int64)
-        group[collected.vector] = collected.examples.neuron * site.n_groups // site.n_neurons
+        n_neurons = len(collected.examples.counts)
+        group = np.arange(n_neurons) * len(spaces) // max(1, n_neurons)
+        read_by = np.zeros(len(collected.vectors), np.int64)
+        read_by[collected.vector] = group[collected.examples.neuron]
         units = np.empty(collected.vectors.shape, np.float16)
 
         def work(chunk: tuple[int, NDArray[np.int64]]) -> None:
@@ -119,26 +122,26 @@ class _Spaces:
             [
                 (number, rows[at : at + _ROWS])
                 for number in range(len(spaces))
-                for rows in [np.flatnonzero(group == number)]
+                for rows in [np.flatnonzero(read_by == number)]
                 for at in range(0, len(rows), _ROWS)
             ],
         )
-        return cls(spaces, units)
+        return cls(spaces, group, units)
 
-    def drives(
-        self, gradients: Array, neurons: NDArray[np.int64], units: Array, site: Site
-    ) -> Array:
+    def drives(self, gradients: Array, neurons: NDArray[np.int64], units: Array) -> Array:
         """Cosines of neurons' directions with their examples, units (n, width, d): (n, width)."""
-        group = neurons * site.n_groups // site.n_neurons
         directions = np.empty_like(gradients)
-        for number in np.unique(group):
-            here = group == number
+        for number in np.unique(self.group[neurons]):
+            here = self.group[neurons] == number
             directions[here] = self.of_groups[number].directions(gradients[here])
         return np.asarray(np.einsum("gnd,gd->gn", units, directions))
 
 
 def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteClusters:
-    """Trees and pictures of all neurons of a site, in blocks that fit in memory."""
+    """Trees and pictures of all neurons of a site, in blocks that fit in memory.
+
+    It reads the arrays alone, and not the site, which a process without the model has not.
+    """
     parts, spaces = list(_blocks(collected)), _Spaces.of(collected)
     done: list[SiteClusters | None] = [None] * len(parts)
 
@@ -200,7 +203,7 @@ def _read_in_space(
     gradients[part.counts > 0] = collected.neurons.mean_gradients(
         vectors, collected.examples.neuron[part.examples]
     )
-    drives = spaces.drives(gradients, part.neurons, units, collected.site)
+    drives = spaces.drives(gradients, part.neurons, units)
     return cosine_matrices(units, part.filled, part.neurons), drives
 
 
@@ -276,7 +279,7 @@ def _blocks(collected: Collected) -> Iterator[_NeuronBlock]:
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
     # Whichever is larger, a neuron's embeddings or the cosines between them.
-    size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, collected.site.d_in)))
+    size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, collected.vectors.shape[1])))
     for start in range(0, len(counts), size):
         part = counts[start : start + size]
         examples = slice(int(offsets[start]), int(offsets[start + len(part)]))
