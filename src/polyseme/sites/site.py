@@ -20,7 +20,7 @@ from polyseme.sites.seen import Seen, difference, percent
 Describe = Callable[[nn.Module, Callable[[Tensor], Tensor], int], dict[str, Any]]
 
 # The published threshold for neurons that read pixels; of texts chosen by eye on SmolLM2, see
-# docs/language-models.md.
+# docs/features-study.md.
 _THRESHOLDS = {"images": 0.2, "texts": 0.5}
 
 
