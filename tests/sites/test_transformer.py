@@ -587,3 +587,25 @@ def test_tokens_that_the_model_does_not_know() -> None:
         r".*Give it the arrays that its own tokenizer makes, no longer than the model allows\.$",
     ):
         Feed(model_of("gpt2"))(inputs)
+
+
+def test_a_model_behind_the_hooks_of_device_map_is_read_where_it_lies() -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    model, inputs = tiny("llama"), tokens(12)
+    parts = batches(inputs, [12], inputs["attention_mask"].bool())
+    expected, _ = collect(model, parts)
+    hooks.attach_align_device_hook(model, execution_device="cpu")
+    assert "forward" in vars(model.model.layers[0].mlp.gate_proj)
+    results, _ = collect(model, parts)
+    for found, wanted in zip(results, expected, strict=True):
+        assert np.array_equal(found.vectors, wanted.vectors)
+        assert np.array_equal(found.examples.activation, wanted.examples.activation)
+        assert np.array_equal(found.neurons.weights, wanted.neurons.weights)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp", "model.layers.*.mlp"])
+def test_rejects_offloaded_weights(name: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.cpu_offload(tiny("llama"), execution_device="cpu")
+    with pytest.raises(SiteError, match=r"are not in memory: load the model without offloading"):
+        find_sites(model, name)

@@ -14,7 +14,13 @@ from polyseme.sites.layers import ConvSite, LinearSite, base_layer
 from polyseme.sites.mlp import MLPSite
 from polyseme.sites.reading import Reading
 from polyseme.sites.site import HiddenSite, Site
-from polyseme.sites.transformer import find_mlp_sites, is_transformer, refuse_quantised, unread
+from polyseme.sites.transformer import (
+    find_mlp_sites,
+    is_transformer,
+    offloaded,
+    refuse_quantised,
+    unread,
+)
 
 __all__ = [
     "ConvSite",
@@ -192,6 +198,8 @@ def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:
             return [SAESite(name, parent)]
         if (layer := layer_site(name, modules[name])) is not None:
             return [layer]
+        if absent := offloaded(modules[name]):
+            raise SiteError(f"Site {name!r} cannot be read.{absent}")
         inside = [site.name for site in known if site.name.startswith(f"{name}.")]
         remedy = f"Layers inside it are: {', '.join(inside[:8])}." if inside else _choices(known)
         raise SiteError(

@@ -125,10 +125,21 @@ def _is_adapter(module: nn.Module) -> bool:
     return isinstance(getattr(module, "base_layer", None), nn.Module)
 
 
+def offloaded(module: nn.Module) -> str:
+    """Which weights are not in memory, as a sentence for messages; "" if all are."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            return (
+                f" The weights of {name!r} are not in memory: load the model without offloading, "
+                "onto devices that hold all of it."
+            )
+    return ""
+
+
 def unread(model: nn.Module) -> str:
     """What a model has that is not read as its MLPs, in sentences for messages; "" for nothing."""
     modules = dict(model.named_modules())
-    message = ""
+    message = offloaded(model)
     if adapters := [name for name, module in modules.items() if _is_adapter(module)]:
         message += (
             f" It has adapters, such as {adapters[0]!r}; merge them first: "
