@@ -16,8 +16,10 @@ __version__ = "0.1.0"
 _NAMES = {
     "AboveFraction": "capture",
     "Clustering": "core",
+    "Contexts": "data",
     "FirstActive": "capture",
     "Images": "data",
+    "MLPSite": "sites",
     "Meanings": "core",
     "Neuron": "views",
     "Polysemanticity": "core",
@@ -30,27 +32,38 @@ _NAMES = {
     "analyse_shard": "analysis",
     "attach_sae": "sites",
     "cluster": "core",
+    "compare": "evaluate.compare",
+    "digits": "data",
+    "evaluate_splice": "evaluate.sae",
     "explore": "explorer",
     "export": "explorer",
+    "find_mlp_sites": "sites",
     "gated_gradient": "core",
     "list_sites": "sites",
+    "load_language_model": "sites.language",
     "load_sae": "sae",
     "meanings": "core",
     "merge": "analysis",
     "ne_loss": "sae",
     "neuron_embeddings": "core",
+    "neuron_importances": "analysis.importances",
+    "next_tokens": "evaluate.sae",
     "open_run": "opening",
     "participation_ratio": "core",
     "polysemanticity": "core",
     "read_images": "data",
+    "read_text": "data",
+    "sweep": "evaluate.sweep",
+    "token_vectors": "analysis",
     "train_sae": "sae",
 }
-_NEED_TORCH = frozenset({"analysis", "capture", "sae", "sites"})
+_NEED_TORCH = frozenset({"analysis", "capture", "evaluate", "sae", "sites"})
 
 __all__ = [*_NAMES, "__version__"]
 
 if TYPE_CHECKING:
-    from polyseme.analysis import analyse, analyse_shard, merge
+    from polyseme.analysis import analyse, analyse_shard, merge, token_vectors
+    from polyseme.analysis.importances import neuron_importances
     from polyseme.capture import AboveFraction, FirstActive, Stratified, TopK
     from polyseme.core import (
         Clustering,
@@ -63,13 +76,17 @@ if TYPE_CHECKING:
         participation_ratio,
         polysemanticity,
     )
-    from polyseme.data import Images, read_images
+    from polyseme.data import Contexts, Images, digits, read_images, read_text
     from polyseme.errors import PolysemeError
+    from polyseme.evaluate.compare import compare
+    from polyseme.evaluate.sae import evaluate_splice, next_tokens
+    from polyseme.evaluate.sweep import sweep
     from polyseme.explorer import explore, export
     from polyseme.opening import open_run
     from polyseme.sae import load_sae, train_sae
     from polyseme.sae.ne_loss import ne_loss
-    from polyseme.sites import attach_sae, list_sites
+    from polyseme.sites import MLPSite, attach_sae, find_mlp_sites, list_sites
+    from polyseme.sites.language import load_language_model
     from polyseme.views import Neuron, Probe, Run
 
 
@@ -80,7 +97,7 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(f"polyseme.{home}")
     except ModuleNotFoundError as error:
-        if home in _NEED_TORCH and error.name == "torch":
+        if home.partition(".")[0] in _NEED_TORCH and error.name == "torch":
             from polyseme.errors import MissingDependencyError
 
             raise MissingDependencyError(f"polyseme.{name}", "torch", "torch") from error
