@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from polyseme.attribution import logits
 from polyseme.attribution.logits import LogitLens, TopLogits
-from polyseme.attribution.rounded import _ROUNDING, RoundedUnembedding, _at_most, _norms
 from polyseme.errors import InputError, SiteError
 from polyseme.sites import MLPSite, find_mlp_sites, find_sites
 from polyseme.sites.unembedding import unembedding
@@ -151,191 +150,16 @@ def test_the_top_equals_sorting_everything_whatever_the_chunks_and_ties(
     assert found.promoted.dtype == found.suppressed.dtype == np.float32
 
 
-def unequal(vocabulary: int, d: int) -> Tensor:
-    """An unembedding with a common mean and norms as different as those of real models."""
-    rows = torch.randn(vocabulary, d) * torch.rand(vocabulary, 1).mul(2).exp()
-    return rows + 3 * torch.randn(d)
-
-
-def rounded_top(
-    model: nn.Module, directions: Tensor, k: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[TopLogits, int]:
-    """What is found with the help of bfloat16, and how many directions took more than that."""
-    again: list[int] = []
-    exact = LogitLens._exact
-
-    def counting(lens: LogitLens, parts: Tensor, k: int) -> list[Tensor]:
-        again.append(len(parts))
-        return exact(lens, parts, k)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(logits, "multiplies_bfloat16", lambda: True)
-        patch.setattr(logits, "MANY", 1)
-        patch.setattr(LogitLens, "_exact", counting)
-        return top_logits(model, directions, k), sum(again)
-
-
-@pytest.mark.parametrize(("vocabulary", "d", "k"), [(6000, 64, 10), (3001, 200, 3), (2049, 7, 1)])
-def test_the_top_found_in_bfloat16_is_that_of_single_precision(
-    vocabulary: int, d: int, k: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = HeadOnly(unequal(vocabulary, d))
-    directions = torch.randn(300, d) * torch.logspace(-6, 6, 300)[:, None]
-    found, again = rounded_top(model, directions, k, monkeypatch)
-    assert again < 60
-    expected = top_logits(model, directions, k)
-    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
-    np.testing.assert_array_equal(found.suppressed_ids, expected.suppressed_ids)
-    for ours, theirs in (
-        (found.promoted, expected.promoted),
-        (found.suppressed, expected.suppressed),
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
-    assert found.promoted_ids.dtype == np.int64
-    assert found.promoted.dtype == np.float32
-
-
-def test_what_bfloat16_cannot_tell_apart_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    # All tokens are nearly the same one, but for less than rounding leaves of them.
-    weight = torch.ones(2000, 32) + torch.randn(2000, 1) * 1e-3 + 0.1 * torch.randn(32)
-    weight[:, 0] += torch.randn(2000)
-    model = HeadOnly(weight)
-    directions = torch.cat([torch.randn(20, 32), torch.zeros(2, 32)])
-    directions[:20, 0] = 1e-4
-    directions[0] = 1e25  # its length is too large for single precision
-    found, again = rounded_top(model, directions, 5, monkeypatch)
-    assert again >= 3
-    expected = top_logits(model, directions, 5)
-    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
-    np.testing.assert_array_equal(found.suppressed_ids, expected.suppressed_ids)
-    np.testing.assert_allclose(found.promoted, expected.promoted, rtol=1e-2, atol=1e-6)
-
-
-def reached(weight: Tensor, directions: Tensor) -> float:
-    """The largest share of its bound that the error of any effect comes to, in bfloat16."""
-    mean = torch.zeros(weight.shape[1])
-    lens = RoundedUnembedding(weight, mean)
-    rounded = directions.bfloat16()
-    effects = (rounded @ lens._rounded.T).float().view(len(directions), *lens._token.shape)
-    exact = directions.double() @ weight.double().T
-    exact = torch.where(lens._token < 0, 0, exact[:, lens._token])
-    off = lens._off(directions, rounded)
-    assert sorted(lens._token.view(-1).tolist())[-len(weight) :] == list(range(len(weight)))
-    shares = []
-    for sign in (1, -1):
-        most = _at_most(sign * effects, off[:, None])
-        error, bound = sign * (exact - effects), most - sign * effects
-        shares.append((error / bound.double().clamp(min=1e-300)).max())
-    return float(max(shares))
-
-
-@pytest.mark.parametrize("d", [1, 2, 4, 257])
-def test_no_effect_is_beyond_its_bound(d: int) -> None:
-    assert torch.finfo(torch.bfloat16).eps / 2 == _ROUNDING
-    assert 0.02 < reached(unequal(1000, d), torch.randn(100, d)) <= 1
-    # Half-way between two values of bfloat16 all rounding is as bad as it gets; if those of a
-    # token and of a direction are so in all places, and of one sign, so is the sum of them.
-    halfway = 1 + 2.0**-8 * torch.tensor([-1.0, 1, 3, 5, 0.999, 1.001])
-    worst = halfway[torch.randint(6, (300, 1))] * 2.0 ** torch.randint(-3, 4, (300, d))
-    assert 0.3 < reached(worst, worst[:50].clone()) <= 1
-    exact = torch.ones(300, d) * 2.0 ** torch.randint(-3, 4, (300, 1))
-    assert 0.3 < reached(exact, worst[:50]) <= 1
-    assert 0.3 < reached(worst, exact[:50]) <= 1
-
-
-def test_rounding_that_puts_a_token_first_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The best token's effect is 258.004 and 257 in bfloat16; that of the next ones is 257.5.
-    weight = torch.zeros(512, 258)
-    weight[0, :257], weight[1, :257] = 1, -1
-    weight[2:8, 257], weight[8:14, 257] = 257.5, -257.5
-    direction = torch.full((1, 258), 1 + 2.0**-8)
-    direction[:, 257] = 1
-    found, again = rounded_top(HeadOnly(weight), direction, 1, monkeypatch)
-    assert again == 1
-    assert (found.promoted_ids.item(), found.suppressed_ids.item()) == (0, 1)
-
-
-def test_lengths_that_single_precision_cannot_square_are_bounded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    np.testing.assert_allclose(_norms(torch.full((1, 576), 1e-24)), [24e-24], rtol=1e-5)
-    weight = torch.randn(2000, 96)
-    weight[:100] = weight[0] * (1 + 2e-3 * torch.randn(100, 96))  # nearly equal
-    model = HeadOnly(weight)
-    for exponent in range(-44, -17):
-        directions = 10.0**exponent * (weight[0] + 0.1 * torch.randn(100, 96))
-        found, _ = rounded_top(model, directions, 5, monkeypatch)
-        expected = top_logits(model, directions, 5)
-        np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
-
-
-@pytest.mark.parametrize(
-    ("of_tokens", "of_directions"),
-    [(1e-18, 1e-20), (1e-22, 1e-20), (1e-30, 1e-10), (1e-39, 1.0), (1e-39, 1e10), (1e30, 1e-30)],
-)
-def test_effects_that_are_hardly_numbers_are_measured(
-    of_tokens: float, of_directions: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = HeadOnly(torch.randn(2000, 64) * of_tokens)
-    directions = torch.randn(50, 64) * of_directions
-    found, _ = rounded_top(model, directions, 3, monkeypatch)
-    expected = top_logits(model, directions, 3)
-    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
-    np.testing.assert_array_equal(found.suppressed_ids, expected.suppressed_ids)
-
-
-def test_norms_beyond_all_numbers_hide_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(1024, 4)
-    weight[0], weight[1] = 3e38, -3e38
-    directions = torch.randn(3, 4)
-    directions[:, 0] = 2.0**-10
-    directions[0] = 2.0**-10  # nothing of it is lost in bfloat16
-    found, again = rounded_top(HeadOnly(weight), directions, 2, monkeypatch)
-    assert again == 3
-    expected = top_logits(HeadOnly(weight), directions, 2)
-    np.testing.assert_array_equal(found.promoted_ids, expected.promoted_ids)
-
-
 @pytest.mark.parametrize("d", [100, 129, 576])
-def test_equal_tokens_come_in_the_order_of_ids(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_tokens_come_in_the_order_of_ids(d: int) -> None:
     for _ in range(15):
         weight = torch.randn(2000, d) + torch.randn(d)
         i, j = sorted(torch.randperm(2000)[:2].tolist())
         weight[j] = weight[i]
         for n in (1, 2, 7):
             directions = weight[i] - weight.mean(dim=0) + 0.1 * torch.randn(n, d)
-            found, _ = rounded_top(HeadOnly(weight), directions, 5, monkeypatch)
+            found = top_logits(HeadOnly(weight), directions, 5)
             assert found.promoted_ids[:, :2].tolist() == [[i, j]] * n
-
-
-def test_few_directions_or_a_small_vocabulary_are_not_rounded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Rounded(Exception):
-        pass
-
-    def refuse(*_: Tensor) -> None:
-        raise Rounded
-
-    monkeypatch.setattr(logits, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(RoundedUnembedding, "__init__", refuse)
-    many = torch.randn(logits.MANY, 4)
-    top_logits(HeadOnly(torch.randn(6000, 4)), many[1:])
-    top_logits(HeadOnly(torch.randn(2559, 4)), many)
-    with pytest.raises(Rounded):
-        top_logits(HeadOnly(torch.randn(2560, 4)), many)
-    monkeypatch.setattr(logits, "multiplies_bfloat16", lambda: False)
-    top_logits(HeadOnly(torch.randn(2560, 4)), many)
-
-
-def test_directions_are_made_ready_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made("gpt2")
-    directions = torch.randn(10, D)
-    expected = top_logits(model, directions, 3)
-    monkeypatch.setattr(logits, "TOGETHER", 4)
-    found = top_logits(model, directions, 3)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_no_matrix_of_effects_is_larger_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

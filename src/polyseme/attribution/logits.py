@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,20 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyseme.attribution.rounded import RoundedUnembedding
 from polyseme.core.arrays import as_floats
-from polyseme.core.parallel import multiplies_bfloat16
 from polyseme.errors import InputError
 from polyseme.sites.unembedding import unembedding
 
-# Values of the largest matrix of effects that is ever held: 32 MiB.
-MAX_VALUES = 2**23
+# Values of the largest matrix of effects that is ever held: 64 MiB.
+MAX_VALUES = 2**24
 # Columns whose largest value is looked at before they are.
 _BLOCK = 64
-# Directions for which a copy of the unembedding is worth making, and values that it may have.
-MANY, MOST_ROUNDED = 512, 2**27
-# Directions that are made ready at a time.
-TOGETHER = 2048
 
 
 class TopLogits(NamedTuple):
@@ -74,10 +67,6 @@ class LogitLens:
         self._weight = head.weight.float()
         self._mean = self._weight.mean(dim=0)
 
-    @cached_property
-    def _rounded(self) -> RoundedUnembedding:
-        return RoundedUnembedding(self._weight, self._mean)
-
     def takes(self, directions: Any, k: int = 10) -> bool:
         """Whether directions are as long as what the unembedding reads, and it knows k tokens.
 
@@ -89,9 +78,6 @@ class LogitLens:
     @torch.no_grad()
     def top(self, directions: Any, k: int = 10) -> TopLogits:
         """Tokens that each direction promotes and suppresses the most.
-
-        Where the processor is made for bfloat16 and there are many directions, that tells
-        which tokens to look at; the effects are those of single precision all the same.
 
         Parameters
         ----------
@@ -119,49 +105,19 @@ class LogitLens:
                 f"directions has shape {rows.shape}, but the unembedding reads {d} values; "
                 f"(n, {d}) is expected: give directions of the residual stream."
             )
-        find = self._with_rounded if self._worth_rounding(len(rows), k) else self._exact
         kept: list[list[NDArray[Any]]] = [[], [], [], []]
-        for start in range(0, max(len(rows), 1), TOGETHER):
-            part = torch.as_tensor(rows[start : start + TOGETHER]).to(self._weight.device)
+        step = max(1, MAX_VALUES // vocabulary)
+        for start in range(0, max(len(rows), 1), step):
+            part = torch.as_tensor(rows[start : start + step]).to(self._weight.device)
             if self._centred:
                 part = part - part.mean(dim=1, keepdim=True)
             if self._gain is not None:
                 part = part * self._gain
-            for column, tensor in zip(kept, find(part, k), strict=True):
-                column.append(tensor.cpu().numpy())
-        return TopLogits(*(np.concatenate(column) for column in kept))
-
-    def _worth_rounding(self, n: int, k: int) -> bool:
-        weight = self._weight
-        return (
-            weight.device.type == "cpu"
-            and n >= MANY
-            and weight.numel() <= MOST_ROUNDED
-            and RoundedUnembedding.serves(len(weight), k)
-            and multiplies_bfloat16()
-        )
-
-    def _with_rounded(self, parts: Tensor, k: int) -> list[Tensor]:
-        """As `_exact`, which is asked for those of which rounded effects do not tell enough."""
-        high, low = self._rounded.top(parts, k)
-        tensors = [high.ids, high.effects, low.ids, low.effects]
-        unsure = ~(high.sure & low.sure)
-        for tensor, exact in zip(tensors, self._exact(parts[unsure], k), strict=True):
-            tensor[unsure] = exact
-        return tensors
-
-    def _exact(self, parts: Tensor, k: int) -> list[Tensor]:
-        """Ids and effects of the tokens promoted, and of those suppressed, from all effects."""
-        kept: list[list[Tensor]] = [[], [], [], []]
-        step = max(1, MAX_VALUES // len(self._weight))
-        for start in range(0, max(len(parts), 1), step):
-            part = parts[start : start + step]
-            effects = part @ self._weight.T
-            effects -= (part @ self._mean)[:, None]
+            effects = torch.addmm(-(part @ self._mean)[:, None], part, self._weight.T)
             high, low = _top(effects, k), _top(effects.neg_(), k)
             for column, tensor in zip(kept, (*high, low[0], -low[1]), strict=True):
-                column.append(tensor)
-        return [torch.cat(column) for column in kept]
+                column.append(tensor.cpu().numpy())
+        return TopLogits(*(np.concatenate(column) for column in kept))
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
