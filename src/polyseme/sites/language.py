@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import re
@@ -82,7 +83,7 @@ def load_language_model(
         import transformers
     except ModuleNotFoundError as error:
         raise MissingDependencyError("A language model", "transformers", "text") from error
-    with _quiet(transformers, place), _explained(str(name)):
+    with _quiet(transformers, place), _explained(str(name)), _parsed_once(place):
         config = transformers.AutoConfig.from_pretrained(
             place.source, trust_remote_code=trust_remote_code, **place.options
         )
@@ -277,3 +278,24 @@ def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _parsed_once(place: _Place) -> Iterator[None]:
+    """A .gguf file is parsed once, where transformers does so three times, seconds each time.
+
+    The names of its tensors are also listed once, rather than once for each module of the model.
+    """
+    if "gguf_file" not in place.options:
+        yield
+        return
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in slow.items():
+            setattr(gguf, name, functools.cache(function))
+        yield
+    finally:
+        for name, function in slow.items():
+            setattr(gguf, name, function)
