@@ -247,7 +247,7 @@ def test_existing_overwrite_and_resume(place, capsys):
     assert "settings.threshold was null and is now 0.1" in err
     status, _, err = said(capsys, *analyse("--resume", "--overwrite"))
     assert status == 1
-    assert "exclude each other" in err
+    assert "mutually exclusive" in err
     assert said(capsys, *analyse("--overwrite", "--threshold", "0.1"))[0] == 0
     assert ps.open_run("run").folder.sites[0].extra["threshold"] == 0.1
 
@@ -300,7 +300,10 @@ REFUSED = {
         r"Unknown site: 'feature\.1'\. Did you mean 'features\.1' or 'features\.0'",
     ),
     "no glob": (analyse(sites="x*"), r"No site matches 'x\*'\. The model's sites are: 0, 2"),
-    "threshold": (analyse("--threshold", "3"), r"threshold is 3\.0; a cosine distance greater"),
+    "threshold": (
+        analyse("--threshold", "3"),
+        r"threshold is 3\.0; expected a cosine distance greater",
+    ),
     "threshold nan": (analyse("--threshold", "nan"), r"threshold is nan"),
     "linkage": (analyse("--linkage", "ward"), r"Unknown linkage: 'ward'"),
     "batch size": (analyse("--batch-size", "0"), r"batch_size is 0; a whole number of at least 1"),

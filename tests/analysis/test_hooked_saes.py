@@ -184,7 +184,7 @@ def test_probing_takes_the_sae_too(model, tokenizer, contexts, tmp_path):
     with pytest.raises(
         InputError,
         match=r"^Site 'blocks\.0\.hook_resid_post\.sae' of the run is an SAE at 'blocks\.0\.hook_r"
-        r"esid_post'; give it by the site's name, saes=\{\.\.\.\} \(--sae on the command line\), o",
+        r"esid_post'; give the SAE by the site's name, saes=\{\.\.\.\} \(--sae on the command lin",
     ):
         run.probe(text, model, tokenizer)
     assert set(run.probe(text, model, tokenizer, sites="*.mlp").neurons["site"]) == {
@@ -198,7 +198,7 @@ def test_probing_takes_the_sae_too(model, tokenizer, contexts, tmp_path):
     assert mine["activation"].to_numpy() == pytest.approx(
         latents[mine["token"], mine["neuron"]], rel=1e-4
     )
-    with pytest.raises(InputError, match=r"has other weights in the model than in the run"):
+    with pytest.raises(InputError, match=r"has different weights in the model and in the run"):
         run.probe(text, model, tokenizer, saes={f"{name}.sae": make_sae(16, seed=5)})
 
 
@@ -223,7 +223,7 @@ def test_importances_on_demand_are_those_that_a_run_stores(model, tokenizer, con
         mine = stored[first[latent] : first[latent] + counts[latent]]
         expected = np.where(mine == NO_IMPORTANCE, np.nan, mine / LARGEST_IMPORTANCE)
         assert found == pytest.approx(expected, abs=0.003, nan_ok=True)
-    with pytest.raises(InputError, match=r"give it by the site's name, saes=\{"):
+    with pytest.raises(InputError, match=r"give the SAE by the site's name, saes=\{"):
         neuron_importances(model, tokenizer, run, site, 0)
 
 

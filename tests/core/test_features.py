@@ -117,7 +117,9 @@ def test_says_what_is_wrong() -> None:
         match=r"embeddings has shape \(2, 3\) and centres has shape \(1, 2\); rows of equal",
     ):
         assign(np.ones((2, 3)), np.ones((1, 2)), 0.5)
-    with pytest.raises(InputError, match="threshold is 0; a cosine distance greater than 0"):
+    with pytest.raises(
+        InputError, match="threshold is 0; expected a cosine distance greater than 0"
+    ):
         assign(np.ones((2, 3)), np.ones((1, 3)), 0)
     with pytest.raises(InputError, match=r"labels has shape \(3,\) and dtype int64; one integer"):
         medoids(np.ones((2, 3)), [0, 1, 1])

@@ -412,7 +412,7 @@ def test_a_one_hot_row_has_no_loss_and_earns_nothing(seed: int, signed: bool) ->
         (((9, 4), (5, 4), (8, 5), (5, 4)), r"a has shape \(8, 5\) and h has shape \(9, 4\); as"),
         (((9, 4), (4, 5), (9, 5), (5, 4)), r"W has shape \(4, 5\); .* = \(5, 4\).* Transpose it"),
         (((9, 4), (6, 4), (9, 5), (5, 4)), r"W has shape \(6, 4\); \(d_sae, d_in\) = \(5, 4\)"),
-        (((9, 4), (5, 4), (9, 5), (5, 3)), r"means has shape \(5, 3\); .* go with h of shape"),
+        (((9, 4), (5, 4), (9, 5), (5, 3)), r"means has shape \(5, 3\); .* match h of shape"),
     ],
 )
 def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
@@ -426,7 +426,7 @@ def test_other_bad_input() -> None:
         ne_loss(h, W, a, m, form="weigthed")
     with pytest.raises(InputError, match="Must be one of: weighted, unweighted, calibrated"):
         NETerm(1.0, 5, 4, form="?")
-    with pytest.raises(InputError, match="only form='calibrated' has one"):
+    with pytest.raises(InputError, match="only form='calibrated' uses one"):
         ne_loss(h, W, a, m, background=h)
     with pytest.raises(InputError, match=r"background has shape \(9, 3\); .* = \(K, 4\)"):
         ne_loss(h, W, a, m, form="calibrated", background=torch.ones(9, 3))
