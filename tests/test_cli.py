@@ -294,7 +294,10 @@ REFUSED = {
     "no layers": (["sites", "models.py:nothing"], r"no layer that polyseme knows: Linear, Conv1D"),
     "no data": (analyse(data="falt.npz"), r"'falt\.npz' does not exist\. Did you mean 'flat\.npz'"),
     "wrong data": (analyse(data="models.py"), r"models\.py: not a file of images"),
-    "wrong shape": (analyse(data="rgb.npz"), r"cannot take a batch of inputs of shape \(3, 8, 8\)"),
+    "wrong shape": (
+        analyse(data="rgb.npz"),
+        r"does not accept a batch of inputs of shape \(3, 8, 8\)",
+    ),
     "no site": (
         analyse(model="models.py:deep", sites="feature.1"),
         r"Unknown site: 'feature\.1'\. Did you mean 'features\.1' or 'features\.0'",

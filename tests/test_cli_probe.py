@@ -200,7 +200,7 @@ def test_saes_are_for_texts(place, capsys):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("t5", "'t5' is an encoder-decoder (t5); a model of one stack is expected"),
+        ("t5", "'t5' is an encoder-decoder (t5); expected a model with one stack"),
         (
             "quantised",
             "The model 'quantised' is quantised (gptq), so its neurons have no weight ve",

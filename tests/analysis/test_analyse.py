@@ -391,7 +391,7 @@ def test_unknown_sites(tmp_path, sites, match):
 
 def test_data_of_the_wrong_shape_and_then_of_the_right_one(tmp_path):
     model = small.make(small.MLP)
-    match = r"cannot take a batch of inputs of shape \(5,\).*'first', takes 12 values\. Reshape"
+    match = r"does not accept a batch of inputs of shape \(5,\).*'first', takes 12 values\. Reshape"
     with pytest.raises(InputError, match=match):
         run_of(model, FLAT[:, :5], tmp_path, sites="first")
     assert run_of(model, FLAT, tmp_path, sites="first").path == tmp_path / "run"
@@ -480,7 +480,7 @@ def test_an_output_that_exists(tmp_path):
     before = small.contents(run.path)
     with pytest.raises(RunError, match=r"run already exists\. Replace it with overwrite=True"):
         run_of(model, FLAT, tmp_path, sites="first")
-    with pytest.raises(RunError, match=r"another analysis.*: sites\S* was \S*first"):
+    with pytest.raises(RunError, match=r"a different analysis.*: sites\S* was \S*first"):
         run_of(model, FLAT, tmp_path, sites="second", resume=True)
     assert small.contents(run.path) == before
     new = run_of(model, FLAT, tmp_path, sites="second", overwrite=True)

@@ -295,9 +295,7 @@ def test_bad_saes(model):
         InputError, match=r"^The SAE does not say at which hook point it was trained"
     ):
         ps.attach_sae(model, make_sae(16))
-    with pytest.raises(
-        InputError, match=r"^sae is a str; an SAE is expected, as polyseme\.load_sae"
-    ):
+    with pytest.raises(InputError, match=r"^sae is a str; expected an SAE from polyseme\.load_sae"):
         ps.attach_sae(model, "saes/mine", "blocks.0.hook_resid_post")
     with pytest.raises(InputError, match=r"^The SAE is a Linear without encode\(\)"):
         ps.attach_sae(model, nn.Linear(16, 16), "blocks.0.hook_resid_post")

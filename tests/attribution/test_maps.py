@@ -64,7 +64,7 @@ def test_the_gradient_of_a_gated_neuron_is_its_closed_form() -> None:
 
 def test_the_gradient_of_what_is_no_neuron() -> None:
     with pytest.raises(
-        InputError, match=r"activation gave shape \(3, 2\) for 3 examples; \(3,\) is expected"
+        InputError, match=r"activation returned shape \(3, 2\) for 3 examples; expected \(3,\)"
     ):
         activation_gradient(lambda h: h * 2, torch.ones(3, 2))
 

@@ -531,7 +531,7 @@ def test_a_mask_that_the_model_does_not_know() -> None:
         InputError, match=r"mask_id is 40, but the model knows 40 tokens, numbered from 0; give the"
     ):
         last(gradient_importances(model, site, *contexts(), mask_id=VOCABULARY))
-    with pytest.raises(InputError, match=r"The model cannot take a batch of input_ids"):
+    with pytest.raises(InputError, match=r"The model does not accept a batch of input_ids"):
         last(token_importances(model, site, *contexts(), mask_id=VOCABULARY))
 
 

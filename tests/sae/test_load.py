@@ -170,14 +170,18 @@ def with_tensor(name: str, tensor: Tensor) -> Callable[[], dict[str, Tensor]]:
 
 BAD: list[tuple[Callable[[], dict[str, Tensor]], dict[str, Any], str]] = [
     (lambda: {"head.weight": torch.zeros(2, 2)}, {}, r"holds no SAE: .* It has: head\.weight\."),
-    (without("sae.encoder.weight"), {}, r"no encoder weight: a tensor sae\.encoder\.weight or"),
+    (
+        without("sae.encoder.weight"),
+        {},
+        r"no encoder weight; expected a tensor sae\.encoder\.weight or",
+    ),
     (
         without("sae.encoder.bias"),
         {},
-        r"no encoder bias: a tensor sae\.encoder\.bias or sae",
+        r"no encoder bias; expected a tensor sae\.encoder\.bias or sae",
     ),
     (without("sae.decoder.weight"), {}, "no decoder weight"),
-    (without("sae.decoder.bias"), {}, r"no decoder bias: .*It has: sae\.decoder\.weight, sae"),
+    (without("sae.decoder.bias"), {}, r"no decoder bias; .*It has: sae\.decoder\.weight, sae"),
     (
         with_tensor("sae.encoder.bias", torch.zeros(9)),
         {},
@@ -209,7 +213,7 @@ BAD: list[tuple[Callable[[], dict[str, Tensor]], dict[str, Any], str]] = [
     (
         with_tensor("sae.norm.weight", torch.zeros(4)),
         {},
-        r"'sae\.norm\.weight', which an SAE with activation 'relu' does not have: .* of another",
+        r"'sae\.norm\.weight', which an SAE with activation 'relu' does not have: .* from another",
     ),
     (with_tensor("sae.threshold", torch.zeros(7)), {}, r"'sae\.threshold', which an SAE with"),
     (
@@ -218,14 +222,14 @@ BAD: list[tuple[Callable[[], dict[str, Tensor]], dict[str, Any], str]] = [
         "it reads vectors of length 4 and writes vectors of length 5, as a transcoder does",
     ),
     (state, {"activation": "jumprelu"}, "no tensor threshold of 7 values"),
-    (state, {"activation": "topk", "k": 0}, "k is 0 by the argument; an integer of at least 1"),
-    (state, {"activation": "topk", "k": 2.0}, r"k is 2\.0 by the argument; an integer"),
-    (state, {"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no'; True or False"),
+    (state, {"activation": "topk", "k": 0}, "k is 0 by the argument; expected an integer"),
+    (state, {"activation": "topk", "k": 2.0}, r"k is 2\.0 by the argument; expected an integer"),
+    (state, {"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no'; expected True or False"),
     (state, {"activation": "topk"}, "activation is 'topk' but k is None. Give k as well"),
-    (state, {"activation": "topk", "k": 8}, "k is 8 by the argument; .* at most d_sae, 7"),
+    (state, {"activation": "topk", "k": 8}, "k is 8 by the argument; .* to d_sae, 7"),
     (state, {"k": 3}, "activation is 'relu' and k is 3. Leave k out"),
     (state, {"activation": "rellu"}, "Unknown activation: 'rellu'. Did you mean 'relu'"),
-    (state, {"prefix": "other"}, r"no encoder weight: a tensor other\.encoder\.weight"),
+    (state, {"prefix": "other"}, r"no encoder weight; expected a tensor other\.encoder\.weight"),
 ]
 
 
@@ -313,9 +317,7 @@ def test_tensors_that_are_not_plain(kind: str, tmp_path: Path) -> None:
 
 def test_float8_in_safetensors(tmp_path: Path) -> None:
     tensors = state() | {"encoder.weight": torch.ones(7, 4).to(torch.float8_e5m2)}
-    with pytest.raises(
-        InputError, match=r"holds float8_e5m2 values; expected floats of 16, 32 or 64 bits"
-    ):
+    with pytest.raises(InputError, match=r"holds float8_e5m2 values; expected floats of 16"):
         load_sae(save(tensors, tmp_path), **PUBLISHED)
 
 
@@ -334,7 +336,7 @@ ARRAYS: dict[str, tuple[Any, str]] = {
     "NaN": (np.full((7, 4), np.nan), "holds NaN or infinity"),
     "zeros": (
         np.zeros((2000, 2000)),
-        r"sae\.npz has .* bytes and would decompress to 32,.* too much",
+        r"sae\.npz has .* bytes and would decompress to 32,.* too",
     ),
 }
 
@@ -475,7 +477,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input of the SAE .* is 'no'; true or false"),
     (
         {"normalize_activations": "expected_average_only_in"},
-        "normalize_activations 'expected_average_only_in', which is neither folded into its weights",
+        "normalize_activations 'expected_average_only_in', which is neither folded into its",
     ),
     (
         {"activation_fn_str": "tanh-relu"},
@@ -573,9 +575,7 @@ def test_releases_that_cannot_be_had(sae_lens: Any, monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(sae_lens.SAE, "from_pretrained", unreachable)
-    with pytest.raises(
-        InputError, match=r"Cannot download .* \(ConnectionError: no route to host\)"
-    ):
+    with pytest.raises(InputError, match=r"Cannot download .* \(ConnectionError: no route"):
         load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre")
     with pytest.raises(InputError, match="Unknown SAE of the release 'gpt2-small-res-jb': 'blocks"):
         load_sae("gpt2-small-res-jb/blocks.88")

@@ -244,7 +244,9 @@ def test_starting_from_another_sae(tmp_path: Path) -> None:
         train(steps=1, init_from=first, d_sae=64)
     with pytest.raises(InputError, match="init_from has no b_gate, which a 'gated' SAE has"):
         train(steps=1, init_from=first, architecture="gated")
-    with pytest.raises(InputError, match="apply_b_dec_to_input True, the SAE to train False"):
+    with pytest.raises(
+        InputError, match="apply_b_dec_to_input True, but the SAE to train has False"
+    ):
         train(steps=1, init_from=first, architecture_options={"apply_b_dec_to_input": False})
     first.cfg.normalize_activations = "layer_norm"
     with pytest.raises(InputError, match="init_from has normalize_activations 'layer_norm', and"):
@@ -255,7 +257,7 @@ def test_starting_from_a_batchtopk_sae_keeps_its_threshold() -> None:
     first = trained("batchtopk", 0.0)
     again = train(architecture="batchtopk", steps=1, lr=1e-12, init_from=first)
     assert torch.allclose(again.threshold, first.threshold, rtol=0.02)
-    with pytest.raises(InputError, match="init_from has a tensor 'threshold', and a 'topk'"):
+    with pytest.raises(InputError, match="init_from has a tensor 'threshold', which a 'topk'"):
         train(architecture="topk", steps=1, init_from=first)
 
 
@@ -455,7 +457,10 @@ def test_a_damaged_record(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ("[]", "lacks its version, details or history"),
         (json.dumps(good | {"history": []}), "lacks its version, details or history"),
-        (json.dumps(good | {"format_version": 9}), "is of version 9, this polyseme reads version"),
+        (
+            json.dumps(good | {"format_version": 9}),
+            "is of version 9, but this polyseme reads version",
+        ),
     ):
         record.write_text(content)
         with pytest.raises(InputError, match=told):
@@ -615,8 +620,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"ne_coefficient": math.nan}, "ne_coefficient is nan; a finite number of at least 0"),
     ({"ne_coefficient": "10"}, "ne_coefficient is '10'; a finite number"),
     ({"ne_momentum": 1.0}, "ne_momentum is 1.0; expected a number of at least 0 and below 1"),
-    ({"ne_momentum": -0.1}, "ne_momentum is -0.1; a number of at least 0 and below 1"),
-    ({"ne_momentum": math.nan}, "ne_momentum is nan; a number of at least 0 and below 1"),
+    ({"ne_momentum": -0.1}, "ne_momentum is -0.1; expected a number of at least 0 and below 1"),
+    ({"ne_momentum": math.nan}, "ne_momentum is nan; expected a number of at least 0 and below 1"),
     ({"ne_start": -1}, "ne_start is -1; a whole number of at least 0"),
     ({"ne_form": "weigthed"}, "Unknown form of the NE loss: 'weigthed'. Did you mean 'weighted'"),
     ({"d_sae": 0}, "d_sae is 0; a whole number of at least 1 is expected"),
@@ -625,7 +630,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1"),
     ({"batch_size": 2000}, "activations has 1000 rows, fewer than batch_size 2000"),
     ({"steps": 0}, "steps is 0; a whole number of at least 1"),
-    ({"epochs": 2}, "steps is 200 and epochs is 2; give one of them"),
+    ({"epochs": 2}, "steps is 200 and epochs is 2; give only one of them"),
     ({"steps": None, "epochs": 0}, "epochs is 0; a finite number above 0"),
     ({"lr": 0}, "lr is 0; a finite number above 0"),
     ({"weight_decay": -1}, "weight_decay is -1; a finite number of at least 0"),
@@ -639,7 +644,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"architecture": "batchtopk", "k": 0.001}, "k is 0.001, which leaves no active latent"),
     (
         {"k": 4},
-        "k is 4, but the architecture 'standard' does not use it; it is for topk, batchtopk",
+        "k is 4, but the architecture 'standard' does not use it; it is for topk",
     ),
     ({"architecture": "topk", "l1_coefficient": 1}, "l1_coefficient is 1, but the architecture"),
     ({"l1_coefficient": -1}, "l1_coefficient is -1; a finite number of at least 0"),
@@ -651,10 +656,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"model": object()}}, "metadata must be plain JSON"),
     ({"metadata": {"polyseme": 1}}, "metadata holds 'polyseme'"),
     ({"resume": True}, "resume was given without out"),
-    ({"data": "rows.npy"}, "activations is a str; a tensor or an array of shape"),
-    ({"data": 3}, "activations is a int; a tensor or an array of shape"),
+    ({"data": "rows.npy"}, "activations is a str; expected a tensor or an array of shape"),
+    ({"data": 3}, "activations is a int; expected a tensor or an array of shape"),
     ({"data": torch.zeros(100)}, r"activations has shape \(100,\); expected \(rows, d_in\)"),
-    ({"data": torch.zeros(9, 9, 9)}, r"activations has shape \(9, 9, 9\); \(rows, d_in\)"),
+    ({"data": torch.zeros(9, 9, 9)}, r"activations has shape \(9, 9, 9\); expected \(rows, d_in\)"),
     ({"data": torch.zeros(100, 0)}, r"activations has shape \(100, 0\)"),
     ({"data": torch.zeros(100, 2, dtype=torch.complex64)}, "holds torch.complex64 values; real"),
     ({"data": np.full((100, 2), "a")}, "activations holds <U1 values; real numbers"),

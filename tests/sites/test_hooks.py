@@ -233,8 +233,8 @@ def test_arrays_become_what_the_model_takes() -> None:
 def test_inputs_of_the_wrong_shape() -> None:
     with pytest.raises(
         InputError,
-        match=r"^The model cannot take a batch of inputs of shape \(5,\): .+\. Its first layer, "
-        r"'body\.hidden', takes 6 values\. Reshape the data, or wrap the model in one that does\.$",
+        match=r"^The model does not accept a batch of inputs of shape \(5,\): .+\. Its first "
+        r"layer, 'body\.hidden', takes 6 values\. Reshape the data, or wrap the model in one",
     ):
         collect(Fragile(), torch.randn(4, 5))
     with pytest.raises(
@@ -332,7 +332,7 @@ def test_a_site_must_be_reached_once(route: Any, site: str, times: int) -> None:
         return
     with pytest.raises(
         SiteError,
-        match=rf"^The model runs site '{site}' {times} times for one input; once is expected: "
+        match=rf"^The model runs site '{site}' {times} times for one input; expected once: "
         + ("name a layer that the model uses" if times == 0 else "wrap the model so that one call"),
     ):
         prove_sites(model, sites, Feed(model), torch.randn(2, 6))

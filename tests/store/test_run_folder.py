@@ -368,9 +368,7 @@ def test_verify_reads_every_byte(folder):
     raw[-1] ^= 1
     (folder / "inputs.safetensors").write_bytes(raw)
     read_all(folder)
-    with pytest.raises(
-        RunError, match=r"inputs.safetensors is not as written: the SHA-256 that run"
-    ):
+    with pytest.raises(RunError, match=r"inputs.safetensors is not as written: the SHA-256 is not"):
         RunFolder(folder).verify()
     assert altered_files(folder) == ["inputs.safetensors"]
     edit_json(folder, lambda run: run["settings"].update(threshold=0.3))
