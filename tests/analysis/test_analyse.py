@@ -437,7 +437,7 @@ def test_weights_that_are_not_finite(tmp_path):
     model = small.make(small.MLP)
     with torch.no_grad():
         model.first.weight[3, 3] = torch.nan
-    with pytest.raises(InputError, match="activations at site 'first' that are NaN or infinite"):
+    with pytest.raises(InputError, match="NaN or infinite activations at site 'first'"):
         run_of(model, FLAT, tmp_path, sites="first")
 
 

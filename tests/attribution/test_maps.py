@@ -97,7 +97,7 @@ def test_large_images_have_blocks(shape: tuple[int, ...], size: int) -> None:
 @pytest.mark.parametrize("shape", [(4097,), (5000, 1, 1)])
 def test_inputs_with_too_many_values(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        InputError, match=r"Inputs of shape \(.*\) have more than 4096 values beside rows and colum"
+        InputError, match=r"Inputs of shape \(.*\) have more than 4096 values on axes other than"
     ):
         cells_of(shape)
 

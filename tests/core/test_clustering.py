@@ -361,7 +361,7 @@ def test_other_bad_arguments() -> None:
     for counts in ([4, 4], [5], [-1]):
         with pytest.raises(InputError, match=r"counts is .*; 1 integers from 0 to 4 are expected"):
             cluster_many(vectors[None], counts)
-    with pytest.raises(InputError, match="embeddings holds object values; real numbers"):
+    with pytest.raises(InputError, match="embeddings holds object values; expected real numbers"):
         cluster([[None, 1]])
 
 

@@ -151,7 +151,7 @@ def test_gated_gradient_says_what_is_wrong() -> None:
         gated_gradient(H, W, W[:2])
     with pytest.raises(InputError, match=r"w_gate holds nan at index \(1,\)"):
         gated_gradient(H, [0.0, np.nan, 0.0], W)
-    with pytest.raises(InputError, match="h holds complex128 values; real numbers"):
+    with pytest.raises(InputError, match="h holds complex128 values; expected real numbers"):
         gated_gradient(H * 1j, W, W)
 
 

@@ -253,8 +253,8 @@ def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
     assert next(passing) == 7
     with pytest.raises(
         InputError,
-        match=rf"^Input 10 of the data holds {bad} at \[1\]; finite numbers of float32 are "
-        "expected: leave that input out or mend it",
+        match=rf"^Input 10 of the data holds {bad} at \[1\]; expected finite float32 values\. "
+        "Leave that input out or repair it",
     ):
         next(passing)
 
@@ -268,8 +268,8 @@ def test_weights_that_are_not_finite(bad: float) -> None:
     collector = Collector(model, find_sites(model, "sae"), TopK(2))
     with pytest.raises(
         InputError,
-        match=r"^Input 0 gives activations at site 'sae' that are NaN or infinite; finite ones are "
-        r"expected: check the data and the model's weights\.$",
+        match=r"^Input 0 gives NaN or infinite activations at site 'sae'; expected finite ones\. "
+        r"Check the data and the model's weights\.$",
     ):
         list(collector.run([Batch(x, x.numpy())]))
 

@@ -173,8 +173,8 @@ def test_names_alone_prove_nothing() -> None:
         mlp.forward = lambda h, mlp=mlp: mlp.c_proj(torch.tanh(mlp.c_fc(h)))
     with pytest.raises(
         SiteError,
-        match=r"^No MLP was recognised in this GPT2LMHeadModel; expected a linear layer, or a gate and "
-        r"an up projection, then the model's nonlinearity .*\. The closest is "
+        match=r"^No MLP was recognised in this GPT2LMHeadModel; expected a linear layer, or a gate "
+        r"and an up projection, then the model's nonlinearity .*\. The closest is "
         r"'transformer\.h\.\d\.mlp' with NewGELUActivation, .*\. Make a site by hand, "
         r"MLPSite\(name, reads=\[first linear layers\], decoder=second linear layer, "
         r"act=nonlinearity\), or give the name of a linear layer \(--sites; polyseme sites lists "
@@ -559,7 +559,9 @@ def test_the_attention_mask_counts_where_nothing_else_is_said() -> None:
 def test_mask_is_a_value_for_each_position() -> None:
     model, inputs = model_of("llama"), tokens(4)
     for mask in (np.ones(4, bool), np.ones((3, 9), bool)):
-        with pytest.raises(InputError, match=r"^mask has shape .* for 4 inputs; a value for ea"):
+        with pytest.raises(
+            InputError, match=r"^mask has shape .* for 4 inputs; expected one value per"
+        ):
             collect(model, [Batch(inputs, inputs["input_ids"].numpy(), mask=mask)])
 
 
@@ -591,6 +593,6 @@ def test_tokens_that_the_model_does_not_know() -> None:
     with pytest.raises(
         InputError,
         match=r"^The model does not accept a batch of input_ids \(2, 9\), attention_mask \(2, 9\): "
-        r".*Give it the arrays that its own tokenizer makes, no longer than the model allows\.$",
+        r".*Give it arrays from its own tokenizer, no longer than the model allows\.$",
     ):
         Feed(model_of("gpt2"))(inputs)
