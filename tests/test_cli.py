@@ -247,7 +247,7 @@ def test_existing_overwrite_and_resume(place, capsys):
     assert "settings.threshold was null and is now 0.1" in err
     status, _, err = said(capsys, *analyse("--resume", "--overwrite"))
     assert status == 1
-    assert "exclude each other" in err
+    assert "mutually exclusive" in err
     assert said(capsys, *analyse("--overwrite", "--threshold", "0.1"))[0] == 0
     assert ps.open_run("run").folder.sites[0].extra["threshold"] == 0.1
 
@@ -294,13 +294,19 @@ REFUSED = {
     "no layers": (["sites", "models.py:nothing"], r"no layer that polyseme knows: Linear, Conv1D"),
     "no data": (analyse(data="falt.npz"), r"'falt\.npz' does not exist\. Did you mean 'flat\.npz'"),
     "wrong data": (analyse(data="models.py"), r"models\.py: not a file of images"),
-    "wrong shape": (analyse(data="rgb.npz"), r"cannot take a batch of inputs of shape \(3, 8, 8\)"),
+    "wrong shape": (
+        analyse(data="rgb.npz"),
+        r"does not accept a batch of inputs of shape \(3, 8, 8\)",
+    ),
     "no site": (
         analyse(model="models.py:deep", sites="feature.1"),
         r"Unknown site: 'feature\.1'\. Did you mean 'features\.1' or 'features\.0'",
     ),
     "no glob": (analyse(sites="x*"), r"No site matches 'x\*'\. The model's sites are: 0, 2"),
-    "threshold": (analyse("--threshold", "3"), r"threshold is 3\.0; a cosine distance greater"),
+    "threshold": (
+        analyse("--threshold", "3"),
+        r"threshold is 3\.0; expected a cosine distance greater",
+    ),
     "threshold nan": (analyse("--threshold", "nan"), r"threshold is nan"),
     "linkage": (analyse("--linkage", "ward"), r"Unknown linkage: 'ward'"),
     "batch size": (analyse("--batch-size", "0"), r"batch_size is 0; a whole number of at least 1"),

@@ -99,8 +99,11 @@ def test_probe(place, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "bank"], "(the run says that it was 'tiny'): give model and tokenizer"),
-        (["run", " ", "--model", "tiny"], "text is ' '; a text with a character other than white"),
+        (["run", "bank"], "(according to the run, 'tiny'): give model and tokenizer"),
+        (
+            ["run", " ", "--model", "tiny"],
+            "text is ' '; expected text with a character other than white",
+        ),
         (["run", "bank", "--device", "cpu"], "--device is for --model; give the model too."),
         (["run", "bank", "--model", "half", "-k", "0"], "k is 0; a whole number of at least 1"),
         (["nowhere", "bank"], "nowhere does not exist. Give the folder that polyseme analyse"),
@@ -143,7 +146,7 @@ def test_an_sae_at_a_hook_point(place, capsys):
     probe = ["probe", "run", "the river bank", "--model", "tiny"]
     status, _, err = said(capsys, *probe)
     assert status == 1
-    assert "is an SAE at 'blocks.0.hook_resid_post'; give it by the site's name" in err
+    assert "is an SAE at 'blocks.0.hook_resid_post'; give the SAE by the site's name" in err
     status, out, _ = said(capsys, *probe, "--sae", "saes/mine", "--sites", "*.sae", "-k", "100")
     assert status == 0
     assert f"{hook}.sae/" in out
@@ -174,7 +177,7 @@ def test_an_sae_at_a_hook_point(place, capsys):
         (["--sae", "a", "--hook", "b", "--hook", "c"], "--hook is given 2 times and --sae 1 times"),
         (
             ["--context", "5000"],
-            "The contexts have 5,000 tokens, and the model takes at most 2,048",
+            "The contexts have 5,000 tokens, but the model accepts at most 2,048",
         ),
         (["--device", "nonsense"], "Unknown device: 'nonsense'"),
     ],
@@ -197,7 +200,7 @@ def test_saes_are_for_texts(place, capsys):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("t5", "'t5' is an encoder-decoder (t5); a model of one stack is expected"),
+        ("t5", "'t5' is an encoder-decoder (t5); expected a model with one stack"),
         (
             "quantised",
             "The model 'quantised' is quantised (gptq), so its neurons have no weight ve",
@@ -219,18 +222,22 @@ def test_models_that_are_refused(place, capsys, model, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.txt", b"", "empty.txt holds no text at all; at least one document with"),
-        ("blank.txt", b"\n\n  \n", "blank.txt holds no text at all"),
-        ("latin.txt", b"caf\xe9 bank", "byte 3 is no utf-8 text (invalid continuation byte, 0xE9)"),
+        ("empty.txt", b"", "empty.txt holds no text; at least one document with"),
+        ("blank.txt", b"\n\n  \n", "blank.txt holds no text"),
+        (
+            "latin.txt",
+            b"caf\xe9 bank",
+            "byte 3 is not utf-8 text (invalid continuation byte, 0xE9)",
+        ),
         ("latin.txt", b"caf\xe9 bank", "with encoding=... (--encoding), such as 'latin-1'"),
         (
             "a.jsonl",
             b'{"body": "the bank"}\n',
             "line 1: Unknown field: 'text'. Must be one of: bod",
         ),
-        ("a.jsonl", b'{"body": "the bank"}\n', "the text by field=... (--field)."),
+        ("a.jsonl", b'{"body": "the bank"}\n', "Name the text field with field=... (--field)."),
         ("a.jsonl", b'{"text": "the"\n', "a.jsonl, line 1: not JSON"),
-        ("a.jsonl", b'{"text": null}\n', "line 1: the field 'text' is null; text is expected"),
+        ("a.jsonl", b'{"text": null}\n', "line 1: the field 'text' is null; expected text"),
     ],
 )
 def test_texts_that_are_refused(place, capsys, name, content, message):

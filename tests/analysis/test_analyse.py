@@ -344,7 +344,10 @@ def test_what_the_snapshot_sees():
     [
         ({"select": 100}, r"select is 100; a selector is expected: TopK\(k\)"),
         ({"select": ps.TopK}, r"select is <class .*; a selector is expected"),
-        ({"threshold": 0}, r"threshold is 0; a cosine distance greater than 0 and at most 2"),
+        (
+            {"threshold": 0},
+            r"threshold is 0; expected a cosine distance greater than 0 and at most 2",
+        ),
         ({"threshold": 2.1}, r"threshold is 2.1; .*at most 2"),
         ({"threshold": float("nan")}, r"threshold is nan"),
         ({"threshold": "wide"}, r"threshold is 'wide'"),
@@ -389,7 +392,7 @@ def test_unknown_sites(tmp_path, sites, match):
 
 def test_data_of_the_wrong_shape_and_then_of_the_right_one(tmp_path):
     model = small.make(small.MLP)
-    match = r"cannot take a batch of inputs of shape \(5,\).*'first', takes 12 values\. Reshape"
+    match = r"does not accept a batch of inputs of shape \(5,\).*'first', takes 12 values\. Reshape"
     with pytest.raises(InputError, match=match):
         run_of(model, FLAT[:, :5], tmp_path, sites="first")
     assert run_of(model, FLAT, tmp_path, sites="first").path == tmp_path / "run"
@@ -397,7 +400,7 @@ def test_data_of_the_wrong_shape_and_then_of_the_right_one(tmp_path):
 
 def test_batches_of_different_shapes(tmp_path):
     batches = [np.zeros((4, 12), np.float32), np.zeros((4, 3, 4), np.float32)]
-    with pytest.raises(InputError, match=r"shapes \(12,\) and \(3, 4\); one shape is expected"):
+    with pytest.raises(InputError, match=r"shapes \(12,\) and \(3, 4\); expected one shape"):
         run_of(small.make(small.MLP), iter(batches), tmp_path, sites="first")
 
 
@@ -429,9 +432,9 @@ def test_a_function_in_place_of_a_model(tmp_path):
 
 def test_empty_data(tmp_path):
     model = small.make(small.MLP)
-    with pytest.raises(InputError, match="The data generator gives nothing: it is empty, or"):
+    with pytest.raises(InputError, match="The data generator yields no inputs: it is empty, or"):
         run_of(model, (x for x in ()), tmp_path, sites="first")
-    with pytest.raises(InputError, match="holds nothing; at least one input"):
+    with pytest.raises(InputError, match="is empty; expected at least one input"):
         run_of(model, FLAT[:0], tmp_path, sites="first")
     with pytest.raises(InputError, match="data set list is empty"):
         run_of(model, [], tmp_path, sites="first")
@@ -441,7 +444,7 @@ def test_weights_that_are_not_finite(tmp_path):
     model = small.make(small.MLP)
     with torch.no_grad():
         model.first.weight[3, 3] = torch.nan
-    with pytest.raises(InputError, match="activations at site 'first' that are NaN or infinite"):
+    with pytest.raises(InputError, match="NaN or infinite activations at site 'first'"):
         run_of(model, FLAT, tmp_path, sites="first")
 
 
@@ -465,14 +468,16 @@ def test_labels_that_do_not_number_the_logits(tmp_path):
 def test_class_names_for_every_label(tmp_path):
     model, labels = small.make(small.MLP), np.arange(90) % 3
     for data, given in ((FLAT, {"labels": labels}), (zip([FLAT], [labels], strict=True), {})):
-        with pytest.raises(InputError, match="highest label is 2 and there are 2 class_names"):
+        with pytest.raises(InputError, match="highest label is 2, but there are 2 class_names"):
             run_of(model, data, tmp_path, sites="first", class_names=["a", "b"], **given)
 
 
 def test_a_stream_that_is_shuffled(tmp_path):
     model = small.make(small.MLP)
     loader = torch.utils.data.DataLoader(FLAT, batch_size=16, shuffle=True)
-    with pytest.raises(InputError, match=r"DataLoader gives other inputs each .* shuffle=False"):
+    with pytest.raises(
+        InputError, match=r"DataLoader yields different inputs each .* shuffle=False"
+    ):
         run_of(model, loader, tmp_path, sites="first")
 
 
@@ -482,7 +487,7 @@ def test_an_output_that_exists(tmp_path):
     before = small.contents(run.path)
     with pytest.raises(RunError, match=r"run already exists\. Replace it with overwrite=True"):
         run_of(model, FLAT, tmp_path, sites="first")
-    with pytest.raises(RunError, match=r"another analysis.*: sites\S* was \S*first"):
+    with pytest.raises(RunError, match=r"a different analysis.*: sites\S* was \S*first"):
         run_of(model, FLAT, tmp_path, sites="second", resume=True)
     assert small.contents(run.path) == before
     new = run_of(model, FLAT, tmp_path, sites="second", overwrite=True)
@@ -569,8 +574,8 @@ def test_options_that_images_have_no_use_for(option, shown, tmp_path):
     (name,) = option
     with pytest.raises(
         InputError,
-        match=rf"^{shown}, but the data is images, and {name} is an option for texts alone; leave "
-        r"it out\. Options for images alone are: labels, class_names, image_shape, .*, panels\.$",
+        match=rf"^{shown}, but the data is images, and {name} is an option for texts only; leave "
+        r"it out\. Options for images only are: labels, class_names, image_shape, .*, panels\.$",
     ):
         ps.analyse(nn.Linear(2, 2), np.zeros((2, 2)), sites="", out=tmp_path / "run", **option)
 

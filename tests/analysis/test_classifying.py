@@ -173,7 +173,7 @@ def test_what_is_refused(grey, tmp_path):
     with torch.no_grad():
         other.first.weight.mul_(-1)
     with pytest.raises(
-        InputError, match=r"has other weights in the model than in the run; give th"
+        InputError, match=r"has different weights in the model and in the run; give th"
     ):
         ImageClassifier(grey, other).classify(runs.pixels()[0])
     with pytest.raises(
@@ -191,6 +191,6 @@ def test_what_is_refused(grey, tmp_path):
         progress=False,
     )
     with pytest.raises(
-        InputError, match=r"^The run's inputs are no images; analyse with image_sha"
+        InputError, match=r"^The run's inputs are not images; analyse with image_sha"
     ):
         live_classify(headless)(flat, pixels=[0.0] * 20)

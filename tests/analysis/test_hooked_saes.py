@@ -183,7 +183,7 @@ def test_probing_takes_the_sae_too(model, tokenizer, contexts, tmp_path):
     with pytest.raises(
         InputError,
         match=r"^Site 'blocks\.0\.hook_resid_post\.sae' of the run is an SAE at 'blocks\.0\.hook_r"
-        r"esid_post'; give it by the site's name, saes=\{\.\.\.\} \(--sae on the command line\), o",
+        r"esid_post'; give the SAE by the site's name, saes=\{\.\.\.\} \(--sae on the command lin",
     ):
         run.probe(text, model, tokenizer)
     assert set(run.probe(text, model, tokenizer, sites="*.mlp").neurons["site"]) == {
@@ -197,7 +197,7 @@ def test_probing_takes_the_sae_too(model, tokenizer, contexts, tmp_path):
     assert mine["activation"].to_numpy() == pytest.approx(
         latents[mine["token"], mine["neuron"]], rel=1e-4
     )
-    with pytest.raises(InputError, match=r"has other weights in the model than in the run"):
+    with pytest.raises(InputError, match=r"has different weights in the model and in the run"):
         run.probe(text, model, tokenizer, saes={f"{name}.sae": make_sae(16, seed=5)})
 
 
@@ -222,7 +222,7 @@ def test_importances_on_demand_are_those_that_a_run_stores(model, tokenizer, con
         mine = stored[first[latent] : first[latent] + counts[latent]]
         expected = np.where(mine == NO_IMPORTANCE, np.nan, mine / LARGEST_IMPORTANCE)
         assert found == pytest.approx(expected, abs=0.003, nan_ok=True)
-    with pytest.raises(InputError, match=r"give it by the site's name, saes=\{"):
+    with pytest.raises(InputError, match=r"give the SAE by the site's name, saes=\{"):
         neuron_importances(model, tokenizer, run, site, 0)
 
 
@@ -294,9 +294,7 @@ def test_bad_saes(model):
         InputError, match=r"^The SAE does not say at which hook point it was trained"
     ):
         ps.attach_sae(model, make_sae(16))
-    with pytest.raises(
-        InputError, match=r"^sae is a str; an SAE is expected, as polyseme\.load_sae"
-    ):
+    with pytest.raises(InputError, match=r"^sae is a str; expected an SAE from polyseme\.load_sae"):
         ps.attach_sae(model, "saes/mine", "blocks.0.hook_resid_post")
     with pytest.raises(InputError, match=r"^The SAE is a Linear without encode\(\)"):
         ps.attach_sae(model, nn.Linear(16, 16), "blocks.0.hook_resid_post")

@@ -101,8 +101,10 @@ def test_they_are_left_out_unless_asked_for(setting, tmp_path, capsys):
     assert "importances" not in run.folder.site(0)
     assert run.neuron(run.sites[0], 3).texts()[0].importances is None
     printed = " ".join(capsys.readouterr().err.split())
-    assert "Token importances are left out; importances='exact' (--importances exact)" in printed
-    assert re.search(r"finds them, in about \d+ s\.", printed)
+    assert (
+        "Token importances were not computed; importances='exact' (--importances exact)" in printed
+    )
+    assert re.search(r"would take about \d+ s\.", printed)
 
 
 def test_they_go_on_byte_for_byte(setting, exact, tmp_path, monkeypatch):
@@ -151,7 +153,7 @@ def test_what_masks(tokenizer):  # noqa: F811
     assert mask_token(Bare()) == 7
     Bare.mask_token_id = 3
     assert mask_token(Bare()) == 3
-    with pytest.raises(InputError, match="neither a mask token nor one for padding"):
+    with pytest.raises(InputError, match="has no mask, padding, end or start token"):
         mask_token(object())
 
 

@@ -488,7 +488,9 @@ def test_budgets_are_numbers_of_bytes():
     assert {text: memory_bytes(text) for text in given} == given
     assert memory_bytes(None) is None
     for wrong in ("", "GB", "-1", "4 PB", "0", 0, True, "4 I"):
-        with pytest.raises(InputError, match=r"^memory_budget is .*; a number of bytes, or one"):
+        with pytest.raises(
+            InputError, match=r"^memory_budget is .*; expected a number of bytes, or a number"
+        ):
             memory_bytes(wrong)
     assert [show_bytes(n) for n in (999, 1500, 2_340_000, 5 * 10**10)] == [
         "999 B",

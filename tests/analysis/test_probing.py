@@ -217,7 +217,7 @@ def test_the_explorer_gets_json(run, model, tokenizer):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("", {}, r"^text is ''; a text with a character other than white space is expected\."),
+        ("", {}, r"^text is ''; expected text with a character other than white space\."),
         (" \n", {}, r"^text is ' \\n'; a text"),
         (["a"], {}, r"^text is \['a'\]; a text"),
         (NEW, {"k": 0}, r"^k is 0; a whole number of at least 1 is expected\."),
@@ -238,11 +238,13 @@ def test_bad_options(run, model, tokenizer, text, options, message):
 def test_another_model_or_tokenizer(run, model, tokenizer):
     with pytest.raises(
         InputError,
-        match=r"^Neuron \d+ of site 'model\.layers\.\d\.mlp' has other weights in the model than "
-        r"in the run; give the model that was analysed\.",
+        match=r"^Neuron \d+ of site 'model\.layers\.\d\.mlp' has different weights in the "
+        r"model and in the run; give the model that was analysed\.",
     ):
         run.probe(NEW, make_model(len(tokenizer), seed=1), tokenizer)
-    with pytest.raises(InputError, match=r"^The tokenizer, a \w+, has another vocabulary than the"):
+    with pytest.raises(
+        InputError, match=r"^The tokenizer, a \w+, has a different vocabulary from the"
+    ):
         run.probe(NEW, model, make_tokenizer("more"))
     with pytest.raises(
         InputError, match=r"^The model is not the one of the run, which was a Llama"
@@ -280,11 +282,11 @@ def test_a_model_is_loaded_only_if_it_comes_as_a_package(run, model, tokenizer, 
     reopened = ps.open_run(run.path)
     with pytest.raises(
         InputError,
-        match=r"^To probe this run its model is needed: give model and tokenizer, as polyseme\.s",
+        match=r"^Probing this run needs its model: give model and tokenizer, as polyseme\.s",
     ):
         reopened.probe(NEW)
     monkeypatch.setitem(reopened.metadata["model"], "name", "evil/model")
-    with pytest.raises(InputError, match=r"\(the run says that it was 'evil/model'\): give model"):
+    with pytest.raises(InputError, match=r"\(according to the run, 'evil/model'\): give model"):
         reopened.probe(NEW)
     assert loaded == []
     monkeypatch.setitem(reopened.metadata["model"], "name", "smollm2")
@@ -329,5 +331,7 @@ def test_images_are_not_probed(tmp_path):
     from .small import MLP, flat_inputs, make
 
     run = ps.analyse(make(MLP), flat_inputs(), sites="first", out=tmp_path / "run", progress=False)
-    with pytest.raises(InputError, match=r"^The run is one of images; a run of texts is expected"):
+    with pytest.raises(
+        InputError, match=r"^The run is of images; probing a text needs a run of texts"
+    ):
         run.probe(NEW)

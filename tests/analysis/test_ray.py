@@ -209,7 +209,7 @@ def test_what_is_refused(setting: Setting, tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"Unknown engine: 'rya'\. Did you mean 'ray'"):
         analyse(engine="rya")
-    with pytest.raises(InputError, match="address and workers are for engine='ray'"):
+    with pytest.raises(InputError, match="address and workers apply only to engine='ray'"):
         analyse(workers=2)
     with pytest.raises(InputError, match=r"workers is 0; a whole number of at least 1"):
         analyse(engine="ray", workers=0)

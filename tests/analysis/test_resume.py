@@ -233,10 +233,12 @@ def test_an_iterator_that_was_used_up_is_refused(tmp_path):
     data = batches()
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", (next(data) if i < 3 else interrupt() for i in range(9)))
-    with pytest.raises(RunError, match=r"another unfinished analysis: .*data\.first was \S+ and"):
+    with pytest.raises(
+        RunError, match=r"a different unfinished analysis: .*data\.first was \S+ and"
+    ):
         go(tmp_path / "run", data, resume=True)
     short = (batch for batch, _ in zip(batches(), range(2), strict=False))
-    with pytest.raises(InputError, match=r"ended \d+ inputs before the place .* make the iterator"):
+    with pytest.raises(InputError, match=r"ended \d+ inputs before the point .* a new iterator"):
         go(tmp_path / "run", short, resume=True)
     assert not (tmp_path / "run").exists()
 
@@ -250,7 +252,9 @@ def test_an_empty_iterator_after_the_pass_is_refused(tmp_path, monkeypatch):
         patch.setattr(flow, "cluster_site", lambda *_: interrupt())
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run", batches())
-    with pytest.raises(InputError, match="generator gives nothing: it is empty, or an iterator"):
+    with pytest.raises(
+        InputError, match="generator yields no inputs: it is empty, or an exhausted"
+    ):
         go(tmp_path / "run", iter(x for x in ()), resume=True)
 
 

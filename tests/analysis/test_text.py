@@ -390,8 +390,8 @@ def test_options_that_texts_have_no_use_for(tokenizer, option, shown, tmp_path):
     (name,) = option
     with pytest.raises(
         InputError,
-        match=rf"^{shown}, but the data is texts, and {name} is an option for images alone; leave "
-        r"it out\. Options for texts alone are: window, importances\.$",
+        match=rf"^{shown}, but the data is texts, and {name} is an option for images only; leave "
+        r"it out\. Options for texts only are: window, importances\.$",
     ):
         ps.analyse(torch.nn.Linear(2, 2), contexts, sites="", out=tmp_path / "run", **option)
     assert not (tmp_path / "run").exists()

@@ -226,7 +226,7 @@ def test_models_without_an_unembedding() -> None:
         with pytest.raises(
             InputError,
             match=f"The model is a {type(model).__name__} without an LM head that is one matrix af"
-            r".*AutoModelForCausalLM loads, is expected: leave logit effects out",
+            r".*loaded by AutoModelForCausalLM\. Leave logit effects out",
         ):
             top_logits(model, np.ones((1, D)))
 
@@ -234,11 +234,12 @@ def test_models_without_an_unembedding() -> None:
 def test_directions_that_do_not_fit() -> None:
     model = made("gpt2")
     with pytest.raises(
-        InputError, match=r"directions has shape \(2, 5\), but the unembedding reads 16 values; \(n"
+        InputError,
+        match=r"directions has shape \(2, 5\), but the unembedding reads 16 values; expected \(n",
     ):
         top_logits(model, np.ones((2, 5)))
     for k in (0, 31):
-        with pytest.raises(InputError, match=f"k is {k}; 1 to 30, the vocabulary's size, is expe"):
+        with pytest.raises(InputError, match=f"k is {k}; expected 1 to 30, the vocabulary's size"):
             top_logits(model, np.ones((2, D)), k=k)
     with pytest.raises(InputError, match=r"directions holds nan at index \(1, 0\)"):
         top_logits(model, [[1.0] * D, [np.nan] * D])

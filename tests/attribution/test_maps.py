@@ -64,7 +64,7 @@ def test_the_gradient_of_a_gated_neuron_is_its_closed_form() -> None:
 
 def test_the_gradient_of_what_is_no_neuron() -> None:
     with pytest.raises(
-        InputError, match=r"activation gave shape \(3, 2\) for 3 examples; \(3,\) is expected"
+        InputError, match=r"activation returned shape \(3, 2\) for 3 examples; expected \(3,\)"
     ):
         activation_gradient(lambda h: h * 2, torch.ones(3, 2))
 
@@ -97,7 +97,7 @@ def test_large_images_have_blocks(shape: tuple[int, ...], size: int) -> None:
 @pytest.mark.parametrize("shape", [(4097,), (5000, 1, 1)])
 def test_inputs_with_too_many_values(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        InputError, match=r"Inputs of shape \(.*\) have more than 4096 values beside rows and colum"
+        InputError, match=r"Inputs of shape \(.*\) have more than 4096 values on axes other than"
     ):
         cells_of(shape)
 

@@ -151,7 +151,7 @@ def test_a_site_without_examples_and_contexts_without_any():
     found = together(model, sites, ids, attention, places, mask_id=MASK, before=BEFORE, after=AFTER)
     assert found[0].shape == (0, BEFORE + 1 + AFTER)
     assert found[1][0, BEFORE] == 1
-    with pytest.raises(InputError, match="There are 2 sites and places for 1"):
+    with pytest.raises(InputError, match="There are 2 sites, but places for 1"):
         list(context_importances(model, sites, ids, attention, places[:1], mask_id=MASK))
 
 

@@ -490,7 +490,7 @@ def test_examples_that_do_not_fit(function: Any, at: int, value: Any, message: s
 def test_sizes_that_do_not_fit() -> None:
     model, site = made("gpt2")
     for name in ("mask_id", "before", "after"):
-        with pytest.raises(InputError, match=f"{name} is -1; 0 or more is expected"):
+        with pytest.raises(InputError, match=f"{name} is -1; expected 0 or more"):
             last(token_importances(model, site, *contexts(), **{"mask_id": 0, name: -1}))
 
 
@@ -515,12 +515,12 @@ def test_sites_that_do_not_fit() -> None:
     one = np.ones((1, 4), int), np.ones((1, 4), bool), [2], [0]
     with pytest.raises(
         SiteError,
-        match=r"Site 'hidden' gave activations of shape \(4, 5\) for token ids of shape \(4, 3\); "
-        r"\(4, 3, 5\) is expected: name a layer that runs on each token",
+        match=r"Site 'hidden' has activations of shape \(4, 5\) for token ids of shape \(4, 3\); "
+        r"expected \(4, 3, 5\)\. Name a layer that runs on each token",
     ):
         last(token_importances(pooled, site, *one, mask_id=MASK))
     with pytest.raises(
-        InputError, match=r"is a Pooled without get_input_embeddings\(\); a transfo"
+        InputError, match=r"is a Pooled without get_input_embeddings\(\); expected a transfo"
     ):
         last(gradient_importances(pooled, site, *one, mask_id=MASK))
 
@@ -528,10 +528,10 @@ def test_sites_that_do_not_fit() -> None:
 def test_a_mask_that_the_model_does_not_know() -> None:
     model, site = made("gpt2")
     with pytest.raises(
-        InputError, match=r"mask_id is 40, but the model knows 40 tokens, numbered from 0; give the"
+        InputError, match=r"mask_id is 40, but the model has 40 tokens, numbered from 0; give the"
     ):
         last(gradient_importances(model, site, *contexts(), mask_id=VOCABULARY))
-    with pytest.raises(InputError, match=r"The model cannot take a batch of input_ids"):
+    with pytest.raises(InputError, match=r"The model does not accept a batch of input_ids"):
         last(token_importances(model, site, *contexts(), mask_id=VOCABULARY))
 
 
@@ -539,7 +539,7 @@ def test_a_site_without_gradients() -> None:
     model, site = made("gpt2")
     model.transformer.h[1].mlp.forward = torch.no_grad()(model.transformer.h[1].mlp.forward)
     with pytest.raises(
-        SiteError, match=r"have no gradient by the input embeddings; .* use token_im"
+        SiteError, match=r"have no gradient in the input embeddings; .* Use token_im"
     ):
         last(gradient_importances(model, site, *contexts(), mask_id=MASK))
 
@@ -551,7 +551,7 @@ def test_a_plain_module_takes_no_padding() -> None:
     assert last(token_importances(model, site, *data, mask_id=0, before=1, after=1))[0, 0] == 0.5
     left = np.array([[0, 2, 1]]), np.array([[False, True, True]]), [1], [0]
     with pytest.raises(
-        InputError, match=r"hold padding, and a Summing is called with token ids al"
+        InputError, match=r"hold padding, but a Summing is called with token ids al"
     ):
         last(token_importances(model, site, *left, mask_id=0))
 

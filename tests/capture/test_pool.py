@@ -157,7 +157,7 @@ def test_files_that_are_gone_or_short(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     for work in (lambda: Pool(file).restore(state), lambda: pool.take(np.array([2, 5]))):
-        with pytest.raises(RunError, match=r"rows\.0 is shorter than it was left; start the"):
+        with pytest.raises(RunError, match=r"rows\.0 is shorter than when it was written; start"):
             work()
     path.unlink()
     for work in (lambda: Pool(file).restore(state), lambda: pool.take(np.array([2, 5]))):
@@ -208,5 +208,5 @@ def test_parts_are_merged_in_whatever_order_their_keys_are(make: Make) -> None:
 
 def test_rows_that_are_missing_are_not_made_up(make: Make) -> None:
     for key in (0, 4, 9):
-        with pytest.raises(RunError, match="Rows that examples point at are missing"):
+        with pytest.raises(RunError, match="Rows that examples refer to are missing"):
             make([3, 5]).take(np.array([3, key]))

@@ -342,7 +342,7 @@ def test_priorities_equal_the_oracle_and_differ() -> None:
         (lambda: FirstActive(5, float("inf")), "minimum is inf; a number at least 0"),
         (lambda: FirstActive(5, None), "minimum is None; a number"),  # type: ignore[arg-type]
         (lambda: Stratified(5, 0), "bins is 0; a whole number of at least 1"),
-        (lambda: Stratified(5, 6), "bins is 6 and k is 5; at most one bin for each example is"),
+        (lambda: Stratified(5, 6), "bins is 6 and k is 5; expected at most one bin per example"),
         (lambda: Stratified(5, 5, -1), "seed is -1; a whole number of at least 0"),
         (lambda: RandomActive(5, "a"), "seed is 'a'; a whole number"),  # type: ignore[arg-type]
         (lambda: RandomActive(0), "k is 0; a whole number of at least 1"),

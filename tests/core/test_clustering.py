@@ -332,7 +332,7 @@ def test_values_that_are_not_finite_in_any_neuron(
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 2.001, np.nan, np.inf, None, "a", "", [0.1, 0.2]])
 def test_thresholds_out_of_range(threshold: object) -> None:
-    message = "a cosine distance greater than 0 and at most 2 is expected: the published"
+    message = "expected a cosine distance greater than 0 and at most 2. The published"
     vectors = blobs(0, 4)
     for call in (
         lambda: cluster(vectors, threshold),  # type: ignore[arg-type]
@@ -361,7 +361,7 @@ def test_other_bad_arguments() -> None:
     for counts in ([4, 4], [5], [-1]):
         with pytest.raises(InputError, match=r"counts is .*; 1 integers from 0 to 4 are expected"):
             cluster_many(vectors[None], counts)
-    with pytest.raises(InputError, match="embeddings holds object values; real numbers"):
+    with pytest.raises(InputError, match="embeddings holds object values; expected real numbers"):
         cluster([[None, 1]])
 
 

@@ -93,7 +93,7 @@ def test_says_what_is_wrong() -> None:
         cosine_distances([1.0, 2.0, 3.0])
     with pytest.raises(InputError, match=r"vectors holds inf at index \(1, 0\); every value must"):
         cosine_distances([[1.0, 2.0], [np.inf, 0.0]])
-    with pytest.raises(InputError, match="vectors holds <U1 values; real numbers are expected"):
+    with pytest.raises(InputError, match="vectors holds <U1 values; expected real numbers"):
         cosine_distances([["a", "b"]])
 
 

@@ -117,9 +117,13 @@ def test_says_what_is_wrong() -> None:
         match=r"embeddings has shape \(2, 3\) and centres has shape \(1, 2\); rows of equal",
     ):
         assign(np.ones((2, 3)), np.ones((1, 2)), 0.5)
-    with pytest.raises(InputError, match="threshold is 0; a cosine distance greater than 0"):
+    with pytest.raises(
+        InputError, match="threshold is 0; expected a cosine distance greater than 0"
+    ):
         assign(np.ones((2, 3)), np.ones((1, 3)), 0)
-    with pytest.raises(InputError, match=r"labels has shape \(3,\) and dtype int64; one integer"):
+    with pytest.raises(
+        InputError, match=r"labels has shape \(3,\) and dtype int64; expected one integer"
+    ):
         medoids(np.ones((2, 3)), [0, 1, 1])
     with pytest.raises(InputError, match=r"centres holds nan at index \(0, 0\)"):
         assign(np.ones((2, 1)), [[np.nan]], 0.5)

@@ -191,16 +191,22 @@ def test_a_whole_site_takes_no_dense_matrix() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": [0, 9]}, r"tokens\[1\] is 9; numbers from 0 to 3, less than vocabulary, are"),
-        ({"clusters": [-1, 0]}, r"clusters\[0\] is -1; numbers from 0 to 1, less than n_clusters"),
-        ({"tokens": [0.5, 1]}, r"tokens has shape \(2,\) and dtype float64; one integer for each"),
-        ({"clusters": [0]}, r"tokens has 2 entries, clusters 1 and weights 2; one of each"),
-        ({"weights": [1]}, r"tokens has 2 entries, clusters 2 and weights 1; one of each"),
-        ({"examples": [0]}, r"examples has 1 entries, tokens 2; one of each for every token"),
-        ({"examples": [7, 7]}, r"Example 7 is in the clusters 0 and 1; an example is of one"),
-        ({"weights": [1, -2]}, r"weights\[1\] is -2\.0; 0 or more is expected"),
+        ({"tokens": [0, 9]}, r"tokens\[1\] is 9; expected numbers from 0 to 3, below vocabulary"),
+        (
+            {"clusters": [-1, 0]},
+            r"clusters\[0\] is -1; expected numbers from 0 to 1, below n_clusters",
+        ),
+        ({"tokens": [0.5, 1]}, r"tokens has shape \(2,\) and dtype float64; expected one integer"),
+        (
+            {"clusters": [0]},
+            r"tokens has 2 entries, clusters 1 and weights 2; expected one of each",
+        ),
+        ({"weights": [1]}, r"tokens has 2 entries, clusters 2 and weights 1; expected one of each"),
+        ({"examples": [0]}, r"examples has 1 entries, tokens 2; expected one of each"),
+        ({"examples": [7, 7]}, r"Example 7 is in the clusters 0 and 1; an example belongs to one"),
+        ({"weights": [1, -2]}, r"weights\[1\] is -2\.0; expected 0 or more"),
         ({"weights": [1, np.nan]}, r"weights holds nan at index \(1,\); every value must be fini"),
-        ({"k": 0}, r"k is 0, n_clusters 2 and vocabulary 4; at least 1, 0 and 0 are expected"),
+        ({"k": 0}, r"k is 0, n_clusters 2 and vocabulary 4; expected at least 1, 0 and 0"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

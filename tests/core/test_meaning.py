@@ -217,7 +217,7 @@ def test_rand_index_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
         ({"covariance": np.eye(4)}, r"covariance has shape \(4, 4\) and mean has shape \(3,\)"),
         ({"covariance": -np.eye(3)}, "covariance is not symmetric and positive semi-definite"),
         ({"covariance": np.triu(np.ones((3, 3)))}, "covariance is not symmetric"),
-        ({"direction": np.zeros(2)}, r"direction has shape \(2,\); \(3,\) is expected"),
+        ({"direction": np.zeros(2)}, r"direction has shape \(2,\); expected \(3,\)"),
         ({"threshold": 0}, r"threshold is 0; an overlap in \(0, 1\] is expected"),
         ({"threshold": "high"}, "threshold is 'high'"),
     ],

@@ -114,9 +114,12 @@ def test_the_mean_lies_between_its_parts(seed: int, n: int) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0], r"labels has shape \(1,\) and dtype int64; one integer for each of the 2 examples"),
-        ([0.0, 1.0], r"labels has shape \(2,\) and dtype float64; one integer for each"),
-        (["a", "b"], r"dtype <U1; one integer for each of the 2 examples is expected"),
+        (
+            [0],
+            r"labels has shape \(1,\) and dtype int64; expected one integer for each of the 2",
+        ),
+        ([0.0, 1.0], r"labels has shape \(2,\) and dtype float64; expected one integer for each"),
+        (["a", "b"], r"dtype <U1; expected one integer for each of the 2 examples"),
     ],
 )
 def test_labels_that_do_not_fit(labels: list[object], message: str) -> None:

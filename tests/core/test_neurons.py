@@ -76,9 +76,13 @@ def test_a_gradient_row_for_each_example() -> None:
 @pytest.mark.parametrize(
     ("h", "w", "message"),
     [
-        (H[0], W, r"h has shape \(3,\); \(n, d\) is expected"),
+        (H[0], W, r"h has shape \(3,\); expected \(n, d\)"),
         (H[None], W, r"h has shape \(1, 2, 3\)"),
-        (H, W[:2], r"w has shape \(2,\) and h has shape \(2, 3\); w of shape \(3,\), or one row"),
+        (
+            H,
+            W[:2],
+            r"w has shape \(2,\) and h has shape \(2, 3\); expected w of shape \(3,\), or with",
+        ),
         (H, np.ones((3, 3)), r"w has shape \(3, 3\) and h has shape \(2, 3\)"),
         (torch.tensor(H), torch.ones(1), r"w has shape \(1,\) and h has shape \(2, 3\)"),
     ],
@@ -141,12 +145,13 @@ def test_gated_gradient_says_what_is_wrong() -> None:
     ):
         gated_gradient(H, W, W, activation="tanh")
     with pytest.raises(
-        InputError, match=r"w_up has shape \(2,\) and h has shape \(2, 3\); \(3,\) is expected"
+        InputError,
+        match=r"w_up has shape \(2,\) and h has shape \(2, 3\); expected w_up of shape \(3,\)",
     ):
         gated_gradient(H, W, W[:2])
     with pytest.raises(InputError, match=r"w_gate holds nan at index \(1,\)"):
         gated_gradient(H, [0.0, np.nan, 0.0], W)
-    with pytest.raises(InputError, match="h holds complex128 values; real numbers"):
+    with pytest.raises(InputError, match="h holds complex128 values; expected real numbers"):
         gated_gradient(H * 1j, W, W)
 
 
@@ -227,7 +232,7 @@ def test_precisions_and_no_example(name: str) -> None:
     ("h", "of"), [((6, 3), (6,)), ((6, 4), (5,)), ((6, 4), (6, 1)), ((4,), (1,))]
 )
 def test_vectors_and_neurons_that_do_not_fit(h: tuple[int, ...], of: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"^h has shape .*; \(m, 4\) and \(m,\) are expected: one"):
+    with pytest.raises(InputError, match=r"^h has shape .*; expected \(m, 4\) and \(m,\), one"):
         some_layers()["linear"].embed(np.ones(h), np.zeros(of, int))
 
 
@@ -250,7 +255,7 @@ def test_a_gate_is_known_by_what_it_computes(gate: str) -> None:
 
 def test_up_weights_of_another_shape() -> None:
     with pytest.raises(
-        InputError, match=r"^up_weights has shape \(2, 3\) and weights \(3, 3\); weights of one"
+        InputError, match=r"^up_weights has shape \(2, 3\) and weights \(3, 3\); expected the same"
     ):
         Gated(np.eye(3), np.ones((2, 3)), np.zeros(3), np.zeros(3), "silu")
 
@@ -288,11 +293,11 @@ def test_background_of_a_one_hot_neuron_is_nought() -> None:
 def test_background_that_does_not_fit() -> None:
     with pytest.raises(
         InputError,
-        match=r"background has shape \(1, 3\) and weights has shape \(2, 3\); at least two rows "
-        "of 3 values are expected",
+        match=r"background has shape \(1, 3\) and weights has shape \(2, 3\); "
+        "expected at least two rows of 3 values",
     ):
         Linear(np.ones((2, 3))).background_distance(np.ones((1, 3)))
-    with pytest.raises(InputError, match="at least two rows of 4 values are expected"):
+    with pytest.raises(InputError, match="expected at least two rows of 4 values"):
         some_gated("silu").background_distance(np.ones((5, 3)))
 
 

@@ -249,7 +249,7 @@ def test_an_iterator_gives_its_contexts_once() -> None:
     documents = ["abc", "defg"]
     contexts = Contexts(read_text(iter(documents)), Tokenizer(), length=3)
     assert rows(contexts) == oracle(documents, Tokenizer(), 3)
-    with pytest.raises(InputError, match=r"list_iterator is an iterator that was read before"):
+    with pytest.raises(InputError, match=r"list_iterator is an iterator that was already read"):
         list(contexts.batches(2))
 
 
@@ -304,17 +304,17 @@ class Processor:
 @pytest.mark.parametrize(
     ("tokenizer", "options", "message"),
     [
-        (Tokenizer(), {"length": 2}, r"^length is 2; it must be a whole number, 3 or more\. It co"),
+        (Tokenizer(), {"length": 2}, r"^length is 2; it must be a whole number, 3 or more\. It in"),
         (Tokenizer(), {"length": 128.0}, r"^length is 128\.0; it must be a whole number"),
         (Tokenizer(), {"length": True}, r"^length is True; it must be a whole number"),
         (Tokenizer(), {"max_tokens": 0}, r"^max_tokens is 0; it must be a whole number, 1 or mor"),
         (Tokenizer(), {"leave_out": ["frist"]}, r"'frist'. Did you mean 'first'\? Must be one of"),
         (Tokenizer(), {"leave_out": [None]}, r"^Unknown entry of leave_out: 'None'"),
-        ("gpt2", {}, r"^tokenizer is a str; a tokenizer of transformers is expected, such as Auto"),
-        (None, {}, r"^tokenizer is a NoneType; .* by PreTrainedTokenizerFast\(tokenizer_object="),
-        (Bare(), {}, r"^tokenizer is a Bare that does not tell its special tokens \(.*bos_token_i"),
+        ("gpt2", {}, r"^tokenizer is a str; expected a transformers tokenizer, such as Auto"),
+        (None, {}, r"^tokenizer is a NoneType; .* PreTrainedTokenizerFast\(tokenizer_object="),
+        (Bare(), {}, r"^tokenizer is a Bare without special-token attributes \(.*bos_token_i"),
         (Processor(), {}, r"^tokenizer is a Processor .* \(RuntimeError: an image is expected\); "),
-        (lambda text: {}, {}, r"^tokenizer is a function that made no tokens of a text \(TypeErr"),
+        (lambda text: {}, {}, r"^tokenizer is a function that could not tokenize a text \(TypeErr"),
     ],
 )
 def test_arguments_that_are_refused(tokenizer: Any, options: Any, message: str) -> None:
@@ -332,7 +332,7 @@ def test_a_length_over_the_limit_of_the_model() -> None:
 
 
 def test_texts_have_to_be_read_first() -> None:
-    with pytest.raises(InputError, match=r"^texts is a list; Texts are expected: give read_text"):
+    with pytest.raises(InputError, match=r"^texts is a list; expected Texts. Give read_text"):
         Contexts(["a"], Tokenizer())  # type: ignore[arg-type]
 
 
@@ -341,7 +341,10 @@ def test_texts_have_to_be_read_first() -> None:
     [
         (lambda c: c.batches(0), r"^size is 0; it must be a whole number, 1 or more\."),
         (lambda c: c.batches(2, -1), r"^start is -1; it must be a whole number, 0 or more\."),
-        (lambda c: list(c.batches(2, 2)), r"^start is 2 and list makes 1 contexts of 5 tokens; t"),
+        (
+            lambda c: list(c.batches(2, 2)),
+            r"^start is 2, but list makes only 1 contexts of 5 tokens",
+        ),
     ],
 )
 def test_batches_that_are_refused(call: Callable[[Contexts], Any], message: str) -> None:
@@ -353,7 +356,7 @@ def test_batches_that_are_refused(call: Callable[[Contexts], Any], message: str)
 
 def test_texts_that_make_no_token() -> None:
     contexts = Contexts(read_text(["#", "###"]), Tokenizer("bos"))
-    with pytest.raises(InputError, match=r"^The tokenizer made no token of list; .* a script that"):
+    with pytest.raises(InputError, match=r"^The tokenizer found no tokens in list; .* the script"):
         list(contexts.batches(2))
 
 

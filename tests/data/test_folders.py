@@ -106,7 +106,7 @@ def test_subfolders_may_be_splits(tmp_path: Path) -> None:
 
 def test_a_split_of_a_folder_without_splits(tmp_path: Path) -> None:
     write(tmp_path / "0.png", GREY[0])
-    with pytest.raises(InputError, match=r"split='test' was given, and the folder has no subfold"):
+    with pytest.raises(InputError, match=r"split='test' was given, but the folder has no subfold"):
         read_images(tmp_path, split="test")
 
 
@@ -114,7 +114,7 @@ def test_sizes_must_agree(tmp_path: Path) -> None:
     write(tmp_path / "a.png", GREY[0])
     write(tmp_path / "b.png", GREY[1].T)
     message = (
-        r"b.png: the image is 4 x 5 greyscale, and \S*a.png is 5 x 4 greyscale; .* Resize or conv"
+        r"b.png: the image is 4 x 5 greyscale, but \S*a.png is 5 x 4 greyscale; .* Resize or conv"
     )
     with pytest.raises(InputError, match=message):
         read_images(tmp_path)
@@ -123,7 +123,7 @@ def test_sizes_must_agree(tmp_path: Path) -> None:
 def test_kinds_must_agree(tmp_path: Path) -> None:
     write(tmp_path / "a.png", COLOUR[0])
     write(tmp_path / "b.png", GREY[1])
-    message = r"b.png: the image is 5 x 4 greyscale, and \S*a.png is 5 x 4 colour; all must be"
+    message = r"b.png: the image is 5 x 4 greyscale, but \S*a.png is 5 x 4 colour; all must have"
     with pytest.raises(InputError, match=message):
         read_images(tmp_path)
 
@@ -140,7 +140,7 @@ def test_images_are_turned_as_exif_says(tmp_path: Path) -> None:
 
 def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.png", GREY[0].astype(np.uint16) * 257)
-    with pytest.raises(InputError, match=r"a.png: .* more than 8 bits a channel; .* in a .npy"):
+    with pytest.raises(InputError, match=r"a.png: .* more than 8 bits per channel; .* in a .npy"):
         read_images(tmp_path)
 
 
@@ -175,7 +175,7 @@ def test_truncation_anywhere_is_an_error_or_harmless(tmp_path: Path, suffix: str
         except InputError as error:
             refused.append(str(error))
     assert len(refused) > len(data) // 7 * 0.7
-    sentence = f"{path}: not an image that can be read"
+    sentence = f"{path}: cannot be read as an image"
     assert all(message.startswith(sentence) for message in refused)
 
 
@@ -201,7 +201,7 @@ def test_decompression_bombs(tmp_path: Path, side: int) -> None:
 
 def test_a_single_image_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", GREY[0])
-    with pytest.raises(InputError, match=r"a.png: a single image was given, where several"):
+    with pytest.raises(InputError, match=r"a.png: a single image was given, but several"):
         read_images(path)
 
 

@@ -148,7 +148,7 @@ def test_a_data_set_without_images_or_labels(hub: Hub) -> None:
     del dataset.features["digit"]
     hub(dataset)
     assert read_images("owner/digits").labels is None
-    with pytest.raises(InputError, match=r"a column of type Image is needed; .* id \(Value\)"):
+    with pytest.raises(InputError, match=r"expected a column of type Image; .* id \(Value\)"):
         read_images("owner/digits", images_key="id")
     del dataset.features["picture"]
     with pytest.raises(InputError, match=r"the columns are id \(Value\). Name one with images_key"):
@@ -159,7 +159,7 @@ def test_a_split_whose_labels_are_kept_secret_has_none(hub: Hub) -> None:
     hub(digits(digit=(ClassLabel(["zero"]), [-1] * 5)))
     assert read_images("owner/digits").labels is None
     hub(digits(digit=(ClassLabel(["zero"]), [0, 0, -1, 0, 0])))
-    with pytest.raises(InputError, match=r"labels reach from -1 to 0; classes are numbered from 0"):
+    with pytest.raises(InputError, match=r"labels range from -1 to 0; classes are numbered from 0"):
         read_images("owner/digits")
 
 
@@ -167,10 +167,10 @@ def test_rows_that_cannot_be_read(hub: Hub) -> None:
     dataset = digits()
     hub(dataset)
     dataset.columns["picture"][3] = None
-    with pytest.raises(InputError, match=r"'owner/digits', row 3: not an image that can be read"):
+    with pytest.raises(InputError, match=r"'owner/digits', row 3: the image cannot be read"):
         read_images("owner/digits")
     dataset.columns["picture"][3] = pil.fromarray(GREY[3].T)
-    message = r"row 3: the image is 4 x 3 greyscale, and 'owner/digits', row 0 is 3 x 4 greyscale"
+    message = r"row 3: the image is 4 x 3 greyscale, but 'owner/digits', row 0 is 3 x 4 greyscale"
     with pytest.raises(InputError, match=message):
         read_images("owner/digits")
 
@@ -178,12 +178,15 @@ def test_rows_that_cannot_be_read(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ConnectionError("Couldn't reach it"), r"hub could not be reached \(Couldn't reach it\)"),
-        (TimeoutError(), r"hub could not be reached \(TimeoutError\)\. Check the connection, or"),
+        (ConnectionError("Couldn't reach it"), r"Hub could not be reached \(Couldn't reach it\)"),
+        (TimeoutError(), r"Hub could not be reached \(TimeoutError\)\. Check the connection, or"),
         (ConnectError("no route\nhost"), r"could not be reached \(no route\)\. .* a local path"),
-        (DatasetNotFoundError("gone"), r"no data set of the hub by that name could be found \(gon"),
+        (DatasetNotFoundError("gone"), r"no Hub data set of that name was found \(gon"),
         (ValueError("Unknown split"), r"the split 'train' of this .* \(Unknown split\)\. Check"),
-        (RuntimeError("scripts are no longer"), r"could not be loaded \(scripts are no longer\)"),
+        (
+            RuntimeError("scripts are no longer"),
+            r"could not load the split .* \(scripts are no longer\)",
+        ),
     ],
 )
 def test_failures_of_the_hub(hub: Hub, error: Exception, message: str) -> None:
@@ -196,8 +199,8 @@ def test_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = (
-        r"'owner/digits' is not an existing path, so it is taken for a data set of the Hugging "
-        r"Face hub; reading that needs datasets, .* pip install 'polyseme\[hub\]'"
+        r"'owner/digits' is not an existing path, so it is taken to be a Hugging "
+        r"Face Hub data set; reading that needs datasets, .* pip install 'polyseme\[hub\]'"
     )
     with pytest.raises(MissingDependencyError, match=message):
         read_images("owner/digits")

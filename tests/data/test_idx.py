@@ -150,7 +150,7 @@ def test_a_flipped_byte_in_gzip_is_an_error_or_harmless(tmp_path: Path) -> None:
 def test_truncation_says_how_much_is_there(tmp_path: Path) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(idx(PIXELS)[:-30])
-    message = r"ends after 150 of the 180 bytes that its header promises.* Fetch or write"
+    message = r"ends after 150 of the 180 bytes that its header promises.* Download or write"
     with pytest.raises(InputError, match=message):
         read_images(path)
 
@@ -160,7 +160,7 @@ def test_bytes_after_the_end_are_an_error(tmp_path: Path, packed: bool) -> None:
     data = idx(PIXELS) + b"\0"
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(gzip.compress(data) if packed else data)
-    with pytest.raises(InputError, match=r"goes on after the 180 bytes that its header promises"):
+    with pytest.raises(InputError, match=r"continues past the 180 bytes that its header promises"):
         read_images(path)
 
 
@@ -186,7 +186,7 @@ def test_a_bomb_is_read_no_further_than_promised(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(idx(PIXELS) + bytes(64 << 20), 1))
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=r"goes on after the 180 bytes"):
+        with pytest.raises(InputError, match=r"continues past the 180 bytes"):
             read_images(path)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
@@ -199,7 +199,7 @@ def test_what_is_not_idx(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not an IDX file: it starts with the bytes 3c 68 74 6d"):
         read_images(tmp_path)
     path.write_bytes(idx(np.zeros((0, 28, 28), np.uint8)))
-    with pytest.raises(InputError, match=r"shape \(0, 28, 28\), which holds nothing"):
+    with pytest.raises(InputError, match=r"shape \(0, 28, 28\), which is empty"):
         read_images(tmp_path)
     write(path, np.full((2, 3), 300, np.int16))
     with pytest.raises(InputError, match=r"the values have dtype int16"):
@@ -213,7 +213,7 @@ def test_labels_must_belong_to_the_images(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"holds 8 labels for the 9 images of train-images"):
             read_images(tmp_path, limit=limit)
     write(labels, PIXELS)
-    with pytest.raises(InputError, match=r"labels-idx1-ubyte: the file has 3 axes, where labels"):
+    with pytest.raises(InputError, match=r"labels-idx1-ubyte: the file has 3 axes, but labels"):
         read_images(images)
     write(labels, LABELS)
     with pytest.raises(InputError, match=r"one axis of 9 values, so it holds labels"):

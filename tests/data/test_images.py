@@ -186,43 +186,43 @@ def test_a_memory_map_stays_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pixels": np.zeros((0, 4, 5), np.uint8)}, r"shape \(0, 4, 5\), which holds nothing"),
-        ({"pixels": np.zeros((3, 0), np.uint8)}, r"at least one input is needed"),
+        ({"pixels": np.zeros((0, 4, 5), np.uint8)}, r"shape \(0, 4, 5\), which is empty"),
+        ({"pixels": np.zeros((3, 0), np.uint8)}, r"expected at least one input"),
         (
             {"pixels": np.uint8(3)},
-            r"the values are a single uint8; an array with an axis of inputs",
+            r"the values are a single uint8; expected an array with an axis",
         ),
-        ({"pixels": np.zeros(5, np.uint8)}, r"A single input x is given as x\[np.newaxis\]"),
-        ({"pixels": np.array([["a"]])}, r"dtype <U1; they must be numbers, uint8"),
+        ({"pixels": np.zeros(5, np.uint8)}, r"Give a single input x as x\[np.newaxis\]"),
+        ({"pixels": np.array([["a"]])}, r"dtype <U1; expected uint8"),
         ({"pixels": np.array([[None]])}, r"dtype object; .* np\.stack\(list\(arrays\)\)"),
         ({"pixels": GREY.astype(np.int64)}, r"dtype int64, .*\.astype\(np.uint8\)"),
         ({"pixels": GREY.astype(complex)}, r"dtype complex128"),
-        ({"pixels": [[1.0], [1.0, 2.0]]}, r"a list does not make one array"),
+        ({"pixels": [[1.0], [1.0, 2.0]]}, r"a list does not convert to one array"),
         ({"pixels": np.ma.array(GREY, mask=GREY > 9)}, r"the array is masked, .* array\.filled"),
         ({"labels": np.arange(5)}, r"labels have shape \(5,\) for 6 inputs; .* shape \(6,\)"),
         ({"labels": np.eye(6)}, r"shape \(6, 6\) for 6 inputs; .*one-hot, give labels\.argmax"),
-        ({"labels": np.zeros(6)}, r"dtype float64; they must be whole.* labels\.astype\(int\)"),
+        ({"labels": np.zeros(6)}, r"dtype float64; expected integers.* labels\.astype\(int\)"),
         ({"labels": np.r_[np.zeros(5), np.nan]}, r"float64; .* nan is not a class: leave the lab"),
         ({"labels": list("abcdef")}, r"class_names, labels = np\.unique\(labels, return_inverse=T"),
-        ({"labels": np.arange(6) - 1}, r"reach from -1 to 4; classes are numbered from 0"),
-        ({"labels": np.full(6, 2**64 - 1, np.uint64)}, r"reach from 1844674407370955161\d to"),
-        ({"class_names": "cat"}, r"class_names is 'cat'; a name for each class"),
+        ({"labels": np.arange(6) - 1}, r"range from -1 to 4; classes are numbered from 0"),
+        ({"labels": np.full(6, 2**64 - 1, np.uint64)}, r"range from 1844674407370955161\d to"),
+        ({"class_names": "cat"}, r"class_names is 'cat'; expected a name for each class"),
         (
             {"labels": np.arange(6), "class_names": ("a", "b")},
-            r"highest label is 5 and there are 2 class_names",
+            r"highest label is 5, but there are 2 class_names",
         ),
         ({"std": 0.0}, r"std is 0.0; pixels are divided by it, so it must be greater than 0"),
         ({"std": -1}, r"std is -1; .* Use 1.0 to leave"),
         ({"std": 1e-60}, r"std is 1e-60; .* greater than 0"),
-        ({"std": float("nan")}, r"std is nan; it must be a finite number, or a tuple with one"),
+        ({"std": float("nan")}, r"std is nan; it must be a finite number, or a tuple of one"),
         ({"mean": float("inf")}, r"mean is inf; .* Give it in units of pixel / 255"),
         ({"mean": "grey"}, r"mean is 'grey'; it must be a finite number"),
         ({"mean": ()}, r"mean is \(\); it must be"),
-        ({"mean": (0.1, 0.2, 0.3)}, r"mean has 3 numbers and an image has shape \(4, 5\)"),
-        ({"std": (0.1, 0.2)}, r"std has 2 numbers .* or move the channels to the front"),
+        ({"mean": (0.1, 0.2, 0.3)}, r"mean has 3 numbers, but an image has shape \(4, 5\)"),
+        ({"std": (0.1, 0.2)}, r"std has 2 numbers.* or move the channels to the front"),
         (
             {"pixels": np.zeros((2, 3), np.float32), "mean": 0.5},
-            r"mean=0.5 and std=1.0 were given for float32 pixels; they apply to uint8 pixels only",
+            r"mean=0.5 and std=1.0 were given for float32 pixels; they apply only to uint8 pixels",
         ),
     ],
 )
@@ -239,8 +239,11 @@ def test_errors_name_the_images() -> None:
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (GREY.astype(np.float32), r"have dtype float32 and these images are uint8, so their scale"),
-        (GREY.astype(np.int64), r"have dtype int64 and these images are uint8"),
+        (
+            GREY.astype(np.float32),
+            r"have dtype float32, but these images have uint8, so their scale",
+        ),
+        (GREY.astype(np.int64), r"have dtype int64, but these images have uint8"),
         (GREY[:, :3], r"have shape \(6, 3, 5\); expected \(4, 5\), or batches of it"),
         (GREY[0, 0], r"have shape \(5,\); expected \(4, 5\)"),
     ],
@@ -251,14 +254,14 @@ def test_to_input_refuses_other_pixels(pixels: Any, message: str) -> None:
 
 
 def test_to_input_of_float_images_refuses_uint8() -> None:
-    with pytest.raises(InputError, match=r"have dtype uint8 and these images are float32"):
+    with pytest.raises(InputError, match=r"have dtype uint8, but these images have float32"):
         Images(GREY.astype(np.float32)).to_input(GREY)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", ">i4", "int64", "uint16", "uint64"])
 def test_as_pixels_refuses_other_integers(dtype: str) -> None:
     message = (
-        r"x: the values have dtype \S+, which does not tell how the model takes them\. .*"
+        r"x: the values have dtype \S+, which leaves open how the model reads them\. .*"
         r"astype\(np\.uint8\): the model gets them divided by 255\. .*astype\(np\.float32\)"
     )
     with pytest.raises(InputError, match=message):

@@ -65,7 +65,7 @@ def test_sources_that_are_no_paths(source: Any, given: str) -> None:
 
 @pytest.mark.parametrize("argument", ["images_key", "labels_key"])
 def test_keys_need_a_source_that_has_keys(array_file: Path, argument: str) -> None:
-    message = rf"images.npy: {argument} was given; it chooses among the arrays of a .npz file"
+    message = rf"images.npy: {argument} was given; it selects an array of a .npz file"
     for source in (array_file, array_file.parent):
         with pytest.raises(InputError, match=message.removeprefix("images.npy")):
             read_images(source, **{argument: "x"})  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_a_split_needs_a_source_that_has_splits(array_file: Path) -> None:
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(content)
-    message = r"table.csv: not a file of images that polyseme can read. Accepted are"
+    message = r"table.csv: polyseme cannot read this as a file of images. Accepted are"
     with pytest.raises(InputError, match=message):
         read_images(path)
 
@@ -121,5 +121,5 @@ def test_optional_libraries_are_imported_only_when_needed() -> None:
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.idx", "x"])
 def test_a_pipe_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name}: a pipe, a socket or a device, which may be"):
+    with pytest.raises(InputError, match=f"{name}: a pipe, a socket or a device, which may never"):
         read_images(tmp_path / name)

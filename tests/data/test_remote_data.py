@@ -81,11 +81,11 @@ def test_texts_that_are_not_there(s3: str, tmp_path: Path) -> None:
         read_text(f"{s3}/*.txt")
     (tmp_path / "notes.md").write_text("no text")
     (RemotePath(s3) / "docs/notes.md").put(tmp_path / "notes.md")
-    with pytest.raises(InputError, match=r"s3://bucket/docs: the folder has no file of text in it"):
+    with pytest.raises(InputError, match=r"s3://bucket/docs: the folder holds no text files"):
         read_text(f"{s3}/docs")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xfd")
     (RemotePath(s3) / "docs/a.txt").put(tmp_path / "a.txt")
-    with pytest.raises(InputError, match=r"s3://bucket/docs/a.txt: byte 0 is no utf-8 text"):
+    with pytest.raises(InputError, match=r"s3://bucket/docs/a.txt: byte 0 is not utf-8 text"):
         read_text(f"{s3}/docs")
     with pytest.raises(InputError, match=r"'s3:/bucket/docs' was a URL before pathlib"):
         read_text(Path(f"{s3}/docs"))

@@ -115,10 +115,10 @@ def test_no_tokens_are_no_pieces() -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([[0]], r"^ids has shape \(1, 1\) and dtype int64; one axis of whole numbers, \(n,\), is"),
+        ([[0]], r"^ids has shape \(1, 1\) and dtype int64; expected integers of shape \(n,\)"),
         ([0.5], r"^ids has shape \(1,\) and dtype float64"),
         (0, r"^ids has shape \(\)"),
-        ([0, 7], r"^ids holds 7, .* \(the size of its vocabulary is 2\)\. Give ids that this tok"),
+        ([0, 7], r"^ids holds 7, .* \(its vocabulary size is 2\)\. Give ids from this tok"),
     ],
 )
 def test_ids_that_are_refused(ids: Any, message: str) -> None:
@@ -128,10 +128,10 @@ def test_ids_that_are_refused(ids: Any, message: str) -> None:
 
 @pytest.mark.parametrize("token", [10**6, 10**12, -1])
 def test_ids_that_a_real_tokenizer_does_not_have(smollm2: Any, token: int) -> None:
-    with pytest.raises(InputError, match=rf"^ids holds {token}, and the tokenizer has no such"):
+    with pytest.raises(InputError, match=rf"^ids holds {token}, but the tokenizer has no such"):
         pieces(smollm2, [5, token])
 
 
 def test_what_is_no_tokenizer() -> None:
-    with pytest.raises(InputError, match=r"^tokenizer is a str that cannot tell tokens from ids"):
+    with pytest.raises(InputError, match=r"^tokenizer is a str that cannot convert ids to tokens"):
         pieces("gpt2", [1])

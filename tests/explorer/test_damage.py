@@ -14,7 +14,7 @@ from polyseme.errors import RunError
 from polyseme.explorer.open_runs import open_all
 from polyseme.store import RunFolder
 
-CUT = "so it was cut short or changed"
+CUT = "so it was truncated or changed"
 
 
 def cut_short(file):

@@ -174,7 +174,7 @@ def test_a_link_in_the_run_leads_nowhere(text_run, copied):
     with ps.explore(folder, open_browser=False) as explorer:
         described = json.loads(explorer.root.file("data/0/run.json"))
         assert described["damage"] == [
-            "sites/0.safetensors: it is a link that leads out of the run folder, which is not safe"
+            "sites/0.safetensors: it is a link out of the run folder, which is not safe"
         ]
 
 

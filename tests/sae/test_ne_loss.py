@@ -240,7 +240,9 @@ def test_running_means_are_those_of_the_definition(
 
 @pytest.mark.parametrize("momentum", [-0.1, 1, 1.5, float("nan"), "0.9", None])
 def test_momentum_out_of_range(momentum: Any) -> None:
-    with pytest.raises(InputError, match=r"momentum is .*; a number of at least 0 and below 1"):
+    with pytest.raises(
+        InputError, match=r"momentum is .*; expected a number of at least 0 and below 1"
+    ):
         RunningMeans(3, 2, momentum)
     with pytest.raises(InputError, match="momentum"):
         NETerm(1.0, 3, 2, momentum)
@@ -265,7 +267,7 @@ def test_state_goes_round() -> None:
     assert all(torch.equal(state[name], kept[name]) for name in kept)
     with pytest.raises(InputError, match=r"no 'seen', only \['means'\]"):
         second.load_state_dict({"means": state["means"]})
-    with pytest.raises(InputError, match=r"'means' has shape \(5, 4\); \(6, 4\) is expected"):
+    with pytest.raises(InputError, match=r"'means' has shape \(5, 4\); expected \(6, 4\)"):
         NETerm(1.0, 6, 4).load_state_dict(state)
 
 
@@ -407,12 +409,24 @@ def test_a_one_hot_row_has_no_loss_and_earns_nothing(seed: int, signed: bool) ->
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (((9,), (5, 4), (9, 5), (5, 4)), r"h has shape \(9,\); two dimensions \(inputs, d_in\)"),
-        (((9, 4), (5, 4), (5,), (5, 4)), r"a has shape \(5,\); two dimensions \(inputs, d_sae\)"),
-        (((9, 4), (5, 4), (8, 5), (5, 4)), r"a has shape \(8, 5\) and h has shape \(9, 4\); as"),
+        (
+            ((9,), (5, 4), (9, 5), (5, 4)),
+            r"h has shape \(9,\); expected two dimensions \(inputs, d_in\)",
+        ),
+        (
+            ((9, 4), (5, 4), (5,), (5, 4)),
+            r"a has shape \(5,\); expected two dimensions \(inputs, d_sae\)",
+        ),
+        (
+            ((9, 4), (5, 4), (8, 5), (5, 4)),
+            r"a has shape \(8, 5\) and h has shape \(9, 4\); expected the same",
+        ),
         (((9, 4), (4, 5), (9, 5), (5, 4)), r"W has shape \(4, 5\); .* = \(5, 4\).* Transpose it"),
-        (((9, 4), (6, 4), (9, 5), (5, 4)), r"W has shape \(6, 4\); \(d_sae, d_in\) = \(5, 4\)"),
-        (((9, 4), (5, 4), (9, 5), (5, 3)), r"means has shape \(5, 3\); .* go with h of shape"),
+        (
+            ((9, 4), (6, 4), (9, 5), (5, 4)),
+            r"W has shape \(6, 4\); expected \(d_sae, d_in\) = \(5, 4\)",
+        ),
+        (((9, 4), (5, 4), (9, 5), (5, 3)), r"means has shape \(5, 3\); .* match h of shape"),
     ],
 )
 def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
@@ -426,7 +440,7 @@ def test_other_bad_input() -> None:
         ne_loss(h, W, a, m, form="weigthed")
     with pytest.raises(InputError, match="Must be one of: weighted, unweighted, calibrated"):
         NETerm(1.0, 5, 4, form="?")
-    with pytest.raises(InputError, match="only form='calibrated' has one"):
+    with pytest.raises(InputError, match="only form='calibrated' uses one"):
         ne_loss(h, W, a, m, background=h)
     with pytest.raises(InputError, match=r"background has shape \(9, 3\); .* = \(K, 4\)"):
         ne_loss(h, W, a, m, form="calibrated", background=torch.ones(9, 3))

@@ -160,7 +160,7 @@ def test_sparse_activations_give_the_same_sae() -> None:
     sparse = train(**settings, architecture_options=options | {"use_sparse_activations": True})
     assert torch.allclose(dense.W_enc, sparse.W_enc, atol=1e-5)
     assert sparse.training_record.history["l0"] == dense.training_record.history["l0"]
-    with pytest.raises(InputError, match="give rescale_acts_by_decoder_norm=False too"):
+    with pytest.raises(InputError, match="give rescale_acts_by_decoder_norm=False"):
         train(**settings, architecture_options={"use_sparse_activations": True})
 
 
@@ -244,7 +244,9 @@ def test_starting_from_another_sae(tmp_path: Path) -> None:
         train(steps=1, init_from=first, d_sae=64)
     with pytest.raises(InputError, match="init_from has no b_gate, which a 'gated' SAE has"):
         train(steps=1, init_from=first, architecture="gated")
-    with pytest.raises(InputError, match="apply_b_dec_to_input True, the SAE to train False"):
+    with pytest.raises(
+        InputError, match="apply_b_dec_to_input True, but the SAE to train has False"
+    ):
         train(steps=1, init_from=first, architecture_options={"apply_b_dec_to_input": False})
     first.cfg.normalize_activations = "layer_norm"
     with pytest.raises(InputError, match="init_from has normalize_activations 'layer_norm', and"):
@@ -255,7 +257,7 @@ def test_starting_from_a_batchtopk_sae_keeps_its_threshold() -> None:
     first = trained("batchtopk", 0.0)
     again = train(architecture="batchtopk", steps=1, lr=1e-12, init_from=first)
     assert torch.allclose(again.threshold, first.threshold, rtol=0.02)
-    with pytest.raises(InputError, match="init_from has a tensor 'threshold', and a 'topk'"):
+    with pytest.raises(InputError, match="init_from has a tensor 'threshold', which a 'topk'"):
         train(architecture="topk", steps=1, init_from=first)
 
 
@@ -432,7 +434,7 @@ def test_resuming_what_is_finished_or_not_begun(tmp_path: Path) -> None:
     assert torch.equal(first.W_enc, again.W_enc)
     assert again.training_record.history == first.training_record.history
     assert (tmp_path / "sae" / "cfg.json").stat().st_mtime_ns == changed
-    with pytest.raises(RunError, match=r"result of another training.*steps was 5 and is now 6"):
+    with pytest.raises(RunError, match=r"result of a different training.*steps was 5 and is now 6"):
         train(steps=6, out=tmp_path / "sae", resume=True)
     assert os.listdir(tmp_path) == ["sae"]
 
@@ -442,7 +444,7 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
         train(batches_of_rows(cut=11), **LONG, out=tmp_path / "sae")
     state = tmp_path / "sae.partial" / "state" / "checkpoint.safetensors"
     state.write_bytes(state.read_bytes()[:-9])
-    with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged .* Start again"):
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors is damaged .* Start over"):
         train(batches_of_rows(), **LONG, out=tmp_path / "sae", resume=True)
 
 
@@ -455,7 +457,10 @@ def test_a_damaged_record(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ("[]", "lacks its version, details or history"),
         (json.dumps(good | {"history": []}), "lacks its version, details or history"),
-        (json.dumps(good | {"format_version": 9}), "is of version 9, this polyseme reads version"),
+        (
+            json.dumps(good | {"format_version": 9}),
+            "is of version 9, but this polyseme reads version",
+        ),
     ):
         record.write_text(content)
         with pytest.raises(InputError, match=told):
@@ -486,7 +491,7 @@ def test_what_is_no_sae_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is not an SAE, so it is not replaced"):
+    with pytest.raises(RunError, match="is not an SAE, so it will not be replaced"):
         train(steps=5, out=out, overwrite=True)
     assert (out / "thesis.txt").read_text() == "years of work"
     train(steps=5, out=tmp_path / "sae")
@@ -614,9 +619,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"ne_coefficient": -1}, "ne_coefficient is -1; a finite number of at least 0"),
     ({"ne_coefficient": math.nan}, "ne_coefficient is nan; a finite number of at least 0"),
     ({"ne_coefficient": "10"}, "ne_coefficient is '10'; a finite number"),
-    ({"ne_momentum": 1.0}, "ne_momentum is 1.0; a number of at least 0 and below 1 is expected"),
-    ({"ne_momentum": -0.1}, "ne_momentum is -0.1; a number of at least 0 and below 1"),
-    ({"ne_momentum": math.nan}, "ne_momentum is nan; a number of at least 0 and below 1"),
+    ({"ne_momentum": 1.0}, "ne_momentum is 1.0; expected a number of at least 0 and below 1"),
+    ({"ne_momentum": -0.1}, "ne_momentum is -0.1; expected a number of at least 0 and below 1"),
+    ({"ne_momentum": math.nan}, "ne_momentum is nan; expected a number of at least 0 and below 1"),
     ({"ne_start": -1}, "ne_start is -1; a whole number of at least 0"),
     ({"ne_form": "weigthed"}, "Unknown form of the NE loss: 'weigthed'. Did you mean 'weighted'"),
     ({"d_sae": 0}, "d_sae is 0; a whole number of at least 1 is expected"),
@@ -625,7 +630,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1"),
     ({"batch_size": 2000}, "activations has 1000 rows, fewer than batch_size 2000"),
     ({"steps": 0}, "steps is 0; a whole number of at least 1"),
-    ({"epochs": 2}, "steps is 200 and epochs is 2; give one of them"),
+    ({"epochs": 2}, "steps is 200 and epochs is 2; give only one of them"),
     ({"steps": None, "epochs": 0}, "epochs is 0; a finite number above 0"),
     ({"lr": 0}, "lr is 0; a finite number above 0"),
     ({"weight_decay": -1}, "weight_decay is -1; a finite number of at least 0"),
@@ -637,36 +642,39 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"architecture": "topk", "k": 33}, "k is 33, more than the 32 latents of d_sae"),
     ({"architecture": "topk", "k": 2.5}, "k is 2.5; a whole number of at least 1"),
     ({"architecture": "batchtopk", "k": 0.001}, "k is 0.001, which leaves no active latent"),
-    ({"k": 4}, "k is 4, but the architecture 'standard' has none: it is for topk, batchtopk"),
+    (
+        {"k": 4},
+        "k is 4, but the architecture 'standard' does not use it; it is for topk",
+    ),
     ({"architecture": "topk", "l1_coefficient": 1}, "l1_coefficient is 1, but the architecture"),
     ({"l1_coefficient": -1}, "l1_coefficient is -1; a finite number of at least 0"),
     ({"architecture_options": {"l1_warmup": 1}}, "Unknown option .*'l1_warmup'. .*l1_warm_up_st"),
-    ({"architecture_options": {"k": 1}}, "holds 'k', which is not given there: give k"),
+    ({"architecture_options": {"k": 1}}, "holds 'k', which cannot be set there: give k"),
     ({"architecture_options": {"normalize_activations": "layer_norm"}}, "scale the activations"),
     ({"trainer_options": {"lr_warmup": 1}}, "Unknown trainer option: 'lr_warmup'. Did you mean"),
-    ({"trainer_options": {"lr_scheduler_name": "up"}}, "SAELens refuses .* Unsupported scheduler"),
+    ({"trainer_options": {"lr_scheduler_name": "up"}}, "SAELens rejects .* Unsupported scheduler"),
     ({"metadata": {"model": object()}}, "metadata must be plain JSON"),
     ({"metadata": {"polyseme": 1}}, "metadata holds 'polyseme'"),
-    ({"resume": True}, "resume is set, but out is not"),
-    ({"data": "rows.npy"}, "activations is a str; a tensor or an array of shape"),
-    ({"data": 3}, "activations is a int; a tensor or an array of shape"),
-    ({"data": torch.zeros(100)}, r"activations has shape \(100,\); \(rows, d_in\) is expected"),
-    ({"data": torch.zeros(9, 9, 9)}, r"activations has shape \(9, 9, 9\); \(rows, d_in\)"),
+    ({"resume": True}, "resume was given without out"),
+    ({"data": "rows.npy"}, "activations is a str; expected a tensor or an array of shape"),
+    ({"data": 3}, "activations is a int; expected a tensor or an array of shape"),
+    ({"data": torch.zeros(100)}, r"activations has shape \(100,\); expected \(rows, d_in\)"),
+    ({"data": torch.zeros(9, 9, 9)}, r"activations has shape \(9, 9, 9\); expected \(rows, d_in\)"),
     ({"data": torch.zeros(100, 0)}, r"activations has shape \(100, 0\)"),
     ({"data": torch.zeros(100, 2, dtype=torch.complex64)}, "holds torch.complex64 values; real"),
     ({"data": np.full((100, 2), "a")}, "activations holds <U1 values; real numbers"),
-    ({"data": []}, "activations is an iterable that gives no rows"),
-    ({"data": iter([])}, "activations is an iterable that gives no rows"),
-    ({"data": [torch.zeros(0, 4)]}, "activations is an iterable that gives no rows"),
+    ({"data": []}, "activations is an iterable that yields no rows"),
+    ({"data": iter([])}, "activations is an iterable that yields no rows"),
+    ({"data": [torch.zeros(0, 4)]}, "activations is an iterable that yields no rows"),
     ({"data": [[1.0]]}, "Batch 1 of activations is a list; a tensor or an array"),
     ({"data": [torch.zeros(4)]}, r"Batch 1 of activations has shape \(4,\); \(B, d_in\)"),
     (
         {"data": [torch.ones(64, 4), torch.ones(64, 5)]},
-        "Batch 2 .* rows of 5 values, those .*of 4",
+        "Batch 2 .* rows of 5 values, but .*have 4",
     ),
     ({"data": [torch.ones(60, 4)]}, "activations has 60 rows, fewer than batch_size 64"),
     ({"data": iter([torch.ones(99, 4)])}, "an iterator that ended after 1 whole batches"),
-    ({"data": [torch.ones(99, 4)], "steps": None}, "does not tell how many there are. Give steps"),
+    ({"data": [torch.ones(99, 4)], "steps": None}, "of unknown length. Give steps"),
 ]
 
 
@@ -685,7 +693,7 @@ def test_bad_input(settings: dict[str, Any], told: str, tmp_path: Path) -> None:
 
 
 def test_both_flags_at_once(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"overwrite=True .* and resume=True .* exclude each"):
+    with pytest.raises(InputError, match=r"overwrite=True .* and resume=True .* mutually"):
         train(steps=5, out=tmp_path / "sae", overwrite=True, resume=True)
 
 

@@ -98,8 +98,8 @@ def test_the_parts_of_a_block_add_up(family: str) -> None:
 def test_there_is_no_middle_where_the_halves_run_side_by_side(family: str) -> None:
     with pytest.raises(
         SiteError,
-        match=r"^'blocks\.1\.hook_resid_mid' cannot be told in this \w+: its block has no norm "
-        r"that reads the residual stream after attention alone\. Give the name of the module whose",
+        match=r"^'blocks\.1\.hook_resid_mid' cannot be identified in this \w+: its block has no "
+        r"norm that reads the residual stream right after attention\. Give the name of the module",
     ):
         find_hook_point(tiny(family), "blocks.1.hook_resid_mid")
 
@@ -108,7 +108,7 @@ def test_a_block_that_normalises_its_sum_is_refused() -> None:
     model = tiny("bert")
     for kind in ("hook_resid_post", "hook_mlp_out"):
         with pytest.raises(
-            SiteError, match=r"cannot be told in this BertForMaskedLM: the residual"
+            SiteError, match=r"cannot be identified in this BertForMaskedLM: the residual"
         ):
             find_hook_point(model, f"blocks.1.{kind}")
     point = find_hook_point(model, "blocks.1.mlp.hook_post")
@@ -148,7 +148,7 @@ def test_modules_by_name() -> None:
         ),
         (
             "blocks.0.hook_mlp_in",
-            r"^'blocks\.0\.hook_mlp_in' is not translated\. Unknown hook: .* Mu",
+            r"^'blocks\.0\.hook_mlp_in' is not supported\. Unknown hook: .* Mu",
         ),
         (
             "layers.1",
@@ -157,7 +157,7 @@ def test_modules_by_name() -> None:
         ("", r"^Unknown hook point: ''\. "),
         (
             "model.rotary_emb",
-            r"^'model\.rotary_emb' is a \w+ that does not return one vector for ea",
+            r"^'model\.rotary_emb' is a \w+ that does not return one vector per to",
         ),
     ],
 )
@@ -167,5 +167,5 @@ def test_a_name_that_is_no_place(name: str, message: str) -> None:
 
 
 def test_a_model_that_is_none_of_transformers() -> None:
-    with pytest.raises(SiteError, match=r"^The model is a Linear, not a model of transformers, so"):
+    with pytest.raises(SiteError, match=r"^The model is a Linear, not a transformers model, so"):
         find_hook_point(nn.Linear(2, 2), "blocks.0.hook_resid_post")

@@ -233,8 +233,8 @@ def test_arrays_become_what_the_model_takes() -> None:
 def test_inputs_of_the_wrong_shape() -> None:
     with pytest.raises(
         InputError,
-        match=r"^The model cannot take a batch of inputs of shape \(5,\): .+\. Its first layer, "
-        r"'body\.hidden', takes 6 values\. Reshape the data, or wrap the model in one that does\.$",
+        match=r"^The model does not accept a batch of inputs of shape \(5,\): .+\. Its first "
+        r"layer, 'body\.hidden', takes 6 values\. Reshape the data, or wrap the model in one",
     ):
         collect(Fragile(), torch.randn(4, 5))
     with pytest.raises(
@@ -253,8 +253,8 @@ def test_inputs_that_are_not_finite_are_named(bad: float) -> None:
     assert next(passing) == 7
     with pytest.raises(
         InputError,
-        match=rf"^Input 10 of the data holds {bad} at \[1\]; finite numbers of float32 are "
-        "expected: leave that input out or mend it",
+        match=rf"^Input 10 of the data holds {bad} at \[1\]; expected finite float32 values\. "
+        "Leave that input out or repair it",
     ):
         next(passing)
 
@@ -268,8 +268,8 @@ def test_weights_that_are_not_finite(bad: float) -> None:
     collector = Collector(model, find_sites(model, "sae"), TopK(2))
     with pytest.raises(
         InputError,
-        match=r"^Input 0 gives activations at site 'sae' that are NaN or infinite; finite ones are "
-        r"expected: check the data and the model's weights\.$",
+        match=r"^Input 0 gives NaN or infinite activations at site 'sae'; expected finite ones\. "
+        r"Check the data and the model's weights\.$",
     ):
         list(collector.run([Batch(x, x.numpy())]))
 
@@ -332,7 +332,7 @@ def test_a_site_must_be_reached_once(route: Any, site: str, times: int) -> None:
         return
     with pytest.raises(
         SiteError,
-        match=rf"^The model runs site '{site}' {times} times for one input; once is expected: "
+        match=rf"^The model runs site '{site}' {times} times for one input; expected once: "
         + ("name a layer that the model uses" if times == 0 else "wrap the model so that one call"),
     ):
         prove_sites(model, sites, Feed(model), torch.randn(2, 6))

@@ -72,7 +72,7 @@ def test_a_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_name_that_is_nothing(tmp_path: Path, folder: Path) -> None:
     expected = (
         r"Give 'smollm2', 'minilm', a folder that transformers wrote, a \.gguf file, or a name on "
-        r"the Hugging Face hub\.$"
+        r"the Hugging Face Hub\.$"
     )
     for name in ("nothing.gguf", "./nothing", "a/b/c", ""):
         with pytest.raises(InputError, match=rf"^There is no file or folder '.*'\. {expected}"):
@@ -85,7 +85,7 @@ def test_a_name_that_is_nothing(tmp_path: Path, folder: Path) -> None:
         (empty / file).touch()
     with pytest.raises(InputError, match=r"holds 2 \.gguf files; give one of them, such as 'a\.g"):
         load_language_model(empty)
-    with pytest.raises(InputError, match=r"^'.*config\.json' is a file that is no \.gguf file; "):
+    with pytest.raises(InputError, match=r"^'.*config\.json' is not a \.gguf file; "):
         load_language_model(folder / "config.json")
     with pytest.raises(InputError, match=r"^Unknown device: 'gqu'\. Must be one that torch knows"):
         load_language_model(folder, device="gqu")
@@ -107,7 +107,7 @@ def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_encoder_decoder(tmp_path: Path) -> None:
     transformers.T5Config(d_model=8, d_ff=8, num_layers=1).save_pretrained(tmp_path)
     with pytest.raises(
-        InputError, match=r"^'.*' is an encoder-decoder \(t5\); a model of one stack is expected, "
+        InputError, match=r"^'.*' is an encoder-decoder \(t5\); expected a model with one stack, "
     ):
         load_language_model(tmp_path)
 
@@ -141,8 +141,8 @@ def test_code_of_a_checkpoint_is_run_only_where_that_is_asked_for(
     for options in ({}, {"trust_remote_code": False}):
         with pytest.raises(
             InputError,
-            match=r"^The model '.*' wants code of its own to be run, which is refused unless it is "
-            r"asked for: if you trust its author, give trust_remote_code=True "
+            match=r"^The model '.*' needs to run its own code, which is refused by default: "
+            r"if you trust its author, give trust_remote_code=True "
             r"\(--trust-remote-code\)\.$",
         ):
             load_language_model(folder, **options)

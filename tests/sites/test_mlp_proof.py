@@ -45,8 +45,9 @@ def test_another_nonlinearity_than_the_models(act: Any, scale: float) -> None:
             mlp.forward = lambda h, mlp=mlp: mlp.c_proj(act(mlp.c_fc(h)))
     with pytest.raises(
         SiteError,
-        match=r"Nearest is 'transformer\.h\.\d\.mlp' with NewGELUActivation, but the numbers that "
-        r"reach its decoder differ from what that gives by (up to [\d.]+%|more than their size)\. ",
+        match=r"The closest is 'transformer\.h\.\d\.mlp' with NewGELUActivation, but its "
+        r"decoder's input differs from the resulting activations by "
+        r"(up to [\d.]+%|more than their size)\. ",
     ):
         find_mlp_sites(model)
 
@@ -78,7 +79,9 @@ def test_layers_with_a_forward_of_their_own(name: str) -> None:
         other = Normalised(plain.in_features, plain.out_features, bias=False)
         other.weight = plain.weight
         setattr(block.mlp, name, other)
-    with pytest.raises(SiteError, match=r"comes near, but its layers do not all give their weig"):
+    with pytest.raises(
+        SiteError, match=r"comes close, but not all of its layers output their weig"
+    ):
         find_mlp_sites(model)
 
 
@@ -90,7 +93,7 @@ def test_rows_that_are_not_in_the_order_of_the_text() -> None:
         block.mlp.forward = lambda h, plain=plain: plain(h.transpose(0, 1).contiguous()).transpose(
             0, 1
         )
-    with pytest.raises(SiteError, match=r"comes near, .* context by context, token by token\."):
+    with pytest.raises(SiteError, match=r"comes close, .* in order of contexts and tokens\."):
         find_mlp_sites(model)
     with pytest.raises(SiteError, match=r"^The vectors at 'transformer\.h\.0\.mlp\.c_fc' do"):
         find_hook_point(model, "transformer.h.0.mlp.c_fc")
@@ -182,7 +185,7 @@ def test_experts_are_named_and_not_read() -> None:
     model.model.layers[1].mlp = Mixture(model.model.layers[1].mlp)
     assert [site.name for site in find_mlp_sites(model)] == ["model.layers.0.mlp"]
     named = (
-        r"Its experts are not read: model\.layers\.1\.mlp\.experts \(2\)\. An expert is given the "
+        r"Its experts are not read: model\.layers\.1\.mlp\.experts \(2\)\. An expert gets only the "
         r"tokens that a router picks for it"
     )
     with pytest.raises(SiteError, match=named):
@@ -207,7 +210,9 @@ def test_blocks_have_the_models_own_numbers() -> None:
     mlp.forward = lambda h: mlp.down_proj(torch.tanh(mlp.gate_proj(h)) * mlp.up_proj(h))
     point = find_hook_point(model, "blocks.1.hook_resid_post")
     assert point.module is model.model.layers[1]
-    with pytest.raises(SiteError, match=r"in block 0, but .* has 1 blocks with an MLP .* \(1\); "):
+    with pytest.raises(
+        SiteError, match=r"in block 0, but .* has 1 blocks with a recognised MLP.* \(1\); "
+    ):
         find_hook_point(model, "blocks.0.hook_resid_post")
 
 

@@ -243,5 +243,7 @@ def test_it_proves_itself(tmp_path: Path) -> None:
     model = Net(Transcoder()).eval()
     site = TranscoderSite("middle", model.middle)
     site.encode = lambda inputs: torch.sigmoid(model.middle.encoder(inputs))  # type: ignore[method-assign]
-    with pytest.raises(SiteError, match=r"^Site 'middle' cannot be read: the activations that its"):
+    with pytest.raises(
+        SiteError, match=r"^Site 'middle' cannot be read: the activations computed from its"
+    ):
         ps.analyse(model, INPUTS, sites=site, out=tmp_path / "run", progress=False)

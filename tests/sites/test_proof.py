@@ -135,7 +135,7 @@ def test_an_adapted_layers_inside_is_not_read_by_itself() -> None:
     model = after(Adapted())
     assert [site.name for site in list_sites(model)] == ["0", "3"]
     with pytest.raises(
-        SiteError, match=r"What '0\.base_layer' puts out is added to by '0'.*name that instead, or"
+        SiteError, match=r"'0' wraps '0\.base_layer' and adds to its output; name '0' instead, or"
     ):
         find_sites(model, "0.base_layer")
 
@@ -267,7 +267,9 @@ def test_an_sae_of_parameters_reads_what_its_weights_multiply(
 
 def test_an_encode_that_mixes_its_latents_is_refused() -> None:
     sae = Encoding(lambda s, x: F.relu((x @ s.W_enc).cumsum(-1)))
-    with pytest.raises(SiteError, match=r"SAE 'W_enc' cannot be read: its latents are not made"):
+    with pytest.raises(
+        SiteError, match=r"SAE 'W_enc' cannot be read: its latents are not elementwise"
+    ):
         read(sae, "W_enc", torch.randn(20, 5))
 
 
@@ -295,8 +297,8 @@ class Sequences(nn.Module):
     [
         ("positions first", r"gave 4 rows for 2 inputs, and 4 for 3; .* batch is on axis 1: give"),
         ("in one row", r"gave 8 rows for 2 inputs, and 12 for 3; the first axis must be the batch"),
-        ("half of the batch", r"gave 1 rows for 2 inputs, and 1 for 3; .* cuts, joins or picks"),
-        ("of the others", r"gives one input other values in a batch of 2 than in one of 3 \(off"),
+        ("half of the batch", r"returned 1 rows for 2 inputs, and 1 for 3; .* splits, joins or"),
+        ("of the others", r"gives different values for one input in batches of 2 and 3 \(off"),
     ],
 )
 @pytest.mark.parametrize("n", [4, 30], ids=["as many as positions", "more"])
@@ -362,7 +364,7 @@ def test_a_glob_leaves_out_what_the_model_does_not_run() -> None:
     with pytest.warns(UserWarning, match=r"does not run these layers, so they are left out: idle"):
         kept = sites_that_run(model, find_sites(model, "*"), x)
     assert [site.name for site in kept] == ["used", "out"]
-    with pytest.raises(SiteError, match=r"The model runs none of the sites that are named \(idle"):
+    with pytest.raises(SiteError, match=r"The model runs none of the named sites \(idle"):
         sites_that_run(model, find_sites(model, "idl*"), x)
     # One that is named is asked for.
     named = find_sites(model, ["idle", "used"])
@@ -406,7 +408,7 @@ def test_a_layer_that_returns_more_than_a_tensor_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x)[0]
 
-    with pytest.raises(SiteError, match=r"Site 'fc' puts out a tuple; one tensor of floating"):
+    with pytest.raises(SiteError, match=r"Site 'fc' returns a tuple; expected one floating"):
         proved(Model(), "fc", torch.randn(5, 6))
 
 

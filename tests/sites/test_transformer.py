@@ -173,8 +173,8 @@ def test_names_alone_prove_nothing() -> None:
         mlp.forward = lambda h, mlp=mlp: mlp.c_proj(torch.tanh(mlp.c_fc(h)))
     with pytest.raises(
         SiteError,
-        match=r"^No MLP was recognised in this GPT2LMHeadModel: a linear layer, or a gate and an "
-        r"up projection, then the model's nonlinearity .* was looked for\. Nearest is "
+        match=r"^No MLP was recognised in this GPT2LMHeadModel; expected a linear layer, or a gate "
+        r"and an up projection, then the model's nonlinearity .*\. The closest is "
         r"'transformer\.h\.\d\.mlp' with NewGELUActivation, .*\. Make a site by hand, "
         r"MLPSite\(name, reads=\[first linear layers\], decoder=second linear layer, "
         r"act=nonlinearity\), or give the name of a linear layer \(--sites; polyseme sites lists "
@@ -208,7 +208,7 @@ def test_a_layer_that_is_called_twice_is_none() -> None:
 def test_models_that_are_refused() -> None:
     import transformers
 
-    with pytest.raises(SiteError, match=r"^The model is a Sequential, not a model of transformers"):
+    with pytest.raises(SiteError, match=r"^The model is a Sequential, not a transformers model"):
         find_mlp_sites(convolutional())
     config = transformers.AutoConfig.for_model(
         "t5", d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8, vocab_size=20
@@ -224,7 +224,9 @@ def test_models_that_are_refused() -> None:
         **{"num_attention_heads": 1, "intermediate_size": 12, "patch_size": 4},
     )
     vit = transformers.AutoModel.from_config(config)
-    with pytest.raises(SiteError, match=r"^ViTModel has no embedding of tokens; a language model"):
+    with pytest.raises(
+        SiteError, match=r"^ViTModel has no token embedding; expected a language model"
+    ):
         find_mlp_sites(vit)
     # Such models are read by their layers.
     assert {site.kind for site in list_sites(vit)} == {"conv", "linear"}
@@ -247,7 +249,7 @@ def test_a_model_that_wants_more_than_tokens() -> None:
     model = tiny("gpt2")
     model.transformer.forward = lambda input_ids, attention_mask, image=None: image.shape
     with pytest.raises(
-        SiteError, match=r"^GPT2LMHeadModel does not run on 5 tokens alone, which is how its MLPs "
+        SiteError, match=r"^GPT2LMHeadModel does not run on 5 tokens alone, which finding its MLPs "
     ):
         find_mlp_sites(model)
     assert {site.kind for site in list_sites(model)} == {"linear"}
@@ -408,11 +410,16 @@ def test_layers_that_make_no_mlp() -> None:
     assert MLPSite("m", [nn.Linear(4, 12)], second, F.relu).kind == "gated"
     assert MLPSite("m", [first, nn.Linear(4, 6)], second, F.relu).kind == "gated"
     for reads, decoder, act, message in (
-        ([], second, F.relu, "has 0 layers in reads; one is expected, or a gate and an up"),
+        ([], second, F.relu, "has 0 layers in reads; expected one, or a gate and an up"),
         ([first] * 3, second, F.relu, "has 3 layers in reads"),
-        ([nn.ReLU()], second, F.relu, "has a ReLU among its layers; Linear or Conv1D is expected"),
+        ([nn.ReLU()], second, F.relu, "has a ReLU among its layers; expected Linear or Conv1D"),
         ([first], nn.Sequential(second), F.relu, "has a Sequential among its layers"),
-        ([first], second, "relu", "has 'relu' as its nonlinearity; a function or a module is exp"),
+        (
+            [first],
+            second,
+            "relu",
+            "has 'relu' as its nonlinearity; expected a function or a module",
+        ),
         ([nn.Linear(4, 5)], second, F.relu, r"shapes \[\(5, 4\)\], but its decoder takes 6 values"),
         ([first, nn.Linear(3, 6)], second, F.relu, r"shapes \[\(6, 4\), \(6, 3\)\], but its dec"),
     ):
@@ -472,15 +479,15 @@ def test_an_mlp_without_a_norm_before_it() -> None:
     assert len(find_mlp_sites(model)) == 2
     with pytest.raises(
         SiteError,
-        match=r"^MLP 'transformer\.h\.0\.mlp' does not read the output of a layer norm with a "
-        "gain of its own, so there is nothing to fold; leave fold_layer_norm out",
+        match=r"^MLP 'transformer\.h\.0\.mlp' does not read the output of a layer norm with "
+        "its own gain, so there is nothing to fold; leave fold_layer_norm out",
     ):
         find_mlp_sites(model, fold_layer_norm=True)
     site = find_mlp_sites(model)[0]
     with pytest.raises(SiteError, match=r"^The gain has shape \(3,\); \(16,\) is expected"):
         site.fold(torch.ones(3), torch.zeros(16))
     folded = site.fold(torch.ones(16), torch.zeros(16))
-    with pytest.raises(SiteError, match="has a layer norm folded in already"):
+    with pytest.raises(SiteError, match="already has a layer norm folded in"):
         folded.fold(torch.ones(16), torch.zeros(16))
 
 
@@ -552,7 +559,9 @@ def test_the_attention_mask_counts_where_nothing_else_is_said() -> None:
 def test_mask_is_a_value_for_each_position() -> None:
     model, inputs = model_of("llama"), tokens(4)
     for mask in (np.ones(4, bool), np.ones((3, 9), bool)):
-        with pytest.raises(InputError, match=r"^mask has shape .* for 4 inputs; a value for ea"):
+        with pytest.raises(
+            InputError, match=r"^mask has shape .* for 4 inputs; expected one value per"
+        ):
             collect(model, [Batch(inputs, inputs["input_ids"].numpy(), mask=mask)])
 
 
@@ -583,8 +592,8 @@ def test_tokens_that_the_model_does_not_know() -> None:
     inputs["input_ids"] += VOCABULARY
     with pytest.raises(
         InputError,
-        match=r"^The model cannot take a batch of input_ids \(2, 9\), attention_mask \(2, 9\): "
-        r".*Give it the arrays that its own tokenizer makes, no longer than the model allows\.$",
+        match=r"^The model does not accept a batch of input_ids \(2, 9\), attention_mask \(2, 9\): "
+        r".*Give it arrays from its own tokenizer, no longer than the model allows\.$",
     ):
         Feed(model_of("gpt2"))(inputs)
 

@@ -47,12 +47,12 @@ def test_heights_of_trees(height):
     [
         ([[0, 1], [2, 3]], None),
         ([[2, 1], [3, 0]], None),
-        ([[0, 1], [2, 4]], "nodes that exist already; row 1"),
-        ([[0, 3], [1, 2]], "nodes that exist already; row 0"),
+        ([[0, 1], [2, 4]], "must merge existing nodes, given as whole numbers; row 1"),
+        ([[0, 3], [1, 2]], "must merge existing nodes, given as whole numbers; row 0"),
         ([[0, 1], [0, 3]], "merge each node once; row 0"),
         ([[0, 1], [2, 2]], "merge each node once; row 1"),
-        ([[0, 1.5], [2, 3]], "whole-numbered nodes that exist already; row 0"),
-        ([[0, -1], [2, 3]], "nodes that exist already; row 0"),
+        ([[0, 1.5], [2, 3]], "must merge existing nodes, given as whole numbers; row 0"),
+        ([[0, -1], [2, 3]], "must merge existing nodes, given as whole numbers; row 0"),
     ],
 )
 def test_nodes_of_trees(children, sentence):

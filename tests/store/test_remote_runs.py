@@ -112,9 +112,9 @@ def test_no_run_is_there_before_its_run_json(url: str, monkeypatch: pytest.Monke
         with pytest.raises(Killed):
             write(target)
         assert len(files_at(target)) == at
-        with pytest.raises(RunError, match=r"nothing at .*run\.json.*written when it is complete"):
+        with pytest.raises(RunError, match=r"nothing at .*complete run has a run\.json"):
             RunFolder(target)
-        with pytest.raises(RunError, match=r"is finished and still to be sent to .*--resume"):
+        with pytest.raises(RunError, match=r"is finished but not yet sent to .*--resume"):
             write(target)
         puts.error = None
         with RunWriter(target, fingerprint=FINGERPRINT, resume=True) as writer:
@@ -180,7 +180,7 @@ def test_a_storage_that_refuses_for_a_while(memory: str, monkeypatch: pytest.Mon
     failures[0] = 1000
     other = f"{memory}/other"
     said = (
-        r"could not be written, at 3 attempts \(SlowDown\).*Nothing is lost: what was made is in "
+        r"could not be written, at 3 attempts \(SlowDown\).*Nothing is lost: the result is in "
         r".*; then send it with resume=True \(--resume\)\."
     )
     with pytest.warns(UserWarning, match="SlowDown"), pytest.raises(RunError, match=said):
@@ -212,7 +212,7 @@ def test_a_run_that_is_there(url: str, cache: Path) -> None:
     before = files_at(url)
     with pytest.raises(RunError, match=rf"{url} already exists\. Replace it with overwrite=True"):
         RunWriter(url, fingerprint=FINGERPRINT)
-    with pytest.raises(RunError, match=r"is the result of another analysis.*model was \"m\""):
+    with pytest.raises(RunError, match=r"is the result of a different analysis.*model was \"m\""):
         RunWriter(url, fingerprint={**FINGERPRINT, "model": "other"}, resume=True)
     with RunWriter(url, fingerprint=FINGERPRINT, resume=True) as writer:
         assert writer.finished
@@ -250,7 +250,7 @@ def test_anything_else_is_refused(memory: str) -> None:
     put(f"{url}/thesis.tex", b"\\begin")
     with pytest.raises(RunError, match=r"already exists"):
         RunWriter(url, fingerprint=FINGERPRINT)
-    with pytest.raises(RunError, match=r"is not a polyseme run, so it is not replaced"):
+    with pytest.raises(RunError, match=r"is not a polyseme run, so it will not be replaced"):
         RunWriter(url, fingerprint=FINGERPRINT, overwrite=True)
     with pytest.raises(RunError, match=r"is not a polyseme run, so it cannot be resumed"):
         RunWriter(url, fingerprint=FINGERPRINT, resume=True)
@@ -260,7 +260,7 @@ def test_anything_else_is_refused(memory: str) -> None:
     with pytest.raises(RunError, match=r"holds 'thesis.tex', which is not part of a polyseme run"):
         RunWriter(other, fingerprint=FINGERPRINT, overwrite=True)
     for flat in ("memory://new", "s3://bucket", "memory://a/*"):
-        with pytest.raises(ValueError, match=r"no folder in a bucket\. Give one such as s3://"):
+        with pytest.raises(ValueError, match=r"not a folder in a bucket\. Give one such as s3://"):
             RunWriter(flat, fingerprint=FINGERPRINT)
     assert set(files_at(url)) == {"thesis.tex"}
 
@@ -294,7 +294,9 @@ def test_damaged_and_hostile_runs(memory: str, cache: Path, pristine: Path) -> N
     damaged = bytearray((pristine / "features.parquet").read_bytes())
     damaged[50] ^= 1
     put(f"{url}/features.parquet", bytes(damaged))
-    with pytest.raises(RunError, match=r"memory://tests/run/features.parquet is not as written"):
+    with pytest.raises(
+        RunError, match=r"memory://tests/run/features.parquet has changed since it was written"
+    ):
         local_run(url, again=True)
     metadata = json.loads((pristine / "run.json").read_bytes())
     metadata["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}

@@ -28,7 +28,7 @@ from polyseme.store.format import DEEPEST_JSON
 from polyseme.store.run_json import write_run_json
 
 REMEDY = (
-    r"copy it again from where it came, or "
+    r"copy it again from its source, or "
     r"(analyse again with overwrite=True \(--overwrite\)|move it away and analyse again)\.$"
 )
 
@@ -124,7 +124,7 @@ def test_arrays_are_loaded_when_they_are_used(folder):
     site["weights"]
     os.truncate(folder / "sites" / "0.safetensors", 500)
     site["weights"]
-    with pytest.raises(RunError, match="cut short or changed"):
+    with pytest.raises(RunError, match="truncated or changed"):
         site["vectors"]
 
 
@@ -368,9 +368,7 @@ def test_verify_reads_every_byte(folder):
     raw[-1] ^= 1
     (folder / "inputs.safetensors").write_bytes(raw)
     read_all(folder)
-    with pytest.raises(
-        RunError, match=r"inputs.safetensors is not as written: the SHA-256 that run"
-    ):
+    with pytest.raises(RunError, match=r"inputs.safetensors is not as written: the SHA-256 is not"):
         RunFolder(folder).verify()
     assert altered_files(folder) == ["inputs.safetensors"]
     edit_json(folder, lambda run: run["settings"].update(threshold=0.3))
@@ -406,13 +404,13 @@ def test_no_path_leaves_the_run_folder(folder, tmp_path, name):
     outside = tmp_path / "outside"
     (folder / name).rename(outside)
     (folder / name).symlink_to(outside)
-    refused(folder, f"{name}: it is a link that leads out of the run folder")
+    refused(folder, f"{name}: it is a link out of the run folder")
 
 
 def test_a_linked_folder_of_sites_is_refused(folder, tmp_path):
     (folder / "sites").rename(tmp_path / "sites")
     (folder / "sites").symlink_to(tmp_path / "sites")
-    refused(folder, r"sites/0.safetensors: it is a link that leads out")
+    refused(folder, r"sites/0.safetensors: it is a link out of the run")
 
 
 def test_a_link_that_stays_inside_or_leads_to_the_run_is_followed(folder, tmp_path):
@@ -442,15 +440,15 @@ def put(column: str, row: int, value: Any) -> Callable[[pd.DataFrame], object]:
         ("neurons", lambda f: f.astype({"neuron": "int64"}), "'neuron' is int64, not int32"),
         ("neurons", lambda f: f.assign(site=b"x"), "'site' is binary, not str"),
         ("neurons", lambda f: f[:-1], "has 4 rows, but the rest of the run makes 5"),
-        ("neurons", lambda f: f[::-1], "one row a neuron, ordered by site"),
+        ("neurons", lambda f: f[::-1], "one row per neuron, ordered by site"),
         ("neurons", put("site", 0, "mars"), "names a site that run.json does not have"),
         ("neurons", put("site", 0, None), "'site' has nulls"),
         ("neurons", put("neuron", 2, 3), "'neuron' in row 2 is not a neuron of its site"),
         ("neurons", put("neuron", 2, -1), "'neuron' in row 2 is not a neuron of its site"),
         ("neurons", put("n_examples", 1, -1), "'n_examples' is negative in row 1"),
-        ("neurons", put("n_clusters", 0, 6), "'n_clusters' must be .* row 0 breaks that"),
-        ("neurons", put("n_clusters", 0, 0), "'n_clusters' must be .* row 0 breaks that"),
-        ("neurons", put("n_clusters", 1, 1), "'n_clusters' must be .* row 1 breaks that"),
+        ("neurons", put("n_clusters", 0, 6), "'n_clusters' must be .* row 0 does not"),
+        ("neurons", put("n_clusters", 0, 0), "'n_clusters' must be .* row 0 does not"),
+        ("neurons", put("n_clusters", 1, 1), "'n_clusters' must be .* row 1 does not"),
         ("neurons", put("n_examples", 0, 6), "'tree' has 4 rows, but .* make 5"),
         ("neurons", put("n_examples", 0, 2**31 - 1), "'tree' has 4 rows"),
         ("neurons", put("n_clusters", 3, 3), "features.parquet: it has"),
@@ -596,13 +594,29 @@ def at(name: str, where: Any, value: float) -> Callable[[dict], object]:
             r"'logit_\w+' has shape",
         ),
         ("sites/0", at("tree", (0, 2), np.nan), "'tree' holds a NaN or an infinity"),
-        ("sites/0", at("tree", (0, 2), -0.1), "heights from 0 to 2, .* row 0 has not"),
-        ("sites/0", at("tree", (3, 2), 2.1), "heights from 0 to 2, .* row 3 has not"),
-        ("sites/0", at("tree", (0, 0), 5), "nodes that exist already; row 0 does not"),
-        ("sites/0", at("tree", (0, 0), -1), "nodes that exist already; row 0 does not"),
-        ("sites/0", at("tree", (0, 0), 0.5), "nodes that exist already; row 0 does not"),
-        ("sites/0", at("tree", (0, 0), 1e300), "nodes that exist already; row 0 does not"),
-        ("sites/0", at("tree", (3, 3), 4), "count the examples .* row 3 has another"),
+        ("sites/0", at("tree", (0, 2), -0.1), "heights from 0 to 2, .* row 0 does not"),
+        ("sites/0", at("tree", (3, 2), 2.1), "heights from 0 to 2, .* row 3 does not"),
+        (
+            "sites/0",
+            at("tree", (0, 0), 5),
+            "existing nodes, given as whole numbers; row 0 does not",
+        ),
+        (
+            "sites/0",
+            at("tree", (0, 0), -1),
+            "existing nodes, given as whole numbers; row 0 does not",
+        ),
+        (
+            "sites/0",
+            at("tree", (0, 0), 0.5),
+            "existing nodes, given as whole numbers; row 0 does not",
+        ),
+        (
+            "sites/0",
+            at("tree", (0, 0), 1e300),
+            "existing nodes, given as whole numbers; row 0 does not",
+        ),
+        ("sites/0", at("tree", (3, 3), 4), "count the examples .* row 3 has a wrong"),
         ("sites/1", at("tree", (3, 1), 0), "must merge each node once; row 3"),
         ("sites/1", at("tree", (2, 0), 0), "must merge each node once"),
         ("inputs", lambda a: a.pop("index"), "the array 'index' is missing"),

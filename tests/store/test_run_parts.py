@@ -117,9 +117,9 @@ def test_only_the_groups_that_are_needed_are_read(in_groups, monkeypatch):
     ("ask", "message"),
     [
         (lambda run: run.rows("tokens", 0, 1), "Unknown table: 'tokens'"),
-        (lambda run: run.rows("examples", 3, 14), "Rows 3 to 14 are asked for; The run has 13"),
-        (lambda run: run.rows("examples", 3, 2), "Rows 3 to 2 are asked for"),
-        (lambda run: run.rows("examples", -1, 2), "Rows -1 to 2 are asked for"),
+        (lambda run: run.rows("examples", 3, 14), "Rows 3 to 14 were requested; The run has 13"),
+        (lambda run: run.rows("examples", 3, 2), "Rows 3 to 2 were requested"),
+        (lambda run: run.rows("examples", -1, 2), "Rows -1 to 2 were requested"),
         (lambda run: run.offsets("vectors"), "Unknown unit: 'vectors'"),
         (lambda run: run.site_rows(0, "vectors", 0, 1), "Unknown array: 'vectors'. Must"),
         (lambda run: run.site_rows(0, "decoder", 0, 1), "Unknown array: 'decoder'"),
@@ -224,7 +224,7 @@ def test_features_are_found_by_token(tmp_path):
     assert [run.features_of_token(row).tolist() for row in range(6)] == [
         [], [4, 0], [], [], [2], []
     ]  # fmt: skip
-    with pytest.raises(InputError, match="Rows 6 to 7 are asked for; The vocabulary has 6"):
+    with pytest.raises(InputError, match="Rows 6 to 7 were requested; The vocabulary has 6"):
         run.features_of_token(6)
     plain = RunFolder(write(tmp_path / "plain", of_texts()))
     assert plain.features_of_token(1).tolist() == []

@@ -59,7 +59,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_no_text_at_all():
     made = vocabulary_arrays([], [])
     assert token_texts(made).empty
-    with pytest.raises(InputError, match="2 tokens have 1 texts; one for each is expected"):
+    with pytest.raises(InputError, match="2 tokens have 1 texts; expected one for each"):
         vocabulary_arrays([1, 2], ["a"])
 
 
@@ -132,5 +132,5 @@ def test_cut_at_any_byte(tmp_path):
     )
     for cut in range(0, size, 37):
         os.truncate(folder / "inputs.safetensors", size - cut - 1)
-        with pytest.raises(RunError, match="cut short or changed"):
+        with pytest.raises(RunError, match="truncated or changed"):
             RunFolder(folder).token_texts  # noqa: B018

@@ -288,7 +288,7 @@ def test_an_output_needs_a_name(out):
 @pytest.mark.parametrize("out", ["x" * 250, f"{'é' * 128}/run"])
 def test_a_name_that_is_too_long_is_explained(tmp_path, out):
     for flags in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(InputError, match=r"name [xé]+… is too long: .* takes 255"):
+        with pytest.raises(InputError, match=r"name [xé]+… is too long: .* allow 255"):
             start(tmp_path / out, **flags)
     assert not list(tmp_path.iterdir())
     write(tmp_path / ("x" * 247))
@@ -358,7 +358,7 @@ def test_an_unfinished_analysis_is_not_touched_without_a_flag(tmp_path):
 
 
 def test_both_flags_exclude_each_other(tmp_path):
-    with pytest.raises(InputError, match="exclude each other"):
+    with pytest.raises(InputError, match="mutually exclusive"):
         start(tmp_path / "run", overwrite=True, resume=True)
     assert not list(tmp_path.iterdir())
 
@@ -413,7 +413,9 @@ def test_overwrite_refuses_what_is_not_a_run(tmp_path):
     for content in (None, "[1]\n", '{"format": "other"}\n', '{"format": "polyseme-run"'):
         if content is not None:
             (theirs / "run.json").write_text(content)
-        with pytest.raises(RunError, match="thesis is not a polyseme run, so it is not replaced"):
+        with pytest.raises(
+            RunError, match="thesis is not a polyseme run, so it will not be replaced"
+        ):
             start(theirs, overwrite=True)
     with pytest.raises(RunError, match="is not a polyseme run"):
         start(theirs / "chapter.txt", overwrite=True)
@@ -599,7 +601,7 @@ def test_resume_names_the_settings_that_differ(tmp_path):
         start(tmp_path / "run", other, resume=True)
     message = str(caught.value)
     assert (
-        "holds another unfinished analysis: settings.threshold was 0.2 and is now 0.05; "
+        "holds a different unfinished analysis: settings.threshold was 0.2 and is now 0.05; "
         'data was "d" and is now not set; seed was not set and is now 3. Resume' in message
     )
     assert "select" not in message
@@ -607,7 +609,7 @@ def test_resume_names_the_settings_that_differ(tmp_path):
 
 def test_resume_of_another_finished_run_is_refused(tmp_path):
     out = write(tmp_path / "run")
-    with pytest.raises(RunError, match=r'another analysis.*model was "m" and is now "n"'):
+    with pytest.raises(RunError, match=r'a different analysis.*model was "m" and is now "n"'):
         start(out, FINGERPRINT | {"model": "n"}, resume=True)
     assert os.listdir(tmp_path) == ["run"]
     many = {f"s{i}": i for i in range(9)}
@@ -880,7 +882,7 @@ def test_metadata_is_added_to_a_finished_run(tmp_path):
         add_metadata(tmp_path / "none", {})
     text = (out / "run.json").read_text().replace("average", "single")
     (out / "run.json").write_text(text)
-    with pytest.raises(RunError, match=r"run\.json: it is not as written, by its own"):
+    with pytest.raises(RunError, match=r"run\.json: it does not match its own"):
         add_metadata(out, {"evaluation": {"fvu": 0.5}})
 
 
@@ -896,8 +898,10 @@ def test_arrays_of_a_site_are_overwritten_in_their_place(tmp_path):
         overwritten = (folder / "0.safetensors").read_bytes()
         writer.write_site(0, other)
         assert (folder / "0.safetensors").read_bytes() == overwritten
-        with pytest.raises(InputError, match=r"'histogram' is \('int32', \[.*the same is expected"):
+        with pytest.raises(
+            InputError, match=r"'histogram' is \('int32', \[.*only by the same dtype"
+        ):
             writer.overwrite_in_site(0, {"histogram": other["histogram"].astype(np.int32)})
-        with pytest.raises(InputError, match=r"'more' is .* stands in 0.safetensors as None"):
+        with pytest.raises(InputError, match=r"'more' is .* but in 0.safetensors it is None"):
             writer.overwrite_in_site(0, {"more": np.zeros(3)})
         assert (folder / "0.safetensors").read_bytes() == overwritten

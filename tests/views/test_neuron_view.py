@@ -186,7 +186,9 @@ def test_recut_of_a_cut_starts_from_the_whole_tree(grey_run):
 
 @pytest.mark.parametrize("threshold", [0, -1, 2.01, float("nan"), "wide", None])
 def test_recut_where_there_is_no_distance(grey_run, threshold):
-    with pytest.raises(InputError, match=r"threshold is .*; a cosine distance greater than 0"):
+    with pytest.raises(
+        InputError, match=r"threshold is .*; expected a cosine distance greater than 0"
+    ):
         grey_run.neuron("first", 0).recut(threshold)
 
 

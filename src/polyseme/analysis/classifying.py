@@ -1,4 +1,4 @@
-"""One image through the model of a run: prediction, what neurons add to it, and their features."""
+"""Classifying an image with a run's model: prediction, neurons' contributions and features."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from polyseme.views import Neuron, Run
 Array = NDArray[Any]
 
 METHOD = (
-    "A contribution is the neuron's activation times the gradient of the logit by it, through all "
-    "later layers: exact where these are linear."
+    "A contribution is the neuron's activation times the gradient of the logit with respect to it, "
+    "through all later layers: exact if these are linear."
 )
-# One backward pass each.
+# Each costs one backward pass.
 MAX_CLASSES = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """What a classifier makes of one input. Made by `Classifier.classify`.
+    """A classifier's result for one input. Made by `ImageClassifier.classify`.
 
     Attributes
     ----------
     logits, probabilities : ndarray of float32, shape (C,)
     neurons : pandas.DataFrame
-        Every neuron of the run that is active here: ``site``, ``neuron``, ``activation`` (at its
-        strongest place), ``share`` (of its maximum in the run; NaN where nothing in the run
-        activates it), ``feature`` (-1 where none is near), ``label`` (the commonest class of that
-        feature's examples) and ``n_examples`` of it.
+        Every active neuron of the run: ``site``, ``neuron``, ``activation`` (its maximum over
+        positions), ``share`` (of its maximum in the run; NaN if nothing in the run activates it),
+        ``feature`` (-1 if none is near), ``label`` (the most common class of that feature's
+        examples) and ``n_examples`` of that feature.
     contributions : ndarray of float32, shape (n_rows, C)
-        What each of them adds to each logit: activation times gradient. NaN for a site that
-        does not reach the logits, and, with more than 32 classes, for all but the likeliest 32.
+        Contribution of each to each logit: activation times gradient. NaN for a site that does not
+        reach the logits and, with more than 32 classes, for all but the 32 most likely.
     """
 
     logits: Array
@@ -57,12 +57,12 @@ class Classification:
         return int(self.logits.argmax())
 
     def important(self, k: int) -> NDArray[np.int64]:
-        """Rows of the k neurons that matter most to each class, together.
+        """Rows of the k most important neurons of each class, combined.
 
         Returns
         -------
         ndarray of int64
-            Those that matter most to the predicted class first.
+            Those most important to the predicted class come first.
         """
         size = np.nan_to_num(np.abs(self.contributions))
         order = np.argsort(-size, axis=0, kind="stable")[:k]
@@ -71,7 +71,7 @@ class Classification:
 
 
 class ImageClassifier:
-    """A run of images and its model, made ready once to classify many inputs.
+    """A run of images and its model, prepared once to classify many inputs.
 
     Parameters
     ----------
@@ -82,23 +82,23 @@ class ImageClassifier:
     Raises
     ------
     InputError
-        For a run of texts, and for a model that is not the run's.
+        If the run is of texts, or the model is not the run's.
     """
 
     def __init__(self, run: Run, model: nn.Module) -> None:
         if "pixels" not in run.folder.inputs:
-            raise InputError("The run is one of texts; one of images is expected to classify one.")
+            raise InputError("The run is of texts; classifying an image needs a run of images.")
         self.run, self.model = run, model
         self.sites = sites_of_run(run, model, run.sites, {})
         self._known = False
 
     def stored(self, number: int) -> tuple[Array, int | None]:
-        """An input that the run holds, as stored, and its class if that is known.
+        """An input in the run, as stored, and its class if known.
 
         Parameters
         ----------
         number : int
-            In the data that was analysed.
+            Index in the analysed data.
         """
         inputs = self.run.folder.inputs
         row = int(np.searchsorted(inputs["index"], number))
@@ -111,13 +111,13 @@ class ImageClassifier:
         return np.asarray(inputs["pixels"][row]), label
 
     def to_input(self, stored: Array) -> NDArray[np.float32]:
-        """A stored input, or one in the same units, as the model takes it."""
+        """Convert a stored input, or one in the same units, to the model's input."""
         data = self.run.metadata["data"]
         shape = tuple(data["shape"])
         if stored.shape != shape or stored.dtype.kind not in "fiu":
             raise InputError(
-                f"The input has shape {stored.shape} and dtype {stored.dtype}; numbers of shape "
-                f"{shape} are expected, as the analysed inputs were."
+                f"The input has shape {stored.shape} and dtype {stored.dtype}; expected numbers of "
+                f"shape {shape}, like the analysed inputs."
             )
         if stored.dtype == np.uint8:
             mean, std = (_per_channel(data[name], shape) for name in ("mean", "std"))
@@ -130,11 +130,11 @@ class ImageClassifier:
         Parameters
         ----------
         stored : array, shape of one input
-            uint8 is scaled as the run's data was; floats are in the model's own units.
+            uint8 is scaled like the run's data; floats are in the model's units.
         """
         values = self.to_input(to_numpy(stored))
         if not np.isfinite(values).all():
-            raise InputError("The input holds NaN or infinite values; finite ones are expected.")
+            raise InputError("The input holds NaN or infinite values; expected finite values.")
         inputs = torch.from_numpy(values)[None]
         feed = Feed(self.model)
         readings: dict[str, tuple[Array, Array]] = {}
@@ -154,8 +154,8 @@ class ImageClassifier:
                 if count_classes(output) is None:
                     shape = tuple(output.shape) if torch.is_tensor(output) else type(output)
                     raise InputError(
-                        f"The model gives {shape} for one input; the logits of a classifier, (1, "
-                        "classes), are expected."
+                        f"The model's output for one input has shape {shape}; expected a "
+                        f"classifier's logits, (1, classes)."
                     )
                 if not self._known:
                     prove_sites(self.model, self.sites, feed, inputs)
@@ -183,18 +183,18 @@ class ImageClassifier:
     def _contributions(
         self, site: Site, feed: Feed, inputs: Tensor, n_classes: int, classes: list[int]
     ) -> Array:
-        """What each neuron of a site adds to each logit, (n_neurons, C)."""
+        """Contribution of each neuron of a site to each logit, (n_neurons, C)."""
         added = np.full((site.n_neurons, n_classes), np.nan, np.float32)
         if not site.can_be_edited:
-            # Nothing says where in the model it would go on.
+            # Unknown where such a site feeds back into the model.
             return added
         seen: list[Tensor] = []
 
         def watch(activations: Tensor) -> Tensor:
-            # Cut off from what is before, so that only later layers are differentiated.
+            # Detached, so that only later layers are differentiated.
             leaf = activations.detach().clone().requires_grad_()
             seen.append(leaf)
-            # A layer that works in place must not touch the leaf.
+            # An in-place layer must not modify the leaf.
             return leaf.clone()
 
         with torch.enable_grad(), edit_site(site, watch):
@@ -247,7 +247,7 @@ def _per_channel(value: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _about(neuron: Neuron, feature: int) -> tuple[str, int]:
-    """The commonest class of a feature's examples, and how many examples it has."""
+    """The most common class of a feature's examples, and its number of examples."""
     examples = neuron.examples[neuron.clustering.labels == feature]
     if "label" not in examples:
         return "", len(examples)

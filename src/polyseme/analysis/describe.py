@@ -1,4 +1,4 @@
-"""What an analysis was asked to do and of which model, as JSON holds it."""
+"""Descriptions of an analysis's settings and model, as JSON."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from polyseme.capture import Selector
 from polyseme.errors import InputError
 from polyseme.sites import Site, evaluating
 
-# Of the outputs, so many values are compared; and so many characters of a module are shown.
+# Number of output values compared, and of characters of a module's description kept.
 _VALUES, _LONGEST = 256, 300
 _NOT_OF_THE_MODEL = frozenset({"transformers_version", "device", "metadata"})
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model that is none."""
+    """Refuse anything but a torch.nn.Module."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"model is a {type(model).__name__}; a torch.nn.Module is expected: if it is a "
-            "function that makes one, call it."
+            f"model is a {type(model).__name__}; expected a torch.nn.Module. If it is a function "
+            f"that makes one, call it."
         )
 
 
 def describe_selector(select: Selector) -> dict[str, Any]:
-    """A selector by name and settings."""
+    """Describe a selector by name and settings."""
     fields: dict[str, Any] = dataclasses.asdict(select) if dataclasses.is_dataclass(select) else {}
     return {"name": type(select).__name__, **{k: plain(v) for k, v in fields.items()}}
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy as one of Python."""
+    """Convert a NumPy number to a Python number."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -52,7 +52,7 @@ def digest(arrays: Iterable[Any]) -> str:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """A model by its class, its size and its weights."""
+    """Describe a model by its class, size and weights."""
     sha = hashlib.sha256()
     count = 0
     for name, tensor in model.state_dict().items():
@@ -66,21 +66,20 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[str, Any]:
-    """What tells whether a model computes what another one of the same weights does.
+    """Describe what a model computes, to distinguish models with the same weights.
 
     Parameters
     ----------
     model : torch.nn.Module
     run : callable (inputs) -> Tensor, or tensors in mappings and sequences
     inputs : anything
-        A few that are always the same.
+        A few fixed inputs.
 
     Returns
     -------
     dict
-        ``modules``, each module's type and what it says of itself, by name; ``config``, if it
-        has one; and of the outputs their shapes, their precision and some values, which find
-        what no name tells of.
+        ``modules``, each module's type and ``extra_repr``, by name; ``config``, if it has one; and
+        the outputs' shapes, precision and some values, which reveal what names do not.
     """
     config: Any = getattr(model, "config", None) or getattr(model, "cfg", None)
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
@@ -103,20 +102,20 @@ def behaviour(model: nn.Module, run: Callable[[Any], Any], inputs: Any) -> dict[
 
 
 def few_tokens(model: Any, length: int) -> dict[str, NDArray[np.int64]]:
-    """Inputs of a language model: a few tokens from all over its vocabulary."""
+    """Inputs for a language model: a few tokens spread over its vocabulary."""
     n = len(model.get_input_embeddings().weight)
-    # Less those at either end, which are special more often than not.
+    # Not those at either end, which are often special.
     ids = np.linspace(n // 8, n // 2, 2 * min(8, length)).astype(np.int64).reshape(2, -1)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def few_vectors(d_in: int) -> Tensor:
-    """Inputs of an SAE: a few vectors without a pattern, (4, d_in)."""
+    """Inputs for an SAE: a few patternless vectors, (4, d_in)."""
     return torch.sin(torch.linspace(-4, 4, 4 * d_in) ** 3).reshape(4, d_in)
 
 
 def made_by_hand(sites: Sequence[Site]) -> dict[str, Any]:
-    """What the model's weights and the sites' names do not tell of the sites."""
+    """Describe what the model's weights and the names of sites do not determine about them."""
 
     def describe(module: nn.Module, run: Callable[[Tensor], Tensor], d_in: int) -> dict[str, Any]:
         described = behaviour(module, run, few_vectors(d_in))
@@ -141,7 +140,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _module(module: nn.Module) -> str:
-    """A module's type, what it prints of itself, and the functions that it was given."""
+    """A module's type, its ``extra_repr``, and the functions it was given."""
     functions = [
         f"{name}={_name(value)}"
         for name, value in sorted(vars(module).items())
@@ -161,7 +160,7 @@ def _name(thing: Any) -> str:
 
 
 def _config(value: Any) -> Any:
-    """A configuration as JSON, without what says where a model is and not what it is."""
+    """A configuration as JSON, without entries on where the model is stored."""
     if isinstance(value, Mapping):
         return {
             str(key): _config(part)

@@ -1,4 +1,4 @@
-"""Images, and whatever else is an array, as an analysis reads them: maps and logit effects."""
+"""Images and other arrays as data of an analysis: activation maps and logit effects."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from polyseme.sites import Feed, Site, evaluating
 from polyseme.sites.hooks import in_this_thread
 from polyseme.sites.transformer import check_whole
 
-# Inputs whose outputs tell one model from another.
+# Inputs whose outputs identify the model.
 _FEW = 4
 
 
 class ImageData(Data):
-    """Images as an analysis reads them, see `Data`; an input is stored as it is given."""
+    """Images as data of an analysis, see `Data`; an input is stored as given."""
 
     kind, noun, again = "images", "input", "an array or a data set with a length"
     half = False
-    #: Of a layer before its first run.
+    #: An uninitialised lazy layer.
     places = None
     n_tried = 32
 
@@ -43,11 +43,11 @@ class ImageData(Data):
         first = source.peek(_FEW)
         if first is None:
             raise InputError(
-                f"The data {source.name} gives nothing: it is empty, or an iterator that was used "
-                "up. At least one input is needed; make an iterator anew."
+                f"The data {source.name} yields no inputs: it is empty, or an exhausted iterator. "
+                f"Give at least one input; create an iterator again."
             )
         self.model, self.source, self.settings = model, source, settings
-        # Without a budget they stay in memory: the selectors bound them, and that is quicker.
+        # Without a memory budget they stay in memory, which is faster; the selectors bound them.
         self.in_files = settings.memory_budget is not None
         self.repeatable, self.total = not source.is_read_once, source.length
         known = self.total is not None
@@ -72,13 +72,13 @@ class ImageData(Data):
             return np.broadcast_to(np.asarray(baseline, np.float32), self.shape).copy()
         except ValueError as error:
             raise InputError(
-                f"baseline has shape {np.shape(baseline)}, but an input has shape {self.shape}; a "
-                "number or an array of that shape is expected."
+                f"baseline has shape {np.shape(baseline)}, but an input has shape {self.shape}; "
+                f"expected a number or an array of that shape."
             ) from error
 
     @cached_property
     def _looked(self) -> tuple[int, int | None]:
-        """Bytes of the model's largest tensor for the `few`, and its number of classes."""
+        """Bytes of the model's largest tensor on the `few`, and its number of classes."""
         sizes: list[int] = [self.few.nbytes]
 
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -104,8 +104,8 @@ class ImageData(Data):
         _, n = self._looked
         if labels is not None and n and (int(labels.min()), int(labels.max())) == (1, n):
             raise InputError(
-                f"The labels reach from 1 to {n}, and the model gives {n} logits, which are "
-                "numbered from 0: give labels - 1, or none if the logits are not the classes'."
+                f"The labels range from 1 to {n}, but the model's {n} logits are numbered from 0: "
+                f"give labels - 1, or no labels if the logits are not of these classes."
             )
 
     def identity(self) -> dict[str, Any]:
@@ -119,8 +119,8 @@ class ImageData(Data):
     def count(self) -> int:
         if self.total is None:
             raise InputError(
-                f"The data {self.source.name} does not say how many inputs it has, so it cannot be "
-                "split into shards; give an array, a folder or a data set with a length."
+                f"The data {self.source.name} has unknown length, so it cannot be split into "
+                f"shards; give an array, a folder or a data set with a length."
             )
         return self.total
 
@@ -130,7 +130,7 @@ class ImageData(Data):
             if stored.shape[1:] != self.shape:
                 raise InputError(
                     f"The data's batches hold inputs of shapes {self.shape} and "
-                    f"{stored.shape[1:]}; one shape is expected: resize or crop them first."
+                    f"{stored.shape[1:]}; expected one shape. Resize or crop them first."
                 )
             for first in range(0, len(stored), size):
                 part = stored[first : first + size]
@@ -141,15 +141,15 @@ class ImageData(Data):
                 )
 
     def working_bytes(self, sites: Sequence[Site]) -> int:
-        # What a layer reads, what it gives, and a copy of that are alive at a time.
+        # A layer's input, its output and a copy of the output exist at a time.
         return 3 * self._looked[0] * self.settings.batch_size // len(self.few)
 
     def added_bytes(self, site: Site) -> int:
         return 4 * site.n_neurons * int(np.prod(self.shape)) if self.settings.panels else 0
 
     def attribute(self, selected: Selected, work: Work) -> Attributed:
-        """Activation maps of all sites and, where the model is a classifier, logit effects."""
-        # Where no neuron is ever active, no input was kept.
+        """Activation maps of all sites and, if the model is a classifier, logit effects."""
+        # If no neuron is ever active, no input was kept.
         inputs = {"pixels": np.empty((0, *self.shape), np.float32)}
         inputs |= {("pixels" if name == "rows" else name): a for name, a in selected.inputs.items()}
         if not self.settings.panels:
@@ -227,7 +227,7 @@ class ImageData(Data):
 
 
 def _shown_shape(asked: tuple[int, ...] | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape to show an input in; None where it is no image."""
+    """The shape in which to show an input; None if it is not an image."""
     size = int(np.prod(shape))
     if asked is None:
         return shape if len(shape) in (2, 3) else None

@@ -1,4 +1,4 @@
-"""Token importances of a run's examples: of all of them in one go, or of a neuron's on demand."""
+"""Token importances of a run's examples: all at once, or one neuron's on demand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKPOINT_SECONDS = 300.0
 
 
 def mask_token(tokenizer: Any) -> int:
-    """The token that masks: the tokenizer's mask token, or else its padding, end or start token.
+    """The id to mask with: the tokenizer's mask token, or else its padding, end or start token.
 
     Raises
     ------
@@ -40,9 +40,8 @@ def mask_token(tokenizer: Any) -> int:
         if isinstance(token, int):
             return token
     raise InputError(
-        f"The tokenizer, a {type(tokenizer).__name__}, has neither a mask token nor one for "
-        "padding, end or start of text, so there is nothing to mask tokens with: set its "
-        "pad_token, or go without importances."
+        f"The tokenizer, a {type(tokenizer).__name__}, has no mask, padding, end or start token, "
+        f"so there is nothing to mask tokens with: set its pad_token, or leave out importances."
     )
 
 
@@ -57,26 +56,26 @@ def site_importances(
     window: tuple[int, int],
     show: Callable[[int], None],
 ) -> list[Array]:
-    """Importances of all examples of all sites, kept now and then for a resume.
+    """Importances of all examples of all sites, with checkpoints for a resume.
 
     Parameters
     ----------
     model : torch.nn.Module
     sites : sequence of Site
     examples : sequence of Selection
-        Those that stand for each site's neurons.
+        The examples of each site's neurons.
     inputs : dict of str to ndarray
         The run's contexts: ``index``, ``tokens`` and ``lengths``.
     writer : RunWriter
     mask_id : int
     window : (int, int)
     show : callable
-        Is told how many contexts are done.
+        Called with the number of contexts completed.
 
     Returns
     -------
     list of ndarray of uint8, shape (n_examples, before + 1 + after)
-        For each site, as the run stores them.
+        One array per site, as stored in the run.
     """
     before, after = window
     tokens, lengths = inputs["tokens"].astype(np.int64), inputs["lengths"]
@@ -137,7 +136,7 @@ def site_importances(
 def estimated_seconds(
     lengths: Array, n_tokens: int, seconds: float, *, window: tuple[int, int]
 ) -> float:
-    """About how long exact importances take, from how long the pass took for its tokens."""
+    """Estimate the time of exact importances from the time of the pass."""
     return seconds / max(n_tokens, 1) * n_masked_tokens(lengths, before=window[0])
 
 
@@ -151,7 +150,7 @@ def neuron_importances(
     *,
     saes: Mapping[str, Any] | None = None,
 ) -> NDArray[np.float32]:
-    """Exact token importances of a neuron's examples, for runs that hold none.
+    """Compute exact token importances of a neuron's examples, for runs without them.
 
     Parameters
     ----------
@@ -159,35 +158,35 @@ def neuron_importances(
         The model that was analysed.
     tokenizer : transformers.PreTrainedTokenizerBase
     run : Run
-        Of texts.
+        A run of texts.
     site : str
         Name of the site.
     neuron : int
     examples : array of int, optional
-        Numbers of its examples; by default all of them.
+        Numbers of its examples; by default all.
     saes : mapping of str to SAE, optional
-        By site, where the run has sites that are SAEs at a hook point.
+        By site name, if the run has sites that are SAEs at a hook point.
 
     Returns
     -------
     ndarray of float32, shape (n, before + 1 + after)
-        See `polyseme.attribution.token_importances`. Columns are those of the run's window; NaN
-        beyond the context.
+        See `polyseme.attribution.token_importances`. Columns are the positions of the run's window;
+        NaN outside the context.
 
     Raises
     ------
     InputError
-        The run is one of images, or has no such neuron or example; the model is another one.
+        The run is of images, has no such neuron or example, or is of another model.
     """
     frame = run.neuron(site, neuron).examples
     if "window" not in run.metadata["settings"]:
-        raise InputError("The run is one of images; its examples have no tokens to mask.")
+        raise InputError("The run is of images, so its examples have no tokens to mask.")
     before, after = (int(n) for n in run.metadata["settings"]["window"])
     numbers = np.arange(len(frame)) if examples is None else np.asarray(examples, dtype=np.int64)
     if numbers.ndim != 1 or ((numbers < 0) | (numbers >= len(frame))).any():
         raise InputError(
-            f"examples is {examples!r}; numbers from 0 to {len(frame) - 1} are expected, those "
-            f"of neuron {neuron} of site {site!r}."
+            f"examples is {examples!r}; expected numbers from 0 to {len(frame) - 1}, as neuron "
+            f"{neuron} of site {site!r} has {len(frame)} examples."
         )
     chosen = frame.iloc[numbers]
     if not len(chosen):
@@ -196,7 +195,7 @@ def neuron_importances(
     stored, lengths = run.folder.contexts(rows)
     tokens = stored.astype(np.int64)
     attention = np.arange(tokens.shape[1]) < lengths[:, None]
-    # Padding may be stored as any number.
+    # Padding may be stored as any id.
     tokens[~attention] = tokens[0, 0]
     [place] = sites_of_run(run, model, [site], saes or {})
     with evaluating(model):
@@ -223,10 +222,10 @@ def neuron_importances(
 def live_importances(
     model: nn.Module, tokenizer: Any, *, saes: Mapping[str, Any] | None = None
 ) -> Callable[..., dict[str, Any]]:
-    """A function ``importances(run, site, neuron, examples)`` for the explorer.
+    """Make the function ``importances(run, site, neuron, examples)`` for the explorer.
 
-    ``site`` is a site's number. It gives ``{"importances": rows}``, with None for NaN. Threads may
-    share it: one is served after the other.
+    ``site`` is a site's number. It returns ``{"importances": rows}``, with None for NaN. It is
+    thread-safe: calls are served one at a time.
 
     Parameters
     ----------

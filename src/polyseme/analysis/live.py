@@ -1,4 +1,4 @@
-"""What the explorer's live pages call: plain values in, values that JSON can hold out."""
+"""Functions for the explorer's live pages: plain values in, JSON-serialisable values out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyseme.views import Run
 
 JSON = dict[str, Any]
 
-# Neurons listed at a token, or for a class; tokens of a text.
+# Neurons listed per token or class; tokens read of a text.
 K, MAX_K, MAX_TOKENS = 10, 100, 512
 
 
@@ -27,7 +27,7 @@ def live_probe(
     *,
     saes: Mapping[str, Any] | None = None,
 ) -> Callable[..., JSON]:
-    """A function ``probe(run, text, k=10)`` for the explorer.
+    """Make the function ``probe(run, text, k=10)`` for the explorer.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def live_probe(
     Returns
     -------
     callable
-        It may be called from several threads: one text is read after the other.
+        Thread-safe: texts are read one at a time.
     """
     known: dict[Path, Prober] = {}
     lock = threading.Lock()
@@ -52,16 +52,15 @@ def live_probe(
 
 
 def probe_json(prober: Prober, text: str, k: int = K) -> JSON:
-    """Probe a text, of which the first 512 tokens are read.
+    """Probe the first 512 tokens of a text.
 
     Returns
     -------
     dict
-        ``tokens``: how they read; ``left_out``, a bool for each; ``truncated``: whether the text
-        goes on; ``by``: what the neurons are ranked by; ``active``: for each token the k first
-        neurons, as dicts of ``token``, ``site`` (its number), ``neuron``, ``activation``,
-        ``share`` (None without a maximum), ``feature`` (-1: none is near), ``label``,
-        ``n_examples``.
+        ``tokens``: their text; ``left_out``: a bool for each; ``truncated``: whether the text
+        continues; ``by``: what the neurons are ranked by; ``active``: for each token the top k
+        neurons, as dicts of ``token``, ``site`` (its number), ``neuron``, ``activation``, ``share``
+        (None without a maximum), ``feature`` (-1 if none is near), ``label``, ``n_examples``.
     """
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
         raise InputError(f"k is {k!r}; a whole number from 1 to {MAX_K} is expected.")
@@ -69,7 +68,7 @@ def probe_json(prober: Prober, text: str, k: int = K) -> JSON:
 
 
 def live_classify(model: nn.Module) -> Callable[..., JSON]:
-    """A function ``classify(run, pixels=None, index=None)`` for the explorer; threads may share it.
+    """Make the thread-safe ``classify(run, pixels=None, index=None)`` for the explorer.
 
     Parameters
     ----------
@@ -91,29 +90,29 @@ def live_classify(model: nn.Module) -> Callable[..., JSON]:
 def classify_json(
     classifier: ImageClassifier, pixels: Sequence[float] | None = None, index: int | None = None
 ) -> JSON:
-    """Classify an image that was drawn, or one that the run holds.
+    """Classify a drawn image or one in the run.
 
     Parameters
     ----------
     classifier : ImageClassifier
     pixels : sequence of float
-        Each from 0, the darkest of the run's data, to 1; row by row, channels last.
+        Each from 0, the lowest value of the run's data, to 1; in row-major order, channels last.
     index : int
-        Instead: number of an input in the data.
+        Instead of pixels: number of an input in the data.
 
     Returns
     -------
     dict
         ``pixels`` as above; ``label``: the true class or None; ``predicted``, ``logits``,
-        ``probabilities``; ``neurons``: those that matter most to each class, as dicts of ``site``
-        (its number), ``neuron``, ``activation``, ``share``, ``feature``, ``label``, ``n_examples``
-        and ``contributions`` to each logit (None where unknown); ``totals``: for each site the
-        sum of the ``contributions`` of all its neurons, and how many are ``active``; ``method``:
-        what a contribution is.
+        ``probabilities``; ``neurons``: the most important for each class, as dicts of ``site`` (its
+        number), ``neuron``, ``activation``, ``share``, ``feature``, ``label``, ``n_examples`` and
+        ``contributions`` to each logit (None where unknown); ``totals``: for each site the sum of
+        the ``contributions`` of all its neurons, and how many are ``active``; ``method``: what a
+        contribution is.
     """
     run = classifier.run
     if (pixels is None) == (index is None):
-        raise InputError("Give pixels or index, one of them.")
+        raise InputError("Give either pixels or index.")
     label = None
     if index is not None:
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
@@ -161,10 +160,10 @@ def _or_none_each(values: Any) -> list[float | None]:
 
 
 def _image_axes(run: Run) -> tuple[tuple[int, ...], bool]:
-    """How an input is shown: its shape as an image, and whether the channels come first."""
+    """An input's shape as an image, and whether channels come first."""
     shape = run.metadata["data"].get("image_shape")
     if not shape:
-        raise InputError("The run's inputs are no images; analyse with image_shape to draw one.")
+        raise InputError("The run's inputs are not images; analyse with image_shape to draw one.")
     first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
     return tuple(shape), first
 
@@ -176,7 +175,7 @@ def _range(run: Run) -> tuple[float, float]:
 
 
 def _stored(run: Run, pixels: Any) -> Any:
-    """Pixels from 0 to 1, channels last, as the run stores its inputs."""
+    """Convert pixels from 0 to 1, channels last, to the form in which the run stores inputs."""
     shape, channels_first = _image_axes(run)
     try:
         values = np.asarray(pixels, dtype=np.float64).ravel()

@@ -1,4 +1,4 @@
-"""Which meaning fired: a text through the model of a run, and each activation's feature."""
+"""Which meaning fired: run a text through a run's model and find each activation's feature."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from polyseme.views.probe import RANKINGS
 
 Array = NDArray[Any]
 
-# In one forward pass.
+# Per forward pass.
 _CONTEXTS = 8
 
 
@@ -52,7 +52,7 @@ def probe(
 
 
 class Prober:
-    """A run and its model, made ready once to probe many texts; see `polyseme.Run.probe`.
+    """A run and its model, prepared once to probe many texts; see `polyseme.Run.probe`.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Prober:
         saes: Mapping[str, Any] | None = None,
     ) -> None:
         if run.metadata["data"].get("kind") != "text":
-            raise InputError("The run is one of images; a run of texts is expected to probe one.")
+            raise InputError("The run is of images; probing a text needs a run of texts.")
         chosen = _named(run, sites)
         if (model is None) != (tokenizer is None):
             missing = "model" if model is None else "tokenizer"
@@ -94,7 +94,7 @@ class Prober:
         """Probe one text; parameters as for `polyseme.Run.probe`."""
         if not isinstance(text, str) or not text.strip():
             raise InputError(
-                f"text is {text!r}; a text with a character other than white space is expected."
+                f"text is {text!r}; expected text with a character other than white space."
             )
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k!r}; a whole number of at least 1 is expected.")
@@ -111,7 +111,7 @@ class Prober:
         return Probe(tokens, np.concatenate(masks), neurons, by, int(k), truncated)
 
     def _contexts(self, text: str, max_tokens: int | None) -> tuple[Contexts, bool]:
-        """The text as the run's texts were cut, and whether there is more of it."""
+        """The text cut like the run's texts, and whether it was truncated."""
         data = self.run.metadata["data"]
         settings = {"length": data["length"], "leave_out": data["leave_out"]}
         whole = Contexts(read_text([text]), self.tokenizer, **settings)
@@ -128,12 +128,12 @@ class Prober:
         tokenizer, known = contexts.identity()["tokenizer"], self.run.metadata["data"]["tokenizer"]
         if tokenizer["vocabulary_sha256"] != known.get("vocabulary_sha256"):
             raise InputError(
-                f"The tokenizer, a {tokenizer['class']}, has another vocabulary than the one that "
-                f"made the run's tokens, a {known.get('class')}; give the analysed model's own."
+                f"The tokenizer, a {tokenizer['class']}, has a different vocabulary from the "
+                f"run's, a {known.get('class')}; give the tokenizer of the analysed model."
             )
 
     def _read(self, batch: TokenBatch, k: int, by: str) -> _Read:
-        """Run the model on a few contexts; the k best neurons of all sites at each token."""
+        """Run the model on a few contexts and keep the top k neurons of each site at each token."""
         width = int(batch.attention.sum(axis=1).max())
         ids, attention = batch.ids[:, :width], batch.attention[:, :width]
         mask = batch.mask[:, :width]
@@ -158,13 +158,13 @@ class Prober:
         return _Read(ids[attention], mask[attention], [tops[s.name] for s in self.sites])
 
     def _top_of(self, site: Site, values: Tensor, k: int, by: str) -> tuple[Array, Array, Array]:
-        """The site's own k best neurons at each place: scores, numbers, activations, (n, k)."""
+        """The site's top k neurons at each position: scores, numbers, activations, (n, k)."""
         first = self.run.folder.first_neuron(self.run.site(site.name).number)
         maxima = torch.from_numpy(self._max[first : first + site.n_neurons]).to(values.device)
         values = values.float()
         score = values
         if by == "share":
-            # A neuron that no text of the run activates has no share, and comes last.
+            # A neuron that nothing in the run activates has no share, and comes last.
             score = torch.where(maxima > 0, values / maxima, torch.full_like(values, 1e-30))
         score = torch.where(values > 0, score, torch.zeros_like(score))
         best, neuron = score.topk(min(k, site.n_neurons), dim=1)
@@ -174,7 +174,7 @@ class Prober:
     def _rows(
         self, read: _Read, k: int, tokens: list[str], masks: list[NDArray[np.bool_]]
     ) -> pd.DataFrame:
-        """The rows of these contexts; their tokens are put to those that were before."""
+        """The rows of these contexts; their tokens are appended to those before."""
         start = len(tokens)
         tokens += pieces(self.tokenizer, read.ids)
         masks.append(read.mask)
@@ -213,7 +213,7 @@ class Prober:
     def _assigned(
         self, tops: list[_SiteTop], site: Array, neuron: Array, place: Array
     ) -> tuple[Array, Array, Array, Array, Array]:
-        """Meaning of each row, how near it is, its feature, that one's label and examples."""
+        """Each row's meaning and its cosine, its feature, that feature's label and examples."""
         meaning, feature = np.full((2, len(place)), -1, np.int64)
         near = np.full(len(place), np.nan)
         label = np.full(len(place), "", dtype=object)
@@ -234,7 +234,7 @@ class Prober:
 
 
 class _SiteTop(NamedTuple):
-    """One site at all places that count: its best neurons (n, k), and what it read (n, d_in)."""
+    """One site at all positions that count: its top neurons (n, k) and its inputs (n, d_in)."""
 
     score: Array
     neuron: Array
@@ -243,7 +243,7 @@ class _SiteTop(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A few contexts: tokens without padding, which of them count, and all sites at these."""
+    """A few contexts: tokens without padding, which of them count, and all sites there."""
 
     ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
@@ -274,15 +274,14 @@ def _named(run: Run, sites: str | Iterable[str] | None) -> list[str]:
 
 
 def _recorded(run: Run) -> tuple[nn.Module, Any]:
-    """The model that the run says was analysed, if it comes as a package."""
+    """The analysed model, according to the run, if it is part of a package."""
     name = run.metadata["model"].get("name")
     if name not in PACKAGED:
-        # A run may come from anybody: what it names is neither fetched nor run.
-        note = f" (the run says that it was {str(name)[:80]!r})" if isinstance(name, str) else ""
+        # A run may come from anyone, so what it names is neither downloaded nor executed.
+        note = f" (according to the run, {str(name)[:80]!r})" if isinstance(name, str) else ""
         raise InputError(
-            f"To probe this run its model is needed{note}: give model and tokenizer, as "
-            "polyseme.sites.language.load_language_model loads them (--model on the command "
-            "line)."
+            f"Probing this run needs its model{note}: give model and tokenizer, as "
+            "polyseme.sites.language.load_language_model loads them (--model on the command line)."
         )
     return _packaged(str(name))
 

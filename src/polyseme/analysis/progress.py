@@ -22,7 +22,7 @@ from polyseme.capture import Batch, Collector
 from polyseme.interrupts import INTERRUPTS, interrupt_between_steps
 from polyseme.store.writer import Writer
 
-# Between two checkpoints, so many times as long as it takes to save one.
+# Time between two checkpoints, as a multiple of the time it takes to save one.
 _BETWEEN_SAVES = 20
 
 
@@ -41,7 +41,7 @@ def progress_bars(show: bool) -> Iterator[Progress]:
 
 
 class Stages:
-    """The time that each stage of an analysis takes.
+    """Time spent in each stage of an analysis.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to a stage's."""
+        """Add the time spent in the block to a stage."""
         start = time.monotonic()
         try:
             yield
@@ -65,7 +65,7 @@ class Stages:
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
-        """Share the time of the block out among stages that several threads were at in it."""
+        """Divide the time of the block among the stages that threads ran in it."""
         before, start = dict(self.seconds), time.monotonic()
         try:
             yield
@@ -89,10 +89,10 @@ def read_and_save(
     name: str,
     about: Mapping[str, Any],
 ) -> None:
-    """Take in all batches; the state is saved every so many seconds, and on an interrupt.
+    """Consume all batches, saving the state from time to time and on an interrupt.
 
-    It goes by ``name``, with what is to be known ``about`` it. To save it takes no more than a
-    twentieth of the time.
+    The state is saved as ``name``, with ``about`` as its metadata. Saving takes at most a twentieth
+    of the time.
     """
 
     def save() -> float:
@@ -117,7 +117,7 @@ def read_and_save(
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them, such as "2 min 5 s"."""
+    """Format seconds for people, such as "2 min 5 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""A run's sites in the model that it was made of, and proof that it is that model."""
+"""Finding a run's sites in its model, and proving that it is the run's model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from polyseme.views import Neuron, Run
 def sites_of_run(
     run: Run, model: nn.Module, names: Sequence[str], saes: Mapping[str, Any]
 ) -> list[Site]:
-    """Sites of a model by the names of a run, in the run's order.
+    """Find sites of a model by their names in a run, in the run's order.
 
     Parameters
     ----------
     run : Run
     model : torch.nn.Module
     names : sequence of str
-        Of the run's sites.
+        Names of sites in the run.
     saes : mapping of str to SAE
-        By site, for those sites that are SAEs at a hook point.
+        By site name, for sites that are SAEs at a hook point.
 
     Raises
     ------
     InputError
-        If the model has no such site, or one of another shape; or an SAE is missing.
+        If the model has no such site, or one of another shape, or if an SAE is missing.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"model is a {type(model).__name__}; the torch.nn.Module that was analysed is expected."
+            f"model is a {type(model).__name__}; expected the torch.nn.Module that was analysed."
         )
     infos = [run.site(name) for name in names]
     hooked = [info for info in infos if isinstance(info.extra.get("hook"), str)]
@@ -43,7 +43,8 @@ def sites_of_run(
     if missing:
         raise InputError(
             f"Site {missing[0]!r} of the run is an SAE at {run.site(missing[0]).extra['hook']!r}; "
-            "give it by the site's name, saes={...} (--sae on the command line), or other sites."
+            f"give the SAE by the site's name, saes={{...}} (--sae on the command line), or choose "
+            "other sites."
         )
     folded = [info.name for info in infos if info.extra.get("folded")]
     plain = [info.name for info in infos if info not in hooked and info.name not in folded]
@@ -70,17 +71,17 @@ def sites_of_run(
 
 
 def same_weights(neuron: Neuron, site: Site) -> None:
-    """Make sure that a neuron of a run is the one of the model, by its input weights.
+    """Check, by its input weights, that a neuron of a run is the model's.
 
     Raises
     ------
     InputError
-        The weights differ by more than half precision explains.
+        The weights differ by more than the rounding of half precision.
     """
     stored, current = neuron.weights, site.weights()[neuron.number].float().cpu().numpy()
     scale = float(np.abs(stored).max(initial=0))
     if not np.allclose(stored, current, rtol=0.02, atol=0.01 * scale):
         raise InputError(
-            f"Neuron {neuron.number} of site {site.name!r} has other weights in the model than in "
-            "the run; give the model that was analysed."
+            f"Neuron {neuron.number} of site {site.name!r} has different weights in the model and "
+            f"in the run; give the model that was analysed."
         )

@@ -1,4 +1,4 @@
-"""The options of an analysis: checked, with their defaults, and as a run's metadata hold them."""
+"""The options of an analysis: checks, defaults, and their form in a run's metadata."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from polyseme.capture import AboveFraction, FirstActive, Selector, Stratified, T
 from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
 from polyseme.errors import InputError, one_of
 
-# Options that one kind of data alone has, each with what may be given for the other kind too:
-# None, or the value that asks for nothing.
+# Options for one kind of data only, each with the value also accepted for the other kind: None, or
+# the value that asks for nothing.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "images": {
         **dict.fromkeys(["labels", "class_names", "image_shape", "panel_examples", "baseline"]),
@@ -48,7 +48,7 @@ _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 class Settings:
     """The options of an analysis, see `analyse`."""
 
-    kind: str  # of the data that they are for: "images" or "texts"
+    kind: str  # of data: "images" or "texts"
     select: Selector
     threshold: float | None
     linkage: str
@@ -64,13 +64,13 @@ class Settings:
     baseline: float | NDArray[Any]
     window: tuple[int, int] | None  # None for images
     importances: str
-    mask_id: int | None = None  # the token that masks others, for importances
+    mask_id: int | None = None  # the mask token, for importances
 
     @classmethod
     def checked(cls, kind: str, **options: Any) -> Settings:
-        """The options that are given, with defaults in the place of None.
+        """Check the given options, and replace None by defaults.
 
-        Refuses those that are unknown, out of range, or that the kind of data has no use for.
+        Refuses options that are unknown, out of range, or not for this kind of data.
         """
         for name in options:
             if name not in _DEFAULTS:
@@ -109,10 +109,10 @@ class Settings:
         return settings
 
     def recorded(self) -> dict[str, Any]:
-        """As JSON, from which `restored` makes them again; labels are part of the data."""
+        """As JSON that `restored` reads; labels are part of the data."""
         if not isinstance(self.baseline, float):
             raise InputError(
-                "baseline is an array, which a shard cannot record; give a number, or panels=False."
+                "baseline is an array, which a shard cannot record; give a number or panels=False."
             )
         names = [name for name in _DEFAULTS if name not in ("labels", "memory_budget", "select")]
         values = {name: getattr(self, name) for name in names}
@@ -125,17 +125,17 @@ class Settings:
 
     @classmethod
     def restored(cls, recorded: Mapping[str, Any], labels: Any = None) -> Settings:
-        """The settings that `recorded` gave."""
+        """Restore settings from `recorded`."""
         options = dict(recorded)
         kind, select = str(options.pop("kind", None)), dict(options["select"])
         name = str(select.pop("name", None))
         if kind not in _OPTIONS or name not in _SELECTORS:
-            raise InputError(f"Settings of {kind!r} with {name!r} are none of polyseme's.")
+            raise InputError(f"Settings of {kind!r} with {name!r} are not from polyseme.")
         options["select"] = _SELECTORS[name](**select)
         return cls.checked(kind, **options | ({} if labels is None else {"labels": labels}))
 
     def described(self) -> dict[str, Any]:
-        """As a run's metadata hold them."""
+        """As stored in a run's metadata."""
         values = {name: getattr(self, name) for name in _DESCRIBED[self.kind].split()}
         if not isinstance(self.baseline, float):
             values["baseline"] = digest([self.baseline])
@@ -143,7 +143,7 @@ class Settings:
 
 
 def _check_kind(kind: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the kind of data, "images" or "texts", has no use for."""
+    """Refuse options that do not apply to this kind of data, "images" or "texts"."""
     (other,) = _OPTIONS.keys() - {kind}
     for name, nothing in _OPTIONS[other].items():
         value = options[name]
@@ -151,7 +151,7 @@ def _check_kind(kind: str, options: Mapping[str, Any]) -> None:
             shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
             raise InputError(
                 f"{name} is {shown}, but the data is {kind}, and {name} is an option for {other} "
-                f"alone; leave it out. Options for {kind} alone are: {', '.join(_OPTIONS[kind])}."
+                f"only; leave it out. Options for {kind} only are: {', '.join(_OPTIONS[kind])}."
             )
 
 
@@ -188,8 +188,8 @@ def _checked_baseline(baseline: Any) -> float | NDArray[Any]:
         values = np.array(np.nan)
     if not np.isfinite(values).all():
         raise InputError(
-            f"baseline is {baseline!r}; a finite number, or an array of them of the shape of one "
-            "input, is expected."
+            f"baseline is {baseline!r}; expected a finite number, or an array of finite numbers "
+            f"with the shape of one input."
         )
     return values if values.ndim else float(baseline)
 
@@ -201,14 +201,14 @@ def _checked_window(window: Any) -> tuple[int, int]:
         before = after = -1
     if min(before, after) < 0 or max(before, after) > _WIDEST:
         raise InputError(
-            f"window is {window!r}; the numbers of tokens before and after an example, each from "
-            f"0 to {_WIDEST}, are expected: (20, 10)."
+            f"window is {window!r}; expected the numbers of tokens before and after an example, "
+            f"each from 0 to {_WIDEST}, such as (20, 10)."
         )
     return before, after
 
 
 def memory_bytes(budget: int | str | None) -> int | None:
-    """A memory budget in bytes: a number of them, or such as "4GB" or "512 MiB".
+    """Parse a memory budget to bytes: a number, or a string such as "4GB" or "512 MiB".
 
     Raises
     ------
@@ -220,7 +220,7 @@ def memory_bytes(budget: int | str | None) -> int | None:
     parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(budget).upper())
     if isinstance(budget, bool) or not parts or parts[2] not in _UNITS or float(parts[1]) <= 0:
         raise InputError(
-            f"memory_budget is {budget!r}; a number of bytes, or one with a unit, is expected: "
-            "'4GB' or '512MB'."
+            f"memory_budget is {budget!r}; expected a number of bytes, or a number with a unit, "
+            f"such as '4GB' or '512MB'."
         )
     return int(float(parts[1]) * _UNITS[parts[2]])

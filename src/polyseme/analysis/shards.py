@@ -1,4 +1,4 @@
-"""The analysis of data in parts: one shard at a time, and all of them merged into a run."""
+"""Analysis of data in parts: reading shards, and merging them into a run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _CUT = ("length", "max_tokens", "leave_out")
 
 
 def checked_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
-    """The number of a shard and how many there are, of "3/64" or (3, 64).
+    """Parse a shard, "3/64" or (3, 64), to its number and the number of shards.
 
-    They are numbered from 1; 0 stands for the last, so that counting from 0 reaches all, too.
+    Shards are numbered from 1; 0 stands for the last, so that counting from 0 also covers all.
     """
     try:
         number, n = (int(part) for part in (shard.split("/") if isinstance(shard, str) else shard))
@@ -48,17 +48,17 @@ def checked_shard(shard: str | tuple[int, int]) -> tuple[int, int]:
         number = n = -1
     if n < 1 or not 0 <= number <= n:
         raise InputError(
-            f"shard is {shard!r}; the number of a shard and how many there are, such as '3/64', "
-            "are expected."
+            f"shard is {shard!r}; expected the number of a shard and the number of shards, such as "
+            f"'3/64'."
         )
     return number or n, n
 
 
 def shard_range(number: int, n: int, total: int, batch_size: int) -> tuple[int, int]:
-    """The inputs of a shard, first and last but one, numbered from 1.
+    """The range of inputs of shard `number`, counted from 1: ``start``, ``stop``.
 
-    Shards begin where a batch does, and where statistics are added up, so that the batches and
-    sums of all of them are those of one pass.
+    Shards begin at boundaries of batches and of partial sums of statistics, so that together they
+    have the batches and sums of a single pass.
     """
     block = math.lcm(batch_size, TOGETHER)
     n_blocks = -(-total // block)
@@ -79,19 +79,19 @@ def analyse_shard(
     progress: bool = True,
     **options: Any,
 ) -> Shard:
-    """Read one part of the data; `merge` makes a run of all of them.
+    """Read one part of the data; `merge` makes a run of all parts.
 
-    Parts may be read at any time, in any order, on any machine. The run that comes of them is the
-    one that `analyse` would have written, with the same batch size, to the last bit where the
-    model itself gives the same numbers.
+    Parts may be read at any time, in any order, on any machine. The merged run is the one that
+    `analyse` would write with the same batch size, bit for bit if the model itself computes the
+    same numbers.
 
     Parameters
     ----------
     model, data, sites, exclude, overwrite, resume, progress
-        As for `analyse`. The data must say how many inputs it has; texts are tokenized up to the
-        end of the shard, and once to be counted.
+        As for `analyse`. The length of the data must be known; texts are tokenized once to count
+        them, and again up to the end of the shard.
     shard : str or (int, int)
-        Which part, and of how many: "3/64". They are numbered from 1; 0 is the last one.
+        Which part, of how many: "3/64". Parts are numbered from 1; 0 is the last.
     out : str or Path
         Folder of the shard.
     **options
@@ -104,7 +104,7 @@ def analyse_shard(
     Raises
     ------
     InputError, SiteError, RunError
-        As for `analyse`; or data whose length is not known.
+        As for `analyse`, or if the length of the data is unknown.
     """
     number, n = checked_shard(shard)
     reader = ShardReader(model, data, sites, exclude, options)
@@ -115,7 +115,7 @@ def analyse_shard(
 
 
 class ShardReader:
-    """Reads any parts of the data; the arguments are those of `analyse_shard`.
+    """Reads any parts of the data; arguments as for `analyse_shard`.
 
     Attributes
     ----------
@@ -143,7 +143,7 @@ class ShardReader:
         resume: bool = False,
         progress: bool = True,
     ) -> Shard:
-        """Read the inputs from the first to before the second number, of so many."""
+        """Read inputs ``start`` to ``stop - 1``, of ``total``."""
         model, source, prepared = self._model, self.source, self._prepared
         fingerprint = {"run": fingerprint_of(prepared, source), "inputs": list(part)}
         with ShardWriter(
@@ -164,7 +164,7 @@ class ShardReader:
             writer.finish(
                 {
                     **dict(zip(("start", "stop", "total"), part, strict=True)),
-                    # JSON has no infinity, which these are where the inputs are tokens.
+                    # These are infinite if the inputs are tokens, and JSON has no infinity.
                     "low": low if np.isfinite(low) else None,
                     "high": high if np.isfinite(high) else None,
                     "model": loaded_name(model),
@@ -175,7 +175,7 @@ class ShardReader:
 
 
 def fingerprint_of(prepared: Prepared, data: Data) -> dict[str, Any]:
-    """What all shards of an analysis have in common: the batch size too, as sums depend on it."""
+    """What all shards of an analysis share, including the batch size, on which sums depend."""
     return {**prepared.fingerprint, "batch_size": data.settings.batch_size}
 
 
@@ -193,28 +193,29 @@ def merge(
     resume: bool = False,
     progress: bool = True,
 ) -> Run:
-    """Make the run of what shards of the data found.
+    """Merge shards of the data into a run.
 
-    Memory is that of one site, whatever the number of shards.
+    Peak memory is that of one site, whatever the number of shards.
 
     Parameters
     ----------
     shards : iterable of str or Path
-        Folders that `analyse_shard` wrote (``polyseme analyse --shard``), in any order. One that
-        comes twice counts once.
+        Folders that `analyse_shard` wrote (``polyseme analyse --shard``), in any order. Duplicates
+        count once.
     out : str or Path
         Folder of the run.
     model : torch.nn.Module, optional
-        The model that they are of; one that `load_language_model` loaded by its name is loaded
-        again.
+        The model of the shards. May be left out for a model that `load_language_model` loaded by
+        name, which is loaded again.
     data, labels : optional
-        The images that they are of, as for `analyse`. Texts are not read again.
+        The images of the shards, as for `analyse`. Texts are not read again.
     tokenizer : optional
-        That of the model, where a language model is given.
+        Tokenizer of the model, if a language model is given.
     sites : str, Site, or a list of them, optional
-        Where the shards are of sites made by hand, such as `attach_sae` gives.
+        Needed if the sites of the shards were made by hand, such as by `attach_sae`.
     allow_missing : bool
-        Make a run of the shards that there are, though others are missing. The run says which.
+        Merge the shards given, even if others are missing. The run records which inputs are
+        missing.
     overwrite, resume, progress
         As for `analyse`.
 
@@ -225,9 +226,9 @@ def merge(
     Raises
     ------
     RunError
-        Shards are missing, damaged, overlap, or are of different analyses or of another model.
+        Shards are missing or damaged, overlap, or belong to different analyses or another model.
     InputError
-        The model, or the images, must be given.
+        The model or the images are needed but were not given.
     """
     parts = _in_order([Shard(path) for path in shards], allow_missing=allow_missing)
     first = parts[0]
@@ -241,13 +242,13 @@ def merge(
         if model is None and tokenizer is None:
             model, tokenizer = _loaded(first)
         elif model is None or tokenizer is None:
-            raise InputError("Of model and tokenizer one is given; give both, or neither.")
+            raise InputError("Only one of model and tokenizer was given; give both or neither.")
         texts, cut = recorded
         source = TextData(model, Contexts(texts, tokenizer, **cut), settings)
     elif model is None or data is None:
         raise InputError(
-            "The shards are of images, so merge needs the model and the data: give model= and "
-            "data= (MODEL and --data), the same as for the shards."
+            "The shards are of images, so merge needs the model and the data: give the same model= "
+            "and data= (MODEL and --data) as for the shards."
         )
     else:
         source = ImageData(model, data, settings)
@@ -264,9 +265,9 @@ def merge(
 
 
 def _in_order(shards: list[Shard], *, allow_missing: bool) -> list[Shard]:
-    """Shards of one analysis in the order of the data, each once; gaps and overlaps are refused."""
+    """Deduplicate and sort the shards of one analysis; refuse gaps and overlaps."""
     if not shards:
-        raise InputError("There are no shards to merge; give the folders of at least one.")
+        raise InputError("There are no shards to merge; give the folder of at least one.")
     first = shards[0]
     for shard in shards[1:]:
         if changed := differences(first.fingerprint, shard.fingerprint):
@@ -287,13 +288,13 @@ def _in_order(shards: list[Shard], *, allow_missing: bool) -> list[Shard]:
         more = f" and {len(gaps) - _LISTED} more" if len(gaps) > _LISTED else ""
         raise RunError(
             f"Shards are missing: none holds the inputs {listed}{more} of {first.total:,}. Make "
-            "them, or merge the others with allow_missing=True (--allow-missing)."
+            f"those shards, or merge the others with allow_missing=True (--allow-missing)."
         )
     return ordered
 
 
 def missing_inputs(shards: Sequence[Shard]) -> list[tuple[int, int]]:
-    """The ranges of inputs between shards in order, before and after them."""
+    """Ranges of inputs before, between and after sorted shards."""
     ends = [0, *(end for shard in shards for end in (shard.start, shard.stop)), shards[0].total]
     return [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]
 
@@ -301,7 +302,7 @@ def missing_inputs(shards: Sequence[Shard]) -> list[tuple[int, int]]:
 def _recorded(
     shard: Shard, labels: Any
 ) -> tuple[Settings, list[str], tuple[Texts, dict[str, Any]] | None]:
-    """A shard's settings and sites, and its texts, which are not read, with how they are cut."""
+    """A shard's settings and sites, and for texts, unread, how contexts are cut."""
     try:
         settings = Settings.restored(shard.metadata["options"], labels)
         names = [str(name) for name in shard.fingerprint["sites"]]
@@ -313,13 +314,13 @@ def _recorded(
         return settings, names, (texts, {key: about[key] for key in _CUT})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"The shard {shard.path} is damaged: what it says of its analysis is not what polyseme "
-            f"writes ({type(error).__name__}: {error}). Make it again."
+            f"The shard {shard.path} is damaged: its description of the analysis is not what "
+            f"polyseme writes ({type(error).__name__}: {error}). Make it again."
         ) from None
 
 
 def _loaded(shard: Shard) -> tuple[nn.Module, Any]:
-    """The language model that a shard is of, and its tokenizer, by the model's name."""
+    """Load a shard's language model and tokenizer by the model's name."""
     name = shard.metadata.get("model")
     remedy = "Give model= and tokenizer= (--model)."
     if not isinstance(name, str):
@@ -336,7 +337,7 @@ def _loaded(shard: Shard) -> tuple[nn.Module, Any]:
 
 
 class Merged(Engine):
-    """Shards in the place of a pass over the data: an engine, and what it has found."""
+    """Shards instead of a pass over the data: an engine and its results."""
 
     stage = "merging"
 
@@ -350,7 +351,7 @@ class Merged(Engine):
         if changed := differences(self._shards[0].fingerprint, here):
             raise RunError(
                 f"{self._shards[0].path} is a shard of another model or other data: {changed}. "
-                "Give the model and the data that the shards were made of."
+                "Give the model and the data of the shards."
             )
         gaps = missing_inputs(self._shards)
         return {"missing_inputs": [list(gap) for gap in gaps]} if gaps else {}
@@ -373,7 +374,7 @@ class Merged(Engine):
             yield collector.result()
 
     def _streams(self, number: int, names: Sequence[str]) -> list[Stream]:
-        """What stands for the neurons of a site, of what the shards hold of it."""
+        """Merge the shards' streams of examples of a site's neurons."""
         collector = self._collector(self._sites[number])
         parts = [f"{name}." for name in names]
         empty = {k: a for k, a in collector.part().items() if k.startswith(tuple(parts))}
@@ -407,7 +408,7 @@ class Merged(Engine):
             yield site, examples.result()
 
     def _inputs(self, live: Any) -> Arrays:
-        """The rows of these inputs, each in the shard that read it."""
+        """The rows of these inputs, each from the shard that read it."""
         held: dict[str, list[Any]] = {}
         for shard in self._shards:
             inputs = shard.inputs()
@@ -422,17 +423,17 @@ class Merged(Engine):
         merged.setdefault("index", live[:0])
         if not np.array_equal(merged["index"], live):
             raise RunError(
-                f"The shards lack {len(live) - len(merged['index']):,} inputs that examples point "
-                "at; make them again."
+                f"The shards lack {len(live) - len(merged['index']):,} inputs that examples refer "
+                f"to; make them again."
             )
         return merged
 
 
 def _checked(part: Arrays, empty: Arrays, site: Site, shard: Shard) -> Arrays:
-    """What a shard holds of a site, if it has the form of what a collector gives."""
+    """Check that a shard's arrays of a site have the form of a collector's."""
     for name, array in empty.items():
         new = part.get(name)
-        # Rows may be of any number; all else has one row for each neuron.
+        # Rows of examples may be any number; all other arrays have one row per neuron.
         is_rows = name.split(".")[0] in ("vectors", "windows", "background")
         if new is None or new.dtype != array.dtype or new.ndim != array.ndim:
             break

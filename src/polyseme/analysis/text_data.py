@@ -1,4 +1,4 @@
-"""Contexts of tokens as an analysis reads them: logit effects, importances, labels."""
+"""Contexts of tokens as data of an analysis: logit effects, importances, labels."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from polyseme.sites.unembedding import unembedding
 from polyseme.store import vocabulary_arrays
 
 _TOKENS_AT_ONCE = 4096
-# Tokens to try the model's speed with: more would take long, and say nothing new.
+# Tokens for timing the model: more would take longer and add nothing.
 _TRIED = 1024
 _LOGITS = 10
 
 
 class TextData(Data):
-    """Texts as an analysis reads them, see `Data`; an input is a context.
+    """Texts as data of an analysis, see `Data`; an input is a context.
 
-    It is stored as its tokens and, after them, their number.
+    It is stored as its tokens followed by their number.
     """
 
     kind, noun, again = "texts", "context", "a list or a file"
@@ -46,7 +46,7 @@ class TextData(Data):
     def __init__(self, model: nn.Module, contexts: Contexts, settings: Settings) -> None:
         _check_length(model, contexts)
         check_whole(model, self.kind)
-        # What a tokenizer lacks is missed after the pass otherwise.
+        # Now, because a missing mask token would otherwise show only after the pass.
         pieces(contexts.tokenizer, [0])
         exact = settings.importances == "exact"
         mask_id = mask_token(contexts.tokenizer) if exact else None
@@ -84,12 +84,12 @@ class TextData(Data):
             yield Batch(inputs, row, mask=batch.mask)
 
     def working_bytes(self, sites: Sequence[Site]) -> int:
-        # A few tensors of the widest layer are alive at a time.
+        # A few tensors of the widest layer exist at a time.
         widest = max(6 * site.n_neurons + 20 * site.d_in for site in sites)
         return 4 * self.settings.batch_size * self.contexts.length * widest
 
     def attribute(self, selected: Selected, work: Work) -> Attributed:
-        """Logit effects of all neurons and, where they are asked for, token importances."""
+        """Logit effects of all neurons and, if requested, token importances."""
         with work.stages("logits"):
             logits = self._logits(selected.sites, work)
         inputs, words = self._inputs(selected.inputs, logits)
@@ -101,7 +101,7 @@ class TextData(Data):
         return Attributed(inputs, of_sites, Wording(inputs, words, self.window))
 
     def _inputs(self, kept: Arrays, logits: list[Arrays]) -> tuple[Arrays, list[str]]:
-        """The contexts that examples point at, and how every token in the run reads."""
+        """The contexts that examples refer to, and the text of every token in the run."""
         rows = kept.get("rows", np.empty((0, self.contexts.length + 1), np.int32))
         tokens, lengths = rows[:, :-1], rows[:, -1]
         named = [arrays[name].ravel() for arrays in logits for name in arrays if "tokens" in name]
@@ -118,9 +118,9 @@ class TextData(Data):
         return arrays, words
 
     def _importances(self, selected: Selected, inputs: Arrays, work: Work) -> list[Arrays]:
-        """Token importances of each site, where they are asked for; else what they would cost."""
+        """Token importances of each site, if requested; otherwise report their cost."""
         if self.settings.mask_id is None:
-            # An estimate takes the time of the whole reading, by this process.
+            # The estimate needs the time of the whole pass, in this process.
             took = work.stages.seconds.get("reading")
             if took is not None and work.shown and not work.writer.resumed:
                 n_tokens = selected.n_inputs * self.contexts.length
@@ -131,8 +131,8 @@ class TextData(Data):
                     window=self.window,
                 )
                 work.say(
-                    "Token importances are left out; importances='exact' (--importances exact) "
-                    f"finds them, in about {duration(seconds)}."
+                    f"Token importances were not computed; importances='exact' (--importances "
+                    f"exact) would take about {duration(seconds)}."
                 )
             return [{} for _ in selected.sites]
         task = work.bars.add_task("Token importances", total=len(inputs["index"]))
@@ -149,7 +149,7 @@ class TextData(Data):
         return [{"importances": array} for array in importances]
 
     def _logits(self, sites: Sequence[Site], work: Work) -> list[Arrays]:
-        """The tokens that each site's neurons promote and suppress most, where there is a head."""
+        """Tokens that each site's neurons promote and suppress most, if the model has a head."""
         if unembedding(self.model) is None:
             return [{} for _ in sites]
         task = work.bars.add_task("Logit effects", total=len(sites))
@@ -196,12 +196,12 @@ class TextData(Data):
 
 
 def _check_length(model: nn.Module, contexts: Contexts) -> None:
-    """Refuse contexts longer than the model was made for; some models take them all the same."""
+    """Refuse contexts longer than the model supports, which some models accept regardless."""
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if isinstance(limit, int) and contexts.length > limit > 0:
         raise InputError(
-            f"The contexts have {contexts.length:,} tokens, and the model takes at most {limit:,}; "
-            f"give Contexts(..., length={limit}) or less (--context)."
+            f"The contexts have {contexts.length:,} tokens, but the model accepts at most "
+            f"{limit:,}; give Contexts(..., length={limit}) or less (--context)."
         )
 
 

@@ -1,4 +1,4 @@
-"""The words that features stand for: their labels, and an index from a token to features."""
+"""The words of features: their labels, and an index from tokens to features."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from polyseme.errors import InputError
 Array = NDArray[Any]
 
 LABEL_WORDS = 5
-# Share of a feature's examples, and number of them, whose max-activating token has to be the
-# same for the feature to be found by it.
+# A feature is indexed by a token that is the max-activating token of at least this share, and this
+# number, of its examples.
 INDEXED_SHARE, INDEXED_EXAMPLES = 0.25, 2
-# Neurons whose examples are read at a time: their tokens fit into a core's cache.
+# Examples processed at a time, so that their tokens fit in a core's cache.
 _TOGETHER = 64
 _NONE = np.empty((0, 3), np.int64)
 
 
 class FeatureWords(NamedTuple):
-    """What the features of a site stand for.
+    """The words of a site's features.
 
     Attributes
     ----------
     labels : pyarrow.StringArray
-        The words that set each feature apart from the site's others.
+        The words that distinguish each feature from the site's others.
     found_by : ndarray of int64, shape (n, 3)
-        Rows of the vocabulary, of the features, and how many of the feature's examples have
-        that token where they activate the neuron most.
+        Rows of the vocabulary, rows of the features, and the number of the feature's examples that
+        have that max-activating token.
     """
 
     labels: pa.StringArray
@@ -45,14 +45,14 @@ class FeatureWords(NamedTuple):
 
 
 class Wording:
-    """The words of a run's texts, and what features they make up.
+    """The words of a run's texts, for labelling and indexing its features.
 
     Parameters
     ----------
     inputs : dict of str to ndarray
         The run's contexts and vocabulary.
     words : list of str
-        How each token of the vocabulary reads.
+        Text of each token of the vocabulary.
     window : (int, int)
         Tokens before and after each example.
     """
@@ -60,27 +60,27 @@ class Wording:
     def __init__(self, inputs: dict[str, Array], words: list[str], window: tuple[int, int]) -> None:
         self._index = inputs["index"]
         self._before, after = window
-        # The token that activates the neuron says more than those around it.
+        # The max-activating token says more than those around it.
         self._weights = np.ones(self._before + 1 + after)
         self._weights[self._before] = len(self._weights)
         vocabulary = inputs["vocabulary"]
         self._n_tokens = len(vocabulary)
-        # A table of all numbers up to the largest: a search for each would take far longer.
+        # A lookup table of all ids up to the largest is far faster than searching for each.
         row_of = np.zeros(int(vocabulary.max(initial=0)) + 1, np.int32)
         row_of[vocabulary] = np.arange(len(vocabulary))
         n_contexts, length = inputs["tokens"].shape
-        # Every window there is, as a view of the contexts, with -1 where there is no token.
+        # All windows, as a view of the contexts, with -1 where there is no token.
         rows = np.full((n_contexts, self._before + length + after), -1, np.int32)
         inside = np.arange(length) < inputs["lengths"][:, None]
         rows[:, self._before : self._before + length][inside] = row_of[inputs["tokens"][inside]]
         self._windows = sliding_window_view(rows, len(self._weights), axis=1)
-        # Tokens may read the same but for spaces; the last is for -1, where there is no token.
+        # Tokens may differ only in spaces; the last entry is for -1, where there is no token.
         names, texts = pd.factorize(np.array([*(word.strip() for word in words), ""], object))
         self._nothing = names[-1]
         self._names, self._texts = np.where(names == self._nothing, -1, names), pa.array(texts)
 
     def site(self, examples: pd.DataFrame, features: pd.DataFrame) -> FeatureWords:
-        """Labels of a site's features, and the tokens by which they are found.
+        """Label a site's features, and find the tokens that index them.
 
         Parameters
         ----------
@@ -100,12 +100,12 @@ class Wording:
             tokens = self._windows[contexts[part], position[part]]
             central = np.bincount(tokens[:, self._before], minlength=self._n_tokens)
             anywhere = np.bincount(tokens[tokens >= 0], minlength=self._n_tokens)
-            # Whole numbers, so the sum does not depend on which thread is first.
+            # Integers, so the sum does not depend on the order of threads.
             with adding:
                 frequency[:] += anywhere + central * (self._weights[self._before] - 1)
 
         def rank(part: slice) -> None:
-            # The windows are read again: what they count to is many times as large.
+            # The windows are read again, as their counts would take many times more memory.
             tokens = self._windows[contexts[part], position[part]]
             numbers = np.arange(len(tokens))[:, None]
             counts = count_tokens(tokens, cluster[part, None], numbers, kinds[None], self._weights)
@@ -120,19 +120,19 @@ class Wording:
         return FeatureWords(self._joined(distinctive.tokens), index)
 
     def _joined(self, tokens: Array) -> pa.StringArray:
-        """Words of rows of tokens, each once."""
+        """Join the distinct words of each row of tokens."""
         names = self._names[tokens]
         for column in range(1, names.shape[1]):
             again = (names[:, :column] == names[:, column, None]).any(axis=1)
             names[again, column] = -1
-        # pyarrow leaves out a row of which there is nothing to join.
+        # pyarrow omits a row with nothing to join.
         names[(names < 0).all(axis=1), 0] = self._nothing
         columns = [self._texts.take(pa.array(name, mask=name < 0)) for name in names.T]
         return pc.binary_join_element_wise(*columns, " ", null_handling="skip")
 
 
 def _neurons_together(neurons: Array) -> list[slice]:
-    """Rows of examples to work on at a time, none of a neuron apart from its others."""
+    """Slices of examples to process at a time, which never split a neuron."""
     first = np.flatnonzero(np.diff(neurons, prepend=-1))[::_TOGETHER]
     return [slice(*ends) for ends in zip(first, [*first[1:], len(neurons)], strict=True)]
 
@@ -147,7 +147,7 @@ def _rows_of(features: pd.DataFrame, examples: pd.DataFrame) -> Array:
 def _index(central: Array, cluster: Array, named: Array, sizes: Array, n_tokens: int) -> Array:
     pairs, counts = np.unique(cluster.astype(np.int64) * n_tokens + central, return_counts=True)
     often = (counts >= INDEXED_EXAMPLES) & (counts >= INDEXED_SHARE * sizes[pairs // n_tokens])
-    # What is said in a label finds the feature too; but a lone example's words say little.
+    # Words in a label find the feature too, unless it has only one example.
     several = np.flatnonzero(sizes > 1)
     owner = np.repeat(several, named.shape[1])
     token = named[several].ravel()
@@ -177,7 +177,7 @@ def token_index(parts: list[Array], n_tokens: int) -> dict[str, Array]:
 
 
 def readings(tokenizer: Any, ids: list[int]) -> list[str]:
-    """As `pieces`; the models' vocabularies are often padded with numbers that no token has."""
+    """Like `pieces`, but allowing for the ids without a token that pad many vocabularies."""
     try:
         return pieces(tokenizer, ids)
     except InputError:

@@ -1,4 +1,4 @@
-"""What drives a neuron, and what it does: pixels, tokens and logits."""
+"""What drives a neuron, and its effects: pixels, tokens and logits."""
 
 from polyseme.attribution.maps import (
     LogitEffects,

@@ -1,4 +1,4 @@
-"""Which tokens a neuron makes more or less likely, straight through the unembedding."""
+"""Which tokens a neuron makes more or less likely, directly through the unembedding."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from polyseme.core.arrays import as_floats
 from polyseme.errors import InputError
 from polyseme.sites.unembedding import unembedding
 
-# Values of the largest matrix of effects that is ever held: 64 MiB.
+# Values in the largest matrix of effects held at once: 64 MiB.
 MAX_VALUES = 2**24
-# Columns whose largest value is looked at before they are.
+# Columns per block, whose maximum is checked first.
 _BLOCK = 64
 
 
 class TopLogits(NamedTuple):
-    """The tokens whose logits each direction moves the most.
+    """The tokens whose logits each direction changes the most.
 
     Attributes
     ----------
     promoted_ids, suppressed_ids : ndarray of int64, shape (n, k)
-        Token ids, the largest effect first; equal ones in the order of ids.
+        Token ids, the largest effect first; ties in the order of ids.
     promoted, suppressed : ndarray of float32, shape (n, k)
-        The effects, in units of logits for a last residual stream of norm √d.
+        The effects, in units of logits for a final residual stream of norm √d.
     """
 
     promoted_ids: NDArray[np.int64]
@@ -37,12 +37,12 @@ class TopLogits(NamedTuple):
 
 
 class LogitLens:
-    """The direct logit effects of what is written to a model's residual stream.
+    """The direct logit effects of directions written to a model's residual stream.
 
-    Each direction goes straight through the final norm's gain and the unembedding, past all
-    later layers: the logit lens of the weights. The mean over the vocabulary is taken off,
-    because softmax ignores what all logits have in common: a token is promoted if its logit
-    rises more than the others'.
+    Each direction goes directly through the final norm's gain and the unembedding, bypassing all
+    later layers: the logit lens of the weights. The mean over the vocabulary is subtracted, because
+    softmax ignores what all logits have in common: a token is promoted if its logit rises more than
+    the others'.
 
     Parameters
     ----------
@@ -60,31 +60,31 @@ class LogitLens:
         if head is None:
             raise InputError(
                 f"The model is a {type(model).__name__} without an LM head that is one matrix "
-                "after the last layer; a causal language model, such as AutoModelForCausalLM "
-                "loads, is expected: leave logit effects out."
+                f"after the last layer; expected a causal language model, as loaded by "
+                f"AutoModelForCausalLM. Leave logit effects out."
             )
         self._gain, self._centred = head.gain, head.centred
         self._weight = head.weight.float()
         self._mean = self._weight.mean(dim=0)
 
     def takes(self, directions: Any, k: int = 10) -> bool:
-        """Whether directions are as long as what the unembedding reads, and it knows k tokens.
+        """Whether the unembedding reads directions of this length and has at least k tokens.
 
-        They are not where a projection stands between the residual stream and the LM head.
+        The length differs if there is a projection between the residual stream and the LM head.
         """
         vocabulary, d = self._weight.shape
         return directions.shape[1] == d and k <= vocabulary
 
     @torch.no_grad()
     def top(self, directions: Any, k: int = 10) -> TopLogits:
-        """Tokens that each direction promotes and suppresses the most.
+        """Find the tokens that each direction promotes and suppresses the most.
 
         Parameters
         ----------
         directions : array or Tensor of float, shape (n, d)
             Such as `Site.residual_directions`.
         k : int
-            How many tokens to keep of each sort.
+            Number of tokens to keep of each kind.
 
         Returns
         -------
@@ -93,17 +93,17 @@ class LogitLens:
         Raises
         ------
         InputError
-            For directions of another length than the unembedding reads, or a k that is more than
-            the vocabulary's size.
+            For directions of a length that the unembedding does not read, or a k above the
+            vocabulary's size.
         """
         vocabulary, d = self._weight.shape
         if not 1 <= k <= vocabulary:
-            raise InputError(f"k is {k}; 1 to {vocabulary}, the vocabulary's size, is expected.")
+            raise InputError(f"k is {k}; expected 1 to {vocabulary}, the vocabulary's size.")
         rows = as_floats(directions, "directions", 2, np.float32)
         if rows.shape[1] != d:
             raise InputError(
                 f"directions has shape {rows.shape}, but the unembedding reads {d} values; "
-                f"(n, {d}) is expected: give directions of the residual stream."
+                f"expected (n, {d}). Give directions of the residual stream."
             )
         kept: list[list[NDArray[Any]]] = [[], [], [], []]
         step = max(1, MAX_VALUES // vocabulary)
@@ -121,12 +121,12 @@ class LogitLens:
 
 
 def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Columns and values of the k largest of each row; of equal ones the first columns."""
+    """Columns and values of the k largest of each row; ties go to the first columns."""
     n_blocks = values.shape[1] // _BLOCK
     if n_blocks <= 2 * k:
         return _top_of_all(values, k)
-    # The largest values lie in the blocks of the largest maxima, and what is left over after
-    # the last whole block is a block too.
+    # The largest values are in the blocks with the largest maxima; the remainder after the last
+    # whole block is also a block.
     whole = values[:, : n_blocks * _BLOCK].reshape(len(values), n_blocks, _BLOCK)
     peaks, blocks = whole.amax(dim=2).topk(k + 1, dim=1)
     inside = torch.arange(_BLOCK, device=values.device)
@@ -135,7 +135,7 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = torch.cat([columns, rest.expand(len(values), -1)], dim=1)
     among, largest = _top_of_all(values.gather(1, columns), k)
     columns = columns.gather(1, among)
-    # No other block has a value as large, but where there is a tie with the last of the peaks.
+    # No other block has a value as large, unless it ties with the last of the peaks.
     tied = largest[:, -1] <= peaks[:, -1]
     if bool(tied.any()):
         columns[tied], largest[tied] = _top_of_all(values[tied], k)
@@ -145,7 +145,7 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _top_of_all(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     limit = values.topk(k, dim=1).values[:, -1:]
     above, equal = values > limit, values == limit
-    # topk takes any of those that are equal to the last one.
+    # topk picks arbitrarily among values equal to the last one.
     room = k - above.sum(dim=1, keepdim=True)
     kept = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
     columns = kept.nonzero()[:, 1].reshape(-1, k)

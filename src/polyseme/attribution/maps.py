@@ -1,4 +1,4 @@
-"""What drives a neuron and what it does: activation maps, logit effects, gradients."""
+"""What drives a neuron, and its effects: activation maps and logit effects."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from polyseme.sites.site import Site
 
 Floats = NDArray[np.float32]
 
-# More cells than this and pixels are moved in blocks: the cost is one forward pass a cell.
+# Above this many cells, pixels are changed in blocks, as each cell costs forward passes.
 MAX_CELLS = 4096
 MAX_CLASSES = 1024
 
 
 def cells_of(shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Cell of each value of an input: each its own, or for large images blocks of pixels.
+    """Cell of each value of an input: one per value, or blocks of pixels for large images.
 
     Parameters
     ----------
     shape : tuple of int
-        Of one input; the last two axes are taken as rows and columns.
+        Shape of one input, whose last two axes are rows and columns.
 
     Returns
     -------
@@ -46,8 +46,8 @@ def cells_of(shape: tuple[int, ...]) -> NDArray[np.int64]:
             break
         if len(shape) < 2 or size > max(shape[-2:]):
             raise InputError(
-                f"Inputs of shape {shape} have more than {MAX_CELLS} values beside rows and "
-                "columns, too many to move one by one; switch the activation maps off."
+                f"Inputs of shape {shape} have more than {MAX_CELLS} values on axes other than "
+                f"rows and columns, too many to change one by one; leave out activation maps."
             )
         size += 1
     grid = np.arange(int(np.prod(counts))).reshape(counts)
@@ -67,33 +67,34 @@ def activation_maps(
     levels: int = 5,
     batch_size: int = 256,
 ) -> Iterator[tuple[float, dict[str, Floats] | None]]:
-    """How much each pixel by itself can move each neuron, through the whole network.
+    """How much each pixel alone can change each neuron, through the whole network.
 
-    Starting from a baseline input, one pixel at a time runs over its range while all others
-    stay. The map holds the largest change that this makes to the neuron's drive, what enters
-    its nonlinearity, with its sign: largest in size, so that a pixel that can only inhibit
-    shows as negative. For a neuron that reads the pixels, with a baseline of 0, that is its
-    weights times the end of the range that is farther from 0: the weights' own picture.
+    Starting from a baseline input, one pixel at a time runs over its range while all others stay
+    fixed. The map holds the resulting change of the neuron's drive, the input of its nonlinearity,
+    that is largest in magnitude, with its sign, so a pixel that can only inhibit is negative. For a
+    neuron that reads the pixels, with a baseline of 0, the map is its weights times the end of the
+    range that is farther from 0: a picture of the weights.
+
     All neurons of all sites share the same forward passes.
 
     Parameters
     ----------
     model : torch.nn.Module
     sites : list of Site
-        With their activations known.
+        With known activations.
     baseline : ndarray of float32, shape of one input
     low, high : float or ndarray
         The range of each pixel, in the units of the model's input.
     levels : int
-        Values tried, evenly over the range, both ends among them.
+        Number of values tried, evenly spaced over the range, including both ends.
     batch_size : int
 
     Yields
     ------
     done : float
-        Share of the work done.
+        Fraction of the work done.
     maps : dict of str to ndarray, or None
-        At the end: for each site's name, float32 (n_neurons, *shape of one input).
+        Only at the end: for each site's name, float32 (n_neurons, *shape of one input).
     """
     feed = Feed(model)
     cells = cells_of(baseline.shape)
@@ -154,16 +155,16 @@ def _outputs(sites: list[Site], on_output: Callable[[Site, Tensor], None]) -> It
 
 @dataclass(frozen=True)
 class LogitEffects:
-    """How a site's neurons move the model's logits, averaged over each neuron's examples.
+    """How a site's neurons change the model's logits, averaged over each neuron's examples.
 
     Attributes
     ----------
     gradient : ndarray of float32, shape (n_neurons, n_classes)
-        To first order: the neuron's activation times the gradient of the logit by it, through
-        all later layers.
+        To first order: the neuron's activation times the logit's gradient in it, through all later
+        layers.
     ablation : ndarray of float32, shape (n_neurons, n_classes)
-        Exactly: the logit less the logit with the neuron's activation set to 0. NaN, like the
-        gradient, for a neuron without examples.
+        Exact: the logit minus the logit with the neuron's activation set to 0. Both are NaN for a
+        neuron without examples.
     """
 
     gradient: Floats
@@ -187,30 +188,30 @@ def logit_effects(
     *,
     batch_size: int = 256,
 ) -> Iterator[tuple[float, LogitEffects | None]]:
-    """Effect of each neuron on each class's logit, to first order and by ablation.
+    """Compute each neuron's effect on each class's logit, to first order and by ablation.
 
     Parameters
     ----------
     model : torch.nn.Module
     site : Site
-        With its activation known.
+        With a known activation.
     n_classes : int
         See `count_classes`.
     inputs : callable
-        Gives the model's inputs for an array of example numbers.
+        Returns the model's inputs for an array of example numbers.
     neuron, example : ndarray of int64, shape (n_pairs,)
-        Which neuron is looked at in which example.
+        Pairs of a neuron and an example in which to measure it.
     batch_size : int
 
     Yields
     ------
     done : float
-        Share of the work done.
+        Fraction of the work done.
     effects : LogitEffects or None
-        At the end; None there too if the site does not reach the logits.
+        Only at the end, and None even then if the site does not reach the logits.
     """
     if not site.can_be_edited:
-        # Nothing says where in the model its reconstruction would go.
+        # Unknown where its reconstruction would enter the model.
         yield 1.0, None
         return
     feed = Feed(model)
@@ -225,10 +226,10 @@ def logit_effects(
         seen: list[Tensor] = []
 
         def watch(activations: Tensor, seen: list[Tensor] = seen) -> Tensor:
-            # Cut off from what is before, so that only later layers are differentiated.
+            # Detached, so that only later layers are differentiated.
             leaf = activations.detach().clone().requires_grad_()
             seen.append(leaf)
-            # A layer that works in place must not touch the leaf.
+            # An in-place layer must not modify the leaf.
             return leaf.clone()
 
         def ablate(activations: Tensor, rows: Tensor = rows, neurons: Tensor = neurons) -> Tensor:
@@ -250,7 +251,7 @@ def logit_effects(
                     logits[:, c].sum(), seen[0], retain_graph=True, allow_unused=True
                 )
                 if (slope := slopes[0]) is None:
-                    # The logits need gradients by the model's weights, but not by this site.
+                    # The logits depend on the model's weights, but not on this site.
                     yield 1.0, None
                     return
                 slope = slope.movedim(site.neuron_axis, 1)[rows, neurons].reshape(len(part), -1)

@@ -1,4 +1,4 @@
-"""Token importances of all examples at once: a masked context serves every neuron of every site."""
+"""Token importances of all examples at once: each masked context serves every neuron and site."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from polyseme.errors import InputError
 from polyseme.sites.hooks import evaluating
 from polyseme.sites.site import Site
 
-# Masked copies that go through the model together differ in up to so many neighbouring tokens.
-# From the first of these on a causal model is run, so that more would be run in vain.
+# Number of neighbouring masked tokens whose copies run together. A causal model runs from the first
+# of these on, so a larger number would waste work.
 _NEIGHBOURS = 8
-# How far activations that are computed with keys and values of earlier tokens may differ from
-# those without, as a share of what changing one earlier token makes.
+# Largest allowed difference between activations computed with and without cached keys and values,
+# relative to the effect of changing one earlier token.
 _SAME = {torch.float32: 1e-2, torch.float64: 1e-2}
 _SAME_IN_HALF = 0.1
-# How far changing later tokens may move the activations at earlier ones, as a share of what it
-# does to those at the changed tokens. Rounding, where experts get other batches, is far below; one
-# layer of attention in a model fresh from its usual initialisation is far above.
+# Largest allowed effect of changing later tokens on activations at earlier ones, relative to the
+# effect at the changed tokens. Rounding, as when experts get other batches, is far below; one layer
+# of attention in a freshly initialised model is far above.
 _LEAK = 1e-5
-# Contexts in which that is looked at, and neurons of a site.
+# Numbers of contexts and of neurons per site for these checks.
 _LOOKED_AT, _SAMPLE = 3, 1024
 
 
@@ -41,7 +41,7 @@ class Places:
     contexts : ndarray of int64, shape (m,)
         Row of each example's context.
     positions, neurons : ndarray of int64, shape (m,)
-        The place of its max-activating token, and its neuron.
+        The position of its max-activating token, and its neuron.
     """
 
     contexts: Integers
@@ -51,15 +51,15 @@ class Places:
 
 @dataclass(frozen=True)
 class ContextImportances:
-    """What masking the tokens of a few contexts has shown.
+    """Results of masking the tokens of a few contexts.
 
     Attributes
     ----------
     stop : int
-        Contexts before this one are done.
+        All contexts before this one are done.
     importances : list of (ndarray of int64, ndarray of float32)
-        For each site the examples in these contexts, and their importances,
-        (n, before + 1 + after): see `token_importances`.
+        For each site, the examples in these contexts and their importances, (n, before + 1 +
+        after); see `token_importances`.
     """
 
     stop: int
@@ -80,13 +80,12 @@ def context_importances(
     start: int = 0,
     batch_size: int = 4,
 ) -> Iterator[ContextImportances]:
-    """The importances of `token_importances`, for examples of many neurons in the same contexts.
+    """Compute `token_importances` for examples of many neurons in the same contexts.
 
-    Token by token, a context is masked once for all the examples in it: what it changes is read
-    off at all sites. Of a causal model the tokens from the masked one on are run, up to the end
-    of the window, with the keys and values of those before it, if the model proves to give the
-    same with these. So a context of L tokens costs about L * (before + 1) tokens, however many
-    examples are in it.
+    Token by token, a context is masked once for all of its examples, and the changes are read at
+    all sites. A causal model runs only from the masked token to the end of the window, with cached
+    keys and values of the tokens before, if the model proves to give the same results with them. So
+    a context of L tokens costs about L * (before + 1) tokens, however many examples it has.
 
     Parameters
     ----------
@@ -102,9 +101,9 @@ def context_importances(
     mask_id, before, after, causal
         As in `token_importances`.
     start : int
-        The first context to look at, where those before it are done.
+        The first context to process, if those before it are done.
     batch_size : int
-        Contexts whose masked copies go through the model together.
+        Number of contexts whose masked copies go through the model together.
 
     Yields
     ------
@@ -118,7 +117,7 @@ def context_importances(
     """
     ids, attended = np.asarray(ids, dtype=np.int64), np.asarray(attention).astype(bool)
     if len(places) != len(sites):
-        raise InputError(f"There are {len(sites)} sites and places for {len(places)}.")
+        raise InputError(f"There are {len(sites)} sites, but places for {len(places)}.")
     work = _Masking(model, sites, mask_id, before, after, causal)
     orders = [np.lexsort((place.positions, place.contexts)) for place in places]
     ends = [place.contexts[order] for place, order in zip(places, orders, strict=True)]
@@ -137,26 +136,26 @@ def context_importances(
 
 
 def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any, lengths: Any = None) -> bool:
-    """Whether a model's tokens see only those before them, by changing later ones.
+    """Whether a model's tokens see only earlier tokens, tested by changing later ones.
 
-    Half of a context is replaced by other tokens. The model is causal if its activations before
-    them stay as they are while those at the replaced tokens change. Where nothing changes, or
-    there is any doubt, it counts as not causal: then all of a context is run, which is slower but
-    right for every model.
+    The second half of a context is replaced with other tokens. The model is causal if activations
+    before them stay the same while those at the replaced tokens change. If nothing changes, or the
+    result is in doubt, it counts as not causal: then whole contexts are run, which is slower but
+    correct for every model.
 
     Parameters
     ----------
     model : torch.nn.Module
     sites : sequence of Site
     ids : array of int, shape (L,) or (M, L)
-        Token ids of contexts; the longest few are looked at.
+        Token ids of contexts, of which the longest few are tested.
     lengths : array of int, shape (M,), optional
-        Tokens of each context that are no padding; all by default.
+        Number of tokens of each context without padding; all by default.
 
     Returns
     -------
     bool
-        True for contexts of a single token, in which there is nothing to see.
+        True for contexts of a single token, where it makes no difference.
     """
     rows = np.atleast_2d(np.asarray(ids, dtype=np.int64))
     ends = np.full(len(rows), rows.shape[1]) if lengths is None else np.asarray(lengths)
@@ -168,19 +167,19 @@ def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any, lengths: Any = 
 
 
 def _sees_no_later(reach: Reach, sites: Sequence[Site], row: Integers) -> bool:
-    """Whether changing the second half of a context leaves the activations in the first."""
+    """Whether changing the second half of a context leaves activations in the first unchanged."""
     middle = len(row) // 2
     changed = row.copy()
     changed[middle:] = _others(row)[middle:]
     attended = np.ones((1, len(row)), bool)
     wanted = [_sample(site, np.arange(len(row))) for site in sites]
-    # One context at a time: then the same numbers go through the same operations.
+    # One context at a time, so that the same numbers go through the same operations.
     before, after = (reach(ids[None], attended, wanted) for ids in (row, changed))
     seen_to_change = False
     for old, new in zip(before, after, strict=True):
         moved = (old - new).abs().reshape(len(row), -1)
         earlier, later = moved[:middle].max(), moved[middle:].max()
-        # NaN, as of a site that overflows, is never within a limit.
+        # NaN, from a site that overflows, is never within a limit.
         if not bool(earlier <= _LEAK * later):
             return False
         seen_to_change |= bool(later > 0)
@@ -188,7 +187,7 @@ def _sees_no_later(reach: Reach, sites: Sequence[Site], row: Integers) -> bool:
 
 
 def _others(row: Integers) -> Integers:
-    """Another token in the place of each: one of the context's own, which the model knows."""
+    """Replace each token with another of the context's own, which the model knows."""
     known = np.unique(row)
     if len(known) == 1:
         return np.full(len(row), known[0] - 1 if known[0] > 0 else 1)
@@ -196,14 +195,14 @@ def _others(row: Integers) -> Integers:
 
 
 def _sample(site: Site, places: Integers, first: int = 0) -> Wanted:
-    """Neurons spread over a site, at each of some places in a context that begins at ``first``."""
+    """Evenly spaced neurons of a site, at some positions of a context that begins at ``first``."""
     neurons = np.unique(np.linspace(0, site.n_neurons - 1, _SAMPLE).astype(np.int64))
     positions = np.repeat(places - first, len(neurons))
     return np.zeros(len(positions), np.int64), positions, np.tile(neurons, len(places))
 
 
 def n_masked_tokens(lengths: NDArray[np.int64], *, before: int, causal: bool = True) -> int:
-    """About how many tokens `context_importances` runs, for contexts full of examples."""
+    """Estimate how many tokens `context_importances` runs, for contexts full of examples."""
     lengths = np.asarray(lengths, dtype=np.int64)
     each = np.minimum(lengths, before + (_NEIGHBOURS + 1) // 2) if causal else lengths
     return int((lengths * each).sum())
@@ -222,7 +221,7 @@ class _Masking:
         self.model, self.sites, self.mask_id = model, sites, mask_id
         self.before, self.after, self.causal = before, after, causal
         self.reach = Reach(model, sites)
-        #: None until it is known
+        #: None until known
         self.goes_on: bool | None = None if causal and self.reach.takes_past else False
 
     def __call__(
@@ -260,7 +259,7 @@ class _Masking:
     def _unmasked(
         self, ids: Integers, attended: NDArray[np.bool_], batch: list[Places]
     ) -> tuple[list[Floats], Any]:
-        """Each example's activation, and the keys and values of all tokens, if they are of use."""
+        """Each example's activation, and the keys and values of all tokens if usable."""
         wanted: list[Wanted] = [(place.contexts, place.positions, place.neurons) for place in batch]
         attended = self._attended(attended)
         plain = [a.cpu().numpy() for a in self.reach(ids, attended, wanted)]
@@ -272,7 +271,7 @@ class _Masking:
         return plain, past if self.goes_on else None
 
     def _attended(self, attended: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        # A causal model's tokens do not see the padding after them.
+        # In a causal model, tokens do not see the padding after them.
         return np.ones_like(attended) if self.causal else attended
 
     def _keys_and_values(self, ids: Integers) -> Any:
@@ -283,18 +282,18 @@ class _Masking:
         try:
             self.reach(ids, np.ones(ids.shape, bool), [nothing] * len(self.sites), past)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            return None  # a model with a cache of its own kind
+            return None  # a model with its own kind of cache
         return past
 
     def _is_the_same(self, ids: Integers, past: Any) -> bool:
-        """Whether going on in the middle gives what running all of a changed context gives."""
+        """Whether continuing from the middle matches running all of a changed context."""
         middle = ids.shape[1] // 2
         changed = ids[:1].copy()
         changed[0, :middle] = _others(ids[0])[:middle]
         places = np.arange(middle, ids.shape[1])
         attended = np.ones(changed.shape, bool)
         wanted = [_sample(site, places) for site in self.sites]
-        # What earlier tokens do to these activations is what must be told from an error.
+        # Errors must be small relative to the effect of earlier tokens on these activations.
         whole = self.reach(ids[:1], attended, wanted)
         other = self.reach(changed, attended, wanted)
         try:
@@ -313,7 +312,7 @@ class _Masking:
         )
 
     def _copies(self, pairs: list[_Pairs], length: int) -> Iterator[Integers]:
-        """Masked copies that are needed, together: numbers of (context, token), flattened."""
+        """Batches of the masked copies needed: flat indices of (context, token)."""
         wanted = np.unique(np.concatenate([pair.copy for pair in pairs]))
         token = wanted % length
         order = np.lexsort((wanted, token))
@@ -330,7 +329,7 @@ class _Masking:
         masked: Integers,
         past: Any,
     ) -> None:
-        """Run masked copies, and keep the activations of the examples that they are for."""
+        """Run masked copies, and store the activations of their examples."""
         length = ids.shape[1]
         context, token = masked // length, masked % length
         first = int(token.min()) if past is not None else 0
@@ -352,7 +351,7 @@ class _Masking:
 
 
 def _past_of(past: Any, contexts: Integers, stop: int) -> Any:
-    """Keys and values of the first tokens of contexts, one for each of the masked copies."""
+    """Keys and values of the first tokens of contexts, one context per masked copy."""
     cache = type(past)()
     for number, layer in enumerate(past.layers):
         rows = torch.as_tensor(contexts, device=layer.keys.device)
@@ -362,20 +361,20 @@ def _past_of(past: Any, contexts: Integers, stop: int) -> Any:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """An example of a site and a token that is masked for it, one pair after the other."""
+    """Pairs of a site's example and a token masked for it."""
 
     example: Integers
     column: Integers
     position: Integers
     neuron: Integers
-    # Which masked copy it takes: context * length + token.
+    # The masked copy it needs: context * length + token.
     copy: Integers
-    # The example's activation in it.
+    # The example's activation in that copy.
     values: Floats
 
     @classmethod
     def from_places(cls, places: Places, examples: Examples, mask_id: int) -> _Pairs:
-        # A token that is the mask already makes no drop.
+        # A token that already is the mask causes no drop.
         example, column = np.nonzero(examples.seen & (examples.window_ids() != mask_id))
         token = examples.places[example, column]
         return cls(

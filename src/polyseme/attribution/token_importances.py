@@ -1,4 +1,4 @@
-"""Which tokens of its context a neuron's activation rests on."""
+"""Which tokens of the context a neuron's activation depends on."""
 
 from __future__ import annotations
 
@@ -36,64 +36,65 @@ def token_importances(
     batch_size: int = 256,
     causal: bool = True,
 ) -> Iterator[tuple[float, Floats | None]]:
-    """How much of a neuron's activation each token of its example carries, by masking it.
+    """Measure how much of a neuron's activation depends on each token of its example, by masking.
 
-    Token by token, the window around the max-activating token p is masked, and the model run
-    again. The importance of token t is the drop in the neuron's activation at p, as a share of
-    the drop that masking p itself makes, clipped to [0, 1] (Foote, arXiv 2411.08166). That of
-    p is 1. Where masking p makes no drop (not more than 0.0001 of the activation), as for a
-    neuron that reads the previous token alone, the drops are shares of the activation itself:
-    1 is a token without which nothing is left. They are 0 if that is not positive either.
+    Each token of the window around the max-activating token p is masked in turn, and the model is
+    run again. The importance of token t is the drop in the neuron's activation at p, relative to
+    the drop from masking p itself, clipped to [0, 1] (Foote, arXiv 2411.08166). The importance of p
+    is 1. If masking p causes no drop (at most 0.0001 of the activation), as for a neuron that reads
+    only the previous token, drops are relative to the activation itself: 1 means that nothing is
+    left without the token. They are 0 if that is not positive either.
 
-    The context before the window is seen by the model, but not masked. A forward pass ends at
-    the site, so that neither later layers nor an LM head cost anything.
+    The model sees the context before the window, but it is not masked. A forward pass ends at the
+    site, so later layers and an LM head cost nothing.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A `transformers` model, or a module that is called with the token ids alone.
+        A `transformers` model, or a module called with token ids alone.
     site : Site
-        Whose activations have a place for each token; with its activation known.
+        With one position per token and a known activation.
     ids : array of int, shape (m, L)
         Token ids of the examples' contexts.
     attention : array of bool, shape (m, L)
         False for padding.
     positions, neurons : array of int, shape (m,)
-        The neuron of each example, and the place of its max-activating token.
+        The neuron of each example, and the position of its max-activating token.
     mask_id : int
-        Token that masks: the tokenizer's mask token, or else its padding, end or start token.
-        Where it is in the context already, masking changes nothing: importance 0.
+        Token to mask with: the tokenizer's mask token, or else its padding, end or start token. If
+        it already is in the context, masking changes nothing there, and its importance is 0.
     before, after : int
-        Size of the window to both sides of the max-activating token.
+        Size of the window on either side of the max-activating token.
     batch_size : int
-        Masked contexts that go through the model at a time.
+        Number of masked contexts per forward pass.
     causal : bool
-        The model's tokens see only those before them. Then what comes after p is not run, and
-        has importance 0.
+        Whether the model's tokens see only earlier ones. Then tokens after p are not run, and have
+        importance 0.
 
     Yields
     ------
     done : float
         Share of the work done.
     importances : ndarray of float32, shape (m, before + 1 + after), or None
-        At the end. Column ``before`` is the max-activating token; NaN outside the context.
+        Only at the end. Column ``before`` is the max-activating token; NaN outside the context.
 
     Raises
     ------
     InputError
-        For arrays that do not fit together, or a model that takes no padding and is given some.
+        For arrays that do not match, or padding for a model that does not accept it.
     SiteError
-        For a site that the model does not reach, or one without a place for each token.
+        For a site that the model does not reach, or one without one position per token.
     """
     examples = examples_in_text(
         site, ids, attention, positions, neurons, mask_id, before, after, causal
     )
     runner = _Runner(model, site, causal)
     masked = examples.seen & (examples.window_ids() != mask_id)
-    # The contexts as they are come first; a masked place of -1 masks nothing.
+    # The unmasked contexts come first; a masked position of -1 masks nothing.
     example = np.concatenate([np.arange(len(examples)), np.nonzero(masked)[0]])
     place = np.concatenate([np.full(len(examples), -1), examples.places[masked]])
-    # Together what is equally long; the longest first, so that memory runs out at once or not.
+    # Contexts of equal length together; the longest first, so that memory runs out at once or
+    # never.
     order = np.argsort(-examples.ends[example], kind="stable")
     values = np.zeros(len(example), np.float32)
     for start in range(0, len(order), batch_size):
@@ -124,26 +125,26 @@ def gradient_importances(
     batch_size: int = 16,
     causal: bool = True,
 ) -> Iterator[tuple[float, Floats | None]]:
-    """First-order estimate of `token_importances`, at the price of one backward pass an example.
+    """First-order estimate of `token_importances`, at the cost of one backward pass per example.
 
-    The drop by masking token t is estimated as ``(x_t - x_mask) · ∂a/∂x_t``, where x are the
-    input embeddings, and a is the neuron's activation at p: attribution patching (Nanda, 2023;
-    Syed et al., arXiv 2310.10348) of the tokens. What is done with the drops is the same.
+    The drop from masking token t is estimated as ``(x_t - x_mask) · ∂a/∂x_t``, where x are the
+    input embeddings, and a is the neuron's activation at p: attribution patching (Nanda, 2023; Syed
+    et al., arXiv 2310.10348) of the tokens. Drops are then treated the same way.
 
-    It is rough: to replace a token is a large step, and attention and norms are far from linear
-    over it. In layers 2 and 15 of SmolLM2-135M its `rank_correlation` with masking was 0.11 and
-    0.08 (100 examples each), less than what the mere nearness to p reaches (0.40 in layer 2).
-    Check it on your model before you rely on it; what is shown to people is better masked.
+    It is rough: replacing a token is a large step, over which attention and norms are far from
+    linear. In layers 2 and 15 of SmolLM2-135M, its `rank_correlation` with masking was 0.11 and
+    0.08 (100 examples each), less than that of mere proximity to p (0.40 in layer 2). Check it on
+    your model before relying on it, and prefer masking for anything shown to people.
 
     Parameters
     ----------
     model : torch.nn.Module
-        As in `token_importances`; it, or a module inside it, has ``get_input_embeddings()``.
+        As in `token_importances`; it, or a module inside it, must have ``get_input_embeddings()``.
     site, ids, attention, positions, neurons, mask_id, before, after, causal
         As in `token_importances`.
     batch_size : int
-        Contexts that go through the model at a time. What the backward pass needs of each layer
-        is kept, so this takes far more memory than as many masked contexts.
+        Number of contexts per pass. Every layer keeps what the backward pass needs, so this takes
+        far more memory than the same number of masked contexts.
 
     Yields
     ------
@@ -155,9 +156,9 @@ def gradient_importances(
     Raises
     ------
     InputError
-        As `token_importances`, or for a model without input embeddings.
+        As for `token_importances`, or for a model without input embeddings.
     SiteError
-        As `token_importances`, or for activations without a gradient by the embeddings.
+        As for `token_importances`, or for activations without a gradient in the embeddings.
     """
     examples = examples_in_text(
         site, ids, attention, positions, neurons, mask_id, before, after, causal
@@ -177,9 +178,9 @@ def gradient_importances(
                 chosen = runner(rows)
             if not chosen.requires_grad:
                 raise SiteError(
-                    f"The activations of site {site.name!r} have no gradient by the input "
-                    "embeddings; a site that the tokens reach with gradients on is expected: "
-                    "use token_importances, which needs none."
+                    f"The activations of site {site.name!r} have no gradient in the input "
+                    f"embeddings; expected a site that tokens reach with gradients enabled. Use "
+                    f"token_importances, which needs none."
                 )
             (slope,) = torch.autograd.grad(chosen.sum(), leaves[0])
         estimate = ((leaves[0].detach() - mask) * slope).float().sum(dim=-1).cpu().numpy()
@@ -193,15 +194,15 @@ def gradient_importances(
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """How alike two ways to find token importances order the tokens.
+    """How similarly two kinds of token importances rank the tokens.
 
     Attributes
     ----------
     mean : float
-        Mean over examples of Spearman's rank correlation; NaN without any example.
+        Mean over examples of Spearman's rank correlation; NaN without examples.
     n_examples : int
-        Number of examples that it is a mean over: those with two tokens or more beside the
-        max-activating one, not all equal in either way.
+        Number of examples in the mean: those with at least two tokens besides the max-activating
+        one, not all equal in either array.
     """
 
     mean: float
@@ -213,8 +214,8 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Spearman correlation of two arrays of token importances, example by example.
 
-    The max-activating token is left out, since both say 1 of it, and so are, of a causal model,
-    the tokens after it, of which both say 0.
+    The max-activating token is left out, as it is 1 in both; for a causal model, so are the tokens
+    after it, which are 0 in both.
 
     Parameters
     ----------
@@ -232,7 +233,7 @@ def rank_correlation(
     if first.ndim != 2 or first.shape != second.shape or not 0 <= before < first.shape[1]:
         raise InputError(
             f"exact has shape {first.shape}, approximate {second.shape} and before is {before}; "
-            "two arrays (m, before + 1 + after) of the same window are expected."
+            f"expected two arrays (m, before + 1 + after) of the same window."
         )
     used = np.isfinite(first) & np.isfinite(second)
     used[:, before] = False
@@ -240,7 +241,7 @@ def rank_correlation(
         used[:, before:] = False
     correlations = []
     for a, b, use in zip(first, second, used, strict=True):
-        # Equal values share their mean rank. A rank has no correlation with a constant.
+        # Ties get their mean rank. A constant has no rank correlation.
         ranks = [rankdata(values[use]) for values in (a, b)]
         if all(len(rank) > 1 and np.ptp(rank) > 0 for rank in ranks):
             correlations.append(np.corrcoef(*ranks)[0, 1])
@@ -250,7 +251,7 @@ def rank_correlation(
 
 
 class _Runner:
-    """Runs a model on token ids, as far as a site, for one activation of each context."""
+    """Runs a model on token ids, up to a site, for one activation per context."""
 
     def __init__(self, model: nn.Module, site: Site, causal: bool) -> None:
         self._reach = Reach(model, [site])
@@ -261,37 +262,37 @@ class _Runner:
         """Activation of each context's neuron at its position, float32 (B,)."""
         attended = rows.attention
         if self._causal:
-            # What comes after the position, padding too, does not matter to it; and attention
-            # without a mask is faster.
+            # Nothing after the position, padding included, affects it; and attention without a mask
+            # is faster.
             attended = attended | (np.arange(rows.ids.shape[1]) > rows.positions[:, None])
         wanted = (np.arange(len(rows.ids)), rows.positions, rows.neurons)
         return self._reach(rows.ids, attended, [wanted])[0]
 
 
 def _input_embedding(model: nn.Module, mask_id: int) -> nn.Module:
-    # A model may be wrapped, as one with an SAE spliced in is.
+    # A model may be wrapped, for example to splice in an SAE.
     for module in model.modules():
         if callable(getter := getattr(module, "get_input_embeddings", None)):
             embedding: nn.Module = getter()
             break
     else:
         raise InputError(
-            f"The model is a {type(model).__name__} without get_input_embeddings(); a "
-            "transformers model is expected: use token_importances, which needs no embeddings."
+            f"The model is a {type(model).__name__} without get_input_embeddings(); expected a "
+            f"transformers model. Use token_importances, which needs no embeddings."
         )
     weight = embedding.weight
     assert isinstance(weight, Tensor)
     if mask_id >= len(weight):
         raise InputError(
-            f"mask_id is {mask_id}, but the model knows {len(weight)} tokens, numbered from 0; "
-            "give the id of a token of its tokenizer."
+            f"mask_id is {mask_id}, but the model has {len(weight)} tokens, numbered from 0; give "
+            f"the id of a token of its tokenizer."
         )
     return embedding
 
 
 @contextmanager
 def _leaf(embedding: nn.Module) -> Iterator[list[Tensor]]:
-    """Cut the graph before the input embeddings, so that they are what is differentiated by."""
+    """Cut the graph at the input embeddings, so that gradients are taken in them."""
     leaves: list[Tensor] = []
 
     def cut(_: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -308,7 +309,7 @@ def _leaf(embedding: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Without gradients by the weights, for which every layer's input would be kept."""
+    """Disable gradients in the weights, for which every layer would keep its input."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:

@@ -1,4 +1,4 @@
-"""Running a model on token ids, as far as the sites that are asked about and no further."""
+"""Running a model on token ids, only as far as the requested sites."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyseme.sites.hooks import Feed, first_tensor, in_this_thread
 from polyseme.sites.site import Site
 from polyseme.sites.transformer import is_transformer
 
-#: rows, places and neurons of the activations that are wanted of a site
+#: rows, positions and neurons of the activations wanted of a site
 Wanted = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -27,9 +27,9 @@ class Reach:
     Parameters
     ----------
     model : torch.nn.Module
-        A `transformers` model, or a module that is called with the token ids alone.
+        A `transformers` model, or a module called with token ids alone.
     sites : sequence of Site
-        Whose activations have a place for each token; with their activations known.
+        With one position per token and known activations.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -42,7 +42,7 @@ class Reach:
 
     @property
     def takes_past(self) -> bool:
-        """Whether the model can go on from the keys and values of earlier tokens."""
+        """Whether the model can continue from cached keys and values of earlier tokens."""
         return is_transformer(self._model) and "past_key_values" in (
             inspect.signature(self._base.forward).parameters
         )
@@ -54,7 +54,7 @@ class Reach:
         wanted: Sequence[Wanted],
         past: Any = None,
     ) -> list[Tensor]:
-        """Activations of each site where they are wanted.
+        """Get the wanted activations of each site.
 
         Parameters
         ----------
@@ -64,7 +64,7 @@ class Reach:
         wanted : sequence of (rows, places, neurons)
             For each site, arrays of int64 of shape (n,).
         past : Cache, optional
-            Keys and values of what comes before ``ids``; those of ``ids`` are added.
+            Keys and values of the tokens before ``ids``; those of ``ids`` are added.
 
         Returns
         -------
@@ -73,9 +73,9 @@ class Reach:
         Raises
         ------
         InputError
-            For a model that takes no padding and is given some.
+            For padding given to a model that does not accept it.
         SiteError
-            For a site that the model does not reach, or one without a place for each token.
+            For a site that the model does not reach, or one without one position per token.
         """
         inputs: Any = ids
         if is_transformer(self._model):
@@ -84,9 +84,9 @@ class Reach:
                 inputs["attention_mask"] = attended.astype(np.int64)
         elif not attended.all():
             raise InputError(
-                f"The contexts hold padding, and a {type(self._model).__name__} is called with "
-                "token ids alone; a transformers model, which takes an attention mask, is "
-                "expected, or contexts of equal length."
+                f"The contexts hold padding, but a {type(self._model).__name__} is called with "
+                f"token ids alone; expected a transformers model, which takes an attention mask, "
+                f"or contexts of equal length."
             )
         caught: dict[int, Tensor] = {}
 
@@ -94,9 +94,9 @@ class Reach:
             site = self._sites[number]
             if activations.shape[:-1].numel() != ids.size:
                 raise SiteError(
-                    f"Site {site.name!r} gave activations of shape {tuple(activations.shape)} "
-                    f"for token ids of shape {ids.shape}; {(*ids.shape, site.n_neurons)} "
-                    "is expected: name a layer that runs on each token."
+                    f"Site {site.name!r} has activations of shape {tuple(activations.shape)} "
+                    f"for token ids of shape {ids.shape}; expected "
+                    f"{(*ids.shape, site.n_neurons)}. Name a layer that runs on each token."
                 )
             rows, places, neurons = (
                 torch.as_tensor(index, device=activations.device) for index in wanted[number]
@@ -119,14 +119,14 @@ class Reach:
 
 
 class _Reached(Exception):
-    """Ends a forward pass, since what was wanted of it is there."""
+    """Ends a forward pass once the wanted activations are known."""
 
 
 @contextmanager
 def _stopping_at(sites: Sequence[Site], catch: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Catch the activations of sites, (B, L, n_neurons), and end the forward pass after the last.
+    """Capture activations of sites, (B, L, n_neurons), and end the forward pass after the last.
 
-    A site that a forward pass runs twice is caught once.
+    A site that runs twice in a forward pass is captured once.
     """
     pending = set(range(len(sites)))
 

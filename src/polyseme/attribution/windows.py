@@ -1,4 +1,4 @@
-"""Examples in texts: which tokens of their windows are masked, and what the drops come to."""
+"""Examples in texts: which tokens of their windows are masked, and importances from drops."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from polyseme.sites.site import Site
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-# A smaller drop, as a share of the activation, is rounding: to divide by it would make noise
-# of all the other importances.
+# A smaller drop, relative to the activation, is rounding; dividing by it would turn all other
+# importances into noise.
 NO_DROP = 1e-4
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Contexts that go through the model together, cut to the longest of them."""
+    """Contexts that go through the model together, cut to the length of the longest."""
 
     ids: Integers
     attention: NDArray[np.bool_]
@@ -35,12 +35,12 @@ class Examples:
     attention: NDArray[np.bool_]
     positions: Integers
     neurons: Integers
-    # Place in the context of each column of the window (m, before + 1 + after); whether that
-    # is inside the context; and whether the max-activating token can see it.
+    # Position in the context of each window column (m, before + 1 + after), whether it is inside
+    # the context, and whether the max-activating token can see it.
     places: Integers
     inside: NDArray[np.bool_]
     seen: NDArray[np.bool_]
-    # What is run of each context: up to here.
+    # End of the part of each context that is run.
     ends: Integers
 
     def __len__(self) -> int:
@@ -83,13 +83,13 @@ def examples_in_text(
         raise InputError(
             f"ids has shape {ids.shape} ({ids.dtype}), attention {attended.shape}, positions "
             f"{positions.shape} ({positions.dtype}) and neurons {neurons.shape} "
-            f"({neurons.dtype}); integers (m, L), booleans (m, L) and integers (m,) and (m,) "
-            "are expected."
+            f"({neurons.dtype}); expected integers (m, L), booleans (m, L) and integers (m,) and "
+            "(m,)."
         )
     ids, positions, neurons = (x.astype(np.int64) for x in (ids, positions, neurons))
     for name, value in (("mask_id", mask_id), ("before", before), ("after", after)):
         if value < 0:
-            raise InputError(f"{name} is {value}; 0 or more is expected.")
+            raise InputError(f"{name} is {value}; expected 0 or more.")
     bad = (neurons < 0) | (neurons >= site.n_neurons)
     if bad.any():
         example = int(np.argmax(bad))
@@ -105,7 +105,7 @@ def examples_in_text(
         example = int(np.argmax(bad))
         raise InputError(
             f"positions[{example}] is {positions[example]}, which is padding or outside its "
-            f"context of {length} places; the place of the max-activating token is expected."
+            f"context of {length} tokens; expected the position of the max-activating token."
         )
     places = positions[:, None] + np.arange(-before, after + 1)
     inside = (places >= 0) & (places < length)
@@ -120,8 +120,8 @@ def shares_of(examples: Examples, drops: Floats, activations: Floats, before: in
         bad = ~(np.isfinite(drops).all(axis=1) & np.isfinite(activations))
         example = int(np.argmax(bad))
         raise InputError(
-            f"The activation of neuron {examples.neurons[example]} in example {example}, or in "
-            "a masked copy of it, is not finite; run the model in a type of more range, such as "
+            f"The activation of neuron {examples.neurons[example]} in example {example}, or in a "
+            "masked copy of it, is not finite; run the model in a dtype with more range, such as "
             "float32 or bfloat16."
         )
     own_drop = drops[:, before]

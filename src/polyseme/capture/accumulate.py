@@ -1,4 +1,4 @@
-"""What one site accumulates in the pass over the data."""
+"""What one site accumulates during the pass over the data."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ class Collected:
     ----------
     site : Site
     examples : Selection
-        The examples that stand for each neuron.
+        The examples of each neuron.
     random : Selection
-        A seeded random sample of the inputs that activate it.
+        A seeded random sample of the inputs that activate each neuron.
     statistics : dict of str to ndarray
         See `Statistics.result`.
     neurons : Neurons
-        How they read their input.
+        How the neurons read their input.
     vectors : ndarray of float32 or float16, shape (n_vectors, d_in)
-        Pre-neuron embeddings of the examples; neurons that meet at an input share one.
+        Pre-neuron embeddings of the examples; neurons that read the same input vector share a row.
     vector : ndarray of int64, shape (n_examples,)
         Row of ``vectors`` of each example.
     background : ndarray of float32, shape (n_groups, m, d_in)
         Pre-neuron embeddings of up to 256 inputs drawn at random, for calibrated metrics.
     mean : ndarray of float64, shape (n_groups, d_in)
     covariance : ndarray of float64, shape (n_groups, d_in, d_in)
-        Of what each group of neurons reads, over a few positions of every input.
+        Mean and covariance of what each group of neurons reads, at a few positions of every input.
     n_moments : int
-        Vectors that these are of.
+        Number of vectors behind them.
     windows : ndarray of float16, shape (n_examples, before + 1 + after), optional
-        Activations around each example, as shares of its own; NaN beyond the input's ends.
+        Activations around each example, relative to its own; NaN outside the input.
     """
 
     site: Site
@@ -74,26 +74,26 @@ class Collected:
 
 
 class SiteCollector:
-    """Everything that one site accumulates, in the memory of the processor.
+    """Everything that one site accumulates, in CPU memory.
 
     Parameters
     ----------
     site : Site
     select, draw : Selector
-        Choose the examples that stand for a neuron, and random ones beside them.
+        Select a neuron's examples, and additional random ones.
     window : (int, int), optional
-        Positions before and after each example whose activations are kept with it.
+        Numbers of positions before and after each example whose activations are kept.
     half : bool
-        Keep vectors as float16, as long as they fit.
+        Store vectors as float16, as long as they fit.
     files : Path, optional
-        Folder in which vectors and windows are kept instead of in memory.
+        Folder in which to store vectors and windows instead of in memory.
     first : int
-        Number of the first input, where this is a part of the data.
+        Number of the first input, if this is a part of the data.
 
     Attributes
     ----------
     n_inputs : int
-        Inputs taken in, and those before the first.
+        Number of inputs processed, plus those before the first.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class SiteCollector:
         self.statistics = Statistics(site.n_neurons)
         self.background = Background(site, N_BACKGROUND)
         self.moments = Moments(site, draw.seed)
-        # Vectors are shared, and wide: in memory they are sorted out as soon as that pays.
+        # Vectors are shared and wide: in memory, unused ones are dropped as soon as that pays off.
         most = site.n_neurons * select.capacity if files else 0
         self.vectors = Pool(files and files / "vectors", most)
         self.windows = Pool(files and files / "windows", site.n_neurons * Stream.width(select))
@@ -123,26 +123,26 @@ class SiteCollector:
     def update(
         self, reading: Reading, gather: Gather, index: Tensor, order: Tensor, wanted: Tensor
     ) -> None:
-        """Take in a batch, or what is left of it if a part was taken in before.
+        """Process a batch, or the rest of it if part was processed before.
 
         Parameters
         ----------
         reading, gather
-            As `read_sites` gives them.
+            From `read_sites`.
         index : Tensor of int64, shape (B,)
             Numbers of the inputs.
         order : Tensor of int64, shape (B,)
             Their priorities as background.
         wanted : Tensor of bool, shape (B,)
-            Is set for the inputs that something points at.
+            Set to True for the inputs that are referred to.
         """
         values = reading.activations.float().cpu()
-        # NaN and infinity survive a sum; only if it is infinite all values are looked at.
+        # NaN and infinity survive a sum; every value is checked only if the sum is not finite.
         if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
             bad = int(index[(~torch.isfinite(values)).any(dim=1)][0])
             raise InputError(
-                f"Input {bad} gives activations at site {self.site.name!r} that are NaN or "
-                "infinite; finite ones are expected: check the data and the model's weights."
+                f"Input {bad} gives NaN or infinite activations at site {self.site.name!r}; "
+                f"expected finite ones. Check the data and the model's weights."
             )
         room = min(self.examples.room, self.random.room)
         start = self.n_inputs - int(index[0])
@@ -168,10 +168,10 @@ class SiteCollector:
     ) -> None:
         taken = self.examples.pick(values, index)
         drawn = self.random.pick(values, index)
-        # Whatever needs the device comes first: if its memory runs out nothing is half done.
+        # Work on the device comes first, so that running out of memory leaves nothing half done.
         device = reading.activations.device
         behind = self.background.wanted(reading, order, start)
-        # All places together, as each look has a cost of its own.
+        # All places together, as each gather has a fixed cost.
         groups = (taken, drawn, behind)
         parts = [len(group.rows) for group in groups]
         all_rows = (torch.cat([group.rows for group in groups]) + start).to(device)
@@ -185,7 +185,7 @@ class SiteCollector:
         windows = self._windows(rows, neurons, positions, reading, values, taken)
         read = self.background.read(gather, background_rows, background_positions)
         moments = self.moments.read(reading, gather, index, start)
-        if self.window is not None:  # the inputs are texts, and their positions tokens
+        if self.window is not None:  # the inputs are texts, their positions tokens
             here = reading.active(slice(start, start + len(values)))
             self.statistics.update_positions(*here)
 
@@ -202,7 +202,7 @@ class SiteCollector:
         self.n_inputs += len(values)
 
     def _let_go(self, *, of_all: bool = False) -> None:
-        """Drop rows that nothing points at any more, where that pays or of all."""
+        """Drop unused rows: from the pools where that pays off, or from all of them."""
         vectors, windows = (of_all or pool.is_bloated for pool in (self.vectors, self.windows))
         if not (vectors or windows):
             return
@@ -229,11 +229,11 @@ class SiteCollector:
         index: Tensor,
         start: int,
     ) -> tuple[Array, Array]:
-        """What neurons read at these places: keys (m,), vectors (m, d_in)."""
+        """Input vectors at these places: keys (m,), vectors (m, d_in)."""
         if not len(rows):
             return np.empty(0, np.int64), np.empty((0, self.site.d_in), np.float32)
         places = self.site.place(positions, neurons)
-        # Neurons meet at few places, so marking them is quicker than sorting pairs.
+        # Neurons share few places, so marking these is faster than sorting pairs.
         shape = (start + len(index), int(places.max()) + 1)
         met = torch.zeros(shape, dtype=torch.bool, device=rows.device)
         met[rows, places] = True
@@ -253,11 +253,11 @@ class SiteCollector:
         values: Tensor,
         taken: Picked,
     ) -> Array | None:
-        """Activations around these places as shares of that at the place, (m, width)."""
+        """Activations around these places relative to that at the place, (m, width)."""
         if self.window is None or not len(rows):
             return None
         shares = reading.around(rows, neurons, positions, *self.window)
-        # Shares of the example's own activation, which is kept in full: half the memory.
+        # Relative to the example's own activation, which is stored in full: half the memory.
         shares /= values[taken.rows, taken.neurons].to(shares.device)[:, None]
         return np.asarray(shares.clamp_(-_LARGEST, _LARGEST).half().cpu().numpy())
 
@@ -270,7 +270,7 @@ class SiteCollector:
         if vectors is None:
             vectors = np.empty((0, self.site.d_in), np.float16 if self.half else np.float32)
         elif self.half and vectors.dtype == np.float32 and _fits(vectors):
-            # The one that did not fit is none of the examples in the end.
+            # The vector that did not fit belongs to no final example.
             vectors = vectors.astype(np.float16)
         windows = None
         if self.window is not None:
@@ -294,11 +294,11 @@ class SiteCollector:
         )
 
     def inputs(self) -> Array:
-        """Inputs that the examples point at, with repetitions."""
+        """Inputs that the examples refer to, with repetitions."""
         return np.concatenate([self.examples.result().index, self.random.result().index])
 
     def held(self) -> tuple[Tensor, Tensor]:
-        """Inputs that what may become an example points at, with repetitions."""
+        """Inputs that candidate examples refer to, with repetitions."""
         return self.examples.held()[1], self.random.held()[1]
 
     def state(self) -> dict[str, Array]:
@@ -311,8 +311,8 @@ class SiteCollector:
         self.n_inputs = n_inputs
 
     def part(self) -> dict[str, Array]:
-        """What it found in its part of the data, in arrays alone, to `merge`."""
-        state = self.state()  # which sorts out the examples
+        """Results for its part of the data, as arrays for `merge`."""
+        state = self.state()  # reduces the candidates
         self._let_go(of_all=True)
         for name in _POOLS:
             state = {key: a for key, a in state.items() if not key.startswith(f"{name}.")}
@@ -320,7 +320,7 @@ class SiteCollector:
         return state
 
     def merge(self, part: Mapping[str, Array]) -> None:
-        """Take in the `part` of another collector of the same site, of other inputs.
+        """Merge the `part` of another collector of the same site, over other inputs.
 
         Parts may come in any order and grouping.
         """
@@ -330,7 +330,7 @@ class SiteCollector:
 
 
 def below(state: Mapping[str, Array], name: str) -> dict[str, Array]:
-    """The arrays of one part of a state, by their names in it."""
+    """The arrays under one prefix of a state, by their names without it."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
 
@@ -341,13 +341,13 @@ _LARGEST = float(torch.finfo(torch.float16).max)
 
 
 def _halved(vectors: Tensor) -> Tensor:
-    """In float16; if any is too large, all in float32, the others with what float16 holds."""
+    """Convert to float16; if any is too large, all to float32, the others rounded to float16."""
     halves = vectors.half()
     low, high = vectors.aminmax()
     if max(-float(low), float(high)) <= _LARGEST:
         return halves
     fits = (vectors.abs() <= _LARGEST).all(dim=1, keepdim=True)
-    # So a vector is the same whatever others it came with.
+    # So that a vector does not depend on the others in its batch.
     return torch.where(fits, halves.float(), vectors)
 
 

@@ -1,4 +1,4 @@
-"""What neurons read in inputs drawn at random, against which their examples are held."""
+"""Input vectors of random inputs, the baseline for a neuron's examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Candidates:
     ----------
     rows : Tensor of int64, shape (m,)
     neurons : Tensor of int64, shape (m,)
-        At the place where it fires most the input is read.
+        The input is read where this neuron fires most.
     keys : ndarray of int64, shape (m,)
         Priorities.
     """
@@ -43,7 +43,7 @@ class Background:
     ----------
     site : Site
     size : int
-        Inputs in the sample.
+        Number of inputs in the sample.
     """
 
     def __init__(self, site: Site, size: int) -> None:
@@ -53,7 +53,7 @@ class Background:
         self._rows = np.empty((0, site.n_groups, site.d_in), np.float32)
 
     def wanted(self, reading: Reading, order: Tensor, start: int) -> Candidates:
-        """Which of a few inputs belong to the sample so far; nothing is added yet.
+        """Which of a few inputs belong to the sample so far; adds nothing.
 
         Parameters
         ----------
@@ -70,11 +70,11 @@ class Background:
         if reading.input_mask is not None:
             wanted &= reading.input_mask[start : start + len(order)].cpu()
         rows = wanted.nonzero()[:, 0]
-        # The place is one at which some neuron fired most: anywhere else may be padding.
+        # A place where some neuron fired most, as any other may be padding.
         return Candidates(rows, order[rows] % self._site.n_neurons, order[rows].numpy())
 
     def read(self, gather: Gather, rows: Tensor, positions: Tensor) -> Array:
-        """What neurons read at these places of a batch, (m, n_groups, d_in)."""
+        """Input vectors at these places of a batch, (m, n_groups, d_in)."""
         groups = self._site.n_groups
         if not len(rows):
             return self._rows[:0]
@@ -83,14 +83,14 @@ class Background:
         return vectors.detach().float().cpu().numpy().reshape(len(rows), groups, -1)
 
     def add(self, candidates: Candidates, rows: Array) -> None:
-        """Take in what was `wanted` and `read`."""
+        """Add what was `wanted` and `read`."""
         if not len(rows):
             return
         n = len(self._keys)
         stays = np.zeros(n + len(rows), bool)
         stays[np.concatenate([self._keys, candidates.keys]).argsort()[: self._size]] = True
         new = np.flatnonzero(stays[n:])
-        # Into the places of those that go, as to copy all rows for the sake of a few is slow.
+        # Overwrites the rows that leave, as copying all rows for the sake of a few is slow.
         free = np.flatnonzero(~stays[:n])
         first, rest = new[: len(free)], new[len(free) :]
         self._keys[free], self._rows[free] = candidates.keys[first], rows[first]
@@ -99,19 +99,19 @@ class Background:
             self._rows = np.concatenate([self._rows, rows[rest]])
 
     def result(self) -> Array:
-        """Float32 of shape (n_groups, m, d_in), by ascending priority."""
+        """float32 of shape (n_groups, m, d_in), by ascending priority."""
         return np.ascontiguousarray(self._rows[self._keys.argsort()].transpose(1, 0, 2))
 
     def state(self) -> dict[str, Array]:
-        """Everything, to go on later from here."""
+        """The complete state, for `restore`."""
         return {"keys": self._keys.copy(), "rows": self._rows.copy()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self._keys, self._rows = np.array(state["keys"]), np.array(state["rows"])
 
     def merge(self, state: Mapping[str, Array]) -> None:
-        """Take in the `state` of another part of the data."""
+        """Merge the `state` of another part of the data."""
         keys = np.concatenate([self._keys, state["keys"]])
         stays = keys.argsort()[: self._size]
         self._keys, self._rows = keys[stays], np.concatenate([self._rows, state["rows"]])[stays]

@@ -31,26 +31,26 @@ from polyseme.sites.site import Site
 Array = NDArray[Any]
 State = dict[str, Array]
 
-# Batches whose first inputs the sites prove themselves on; each further 512th as well.
+# Number of initial batches on which sites are proved; then on every 512th batch.
 _CHECKED = (0, 8, 32, 128, 512)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A few inputs on their way into the model.
+    """A batch of inputs for the model.
 
     Attributes
     ----------
     inputs : ndarray or Tensor, shape (B, ...), or a dict of them
-        What the model is called with; a dict, such as ``input_ids`` and ``attention_mask``, by
-        keyword.
+        Inputs of the model; a dict, such as of ``input_ids`` and ``attention_mask``, is passed as
+        keyword arguments.
     raw : ndarray, shape (B, ...)
-        The same as stored, to be kept for the examples.
+        The same as stored, to keep for the examples.
     labels : ndarray of int64, shape (B,), optional
     mask : ndarray or Tensor of bool, shape (B, positions), optional
-        Positions that count, such as those that are no padding: no neuron is read at another
-        one, and an input without any has activation 0. Without it, those that the attention
-        mask in ``inputs`` lets through, or all where there is no such mask.
+        Positions that count, such as those that are not padding: neurons are read only there, and
+        an input without any has activation 0. By default, those in the attention mask of
+        ``inputs``, or all if there is none.
     """
 
     inputs: Any
@@ -64,7 +64,7 @@ class Batch:
         if mask is None and isinstance(self.inputs, Mapping):
             mask = self.inputs.get("attention_mask")
             if mask is None and "input_ids" in self.inputs:
-                # Says what the batch and the positions are, for models that lay them in one row.
+                # Gives the shape of batch and positions, for models that flatten them.
                 return torch.ones(
                     tuple(self.inputs["input_ids"].shape), dtype=torch.bool, device=device
                 )
@@ -73,8 +73,8 @@ class Batch:
         tensor = torch.as_tensor(mask).to(device).bool()
         if tensor.ndim != 2 or len(tensor) != len(self.raw):
             raise InputError(
-                f"mask has shape {tuple(tensor.shape)} for {len(self.raw)} inputs; a value for "
-                f"each position, ({len(self.raw)}, positions), is expected."
+                f"mask has shape {tuple(tensor.shape)} for {len(self.raw)} inputs; expected one "
+                f"value per position, ({len(self.raw)}, positions)."
             )
         return tensor
 
@@ -101,37 +101,37 @@ def needs_head(model: nn.Module, sites: list[Site]) -> bool:
 class Collector:
     """The pass over the data, for all sites at once.
 
-    What is found does not depend on how the inputs are cut into batches, but for what the
-    model itself makes of it: its sums may differ in their last digits.
+    Results do not depend on the batch size, except that the model's own sums may differ in their
+    last digits.
 
     Parameters
     ----------
     model : torch.nn.Module
     sites : list of Site
     select : Selector
-        Chooses the examples that stand for a neuron.
+        Selects a neuron's examples.
     n_random : int
-        Random activating examples kept beside them.
+        Number of random activating examples to keep as well.
     seed : int
     window : (int, int), optional
-        Positions before and after each example whose activations are kept with it.
+        Numbers of positions before and after each example whose activations are kept.
     half : bool
-        Keep pre-neuron embeddings as float16; a site where one does not fit keeps float32.
+        Store pre-neuron embeddings as float16; a site where one does not fit uses float32.
     files : Path, optional
-        Folder in which rows are kept instead of in memory: embeddings, windows and inputs.
+        Folder in which to store rows instead of in memory: embeddings, windows and inputs.
     first : int
-        Number of the first input, where this is a part of the data.
+        Number of the first input, if this is a part of the data.
 
     Attributes
     ----------
     n_inputs : int
-        Inputs taken in, and those before the first.
+        Number of inputs processed, plus those before the first.
     is_whole : bool
-        False while a batch is half taken in, so that the state must not be saved.
+        False while a batch is only partly processed, when the state must not be saved.
     low, high : float
-        Of the inputs' values, if they are floating-point numbers.
+        Range of the inputs' values, if floating point.
     on_smaller_batch : callable (int) -> None, optional
-        Called with the new size when the device has run out of memory and the batch is halved.
+        Called with the new size when the device runs out of memory and the batch is halved.
     """
 
     def __init__(
@@ -169,11 +169,11 @@ class Collector:
         self.high = -np.inf
 
     def run(self, batches: Iterable[Batch]) -> Iterator[int]:
-        """Take in the batches; yields the number of inputs so far after each of them.
+        """Process the batches; yield the number of inputs so far after each.
 
-        The model is in evaluation mode and hooked only while a batch is in it, so a caller may
-        stop between batches and go on later. A batch that does not fit the device's memory is
-        halved, and those after it likewise.
+        The model is in evaluation mode and hooked only while it runs a batch, so a caller may stop
+        between batches and continue later. A batch that does not fit in the device's memory is
+        halved, and so are later ones.
         """
         for batch in batches:
             self._update(batch)
@@ -219,8 +219,8 @@ class Collector:
         def on_reading(site: Site, reading: Reading, gather: Gather) -> None:
             if len(reading.activations) != n:
                 raise InputError(
-                    f"Site {site.name!r} gave {len(reading.activations)} rows for {n} inputs; "
-                    "the first axis of a layer's output must be the batch."
+                    f"Site {site.name!r} returned {len(reading.activations)} rows for {n} inputs; "
+                    f"the first axis of a layer's output must be the batch."
                 )
             self._collectors[site.name].update(reading, gather, index, order, wanted[part])
 
@@ -231,8 +231,8 @@ class Collector:
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:
             raise InputError(
-                f"The device {str(self._feed.device)!r} ran out of memory on a single input: "
-                "give shorter ones, a model of a smaller dtype, or a device with more memory."
+                f"The device {str(self._feed.device)!r} ran out of memory on a single input: give "
+                "shorter inputs, a model with a smaller dtype, or a device with more memory."
             ) from error
         self._largest_batch = size // 2
         if self._feed.device.type == "cuda":
@@ -247,24 +247,23 @@ class Collector:
             return
         values = inputs if torch.is_tensor(inputs) else torch.as_tensor(np.asarray(inputs))
         if not values.is_floating_point():
-            # Whole numbers are finite, and those of tokens are not from a range of brightness.
+            # Integers are finite, and token ids have no value range.
             return
         low, high = values.amin().item(), values.amax().item()
         if not (np.isfinite(low) and np.isfinite(high)):
             row, *place = torch.isfinite(values).logical_not().nonzero()[0].tolist()
             raise InputError(
                 f"Input {self.n_inputs + row} of the data holds {values[row][tuple(place)].item()} "
-                f"at {place}; finite numbers of float32 are expected: leave that input out or mend "
-                "it."
+                f"at {place}; expected finite float32 values. Leave that input out or repair it."
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def _live(self, indices: Callable[[SiteCollector], Iterable[Any]]) -> Array:
-        """Those inputs in the pool that any site's indices name, ascending."""
+        """Inputs in the pool that any site refers to, ascending."""
         known = self._inputs.keys
         if not len(known):
             return known
-        # Marked, as there may be many thousand times more indices than inputs.
+        # Marked rather than sorted, as there may be thousands of times more indices than inputs.
         named = np.zeros(known[-1] - known[0] + 1, bool)
         for collector in self._collectors.values():
             for index in indices(collector):
@@ -272,27 +271,27 @@ class Collector:
         return np.asarray(known[named[known - known[0]]])
 
     def results(self) -> Iterator[Collected]:
-        """What each site found, one after the other, so that one need be in memory at a time."""
+        """The results of each site in turn, so that only one must be in memory at a time."""
         for collector in self._collectors.values():
             yield collector.result()
 
     def examples(self) -> Iterator[tuple[Site, Selection]]:
-        """The examples of each site alone, which are quicker to have than its `results`."""
+        """Only the examples of each site, which is faster than all `results`."""
         for collector in self._collectors.values():
             yield collector.site, collector.examples.result()
 
     def parts(self) -> Iterator[State]:
-        """What each site found in this part of the data, see `SiteCollector.part`."""
+        """The results of each site for this part of the data, see `SiteCollector.part`."""
         for collector in self._collectors.values():
             yield collector.part()
 
     def inputs(self, *, held: bool = False) -> dict[str, Array]:
-        """The inputs that the examples point at.
+        """The inputs that the examples refer to.
 
         Parameters
         ----------
         held : bool
-            Also those at which only what may still become an example points.
+            Include the inputs of candidate examples.
 
         Returns
         -------
@@ -316,7 +315,7 @@ class Collector:
         return {"inputs": self._inputs, "labels": self._labels, **sites}
 
     def state(self) -> State:
-        """Everything, to go on later from here; of rows in files, where they are."""
+        """The complete state, for `restore`; rows in files are stored by reference."""
         state: State = {
             "progress": np.array([self.n_inputs]),
             "range": np.array([self.low, self.high], dtype=np.float64),
@@ -326,14 +325,14 @@ class Collector:
         return state
 
     def saved(self) -> None:
-        """Remove files that only an earlier `state` needs: the last one is safely stored."""
+        """Remove files that only earlier states need, once the last `state` is safely stored."""
         self._inputs.forget()
         for collector in self._collectors.values():
             collector.vectors.forget()
             collector.windows.forget()
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from a `state` of a collector with the same sites and settings."""
+        """Continue from a `state` of a collector with the same sites and settings."""
         self.n_inputs = int(state["progress"][0])
         self.low, self.high = (float(value) for value in state["range"])
         for part, holder in self._parts().items():

@@ -1,4 +1,4 @@
-"""The mean and the covariance of what a site reads, against which meanings are told apart."""
+"""The mean and covariance of a site's inputs, on which counts of meanings are based."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polyseme.sites.site import Site
 
 Array = NDArray[Any]
 
-# Positions read per input: neighbours in one context say much the same.
+# Positions read per input, as neighbours in a context are much alike.
 PLACES = 8
 _SUMS = ("sum", "products")
 
@@ -26,8 +26,8 @@ _SUMS = ("sum", "products")
 class Moments:
     """Sums over a few random positions of every input of one site.
 
-    The positions depend on the input's number and the seed alone, so the sums are those of any
-    batching, up to rounding; those of parts of the data with the same batches add up exactly, see
+    The positions depend only on the input's number and the seed, so the sums do not depend on the
+    batch size, up to rounding. Sums of parts of the data with the same batches add up exactly, see
     `Sum`.
 
     Parameters
@@ -38,7 +38,7 @@ class Moments:
     Attributes
     ----------
     n : int
-        Vectors so far, for each group of neurons.
+        Number of vectors so far, for each group of neurons.
     """
 
     def __init__(self, site: Site, seed: int) -> None:
@@ -49,7 +49,7 @@ class Moments:
         self._products = Sum(np.zeros((groups, d, d)))
 
     def read(self, reading: Reading, gather: Gather, index: Tensor, start: int) -> Tensor:
-        """What neurons read at some positions of a few inputs, (n_groups, m, d_in) of float64.
+        """Input vectors at some positions of a few inputs, float64 (n_groups, m, d_in).
 
         Parameters
         ----------
@@ -80,19 +80,19 @@ class Moments:
         return vectors.detach().cpu().double().view(len(rows), groups, -1).transpose(0, 1)
 
     def add(self, vectors: Tensor) -> None:
-        """Take in what was `read`."""
+        """Add what was `read`."""
         self.n += vectors.shape[1]
         self._sum.add(vectors.sum(dim=1).numpy())
         self._products.add(torch.matmul(vectors.transpose(1, 2), vectors).numpy())
 
     def result(self) -> tuple[Array, Array]:
-        """Mean (n_groups, d_in) and covariance (n_groups, d_in, d_in), float64; zeros of none."""
+        """Mean (n_groups, d_in) and covariance (n_groups, d_in, d_in), float64; zeros if empty."""
         n = max(1, self.n)
         mean = self._sum.total / n
         return mean, self._products.total / n - mean[:, :, None] * mean[:, None, :]
 
     def state(self) -> dict[str, Array]:
-        """Everything, to go on later from here, or to `merge`."""
+        """The complete state, for `restore` or `merge`."""
         arrays = {"n": np.array([self.n])}
         for name in _SUMS:
             high, low = getattr(self, f"_{name}").parts
@@ -100,14 +100,14 @@ class Moments:
         return arrays
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self.n = int(state["n"][0])
         for name in _SUMS:
             parts = np.array(state[name]), np.array(state[f"{name}_low"])
             getattr(self, f"_{name}").parts = parts
 
     def merge(self, state: Mapping[str, Array]) -> None:
-        """Take in the `state` of another part of the data."""
+        """Merge the `state` of another part of the data."""
         self.n += int(state["n"][0])
         for name in _SUMS:
             getattr(self, f"_{name}").merge(state[name], state[f"{name}_low"])

@@ -1,4 +1,4 @@
-"""Rows that examples point at, kept once however many neurons share them."""
+"""Rows that examples refer to, stored once however many neurons share them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from polyseme.errors import RunError
 Array = NDArray[Any]
 
 _BLOCK_BYTES = 4 << 20
-# What a file may have in memory that is not on the disk.
+# Maximum bytes of a file in memory that are not yet on disk.
 _BEHIND_BYTES = 1 << 20
 _behind = ThreadPoolExecutor(1, thread_name_prefix="polyseme-rows")
 
 
 class Pool:
-    """Rows by key, with those that nothing points at any more dropped from time to time.
+    """Rows by key, from which unused ones are dropped from time to time.
 
-    Keys are added in ascending order, each once: inputs come one time each, and in order.
+    Keys are added in ascending order, each once, as inputs come in order.
 
     Parameters
     ----------
     file : Path, optional
-        Keep the rows in files of this name, with a number appended, instead of in memory. A
-        `state` stays good until `forget`: of the files that it needs nothing changes but what
-        is beyond its rows.
+        Store the rows in files of this name, with a number appended, instead of in memory. A
+        `state` stays valid until `forget`: the files that it needs change only past its rows.
     expected : int
-        Rows that may be live in the end: with fewer than twice as many, nothing is sorted out.
+        Number of rows that may be live at the end: with fewer than twice as many, none are dropped.
     """
 
     def __init__(self, file: Path | None = None, expected: int = 0) -> None:
@@ -53,9 +52,9 @@ class Pool:
         return self._keys[: self._n]
 
     def add(self, keys: Array, rows: Array) -> None:
-        """Rows under new keys, above all that were added: (m,) of int64 and (m, ...).
+        """Add rows under new keys above all others: int64 (m,), and (m, ...).
 
-        Rows of float32 in a pool of float16 make it one of float32.
+        Adding float32 rows to a float16 pool converts it to float32.
         """
         if not len(keys):
             return
@@ -75,14 +74,14 @@ class Pool:
 
     @property
     def is_bloated(self) -> bool:
-        """Whether it may hold twice what was live when last asked, so that sorting out pays."""
+        """Whether it may hold twice the rows that were last live, so that dropping pays off."""
         return self._n > 2 * self._n_live + 256
 
     def keep(self, live: Array) -> None:
-        """Drop every row whose key is not among the live ones, in whatever order these are."""
+        """Drop every row whose key is not among the live ones, which may be in any order."""
         kept = np.zeros(self._n, bool)
         if self._n:
-            # Sorted, they are looked up several times as quickly.
+            # Lookups of sorted keys are several times faster.
             ordered = np.sort(live)
             place = np.searchsorted(self.keys, ordered).clip(max=self._n - 1)
             kept[place[self.keys[place] == ordered]] = True
@@ -95,18 +94,18 @@ class Pool:
     def _picked(self, kept: Array) -> Iterator[Array]:
         start = 0
         for chunk in self._rows:
-            # Several times as quick as to index with what is kept.
+            # Several times faster than indexing with a mask.
             yield chunk.take(np.flatnonzero(kept[start : start + len(chunk)]), axis=0)
             start += len(chunk)
 
     def take(self, keys: Array) -> Array | None:
-        """Rows of these keys, (m, ...), in their order; None where there never were any rows."""
+        """Rows of these keys, (m, ...), in order; None if there never were any rows."""
         if self._rows.dtype is None or self._rows.shape is None:
             return None
         order = np.argsort(keys, kind="stable")
         places = np.searchsorted(self.keys, keys[order])
         if len(keys) and not np.array_equal(self.keys.take(places, mode="clip"), keys[order]):
-            raise RunError("Rows that examples point at are missing; make the analysis again.")
+            raise RunError("Rows that examples refer to are missing; run the analysis again.")
         result = np.empty((len(keys), *self._rows.shape), self._rows.dtype)
         sorted_already = bool((order[1:] > order[:-1]).all())
         start = 0
@@ -118,23 +117,23 @@ class Pool:
         return result
 
     def state(self) -> dict[str, Array]:
-        """Everything, to go on later from here; of rows in a file, where they are."""
+        """The complete state, for `restore`; rows in a file are stored by reference."""
         return {"keys": self.keys.copy(), **self._rows.state()}
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self._keys = np.array(state["keys"])
         self._n = len(self._keys)
         self._n_live = max(self._n, self._expected)
         self._rows = self._rows.restored(state, self._n)
 
     def part(self) -> dict[str, Array]:
-        """Keys and rows of all, wherever they are kept, to `merge`."""
+        """All keys and rows, wherever they are stored, for `merge`."""
         rows = self.take(self.keys)
         return {"keys": self.keys.copy()} | ({} if rows is None else {"rows": rows})
 
     def merge(self, part: Mapping[str, Array]) -> None:
-        """Take in the `part` of another one, whose keys are none of these."""
+        """Merge the `part` of another pool with disjoint keys."""
         if "rows" not in part or not len(part["keys"]):
             return
         keys, rows = part["keys"], part["rows"]
@@ -147,21 +146,21 @@ class Pool:
         self.add(keys, rows)
 
     def forget(self) -> None:
-        """Remove files that only an earlier `state` needs: the last one is safely stored."""
+        """Remove files that only earlier states need, once the last `state` is safely stored."""
         self._rows.forget()
 
 
 class _InMemory:
-    """Rows in blocks, so that neither growth nor dropping some copies all of them at once."""
+    """Rows in blocks, so that neither growing nor dropping copies all of them at once."""
 
     def __init__(self) -> None:
         self._blocks: list[Array] = []
-        self._last = 0  # rows in the last block
+        self._last = 0  # number of rows in the last block
         self.dtype: np.dtype[Any] | None = None
         self.shape: tuple[int, ...] | None = None
 
     def __iter__(self) -> Iterator[Array]:
-        # By number, as those that have been read may be let go of on the way.
+        # By index, as blocks may be freed once read.
         for number in range(len(self._blocks)):
             last = number == len(self._blocks) - 1
             yield self._blocks[number][: self._last] if last else self._blocks[number]
@@ -178,7 +177,7 @@ class _InMemory:
             self._last += len(part)
 
     def replaced(self, chunks: Iterator[Array]) -> _InMemory:
-        """The same with other rows, made from these."""
+        """A copy with other rows, derived from these."""
         new = _InMemory()
         new.dtype, new.shape = self.dtype, self.shape
         for number, rows in enumerate(chunks):
@@ -205,11 +204,11 @@ class _InMemory:
 
 
 class _InFile:
-    """Rows one after the other in a file.
+    """Rows stored consecutively in a file.
 
-    What a state needs of it is not changed: without some of the rows it is another file then. If
-    no state needs it, rows move up in their own, since pages that a file has are written
-    several times as quickly as new ones.
+    Parts that a state needs never change: dropping rows then writes a new file. If no state needs
+    the file, rows move up in place, since overwriting a file's existing pages is several times
+    faster than writing new ones.
     """
 
     def __init__(self, file: Path, number: int = 0) -> None:
@@ -237,8 +236,8 @@ class _InFile:
                     _forget(file.fileno(), start * self._row_bytes)
                 if file.readinto(_bytes_of(rows)) != rows.nbytes:
                     raise RunError(
-                        f"{self._path(self._number)} is shorter than it was left; start the "
-                        "analysis again by overwrite=True (--overwrite)."
+                        f"{self._path(self._number)} is shorter than when it was written; start "
+                        f"over with overwrite=True (--overwrite)."
                     )
                 yield rows
 
@@ -250,7 +249,7 @@ class _InFile:
                 path.touch()
         self.dtype, self.shape = rows.dtype, rows.shape[1:]
         with _explained(path), path.open("r+b", buffering=0) as file:
-            # There may be more in it, from before rows were dropped.
+            # It may be longer, from before rows were dropped.
             file.seek(self._n * self._row_bytes)
             unwritten = _bytes_of(rows)
             while unwritten:
@@ -269,7 +268,7 @@ class _InFile:
 
     def replaced(self, chunks: Iterator[Array]) -> _InFile:
         first = next(chunks, np.empty((0, *(self.shape or ())), self.dtype))
-        # None of them is wider, so what is written stays behind what is read.
+        # No row is wider than before, so writing stays behind reading.
         in_place = self._number not in self._needed and first.dtype == self.dtype
         new = _InFile(self._file, self._number + (not in_place))
         new._needed = self._needed
@@ -303,10 +302,10 @@ class _InFile:
         with _explained(path):
             if path.stat().st_size < size:
                 raise RunError(
-                    f"{path} is shorter than it was left; start the analysis again by "
-                    "overwrite=True (--overwrite)."
+                    f"{path} is shorter than when it was written; start over with overwrite=True "
+                    f"(--overwrite)."
                 )
-            # What was appended after the state comes again.
+            # Rows appended after the state will come again.
             os.truncate(path, size)
         new.forget()
         return new
@@ -319,10 +318,10 @@ class _InFile:
 
 
 def _settle(path: Path) -> None:
-    """Have the disk take what is new in a file, and the memory that it was in be free.
+    """Flush a file's new data to disk and free its memory.
 
-    Rows are not read before the end of the pass. Until then they would take the memory of what
-    is needed, and memory that was in use a moment ago is written several times as quickly.
+    Rows are not read before the end of the pass. Until then they would occupy memory that is needed
+    for other things, and recently used memory is several times faster to write.
     """
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError), path.open("rb") as file:
@@ -331,13 +330,13 @@ def _settle(path: Path) -> None:
 
 
 def _forget(file: int, end: int) -> None:
-    """Free the memory of a file up to here (0: all of it), as far as the disk has it."""
+    """Free a file's cached memory up to here (0: all), as far as it is on disk."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file, 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes_of(rows: Array) -> memoryview:
-    # By NumPy, as a memoryview of several axes with no rows cannot be cast.
+    # Via NumPy, as an empty memoryview with several axes cannot be cast.
     return memoryview(rows.reshape(-1).view(np.uint8).data)
 
 

@@ -1,8 +1,7 @@
-"""Which examples stand for a neuron, chosen in one pass and in bounded memory.
+"""Selection of a neuron's examples, in one pass and bounded memory.
 
-A selector is handed activations, batch by batch, and never a model. What it keeps at the end
-is exactly what it would have chosen from all activations at once, however they were cut into
-batches, ties included.
+A selector takes activations, batch by batch, never a model. Its final choice is exactly what it
+would choose from all activations at once, for any batching, ties included.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _number(name: str, value: Any, least: float, most: float, *, open_below: boo
 def priorities(index: Tensor, seed: int) -> Tensor:
     """Pseudo-random order of inputs: a number in [0, 2⁶³) for each index.
 
-    It depends on the index and the seed alone, so a sample of the lowest is the same for any
+    It depends only on the index and the seed, so a sample of the lowest is the same for any
     batching and on any device (the finaliser of splitmix64); int64 in the shape of ``index``.
     """
     mask = (1 << 63) - 1
@@ -60,16 +59,16 @@ def priorities(index: Tensor, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Kept:
-    """Activations that neurons hold on to, in the order in which they came.
+    """Activations that neurons keep, in order of arrival.
 
     Attributes
     ----------
     values : Tensor of float, shape (n_neurons, width)
-        Activations; 0 in empty places.
+        Activations; 0 in empty slots.
     index : Tensor of int, shape (n_neurons, width)
         Number of the input.
     valid : Tensor of bool, shape (n_neurons, width)
-        Whether the place is filled.
+        Whether the slot is filled.
     maximum : Tensor of float, shape (n_neurons,)
         Largest activation seen so far.
     """
@@ -86,24 +85,24 @@ class Selector(ABC):
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Most examples that `reduce` ever leaves to one neuron."""
+        """Maximum number of examples per neuron that `reduce` leaves."""
 
     @abstractmethod
     def reduce(self, kept: Kept) -> Tensor:
-        """Which of these may still be chosen, whatever comes: bool, (n_neurons, width).
+        """Which activations may still be chosen, whatever follows: bool, (n_neurons, width).
 
-        It must not matter how often it is called, and it must keep all that `choose` would
-        take.
+        The result must not depend on how often it is called, and it must keep everything that
+        `choose` would choose.
         """
 
     def choose(self, kept: Kept) -> Tensor:
-        """Which of these are the choice, now that nothing more comes."""
+        """Which activations are chosen, now that all have been seen."""
         return self.reduce(kept)
 
     def threshold(self, kept: Kept) -> Tensor | None:
-        """Activation that a later one must exceed to matter, (n_neurons,); None: none.
+        """Activation that later ones must exceed to matter, (n_neurons,); None if there is none.
 
-        It may be asked for before `reduce` has been at work.
+        It may be called before `reduce`.
         """
         return None
 
@@ -113,7 +112,7 @@ class Selector(ABC):
 
     @property
     def strongest_first(self) -> bool:
-        """Whether examples are listed by activation, and not in the order of the data."""
+        """Whether examples are ordered by activation rather than by position in the data."""
         return True
 
 
@@ -125,7 +124,7 @@ def _kth(by: Tensor, k: int) -> Tensor:
 
 
 def _first(kept: Kept, by: Tensor, k: int) -> Tensor:
-    """The k places with the lowest ``by``, ties to the earlier input: bool, shape of ``by``."""
+    """The k slots with the lowest ``by``, ties to the earlier input: bool, shape of ``by``."""
     by = by.masked_fill(~kept.valid, torch.inf if by.is_floating_point() else _NOT_YET)
     last = _kth(by, k)
     below, ties = by < last, by == last
@@ -134,7 +133,7 @@ def _first(kept: Kept, by: Tensor, k: int) -> Tensor:
 
 
 def _rank(kept: Kept, by: Tensor) -> Tensor:
-    """Rank of each place by ascending ``by``, ties to the earlier input; empty places last."""
+    """Rank of each slot by ascending ``by``, ties to the earlier input; empty slots last."""
     worst = torch.inf if by.is_floating_point() else _NOT_YET
     order = by.masked_fill(~kept.valid, worst).argsort(dim=1, stable=True)
     places = torch.arange(by.shape[1], device=by.device).expand_as(order)
@@ -143,12 +142,12 @@ def _rank(kept: Kept, by: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TopK(Selector):
-    """The k strongest activations; of equal ones, those that come first in the data.
+    """The k strongest activations; ties go to the earlier input.
 
     Parameters
     ----------
     k : int
-        Most examples a neuron.
+        Maximum number of examples per neuron.
     """
 
     k: int = 100
@@ -164,8 +163,8 @@ class TopK(Selector):
         return _first(kept, -kept.values, self.k)
 
     def threshold(self, kept: Kept) -> Tensor | None:
-        # An equal activation that comes later loses the tie, so it may be passed over.
-        # Empty places hold 0.
+        # A later equal activation loses the tie, so it may be skipped.
+        # Empty slots hold 0.
         return _kth(kept.values, kept.values.shape[1] - self.k + 1)[:, 0].clamp(min=0)
 
 
@@ -178,7 +177,7 @@ class AboveFraction(Selector):
     fraction : float
         In (0, 1]; the paper's recipe for language models is 0.75.
     max_examples : int
-        Most examples a neuron, the strongest.
+        Maximum number of examples per neuron; the strongest are kept.
     """
 
     fraction: float = 0.75
@@ -207,9 +206,9 @@ class FirstActive(Selector):
     Parameters
     ----------
     n : int
-        Most examples a neuron.
+        Maximum number of examples per neuron.
     minimum : float
-        Least activation that counts, at least 0; the published SAE results use 0.005. With 0,
+        Smallest activation that counts, at least 0; the published SAE results use 0.005. With 0,
         any positive activation counts.
     """
 
@@ -225,7 +224,7 @@ class FirstActive(Selector):
         return self.n
 
     def reduce(self, kept: Kept) -> Tensor:
-        # Places are filled in the order of the data.
+        # Slots are filled in the order of the data.
         return kept.valid & (kept.valid.cumsum(dim=1) <= self.n)
 
     def threshold(self, kept: Kept) -> Tensor | None:
@@ -242,31 +241,30 @@ class FirstActive(Selector):
 
 @dataclass(frozen=True)
 class Stratified(Selector):
-    """Equally many activations from each band, so that behaviours below the top are seen.
+    """The same number of activations from each band, to cover behaviours below the top.
 
-    The bands have equal widths and cover (0, maximum] of the neuron. Each gives k / bins
-    examples, a seeded random sample of its inputs; a band with fewer gives all it has, and
-    what is left over goes to no other band (a band with fewer may also lose a few at its very
-    edge, see below). If k is not a multiple of bins, the upper bands
-    give one more.
+    The bands have equal widths and cover (0, maximum] of the neuron. Each yields k / bins
+    examples, a seeded random sample of its inputs. A band with fewer yields all of them, and the
+    remainder goes to no other band (such a band may also lose a few at its very edge, see below).
+    If k is not a multiple of bins, the upper bands yield one more.
 
     Parameters
     ----------
     k : int
-        Most examples a neuron.
+        Maximum number of examples per neuron.
     bins : int
         Number of bands, at most k.
     seed : int
-        Of the sample.
+        Seed of the sample.
 
     Notes
     -----
-    The bands are known only at the end, when the maximum is. Until then, samples are kept of
-    cells of a grid that is at least four times as fine and whose spacing is a power of two:
-    as the maximum grows, cells merge and nothing that a merged cell needs was dropped. The
-    choice is made from these samples, at the bands' exact edges. A band's edge may run through
-    a cell, so that a band with few examples can lose those there to a crowded neighbour; a
-    band with plenty still gives exactly its share, out of the cells that lie wholly within it.
+    The bands are known only at the end, with the maximum. Until then, samples are kept for the
+    cells of a grid that is at least four times as fine and whose spacing is a power of two: as the
+    maximum grows, cells merge, and nothing that a merged cell needs has been dropped. The final
+    choice is made from these samples, at the exact edges of the bands. A band's edge may cross a
+    cell, so a band with few examples can lose those in it to a crowded neighbour; a band with
+    plenty still yields exactly its share, from the cells wholly inside it.
     """
 
     k: int = 100
@@ -279,8 +277,8 @@ class Stratified(Selector):
         _whole("seed", self.seed, 0)
         if self.bins > self.k:
             raise InputError(
-                f"bins is {self.bins} and k is {self.k}; at most one bin for each example is "
-                "expected: raise k or lower bins."
+                f"bins is {self.bins} and k is {self.k}; expected at most one bin per example. "
+                f"Raise k or lower bins."
             )
 
     @property
@@ -296,7 +294,7 @@ class Stratified(Selector):
         return self._cells * self._per_band
 
     def _rank_in(self, kept: Kept, group: Tensor) -> Tensor:
-        """Rank by priority among the places of the same group."""
+        """Rank by priority among the slots of the same group."""
         rank = _rank(kept, priorities(kept.index, self.seed))
         width = rank.shape[1]
         key = (group * width + rank).masked_fill(~kept.valid, _NOT_YET)
@@ -310,7 +308,7 @@ class Stratified(Selector):
 
     def reduce(self, kept: Kept) -> Tensor:
         unit = torch.ldexp(torch.ones_like(kept.maximum), torch.frexp(kept.maximum).exponent)
-        # A power of two divides without rounding, so a cell's members never change sides.
+        # A power of two divides without rounding, so members never move to another cell.
         cell = (kept.values / unit[:, None] * self._cells).floor().long()
         return kept.valid & (self._rank_in(kept, cell) < self._per_band)
 
@@ -326,14 +324,14 @@ class Stratified(Selector):
 
 @dataclass(frozen=True)
 class RandomActive(Selector):
-    """A seeded random sample of the inputs that activate a neuron, weak ones too.
+    """A seeded random sample of the inputs that activate a neuron, including weakly.
 
     Parameters
     ----------
     k : int
-        Most examples a neuron.
+        Maximum number of examples per neuron.
     seed : int
-        Of the sample.
+        Seed of the sample.
     """
 
     k: int = 16
@@ -348,7 +346,7 @@ class RandomActive(Selector):
         return self.k
 
     def _order(self, index: Tensor, neurons: Tensor) -> Tensor:
-        # The neuron takes part, or all neurons would show the same few inputs.
+        # The neuron's number enters the hash; otherwise all neurons would show the same few inputs.
         return priorities((index.long() << 24) + neurons, self.seed)
 
     def _order_kept(self, kept: Kept) -> Tensor:
@@ -370,7 +368,7 @@ class RandomActive(Selector):
         return active & (self._order_new(index, values.shape[1]) < threshold)
 
     def _order_new(self, index: Tensor, n_neurons: int) -> Tensor:
-        # All sites of a model ask for the same inputs one after the other, so it is kept.
+        # Cached, as all sites of a model request the same inputs in turn.
         known: tuple[Tensor, Tensor] | None = self.__dict__.get("_last")
         if known is None or known[0] is not index or known[1].shape[1] < n_neurons:
             neurons = torch.arange(n_neurons, device=index.device)

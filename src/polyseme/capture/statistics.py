@@ -12,8 +12,8 @@ from torch import Tensor
 from polyseme.capture.sums import Sum
 
 N_BINS = 64
-# Inputs that are counted at a time: each step has a cost of its own, however few they are. The
-# sums are of the same inputs together for any batching, so they are equal to the last bit.
+# Inputs counted at a time, as each step has a fixed cost. Sums are grouped the same way for any
+# batching, so they are bit-identical.
 TOGETHER = 64
 _NAMES = ("waiting", "active", "active_positions", "maximum", "exponent", "histogram")
 _COUNTS = ("n_inputs", "n_positions", "n_waiting")
@@ -22,9 +22,9 @@ _COUNTS = ("n_inputs", "n_positions", "n_waiting")
 class Statistics:
     """Density, maximum, mean and histogram of the activations of one site's neurons.
 
-    The histogram covers [0, upper) with equal bins, where upper is the power of two next above
-    the neuron's maximum. When the maximum outgrows it, bins merge in pairs: the result is the
-    same for any batching.
+    The histogram covers [0, upper) with equal bins, where upper is the next power of two above the
+    neuron's maximum. When the maximum outgrows it, bins merge in pairs: the result is the same for
+    any batching.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class Statistics:
 
     @staticmethod
     def bytes_a_neuron() -> int:
-        """Memory that the statistics of a neuron take."""
+        """Memory per neuron, in bytes."""
         return 8 * N_BINS + 4 * TOGETHER + 4 * 8 + 4
 
     def update(self, values: Tensor) -> None:
-        """Take in activations of shape (B, n_neurons); those that are not positive are zeros."""
+        """Add activations of shape (B, n_neurons); non-positive ones count as zero."""
         start = 0
         while start < len(values):
             part = values[start : start + TOGETHER - self._n_waiting]
@@ -63,7 +63,7 @@ class Statistics:
         self._n_inputs += len(values)
 
     def update_positions(self, active: Tensor, n_positions: int) -> None:
-        """Take in at how many of so many positions each neuron is active, shape (n_neurons,)."""
+        """Add counts of positions where each neuron is active, (n_neurons,), of `n_positions`."""
         self._active_positions += active.to(self._active.device)
         self._n_positions += n_positions
 
@@ -74,7 +74,7 @@ class Statistics:
         self._sum.add(values.sum(dim=0, dtype=torch.float64))
         self._maximum = torch.maximum(self._maximum, values.amax(dim=0))
         self._grow()
-        # The upper edge is a power of two, so that this is exact; double, as it may be tiny.
+        # Exact, as the upper edge is a power of two; in double precision, as it may be tiny.
         bins_in_all = torch.full_like(self._exponent, N_BINS, dtype=torch.float64)
         scale = torch.ldexp(bins_in_all, -self._exponent.double())
         scale = scale.masked_fill(self._maximum <= 0, 0)
@@ -94,19 +94,18 @@ class Statistics:
             self._exponent = torch.maximum(needed, self._exponent)
 
     def result(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Arrays by name, each with one row per neuron.
+        """Compute arrays by name, each with one row per neuron.
 
         Returns
         -------
         dict
-            ``density``: share of inputs that activate the neuron; ``position_density``: of
-            positions, NaN where none were counted; ``max_activation``;
-            ``mean_activation``: over all inputs, inactive ones as 0; ``histogram`` (n_neurons,
-            64): counts of positive activations; ``histogram_upper``: its upper edge, 0 for a
-            neuron that was never active.
+            ``density``: share of inputs that activate the neuron; ``position_density``: share of
+            positions, NaN if none were counted; ``max_activation``; ``mean_activation``: over all
+            inputs, inactive ones as 0; ``histogram`` (n_neurons, 64): counts of positive
+            activations; ``histogram_upper``: its upper edge, 0 for a neuron that was never active.
         """
         if self._n_waiting:
-            # In a copy, so that sums stay those of the same inputs if more come.
+            # On a copy, so that later sums keep their grouping of inputs.
             whole = Statistics(len(self._maximum), self._maximum.device)
             whole.restore(self.state())
             whole._count(self._waiting[: self._n_waiting])
@@ -129,14 +128,14 @@ class Statistics:
         }
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Everything, to go on later from here, or to `merge`."""
+        """The complete state, for `restore` or `merge`."""
         tensors = {name: getattr(self, f"_{name}") for name in _NAMES}
         tensors["sum"], tensors["sum_low"] = self._sum.parts
         arrays = {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
         return arrays | {name: np.array([getattr(self, f"_{name}")]) for name in _COUNTS}
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
 
         def tensor(name: str) -> Tensor:
             return torch.from_numpy(np.array(state[name])).to(self._active.device)
@@ -148,10 +147,10 @@ class Statistics:
         self._sum.parts = tensor("sum"), tensor("sum_low")
 
     def merge(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take in the `state` of another part of the data.
+        """Merge the `state` of another part of the data.
 
-        The sums are those of all of it at once where every part but the last has a multiple of
-        64 inputs.
+        The sums equal those of a single pass if every part but the last has a multiple of 64
+        inputs.
         """
         other = Statistics(len(self._maximum), self._maximum.device)
         other.restore(state)

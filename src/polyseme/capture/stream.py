@@ -1,4 +1,4 @@
-"""A selector at work on the activations of one site, batch after batch."""
+"""Applying a selector to the activations of one site, batch by batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from polyseme.capture.select import Kept, Selector
 
 @dataclass(frozen=True)
 class Selection:
-    """The examples of every neuron of a site, neuron after neuron.
+    """The examples of every neuron of a site, ordered by neuron.
 
     Attributes
     ----------
     neuron, index, position : ndarray of int64, shape (n_examples,)
-        The neuron, the input, and the place in the input where the neuron fired most.
+        The neuron, the input, and the position in the input where the neuron fired most.
     activation : ndarray of float32, shape (n_examples,)
     counts : ndarray of int64, shape (n_neurons,)
-        Examples of each neuron; 0 for a dead one.
+        Number of examples of each neuron; 0 for a dead neuron.
     """
 
     neuron: np.ndarray[Any, np.dtype[np.int64]]
@@ -35,16 +35,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class Picked:
-    """New activations that a stream wants, and where in its buffers they go.
+    """New activations that a stream keeps, and their slots in its buffers.
 
     Attributes
     ----------
     rows, neurons : Tensor of int64, shape (m,)
         In ascending order of rows, then neurons.
     places : Tensor of int64, shape (m,)
-        Flat, of the buffers.
+        Flat indices into the buffers.
     count : Tensor of int64, shape (n_neurons,)
-        How many each neuron holds with them.
+        Number of activations of each neuron, including these.
     """
 
     rows: Tensor
@@ -53,26 +53,26 @@ class Picked:
     count: Tensor
 
 
-# The threshold is raised once a quarter of what the neurons keep is new.
+# The threshold is raised once a quarter of the kept activations are new.
 _RAISE = 4
 _LEAST_ROOM = 64
 _COLUMNS = ("values", "index", "position")
 
 
 class Stream:
-    """A selector at work on the neurons of one site.
+    """A selector applied to the neurons of one site.
 
     Parameters
     ----------
     selector : Selector
     n_neurons : int
     device : torch.device or str
-        Where the activations are.
+        Device of the activations.
 
     Attributes
     ----------
     room : int
-        Most inputs that `pick` takes at a time.
+        Maximum number of inputs per `pick`.
     """
 
     def __init__(
@@ -82,42 +82,42 @@ class Stream:
         self.room = max(selector.capacity, _LEAST_ROOM)
         width = self.width(selector)
         self._values = torch.zeros((n_neurons, width), device=device)
-        # Half the memory of int64; there are at most 2³¹ inputs, and places in an input.
+        # Half the memory of int64; there are at most 2³¹ inputs, and positions per input.
         self._index = torch.zeros((n_neurons, width), dtype=torch.int32, device=device)
         self._position = torch.zeros_like(self._index)
         self._count = torch.zeros(n_neurons, dtype=torch.int64, device=device)
         self._maximum = torch.zeros(n_neurons, device=device)
         self._bar: Tensor | None = None
-        # A threshold that lags behind lets in much that is in vain; to raise it costs little.
+        # A lagging threshold admits many useless activations; raising it costs little.
         self._raise_after = max(1, n_neurons * selector.capacity // _RAISE)
         self._added = 0
 
     @staticmethod
     def width(selector: Selector) -> int:
-        """Most activations that a neuron ever holds on to."""
+        """Maximum number of activations that a neuron keeps at any time."""
         return selector.capacity + max(selector.capacity, _LEAST_ROOM)
 
     @staticmethod
     def bytes_a_neuron(selector: Selector) -> int:
-        """Memory that the buffers of a neuron take."""
+        """Memory of the buffers per neuron, in bytes."""
         return 4 * len(_COLUMNS) * Stream.width(selector)
 
     def update(self, values: Tensor, index: Tensor, position: Tensor | None = None) -> Tensor:
-        """Take in a batch.
+        """Process a batch.
 
         Parameters
         ----------
         values : Tensor of float, shape (B, n_neurons)
-            The activation of each neuron in each input, at the place where it is strongest.
+            Each neuron's largest activation in each input.
         index : Tensor of int64, shape (B,)
             Numbers of the inputs, increasing from call to call.
         position : Tensor of int64, shape (B, n_neurons), optional
-            The place where the activation was taken.
+            The position of that activation.
 
         Returns
         -------
         Tensor of bool, shape (B, n_neurons)
-            Which of them are held on to for now.
+            Which activations are kept for now.
         """
         taken = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
         values = values.float()
@@ -130,7 +130,7 @@ class Stream:
         return taken
 
     def pick(self, values: Tensor, index: Tensor) -> Picked:
-        """What is wanted of up to ``room`` new inputs; until they are added, nothing is held.
+        """Pick activations of up to ``room`` new inputs, without adding them.
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ class Stream:
             wanted &= self.selector.wanted(values, index, self._bar)
             count = self._count + wanted.sum(dim=0)
         rows, neurons = wanted.nonzero(as_tuple=True)
-        # Narrow numbers are added up three times as quickly.
+        # Summing narrow integers is three times faster.
         narrow = torch.int16 if len(wanted) < 1 << 15 else torch.int64
         rank = wanted.cumsum(dim=0, dtype=narrow)[rows, neurons].long() - 1
         return Picked(rows, neurons, neurons * width + self._count[neurons] + rank, count)
@@ -154,14 +154,14 @@ class Stream:
     def add(
         self, picked: Picked, values: Tensor, index: Tensor, position: Tensor | None = None
     ) -> None:
-        """Hold on to what was picked from these inputs; ``position`` is of shape (m,)."""
+        """Add what was picked from these inputs; ``position`` has shape (m,)."""
         self._values.view(-1)[picked.places] = values[picked.rows, picked.neurons]
         self._index.view(-1)[picked.places] = index[picked.rows].int()
         if position is not None:
             self._position.view(-1)[picked.places] = position.int()
         self._count = picked.count
         self._added += len(picked.rows)
-        # Nothing is below a threshold as long as no neuron has all that it may keep.
+        # Nothing can be below a threshold until some neuron has reached its capacity.
         if self._added >= self._raise_after and int(self._count.max()) >= self.selector.capacity:
             self._bar = self.selector.threshold(self._kept)
             self._added = 0
@@ -178,7 +178,7 @@ class Stream:
     def _reduce(self) -> None:
         keep = self.selector.reduce(self._kept)
         self._count = keep.sum(dim=1)
-        # In the order of the data, which is that of the places, each moves up to its new one.
+        # Slots are in the order of the data, so each entry moves up to its new slot.
         neuron, place = keep.nonzero(as_tuple=True)
         width = self._values.shape[1]
         before = neuron * width + place
@@ -190,13 +190,13 @@ class Stream:
         self._bar = self.selector.threshold(self._kept)
 
     def held(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Neuron, input and position of all that is held on to for now."""
+        """Neuron, input and position of all activations kept for now."""
         neuron, place = self._valid.nonzero(as_tuple=True)
         index, position = self._index[neuron, place], self._position[neuron, place]
         return neuron, index.long(), position.long()
 
     def result(self) -> Selection:
-        """The choice from all activations that were taken in."""
+        """The choice from all activations processed."""
         kept = self._kept
         chosen = self.selector.choose(kept)
         key = -kept.values if self.selector.strongest_first else torch.zeros_like(kept.values)
@@ -214,10 +214,10 @@ class Stream:
         )
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Everything, to go on later from where the stream is."""
+        """The complete state, for `restore` or `merge`."""
         self._reduce()
         for name in _COLUMNS:
-            # So that the state does not depend on what was there before.
+            # So that the state does not depend on old contents.
             getattr(self, f"_{name}").masked_fill_(~self._valid, 0)
         return {
             name: getattr(self, f"_{name}").cpu().numpy().copy()
@@ -225,14 +225,14 @@ class Stream:
         }
 
     def restore(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         device = self._values.device
         for name in (*_COLUMNS, "count", "maximum"):
             setattr(self, f"_{name}", torch.from_numpy(np.array(state[name])).to(device))
         self._bar = self.selector.threshold(self._kept)
 
     def merge(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take in the `state` of another part of the data, which may come before or after."""
+        """Merge the `state` of another part of the data, earlier or later."""
         other = Stream(self.selector, len(self._count), self._values.device)
         other.restore(state)
         self._reduce()
@@ -241,7 +241,7 @@ class Stream:
             name: torch.cat([getattr(part, f"_{name}") for part in (self, other)], dim=1)
             for name in _COLUMNS
         }
-        # In the order of the data; both have been reduced, so there is room for all.
+        # In the order of the data; both are reduced, so there is room for all.
         last = torch.iinfo(torch.int32).max
         order = both["index"].masked_fill(~valid, last).argsort(dim=1, stable=True)
         for name, column in both.items():

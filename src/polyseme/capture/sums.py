@@ -1,4 +1,4 @@
-"""Sums that do not depend on the order in which their terms come."""
+"""Sums that do not depend on the order of their terms."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 class Sum:
-    """A sum of float64 arrays or tensors, with what rounding takes from it kept beside it.
+    """A sum of float64 arrays or tensors that also tracks its rounding error.
 
-    Parts of the data may be summed in any order and grouping: the totals are equal but for one
-    rounding in 2⁵⁰ or so, where a plain sum's last digits would differ in nearly every value.
+    Parts of the data may be summed in any order and grouping: totals are equal except for about one
+    rounding in 2⁵⁰, whereas the last digits of plain sums would differ in nearly every value.
 
     Parameters
     ----------
     zeros : ndarray or Tensor of float64
-        Of the shape of the terms.
+        Zeros in the shape of the terms.
 
     References
     ----------
@@ -43,7 +43,7 @@ class Sum:
 
     @property
     def parts(self) -> tuple[Any, Any]:
-        """Two arrays whose sum is the total, to go on from or to merge."""
+        """Two arrays whose sum is the total, for restoring or merging."""
         return self._high, self._low
 
     @parts.setter

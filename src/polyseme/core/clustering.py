@@ -16,23 +16,23 @@ from polyseme.core.metrics import Polysemanticity
 from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
 
-# Pairs of examples that one task works on: enough to hide the calls' overhead, few enough that
-# their distances stay near a core's cache.
+# Pairs of examples per task: enough to hide call overhead, few enough that distances roughly fit in
+# a core's cache.
 _PAIRS = 250_000
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """Feature clusters of one neuron's examples, and the tree to cut them anew.
+    """Feature clusters of one neuron's examples, and the tree for cutting again.
 
     Attributes
     ----------
     labels : ndarray of int64, shape (n,)
-        Cluster of each example, numbered by size: 0 is the largest; of two equally large ones,
-        the one with the earlier example comes first.
+        Cluster of each example, numbered by size: 0 is the largest. Of equally large clusters, the
+        one with the earliest example comes first.
     tree : ndarray of float64, shape (n - 1, 4)
-        The whole tree, as SciPy's linkage matrices: the two nodes that merge, the distance
-        between them, and the number of examples below.
+        The whole tree, as a SciPy linkage matrix: the two nodes that merge, the distance between
+        them, and the number of examples below.
     threshold : float
         Distance at which the tree was cut: merges at smaller distances were made.
     linkage : str
@@ -58,17 +58,17 @@ class Clustering:
 
 @dataclass(frozen=True)
 class Clusterings:
-    """Feature clusters and metrics of many neurons, ragged ones padded.
+    """Feature clusters and metrics of many neurons, padded to the same number of examples.
 
     Attributes
     ----------
     labels : ndarray of int64, shape (n_neurons, n)
-        Cluster of each example; -1 beyond a neuron's number of examples.
+        Cluster of each example; -1 past a neuron's examples.
     trees : ndarray of float64, shape (n_neurons, n - 1, 4)
-        Row by row as in `Clustering`; zeros beyond.
+        As in `Clustering`; zero past a neuron's merges.
     n_examples, n_clusters : ndarray of int64, shape (n_neurons,)
     max_distance, mean_distance, intra_cluster_distance, inter_cluster_distance : ndarray
-        Of float64 and shape (n_neurons,): see `Polysemanticity`.
+        float64, shape (n_neurons,); see `Polysemanticity`.
     threshold : float
     linkage : str
     """
@@ -117,7 +117,7 @@ def cluster(embeddings: Any, threshold: float = 0.05, linkage: str = "average") 
     Parameters
     ----------
     embeddings : array or tensor, shape (n, d)
-        Neuron embeddings. None gives no clusters, one gives one. A zero vector is at distance
+        Neuron embeddings. No rows give no clusters; one row gives one. A zero vector is at distance
         1 from every other. Equal rows have distance 0.
     threshold : float
         Cosine distance in (0, 2] below which clusters merge. The published results use 0.05
@@ -133,7 +133,7 @@ def cluster(embeddings: Any, threshold: float = 0.05, linkage: str = "average") 
     Raises
     ------
     InputError
-        For values that are NaN or infinite, a threshold out of range, an unknown linkage.
+        For NaN or infinite values, a threshold out of range, or an unknown linkage.
 
     References
     ----------
@@ -152,20 +152,20 @@ def cluster_many(
     cosines: Floats | None = None,
     threads: int | None = None,
 ) -> Clusterings:
-    """Trees, feature clusters and metrics of many neurons at once.
+    """Compute trees, feature clusters and metrics of many neurons at once.
 
     Parameters
     ----------
     embeddings : array or tensor, shape (n_neurons, n, d)
-        Neuron embeddings; float32 is worked in float32, which keeps metrics to 1e-6.
+        Neuron embeddings; float32 is computed in float32, with metrics accurate to 1e-6.
     counts : array of int, shape (n_neurons,), optional
-        Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+        Number of examples of each neuron, if some have fewer than n: the first ``counts[j]`` rows.
     threshold, linkage
         As for `cluster`.
     cosines : ndarray, shape (n_neurons, n, n), optional
-        Between each neuron's embeddings, where they are known already.
+        Cosines between each neuron's embeddings, if already known.
     threads : int, optional
-        Worker threads; by default one for each core.
+        Number of worker threads; by default one per core.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def cluster_many(
                 f"counts is {np.asarray(counts)!r}; {n_neurons} integers from 0 to {n} are "
                 "expected, one for each neuron."
             )
-    # Lone examples take part in no distance, so nothing later looks at them.
+    # Lone examples have no distances, so nothing later checks them.
     _check_finite(values, np.flatnonzero(sizes == 1), 1)
     work = _Work(values, sizes, limit, linkage, cosines)
     # Neurons with equally many examples share a chunk, so that every step is one array call.
@@ -201,7 +201,7 @@ def cluster_many(
 
 
 class _Work:
-    """What one `cluster_many` finds, filled in chunk by chunk."""
+    """Results of one `cluster_many`, filled in chunk by chunk."""
 
     def __init__(
         self,
@@ -214,10 +214,10 @@ class _Work:
         n_neurons, n = values.shape[:2]
         self.values = values
         self.cosines = cosines
-        # The condensed distances' places in a flattened matrix, by number of examples.
+        # Positions of the condensed distances in a flattened matrix, by number of examples.
         self.pairs: dict[int, NDArray[Any]] = {}
         self.result = Clusterings(
-            # A lone example is a cluster; of two and more, the chunks tell.
+            # A lone example is one cluster; the chunks fill in the rest.
             labels=np.where((sizes[:, None] == 1) & (np.arange(n) == 0), 0, -1),
             trees=np.zeros((n_neurons, max(n - 1, 0), 4)),
             n_examples=sizes,
@@ -231,7 +231,7 @@ class _Work:
         )
 
     def chunk(self, neurons: NDArray[np.int64]) -> None:
-        """Trees, clusters and metrics of a few neurons with equally many examples, over one."""
+        """Trees, clusters and metrics of a few neurons with equally many examples, at least 2."""
         result, linkage = self.result, self.result.linkage
         n = int(result.n_examples[neurons[0]])
         distances = self._condensed(neurons, n)
@@ -274,14 +274,14 @@ class _Work:
 
 def _picked(values: Floats, neurons: NDArray[np.int64]) -> Floats:
     first, last = int(neurons[0]), int(neurons[-1])
-    # A slice is a view; picking rows out by number would copy them.
+    # A slice is a view; indexing rows by number would copy them.
     if last - first == len(neurons) - 1 and bool((np.diff(neurons) == 1).all()):
         return values[first : last + 1]
     return values[neurons]
 
 
 def _check_finite(values: Floats, neurons: NDArray[np.int64], n: int) -> None:
-    """Raise for the first of these neurons with a value that is not finite, by its number."""
+    """Raise for the first of these neurons with a non-finite value."""
     for neuron in neurons:
         if not np.isfinite(values[neuron, :n]).all():
             as_floats(values[neuron, :n], f"embeddings[{neuron}]", 2)
@@ -309,7 +309,7 @@ def _mean_of(
 def _sums_of_merges(
     tree: NDArray[np.float64], distances: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Sum of the distances that each merge of one tree joins, where heights are no means."""
+    """Sum of the distances that each merge of one tree joins, if heights are not means."""
     n = len(tree) + 1
     matrix = np.zeros((2 * n - 1, 2 * n - 1))
     i, j = np.triu_indices(n, 1)
@@ -323,14 +323,14 @@ def _sums_of_merges(
 
 
 def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
-    """Cut trees with equally many examples.
+    """Cut trees with the same number of examples.
 
     Parameters
     ----------
     trees : ndarray of float64, shape (n_neurons, n - 1, 4)
-        Linkage matrices, merges in order of their distance.
+        Linkage matrices, with merges in order of distance.
     threshold : float
-        Merges at a distance of less than this are made.
+        Merges at smaller distances are made.
 
     Returns
     -------
@@ -340,7 +340,7 @@ def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]
     n_neurons, n = len(trees), trees.shape[1] + 1
     children = trees[:, :, :2].astype(np.int64)
     merged = trees[:, :, 2] < threshold
-    # Nodes of all trees are numbered through, so that looking one up is one flat index.
+    # Nodes are numbered consecutively across trees, so that a lookup is one flat index.
     n_nodes = 2 * n - 1
     offsets = np.arange(n_neurons)[:, None] * n_nodes
     root = np.arange(n_neurons * n_nodes)
@@ -348,12 +348,12 @@ def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]
     children += offsets[:, :, None]
     root[children] = np.where(merged[:, :, None], parents[:, :, None], children)
     for _ in range(n.bit_length()):
-        # Each node looks up where its parent points, so that paths halve.
+        # Pointer jumping: each node points to its parent's parent, which halves all paths.
         root = root[root]
     root = root.reshape(n_neurons, n_nodes)[:, :n]
     count = np.bincount(root.ravel(), minlength=n_neurons * n_nodes)
     first = np.full(n_neurons * n_nodes, n)
-    # Written from the last example to the first: what stays is the earliest.
+    # Written from the last example to the first, so that the earliest remains.
     first[root[:, ::-1]] = np.arange(n - 1, -1, -1)
     key = (first - count * (n + 1)).reshape(n_neurons, n_nodes)
     rank = np.empty(n_neurons * n_nodes, dtype=np.int64)

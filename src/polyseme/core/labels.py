@@ -1,4 +1,4 @@
-"""Labels of feature clusters without a language model: the tokens that set a cluster apart."""
+"""Labels of feature clusters without a language model: each cluster's distinctive tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Integers = NDArray[np.integer[Any]]
 
 
 class DistinctiveTokens(NamedTuple):
-    """The tokens that set each cluster apart, the most distinctive first.
+    """The most distinctive tokens of each cluster, the best first.
 
     Attributes
     ----------
     tokens : ndarray of int64, shape (n_clusters, k)
-        Token ids; -1 where a cluster has fewer different tokens.
+        Token ids; -1 if a cluster has fewer distinct tokens.
     scores : ndarray of float64, shape (n_clusters, k)
-        Their class-based TF-IDF, greater than 0; NaN where there is no token.
+        Their class-based TF-IDF, above 0; NaN if there is no token.
     """
 
     tokens: NDArray[np.int64]
@@ -29,13 +29,13 @@ class DistinctiveTokens(NamedTuple):
 
 
 class TokenCounts(NamedTuple):
-    """How much of each token stands in each cluster, in the order of clusters, then tokens.
+    """Weight of each token in each cluster, in the order of clusters, then tokens.
 
     Attributes
     ----------
     clusters, tokens : ndarray of int64, shape (n,)
     amounts : ndarray of float64, shape (n,)
-        Sums of the weights, greater than 0.
+        Sums of the weights, above 0.
     shared : ndarray of bool, shape (n,)
         Whether more than one example of the cluster has the token.
     """
@@ -62,42 +62,42 @@ def distinctive_tokens(
 
         tf(t, c) / Σ_t tf(t, c) · log(1 + A / Σ_c tf(t, c))
 
-    where tf counts how often t stands in c, and A is the mean number of tokens of a cluster.
-    Clusters without tokens are not counted in that mean.
+    where tf counts how often t occurs in c, and A is the mean number of tokens per cluster.
+    Clusters without tokens do not count in that mean.
 
     Parameters
     ----------
     tokens : array of int, shape (n,)
         Token ids, less than ``vocabulary``.
     clusters : array of int, shape (n,)
-        Which cluster each token stands in, numbered from 0. With the clusters of many neurons
-        numbered one after the other, a token is weighed against all of them.
+        Cluster of each token, numbered from 0. If the clusters of many neurons are numbered
+        consecutively, a token is weighed against all of them.
     n_clusters, vocabulary : int
     k : int
-        How many tokens of each cluster to return.
+        Number of tokens to return per cluster.
     weights : array of float, shape (n,), optional
-        What each token counts, such as its importance; 0 or more. 1 by default.
+        Weight of each token, such as its importance, at least 0; 1 by default.
     examples : array of int, shape (n,), optional
-        Which example each token stands in, numbered from 0; an example is of one cluster. If
-        given, a token that only one of a cluster's examples has is left out: what is rare
-        elsewhere because it is rare everywhere says nothing of the cluster. Where no token of
-        a cluster is in two of its examples, none is left out.
+        Example of each token, numbered from 0; an example belongs to one cluster. If given, tokens
+        that occur in only one of a cluster's examples are left out: a token that is rare elsewhere
+        because it is rare everywhere says nothing about the cluster. If no token occurs in two of a
+        cluster's examples, none are left out.
 
     Returns
     -------
     DistinctiveTokens
-        Equal scores are in the order of token ids.
+        Ties are in the order of token ids.
 
     Raises
     ------
     InputError
-        For a token, a cluster or a weight out of range, arrays of different lengths, or an
-        example of two clusters.
+        For a token, cluster or weight out of range, arrays of different lengths, or an example in
+        two clusters.
     """
     if k < 1 or n_clusters < 0 or vocabulary < 0:
         raise InputError(
-            f"k is {k}, n_clusters {n_clusters} and vocabulary {vocabulary}; at least 1, 0 and 0 "
-            "are expected."
+            f"k is {k}, n_clusters {n_clusters} and vocabulary {vocabulary}; expected at least 1, "
+            f"0 and 0."
         )
     ids = _numbers(tokens, "tokens", vocabulary, "vocabulary")
     owner = _numbers(clusters, "clusters", n_clusters, "n_clusters")
@@ -105,11 +105,11 @@ def distinctive_tokens(
     if not len(ids) == len(owner) == len(amount):
         raise InputError(
             f"tokens has {len(ids)} entries, clusters {len(owner)} and weights {len(amount)}; "
-            "one of each for every token is expected."
+            f"expected one of each per token."
         )
     if (amount < 0).any():
         where = int(np.argmax(amount < 0))
-        raise InputError(f"weights[{where}] is {amount[where]}; 0 or more is expected.")
+        raise InputError(f"weights[{where}] is {amount[where]}; expected 0 or more.")
 
     numbers = None if examples is None else _example_numbers(examples, owner)
     values, kinds = np.unique(amount, return_inverse=True)
@@ -135,10 +135,10 @@ def count_tokens(
     Parameters
     ----------
     tokens, clusters, examples : ndarray of int
-        As for `distinctive_tokens`, of shapes that broadcast to that of ``tokens``. A token of
-        less than 0 stands for none.
+        As for `distinctive_tokens`, with shapes that broadcast to that of ``tokens``. A negative
+        token means none.
     kinds : ndarray of int
-        Which of the ``weights`` each token has; its shape broadcasts like theirs.
+        Index into ``weights`` for each token; broadcasts likewise.
     weights : ndarray of float64, shape (n_kinds,)
     """
     there = (tokens >= 0) & (weights > 0)[kinds]
@@ -152,7 +152,7 @@ def count_tokens(
         for column, least in zip(columns, lowest, strict=True)
     ]
     if sum(bits) < 64:
-        # One number for all four: a sort of that takes far less than any order of them.
+        # All four packed into one number, which sorts far faster than four keys.
         packed = np.zeros_like(columns[0])
         for column, least, width in zip(columns, lowest, bits, strict=True):
             packed = (packed << width) + (column - least)
@@ -178,7 +178,7 @@ def count_tokens(
 
 
 def _starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where any of them has another value than before."""
+    """Where any column differs from the previous row."""
     new = np.ones(len(columns[0]), bool)
     np.not_equal(columns[0][1:], columns[0][:-1], out=new[1:])
     for column in columns[1:]:
@@ -187,16 +187,16 @@ def _starts(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def token_rarity(frequency: Floats, n_clusters: int) -> NDArray[np.float64]:
-    """What a token that is all of a cluster scores: ``log(1 + A / Σ_c tf(t, c))``.
+    """Score of a token that makes up a whole cluster: ``log(1 + A / Σ_c tf(t, c))``.
 
     Parameters
     ----------
     frequency : ndarray of float64, shape (vocabulary,)
         Sum of each token's weights, over all clusters.
     n_clusters : int
-        Clusters that have tokens.
+        Number of clusters with tokens.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # of tokens that are nowhere
+    with np.errstate(divide="ignore", invalid="ignore"):  # for tokens that occur nowhere
         return np.asarray(np.log1p(frequency.sum() / max(n_clusters, 1) / frequency))
 
 
@@ -206,18 +206,18 @@ def rank_tokens(counts: TokenCounts, rarity: Floats, result: DistinctiveTokens) 
     Parameters
     ----------
     counts : TokenCounts
-        All that some clusters have.
+        Counts of all tokens of some clusters.
     rarity : ndarray of float64, shape (vocabulary,)
-        Of `token_rarity`.
+        From `token_rarity`.
     result : DistinctiveTokens
-        Is filled in, in the rows of these clusters; what they lack stays as it was.
+        Filled in place, in the rows of these clusters; unused entries stay unchanged.
     """
     if not len(counts.tokens):
         return
     first = _starts(counts.clusters)
     row = np.repeat(np.arange(len(first)), np.diff(first, append=len(counts.clusters)))
     scores = counts.amounts / np.add.reduceat(counts.amounts, first)[row] * rarity[counts.tokens]
-    # Rounding must not decide between equal scores: of these the first token is taken.
+    # Rounding must not decide between equal scores, of which the first token is taken.
     remaining = np.round(scores, 12)
     remaining[~counts.shared & np.logical_or.reduceat(counts.shared, first)[row]] = -np.inf
     for rank in range(result.tokens.shape[1]):
@@ -232,7 +232,7 @@ def rank_tokens(counts: TokenCounts, rarity: Floats, result: DistinctiveTokens) 
 
 
 def no_tokens(n_clusters: int, k: int) -> DistinctiveTokens:
-    """What is found of so many clusters without tokens."""
+    """Result for clusters without tokens."""
     return DistinctiveTokens(
         np.full((n_clusters, k), -1, np.int64), np.full((n_clusters, k), np.nan)
     )
@@ -242,8 +242,8 @@ def _example_numbers(examples: Any, owner: NDArray[np.int64]) -> NDArray[np.int6
     numbers = _numbers(examples, "examples", np.iinfo(np.int32).max, "2³¹")
     if len(numbers) != len(owner):
         raise InputError(
-            f"examples has {len(numbers)} entries, tokens {len(owner)}; one of each for every "
-            "token is expected."
+            f"examples has {len(numbers)} entries, tokens {len(owner)}; expected one of each per "
+            f"token."
         )
     cluster = np.zeros(int(numbers.max(initial=-1)) + 1, np.int64)
     cluster[numbers] = owner
@@ -251,7 +251,7 @@ def _example_numbers(examples: Any, owner: NDArray[np.int64]) -> NDArray[np.int6
         where = int(np.argmax(cluster[numbers] != owner))
         raise InputError(
             f"Example {numbers[where]} is in the clusters {owner[where]} and "
-            f"{cluster[numbers[where]]}; an example is of one cluster."
+            f"{cluster[numbers[where]]}; an example belongs to one cluster."
         )
     return numbers
 
@@ -260,14 +260,14 @@ def _numbers(array: Any, name: str, limit: int, limit_name: str) -> NDArray[np.i
     values = to_numpy(array)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise InputError(
-            f"{name} has shape {values.shape} and dtype {values.dtype}; one integer for each "
-            "token is expected."
+            f"{name} has shape {values.shape} and dtype {values.dtype}; expected one integer per "
+            f"token."
         )
     bad = (values < 0) | (values >= limit)
     if bad.any():
         where = int(np.argmax(bad))
         raise InputError(
-            f"{name}[{where}] is {values[where]}; numbers from 0 to {limit - 1}, less than "
-            f"{limit_name}, are expected."
+            f"{name}[{where}] is {values[where]}; expected numbers from 0 to {limit - 1}, below "
+            f"{limit_name}."
         )
     return values.astype(np.int64)

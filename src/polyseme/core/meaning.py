@@ -1,4 +1,4 @@
-"""Meanings: how many things the examples of a neuron are about, and which."""
+"""Meanings: how many distinct things activate a neuron, and which examples belong to each."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from polyseme.errors import InputError
 
 Ints = NDArray[np.int64]
 
-#: Two groups of examples that overlap less than this are two meanings.
+#: Two groups of examples that overlap by less than this are different meanings.
 OVERLAP = 0.57
 #: Fewest examples of a meaning.
 MIN_SIZE = 5
-# Mean cosine of a group below which its examples have next to nothing in common.
+# Mean cosine below which a group's examples have almost nothing in common.
 _COHERENT = 0.1
 _DRAWS = 39
 _HALVES = 20
@@ -37,21 +37,21 @@ class Meanings:
     Attributes
     ----------
     labels : ndarray of int64, shape (n,)
-        Meaning of each example, numbered by size: 0 is the largest; of two equally large ones,
-        the one with the earlier example comes first.
+        Meaning of each example, numbered by size: 0 is the largest. Of equally large meanings, the
+        one with the earliest example comes first.
     tree : ndarray of float64, shape (n - 1, 4)
-        The tree of the examples in this space, as SciPy's linkage matrices (average linkage on
-        cosine distance).
+        Tree of the examples in this space, as a SciPy linkage matrix (average linkage on cosine
+        distance).
     overlaps : ndarray of float64, shape (n - 1,)
-        What the two sides of each merge have in common: about 1 for two halves of one meaning,
-        0 for meanings that are unrelated. NaN where a side is a single example.
+        Overlap of the two sides of each merge: about 1 for two halves of one meaning, 0 for
+        unrelated meanings. NaN if a side is a single example.
     threshold : float
-        Groups whose overlap is less are different meanings.
+        Groups that overlap by less than this are different meanings.
     cosines : ndarray, shape (n, n)
-        Between the examples.
+        Cosines between the examples.
     drives : ndarray, shape (n,)
-        Cosine of each example with the direction along which the neuron reads; zeros where that
-        is unknown.
+        Cosine of each example with the direction along which the neuron reads; zeros if that is
+        unknown.
     """
 
     labels: Ints
@@ -63,38 +63,38 @@ class Meanings:
 
     @property
     def number(self) -> int:
-        """How many there are; 0 without examples."""
+        """Number of meanings; 0 without examples."""
         return int(self.labels.max(initial=-1)) + 1
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """Each one's share of the examples, the largest first."""
+        """Each meaning's share of the examples, the largest first."""
         return np.bincount(self.labels, minlength=self.number) / max(1, len(self.labels))
 
     @property
     def effective_number(self) -> float:
-        """Exponential of the entropy of the shares: 1 for one meaning, k for k equal ones."""
+        """Exponential of the entropy of the shares: 1 for one meaning, k for k equal meanings."""
         return effective_number(self.shares)
 
     @cached_property
     def separation(self) -> float:
-        """How different the two sides of the first split are: 1 less their overlap.
+        """Difference between the two sides of the first split: 1 minus their overlap.
 
-        The first split from the top of the tree with at least 5 examples on both sides, whether
-        it is made or not; NaN if there is none. Near 0 for two halves of one meaning, about 1
-        for unrelated meanings, more for opposite ones.
+        The first split is the highest merge of the tree with at least 5 examples on both sides,
+        whether or not it is made; NaN if there is none. Near 0 for two halves of one meaning,
+        about 1 for unrelated meanings, more for opposite meanings.
         """
         return float(1 - _at_top(self.tree[None], self.overlaps[None])[0])
 
     def cut(self, threshold: float) -> Meanings:
-        """The meanings at another overlap: more of them the higher it is."""
+        """The meanings at another overlap threshold; a higher one gives more meanings."""
         limit = _checked_threshold(threshold)
         labels = _labels(self.tree[None], self.overlaps[None], self.cosines[None], limit)[0]
-        # A tree without merges is of one example, or of none.
+        # A tree without merges has one example or none.
         return dataclasses.replace(self, labels=labels[: len(self.labels)], threshold=limit)
 
     def cuts(self) -> list[Meanings]:
-        """All that `cut` can give, the fewest meanings first, each at its largest threshold."""
+        """All results of `cut`, the fewest meanings first, each at its highest threshold."""
         limits = _split_limits(self.tree, self.overlaps)
         thresholds = np.append(np.unique(limits[(limits > 0) & (limits < 1)]), 1.0)
         m = len(thresholds)
@@ -111,9 +111,9 @@ class Meanings:
 
     @cached_property
     def stability(self) -> float:
-        """How well the meanings found in half of the examples agree with those found in all.
+        """Agreement of the meanings found in half of the examples with those found in all.
 
-        Mean adjusted Rand index over 20 random halves: 1 where each finds the same groups. NaN
+        Mean adjusted Rand index over 20 random halves: 1 if every half finds the same groups. NaN
         for fewer than 20 examples.
         """
         n, rng = len(self.labels), np.random.default_rng(0)
@@ -133,11 +133,11 @@ class Meanings:
 
     @cached_property
     def chance(self) -> float:
-        """How often examples without groups would separate as clearly by chance: a p-value.
+        """Probability that examples without groups would separate as clearly: a p-value.
 
-        The null has the mean and the covariance of the examples, but is normally distributed, so
-        that it has no groups; its trees are cut into as many. The statistic is the share of the
-        scatter that is between groups. 39 draws, so 0.025 at least. NaN for one meaning.
+        The null distribution is normal, with the mean and covariance of the examples, so it has no
+        groups; its trees are cut into the same number of groups. The statistic is the share of
+        scatter between groups. From 39 draws, so at least 0.025. NaN for one meaning.
         """
         n = len(self.labels)
         if self.number < 2:
@@ -149,7 +149,7 @@ class Meanings:
             # Rows C X have these moments, so their inner products are C G Cᵀ, without X.
             combine = 1 / n + noise - noise.mean(axis=2, keepdims=True)
             products = combine @ self.cosines @ combine.transpose(0, 2, 1)
-            # Not scaled to unit length: that pulls even normal data apart to opposite sides.
+            # Not scaled to unit length: that pushes even normal data apart to opposite sides.
             products /= np.abs(products).max(axis=(1, 2), keepdims=True)
             trees = _trees(products).trees
             any_split = np.full(trees.shape[:2], -np.inf)
@@ -161,8 +161,8 @@ class Meanings:
     def verdict(self) -> str:
         """ "several", "one", or "no clear groups".
 
-        "no clear groups" where groups are found but `chance` gives as much (p > 0.05), or where
-        none is found and the examples have next to nothing in common (mean cosine below 0.1).
+        "no clear groups" if groups are found but could be due to `chance` (p > 0.05), or if none
+        are found and the examples have almost nothing in common (mean cosine below 0.1).
         """
         if self.number > 1:
             return "several" if self.chance <= 0.05 else "no clear groups"
@@ -177,21 +177,21 @@ class Meanings:
 
 @dataclass(frozen=True)
 class ManyMeanings:
-    """The meanings of many neurons, ragged ones padded.
+    """The meanings of many neurons, padded to the same number of examples.
 
     Attributes
     ----------
     labels : ndarray of int64, shape (n_neurons, n)
-        As in `Meanings`; -1 beyond a neuron's number of examples.
+        As in `Meanings`; -1 past a neuron's examples.
     trees : ndarray of float64, shape (n_neurons, n - 1, 4)
     overlaps : ndarray of float64, shape (n_neurons, n - 1)
-        Zeros beyond.
+        Both zero past a neuron's merges.
     counts : ndarray of int64, shape (n_neurons,)
-        Examples of each.
+        Number of examples of each.
     separations : ndarray of float64, shape (n_neurons,)
         See `Meanings.separation`.
     drives : ndarray, shape (n_neurons, n)
-        As they were given.
+        As given.
     """
 
     labels: Ints
@@ -210,30 +210,30 @@ def meanings(
     direction: Any = None,
     threshold: float = OVERLAP,
 ) -> Meanings:
-    """How many things a neuron's examples are about, and which: the groups they fall into.
+    """Find a neuron's meanings: the groups that its strongest examples fall into.
 
-    What the neuron read is centred and partly whitened by the statistics of all that its site
-    reads, and clustered by average linkage on cosine distance. From the top of the tree down, two
-    sides of at least 5 examples are different meanings if they overlap less than the threshold.
-    Examples in no such group join the one that they are most like.
+    The neuron's inputs are centred and partly whitened by the statistics of all inputs of its site,
+    and clustered by average linkage on cosine distance. From the top of the tree down, two sides of
+    at least 5 examples are different meanings if they overlap by less than the threshold. Examples
+    in no such group join the group they are most similar to.
 
     The overlap of two groups is ``(2 r + q) / 3``. ``r`` is the mean cosine between them over the
     geometric mean of those within each; ``q`` is that mean cosine over the product of their mean
-    cosines with the direction along which the neuron reads: what they have in common, over what
-    they must have in common to activate the neuron. Without a direction q is taken as 1.
+    cosines with the direction along which the neuron reads: what they have in common, relative to
+    what they must have in common to activate the neuron. Without a direction, q is 1.
 
     Parameters
     ----------
     h : array or tensor, shape (n, d)
-        Pre-neuron embeddings of the neuron's examples: 100 of the strongest, or some hundreds.
+        Pre-neuron embeddings of the neuron's examples: the strongest 100 to several hundred.
     mean : array or tensor, shape (d,)
-        Mean of all that the site reads. Do not use the mean of the examples.
+        Mean of all inputs of the site. Do not use the mean of the examples.
     covariance : array or tensor, shape (d, d), optional
-        Its covariance, estimated from at least 3 d inputs. Without it nothing is whitened.
+        Their covariance, estimated from at least 3 d inputs. Without it, nothing is whitened.
     direction : array or tensor, shape (d,), optional
         The neuron's input weights, or its mean gradient ∂a/∂h at the examples.
     threshold : float
-        Overlap in (0, 1]; the default was chosen on neurons whose meanings are known.
+        Overlap in (0, 1]; the default was chosen on neurons with known meanings.
 
     Returns
     -------
@@ -242,7 +242,7 @@ def meanings(
     Raises
     ------
     InputError
-        For values that are NaN or infinite, shapes that do not fit, a threshold out of range.
+        For NaN or infinite values, shapes that do not match, or a threshold out of range.
 
     Examples
     --------
@@ -259,23 +259,21 @@ def meanings(
     if rows.shape[1] != len(space.mean):
         raise InputError(
             f"h has shape {rows.shape} and mean has shape {space.mean.shape}; "
-            f"({len(rows)}, {len(space.mean)}) is expected of h."
+            f"expected h of shape ({len(rows)}, {len(space.mean)})."
         )
     units = space.inputs(rows)
     drives = np.zeros(len(rows), np.float32)
     if direction is not None:
         gradient = as_floats(direction, "direction", 1)
         if gradient.shape != rows.shape[1:]:
-            raise InputError(
-                f"direction has shape {gradient.shape}; ({rows.shape[1]},) is expected."
-            )
+            raise InputError(f"direction has shape {gradient.shape}; expected ({rows.shape[1]},).")
         drives = units @ space.directions(gradient)
     cosines = cosine_matrices(units[None], np.ones((1, len(rows)), bool))
     return group(cosines[0], drives, limit)
 
 
 def group(cosines: Floats, drives: Floats, threshold: float = OVERLAP) -> Meanings:
-    """Meanings of one neuron by the cosines between its examples, (n, n); see `meanings_many`."""
+    """Find one neuron's meanings from the cosines between its examples, (n, n)."""
     many = meanings_many(cosines[None], drives[None], threshold=threshold)
     merges = slice(max(len(cosines) - 1, 0))
     return Meanings(
@@ -291,19 +289,19 @@ def meanings_many(
     threshold: float = OVERLAP,
     threads: int | None = None,
 ) -> ManyMeanings:
-    """Meanings of many neurons at once, by the cosines between their examples; see `meanings`.
+    """Find many neurons' meanings from the cosines between their examples; see `meanings`.
 
     Parameters
     ----------
     cosines : ndarray, shape (n_neurons, n, n)
-        Between the `Space.inputs` of each neuron's examples.
+        Cosines between the `Space.inputs` of each neuron's examples.
     drives : ndarray, shape (n_neurons, n)
-        Their cosines with the neuron's direction; zeros where that is unknown.
+        Their cosines with the neuron's direction; zeros if that is unknown.
     counts : array of int, shape (n_neurons,), optional
-        Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+        Number of examples of each neuron, if some have fewer than n: the first ``counts[j]`` rows.
     threshold : float
     threads : int, optional
-        Worker threads; by default one for each core.
+        Number of worker threads; by default one per core.
 
     Returns
     -------
@@ -327,13 +325,13 @@ def meanings_many(
 
 
 def _trees(cosines: Floats, counts: Any = None, threads: int | None = None) -> Clusterings:
-    """Trees by the cosines alone; there are no embeddings."""
+    """Trees from cosines alone, without embeddings."""
     rows = np.broadcast_to(np.float32(0), (*cosines.shape[:2], 0))
     return cluster_many(rows, counts, threshold=2.0, cosines=cosines, threads=threads)
 
 
 def effective_number(shares: NDArray[np.float64]) -> float:
-    """Exponential of the entropy of shares that sum to 1; 0 if there are none."""
+    """Exponential of the entropy of shares that sum to 1; 0 for no shares."""
     present = shares[shares > 0]
     return float(np.exp(-(present * np.log(present)).sum())) if len(present) else 0.0
 
@@ -354,7 +352,7 @@ def _parts(neurons: Ints, size: int) -> Iterator[Ints]:
 
 
 def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]:
-    """What the two sides of each merge of trees of equal size have in common, (m, n - 1)."""
+    """Overlap of the two sides of each merge, for trees of equal size: (m, n - 1)."""
     m, n = drives.shape
     rows = np.arange(m)
     sizes, drive, within = (np.zeros((m, 2 * n - 1)) for _ in range(3))
@@ -389,7 +387,7 @@ def _overlaps(trees: NDArray[np.float64], drives: Floats) -> NDArray[np.float64]
 
 
 def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Larger and smaller side of a merge of each tree, and whether both have enough examples."""
+    """Larger and smaller side of each tree's merge, and whether both have enough examples."""
     n = trees.shape[1] + 1
     children = trees[:, merge, :2].astype(np.int64)
     inner = np.maximum(children - n, 0)
@@ -401,7 +399,7 @@ def _sides(trees: NDArray[np.float64], merge: int) -> tuple[Ints, Ints, NDArray[
 
 
 def _at_top(trees: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The value at the first merge from the top with enough examples on both sides, else NaN."""
+    """The value at the highest merge with enough examples on both sides; NaN if there is none."""
     m, n = len(trees), trees.shape[1] + 1
     at_top = np.full(m, np.nan)
     node = np.full(m, 2 * n - 2)
@@ -414,12 +412,12 @@ def _at_top(trees: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[
 
 
 def _split_limits(tree: NDArray[np.float64], overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Thresholds above which each merge of a tree is a split, (n - 1,); infinite where it never is.
+    """Thresholds above which each merge of a tree is a split, (n - 1,); infinite if it never is.
 
-    A group is split only where the larger ones that it is part of are.
+    A group is split only if every larger group that contains it is split.
     """
     n = len(tree) + 1
-    limits = np.full(2 * n - 1, np.inf)  # of what each node is part of
+    limits = np.full(2 * n - 1, np.inf)  # of the group that each node is in
     limits[-1] = -np.inf
     splits = np.full(n - 1, np.inf)
     for merge in range(n - 2, -1, -1):
@@ -438,13 +436,13 @@ def _labels(
     threshold: float | NDArray[np.float64],
     most: int | None = None,
 ) -> Ints:
-    """Meanings of the examples of trees of equal size, (m, n), and at most so many.
+    """Meanings of the examples of trees of equal size, (m, n), at most a given number.
 
-    The threshold is one for all, or each tree's own (m,).
+    The threshold is one for all trees, or one per tree (m,).
     """
     m, n = len(trees), trees.shape[1] + 1
     rows = np.arange(m)
-    # The group that each node is in, by the node at its top; whether it may still be split.
+    # Each node's group, identified by its top node, and whether the group may still be split.
     top = np.full((m, 2 * n - 1), 2 * n - 2)
     whole = np.ones((m, 2 * n - 1), bool)
     is_open = np.zeros((m, 2 * n - 1), bool)
@@ -455,7 +453,7 @@ def _labels(
         larger, smaller, enough = _sides(trees, merge)
         split = is_open[:, node] & enough & (overlaps[:, merge] < threshold) & (room > 0)
         room -= split
-        # A few examples that come off are no meaning; the split may be further down.
+        # A few examples that split off are not a meaning; the real split may be further down.
         peeled = is_open[:, node] & ~enough
         whole[rows[split], top[split, node]] = False
         for side, goes_on in ((larger, split | peeled), (smaller, split)):
@@ -474,7 +472,7 @@ def _labels(
 
 
 def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
-    """Share of the scatter of rows, by their inner products (m, n, n), that is between groups."""
+    """Share of the scatter of rows that is between groups, from inner products (m, n, n)."""
     member = (labels[:, :, None] == np.arange(labels.max() + 1)).astype(float)
     sums = np.einsum("mik,mij,mjk->mk", member, products, member, optimize=True)
     of_all = products.sum(axis=(1, 2)) / products.shape[1]
@@ -483,7 +481,7 @@ def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
 
 
 def _by_size(labels: Ints) -> Ints:
-    """Labels numbered by size, then by their first example; -1 stays."""
+    """Renumber labels by size, then by first example; -1 is kept."""
     names, first, inverse, sizes = np.unique(
         labels, return_index=True, return_inverse=True, return_counts=True
     )

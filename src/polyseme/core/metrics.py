@@ -15,10 +15,10 @@ from polyseme.core.features import cluster_sums
 
 @dataclass(frozen=True)
 class Polysemanticity:
-    """How far apart the behaviours of one neuron are, in cosine distances in [0, 2].
+    """How far apart one neuron's behaviours are, in cosine distances in [0, 2].
 
-    None of these says by itself that a neuron is monosemantic: with nearly one-hot weights
-    every embedding points the same way. Read them beside `participation_ratio`.
+    None of these alone shows that a neuron is monosemantic: with nearly one-hot weights, every
+    embedding points the same way. Read them together with `participation_ratio`.
 
     Attributes
     ----------
@@ -27,13 +27,13 @@ class Polysemanticity:
     mean_distance : float
         Mean distance over all pairs; NaN with fewer than two examples.
     intra_cluster_distance : float
-        Mean over pairs within a feature cluster; NaN where there is no such pair.
+        Mean over pairs within a feature cluster; NaN if there is no such pair.
     inter_cluster_distance : float
-        Mean over pairs across feature clusters; NaN where there is no such pair.
+        Mean over pairs across feature clusters; NaN if there is no such pair.
     n_examples : int
-        Examples that these are means over.
-    n_clusters : int
-        Feature clusters.
+        Number of examples.
+        n_clusters : int
+        Number of feature clusters.
     """
 
     max_distance: float
@@ -49,12 +49,12 @@ class Polysemanticity:
 
 
 def polysemanticity(embeddings: Any, labels: Any) -> Polysemanticity:
-    """Metrics of polysemanticity of one neuron.
+    """Compute the polysemanticity metrics of one neuron.
 
     Parameters
     ----------
     embeddings : array or tensor, shape (n, d)
-        Neuron embeddings of the neuron's examples; plain pre-neuron embeddings to compare.
+        Neuron embeddings of the neuron's examples, or pre-neuron embeddings for comparison.
     labels : array of int, shape (n,)
         Feature cluster of each example.
 
@@ -64,7 +64,7 @@ def polysemanticity(embeddings: Any, labels: Any) -> Polysemanticity:
 
     Notes
     -----
-    A zero embedding is at distance 1 from every other. Sums over pairs come from sums of
+    A zero embedding is at distance 1 from every other. Sums over pairs are computed from sums of
     vectors: over the pairs of a set, Σ cos = (‖Σê‖² − n) / 2 for unit vectors ê.
 
     References
@@ -103,9 +103,9 @@ def polysemanticity(embeddings: Any, labels: Any) -> Polysemanticity:
 def participation_ratio(weights: Any) -> NDArray[np.float64]:
     """Participation ratio ``(Σw²)² / Σw⁴`` of weight vectors.
 
-    How many inputs a neuron reads, in effect: 1 for a one-hot vector, d for a flat one. Where
-    it is near 1, all of the neuron's embeddings point the same way whatever its examples are,
-    and small distances mean nothing.
+    The effective number of inputs a neuron reads: 1 for a one-hot vector, d for a flat one. If it
+    is near 1, all of the neuron's embeddings point the same way whatever its examples are, so small
+    distances mean nothing.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How a layer of neurons reads its input, and the neuron embeddings that this gives."""
+"""How a layer of neurons reads its input, and the resulting neuron embeddings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from polyseme.core.gates import gate_factors
 from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
 
-# What one thread embeds at a time: examples of so many neurons, or so many examples.
+# Number of neurons, or of examples, that one thread embeds at a time.
 _NEURONS, _ROWS = 64, 4096
 
-#: The arrays of a site in a run that say how its neurons read.
+#: Arrays of a run's site that define how its neurons read.
 STORED = ("weights", "up_weights", "gate_bias", "up_bias")
 
 
@@ -29,19 +29,19 @@ def neuron_embeddings(h: Any, w: Any) -> Any:
     h : array or tensor, shape (n, d)
         Pre-neuron embeddings: what the neuron's layer multiplies by its weights.
     w : array or tensor, shape (d,) or (n, d)
-        The weights of a linear neuron; or, for any other neuron, its gradient ∂a/∂h at each
-        example (see `gated_gradient` for gated neurons). For a linear neuron ``a = f(w·h + b)``
-        the two point the same way wherever f' > 0.
+        The weights of a linear neuron, or any other neuron's gradient ∂a/∂h at each example (see
+        `gated_gradient` for gated neurons). For a linear neuron ``a = f(w·h + b)`` the two point
+        the same way wherever f' > 0.
 
     Returns
     -------
     array or tensor, shape (n, d)
-        A tensor where both arguments are tensors (differentiable), else a NumPy array.
+        A differentiable tensor if both arguments are tensors, otherwise a NumPy array.
 
     Raises
     ------
     InputError
-        If the shapes do not fit.
+        If the shapes do not match.
 
     References
     ----------
@@ -58,19 +58,17 @@ def neuron_embeddings(h: Any, w: Any) -> Any:
     if not (hasattr(h, "detach") and hasattr(w, "detach")):
         h, w = to_numpy(h), to_numpy(w)
     if h.ndim != 2:
-        raise InputError(
-            f"h has shape {tuple(h.shape)}; (n, d) is expected: one row for each example."
-        )
+        raise InputError(f"h has shape {tuple(h.shape)}; expected (n, d), one row per example.")
     if tuple(w.shape) not in {(h.shape[1],), tuple(h.shape)}:
         raise InputError(
-            f"w has shape {tuple(w.shape)} and h has shape {tuple(h.shape)}; w of shape "
-            f"({h.shape[1]},), or one row for each example, is expected."
+            f"w has shape {tuple(w.shape)} and h has shape {tuple(h.shape)}; expected w of shape "
+            f"({h.shape[1]},), or with one row per example."
         )
     return _embedded(h, w)
 
 
 def _embedded(h: Any, gradient: Any, out: Any = None) -> Any:
-    """The formula that all neuron embeddings come from: ``e = h ⊙ ∂a/∂h``."""
+    """The formula of all neuron embeddings: ``e = h ⊙ ∂a/∂h``."""
     return h * gradient if out is None else np.multiply(h, gradient, out=out)
 
 
@@ -86,7 +84,7 @@ def gated_gradient(
     """Gradient ∂a/∂h of a gated neuron ``a = f(g)·u`` at each example, in closed form.
 
     With ``g = w_gate·h + b_gate`` and ``u = w_up·h + b_up`` the gradient is
-    ``f'(g)·u·w_gate + f(g)·w_up``. ``neuron_embeddings(h, gated_gradient(h, ...))`` are the
+    ``f'(g)·u·w_gate + f(g)·w_up``. ``neuron_embeddings(h, gated_gradient(h, ...))`` gives the
     neuron's embeddings.
 
     Parameters
@@ -94,7 +92,7 @@ def gated_gradient(
     h : array or tensor, shape (n, d)
         Pre-neuron embeddings.
     w_gate, w_up : array or tensor, shape (d,)
-        The neuron's row of the gate and of the up projection.
+        The neuron's rows of the gate and the up projection.
     b_gate, b_up : float
         Their biases.
     activation : {"silu", "gelu", "gelu_tanh", "relu", "sigmoid"}
@@ -103,7 +101,7 @@ def gated_gradient(
     Returns
     -------
     ndarray, shape (n, d)
-        float32 for float32 or half-precision ``h``, else float64.
+        float32 for float32 or half-precision ``h``, otherwise float64.
     """
     x = as_floats(h, "h", 2)
     rows = {}
@@ -111,8 +109,8 @@ def gated_gradient(
         rows[name] = as_floats(w, name, 1, x.dtype)
         if rows[name].shape != x.shape[1:]:
             raise InputError(
-                f"{name} has shape {rows[name].shape} and h has shape {x.shape}; "
-                f"({x.shape[1]},) is expected."
+                f"{name} has shape {rows[name].shape} and h has shape {x.shape}; expected {name} "
+                f"of shape ({x.shape[1]},)."
             )
     biases = np.array([float(b_gate), float(b_up)], x.dtype)
     neurons = Gated(rows["w_gate"][None], rows["w_up"][None], biases[:1], biases[1:], activation)
@@ -122,17 +120,17 @@ def gated_gradient(
 class Neurons(ABC):
     """How a layer of neurons reads its input.
 
-    Made by a site (`Site.neurons`), or of what a run holds of one (`stored_neurons`).
+    Made by a site (`Site.neurons`), or from a site's arrays in a run (`stored_neurons`).
 
     Parameters
     ----------
     weights : ndarray of float, shape (n_neurons, d_in)
-        Input weights; of gated neurons, those of the gate.
+        Input weights; for gated neurons, those of the gate.
     """
 
     #: The nonlinearity of gated neurons.
     gate: str | None = None
-    #: Whether embeddings come from a gradient that no run can hold.
+    #: Whether embeddings need a gradient that a run cannot store.
     is_general = False
 
     def __init__(self, weights: Floats) -> None:
@@ -141,32 +139,32 @@ class Neurons(ABC):
     def embed(
         self, h: NDArray[Any], neurons: NDArray[np.integer[Any]], *, in_place: bool = False
     ) -> Floats:
-        """Neuron embeddings: how each input vector met its neuron's weights.
+        """Compute the neuron embedding of each input vector.
 
         Parameters
         ----------
         h : ndarray, shape (m, d_in)
             Pre-neuron embeddings.
         neurons : ndarray of int, shape (m,)
-            The neuron that read each of them; quickest where a neuron's rows follow one another.
+            The neuron that read each of them; fastest if each neuron's rows are consecutive.
         in_place : bool
-            Whether to write them over ``h``, which is floating-point and writable.
+            Whether to overwrite ``h``, which must be floating-point and writable.
 
         Returns
         -------
         ndarray, shape (m, d_in)
-            Of the precision of ``h``, and at least of float32.
+            In the precision of ``h``, but at least float32.
 
         Raises
         ------
         InputError
-            If the shapes do not fit.
+            If the shapes do not match.
         """
         d_in = self.weights.shape[1]
         if neurons.ndim != 1 or h.shape != (len(neurons), d_in):
             raise InputError(
-                f"h has shape {h.shape} and neurons {neurons.shape}; (m, {d_in}) and (m,) are "
-                "expected: one row for each neuron that is named."
+                f"h has shape {h.shape} and neurons {neurons.shape}; expected (m, {d_in}) and "
+                f"(m,), one row of h per entry of neurons."
             )
         if not in_place:
             h = h.astype(np.result_type(h, np.float32))
@@ -175,14 +173,14 @@ class Neurons(ABC):
 
     @abstractmethod
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
-        """Write embeddings over what was read."""
+        """Overwrite ``h`` with embeddings."""
 
     @abstractmethod
     def gradient(self, h: Floats, neuron: int) -> Floats:
         """Gradient ∂a/∂h of a neuron at its examples, up to a positive factor: (d,) or (n, d)."""
 
     def mean_gradients(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> Floats:
-        """Mean gradient of each neuron over the inputs that it read, in the order of neurons.
+        """Mean gradient of each neuron over its inputs, in the order of neurons.
 
         Parameters
         ----------
@@ -194,7 +192,7 @@ class Neurons(ABC):
         Returns
         -------
         ndarray, shape (n, d_in)
-            One row for each of the n neurons that are named.
+            One row for each of the n distinct neurons.
         """
         starts = np.flatnonzero(np.diff(neurons, prepend=-1))
         ends = np.append(starts, len(neurons))[1:]
@@ -205,30 +203,30 @@ class Neurons(ABC):
         return means
 
     def background_distance(self, background: Any) -> NDArray[np.float64]:
-        """Mean distance that each neuron's weights give to inputs chosen without regard to it.
+        """Mean distance between embeddings of inputs chosen independently of each neuron.
 
-        Subtracted from a neuron's ``mean_distance`` it gives a calibrated metric: how much closer
-        together the neuron's examples are than any inputs would be under the same weights. A
-        one-hot neuron earns nothing by it.
+        Subtracting it from a neuron's ``mean_distance`` gives a calibrated metric: how much closer
+        together the neuron's examples are than random inputs under the same weights. A one-hot
+        neuron gains nothing from it.
 
         Parameters
         ----------
         background : array or tensor, shape (m, d_in) or (n_groups, m, d_in)
-            Pre-neuron embeddings of at least two inputs drawn at random; for each group of
-            neurons, which are of equal size, those that the group reads.
+            Pre-neuron embeddings of at least two inputs drawn at random; with groups of neurons,
+            which have equal size, those that each group reads.
 
         Returns
         -------
         ndarray of float64, shape (n_neurons,)
-            NaN where core knows no closed form.
+            NaN for neurons without a closed form.
         """
         h = to_numpy(background)
         groups = as_floats(h[None] if h.ndim == 2 else h, "background", 3, np.float64)
         n_groups, m, d = groups.shape
         if m < 2 or d != self.weights.shape[1]:
             raise InputError(
-                f"background has shape {h.shape} and weights has shape {self.weights.shape}; at "
-                f"least two rows of {self.weights.shape[1]} values are expected."
+                f"background has shape {h.shape} and weights has shape {self.weights.shape}; "
+                f"expected at least two rows of {self.weights.shape[1]} values."
             )
         size = len(self.weights) // n_groups
         return np.concatenate(
@@ -242,15 +240,15 @@ class Neurons(ABC):
     def _background_distance(self, h: Floats, neurons: slice) -> NDArray[np.float64]: ...
 
     def arrays(self) -> dict[str, Floats]:
-        """What a run holds of them, by the names in `STORED`."""
+        """The arrays that a run stores, by the names in `STORED`."""
         return {"weights": self.weights}
 
 
 class _ByNeuron(Neurons):
-    """Neurons whose gradients are a product of few matrices, neuron by neuron."""
+    """Neurons whose gradients are computed from a few matrix products, neuron by neuron."""
 
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
-        # A neuron's rows follow one another, and fit into a core's cache.
+        # A neuron's rows are consecutive and fit in a core's cache.
         starts = np.flatnonzero(np.diff(neurons, prepend=-1))
         ends = np.append(starts[1:], len(neurons))
 
@@ -285,7 +283,7 @@ class Gated(_ByNeuron):
     Parameters
     ----------
     weights, up_weights : ndarray of float, shape (n_neurons, d_in)
-        Of the gate, w, and of the up projection, v.
+        Weights w of the gate and v of the up projection.
     gate_bias, up_bias : ndarray of float, shape (n_neurons,)
     gate : str
         The nonlinearity f, see `polyseme.core.gates.GATES`.
@@ -298,8 +296,8 @@ class Gated(_ByNeuron):
     ) -> None:
         if up_weights.shape != weights.shape:
             raise InputError(
-                f"up_weights has shape {up_weights.shape} and weights {weights.shape}; weights of "
-                "one shape are expected: a row of each for a neuron."
+                f"up_weights has shape {up_weights.shape} and weights {weights.shape}; expected "
+                f"the same shape, one row per neuron."
             )
         super().__init__(weights)
         self.up_weights = up_weights
@@ -307,7 +305,7 @@ class Gated(_ByNeuron):
         self.gate = gate
 
     def gradient(self, h: Floats, neuron: int) -> Floats:
-        # Both together: of few columns, a product costs hardly more than one of them.
+        # Both in one product: with so few columns, it costs hardly more than one of them.
         both = np.stack([self.weights[neuron], self.up_weights[neuron]])
         drives = h @ both.T
         factors = gate_factors(
@@ -341,12 +339,12 @@ class Gated(_ByNeuron):
 
 
 class General(Neurons):
-    """Neurons of no closed form that core knows: ``e = h ⊙ ∂a/∂h``, by a gradient that is given.
+    """Neurons without a closed form: ``e = h ⊙ ∂a/∂h``, with a given gradient function.
 
     Parameters
     ----------
     weights : ndarray of float, shape (n_neurons, d_in)
-        The weights that stand for each neuron in metrics and pictures.
+        The weights that represent each neuron in metrics and figures.
     gradient : callable
         Maps pre-neuron embeddings (m, d_in) and their neurons (m,) to ∂a/∂h, (m, d_in).
     """
@@ -365,7 +363,7 @@ class General(Neurons):
         return self._gradient(h, np.full(len(h), neuron))
 
     def _embed(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> None:
-        # Few rows at a time, so that what the gradient is made of stays small.
+        # Few rows at a time, so that intermediate arrays of the gradient stay small.
         for start in range(0, len(h), _ROWS):
             rows = h[start : start + _ROWS]
             _embedded(rows, self._gradient(rows, neurons[start : start + _ROWS]), out=rows)
@@ -375,12 +373,12 @@ class General(Neurons):
 
 
 def stored_neurons(arrays: Mapping[str, NDArray[Any]], gate: str | None) -> Linear | Gated:
-    """Neurons as a run holds them.
+    """Restore neurons from a run's arrays.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray
-        As `Neurons.arrays` gives them.
+        As returned by `Neurons.arrays`.
     gate : str, optional
         Nonlinearity of gated neurons.
     """
@@ -391,13 +389,13 @@ def stored_neurons(arrays: Mapping[str, NDArray[Any]], gate: str | None) -> Line
 
 
 def _inverse_norms(squares: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """1 over norms (m, n_neurons) by their squares, 0 for 0; how many are not 0, (n_neurons,)."""
+    """Inverse norms (m, n_neurons) from squares, 0 for 0; counts of non-zero norms."""
     norms = np.sqrt(np.maximum(squares, 0))
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return inverse, (norms > 0).sum(axis=0)
 
 
 def _mean_distance(sums: Floats, alive: NDArray[np.int64], m: int) -> NDArray[np.float64]:
-    """Mean distance over pairs of m embeddings by the sums of unit ones, (n_neurons, d)."""
+    """Mean distance over pairs of m embeddings, from sums of unit embeddings, (n_neurons, d)."""
     cos = (np.einsum("jd,jd->j", sums, sums) - alive) / (m * (m - 1))
     return np.asarray(np.clip(1 - cos, 0, 2), np.float64)

@@ -13,15 +13,16 @@ from polyseme.errors import InputError
 from polyseme.remote import RemotePath
 
 _CHUNK_BYTES = 1 << 20
-# A compressed file that is larger in memory than the first is a bomb if it grows more than this.
+# A file that decompresses to more than _NO_BOMB_BYTES is a bomb if it grows by more than this
+# factor.
 _NO_BOMB_BYTES = 1 << 28
 _MOST_GROWTH = 200
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether a source that is no existing path can be meant as a data set of the hub."""
-    # 'data/mnist' may be a path or a data set: it is a path if there is a folder 'data'.
+    """Whether a source that is not an existing path could name a Hub data set."""
+    # 'data/mnist' could be either; it is a path if the folder 'data' exists.
     return (
         isinstance(source, str)
         and _HUB_NAME.fullmatch(source) is not None
@@ -44,19 +45,19 @@ def missing_path(path: Path, accepted: str) -> InputError:
 
 @contextmanager
 def file_errors(path: Path | RemotePath, kind: str) -> Iterator[None]:
-    """Turn whatever goes wrong while `path` is read into an InputError that names it.
+    """Convert any error raised while reading `path` into an InputError that names it.
 
     Parameters
     ----------
     path : Path or RemotePath
-        The file that is read inside the block.
+        The file read inside the block.
     kind : str
-        What the file should be, with its article: "an IDX file".
+        What the file should be, with an article: "an IDX file".
 
     Raises
     ------
     InputError
-        In place of any exception but an InputError.
+        In place of any other exception.
     """
     try:
         yield
@@ -69,27 +70,27 @@ def file_errors(path: Path | RemotePath, kind: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(
                 f"{path}: the file could not be read ({error.strerror or detail}). Check that it "
-                f"is a file and that you may read it."
+                f"is a file and that you have permission to read it."
             ) from error
         raise InputError(
-            f"{path}: not {kind} that can be read: it is truncated or damaged ({detail}). Fetch "
-            f"or write it again."
+            f"{path}: cannot be read as {kind}: it is truncated or damaged ({detail}). Download or "
+            f"write it again."
         ) from error
 
 
 def read_promised(
     stream: BinaryIO, promised: int, path: Path, what: str, *, more_follows: bool = False
 ) -> bytearray:
-    """Read the bytes that a header promises, and make sure that no more follow.
+    """Read the bytes that a header promises, and check that nothing follows them.
 
-    Memory grows with what is there, not with what is promised, and of a compressed stream
-    only one byte more than promised is taken, and not many times what is on disk: neither a
-    false header nor a decompression bomb can exhaust memory.
+    Memory use follows the bytes present, not the bytes promised. Decompression stops one byte past
+    the promised size, and is refused if that size is many times the file's. So neither a false
+    header nor a decompression bomb can exhaust memory.
 
     Parameters
     ----------
     stream : binary file
-        Stands after the header.
+        Positioned after the header.
     promised : int
         Number of bytes that the header promises.
     path : Path
@@ -97,7 +98,7 @@ def read_promised(
     what : str
         What the bytes are, for an error: "the array 'x'".
     more_follows : bool, default False
-        The caller wants only the first bytes: do not look at what follows them.
+        The caller wants only the first bytes: do not check what follows.
 
     Returns
     -------
@@ -112,18 +113,18 @@ def read_promised(
         data += chunk
         if len(data) > max(_NO_BOMB_BYTES, _MOST_GROWTH * path.stat().st_size):
             raise InputError(
-                f"{path}: {what} takes {promised:,} bytes in memory, by its header, and that is "
-                f"over {_MOST_GROWTH} times the size of the file, so that a small one could fill "
-                f"the memory. Store it uncompressed, as a .npy file."
+                f"{path}: by its header, {what} takes {promised:,} bytes in memory, over "
+                f"{_MOST_GROWTH} times the size of the file, which may be a decompression bomb. "
+                f"Store it uncompressed, as a .npy file."
             )
     if len(data) < promised:
         raise InputError(
             f"{path}: {what} ends after {len(data):,} of the {promised:,} bytes that its header "
-            f"promises: it is truncated or damaged. Fetch or write the file again."
+            f"promises: it is truncated or damaged. Download or write the file again."
         )
     if len(data) > promised:
         raise InputError(
-            f"{path}: {what} goes on after the {promised:,} bytes that its header promises: it is "
-            f"damaged, or something was appended. Fetch or write the file again."
+            f"{path}: {what} continues past the {promised:,} bytes that its header promises: it is "
+            f"damaged, or something was appended. Download or write the file again."
         )
     return data

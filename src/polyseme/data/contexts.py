@@ -16,55 +16,54 @@ from polyseme.data.text import Texts
 from polyseme.errors import InputError, one_of
 
 _LEAVE_OUT = ("special", "first")
-# transformers gives a tokenizer without a limit the limit 1e30.
+# transformers sets the limit of a tokenizer without one to 1e30.
 _NO_LIMIT = 1_000_000
 _WANTED = (
-    "a tokenizer of transformers is expected, such as AutoTokenizer.from_pretrained(...); a "
-    "Tokenizer of tokenizers becomes one by PreTrainedTokenizerFast(tokenizer_object=...)"
+    "expected a transformers tokenizer, such as AutoTokenizer.from_pretrained(...); wrap a "
+    "tokenizers.Tokenizer with PreTrainedTokenizerFast(tokenizer_object=...)"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """A batch of contexts, what a model is given and which positions of it count."""
+    """A batch of contexts: the model's input, and which positions count."""
 
     ids: NDArray[np.int64]
     """(B, length): the tokens."""
     attention: NDArray[np.bool_]
-    """(B, length): False for padding, which only follows the last token of a context."""
+    """(B, length): False for padding, which only ever follows the last token of a context."""
     mask: NDArray[np.bool_]
-    """(B, length): False for padding and for whatever is left out."""
+    """(B, length): False for padding and for positions left out."""
 
 
 class Contexts:
-    """Contexts of one length, cut from the tokens of texts.
+    """Contexts of one length, cut from tokenized texts.
 
-    The parts of the documents (`Texts.parts`) are tokenized one at a time, without special
-    tokens, and joined: a document of up to 65,536 characters is tokenized whole. Between two
-    documents stands the separator, SEP or EOS, unless a context begins there. The tokens are
-    then cut into contexts one after the other, so a context may hold the end of one document
-    and the beginning of the next. Each has at least one token of text. It begins with CLS or
-    BOS, and ends with SEP if the tokenizer has both CLS and SEP. Only the last context is
-    padded.
+    The parts of the documents (`Texts.parts`) are tokenized one at a time, without special tokens,
+    and joined; a document of up to 65,536 characters is tokenized whole. A separator, SEP or EOS,
+    stands between two documents unless a context begins there. The tokens are then cut into
+    consecutive contexts, so a context may hold the end of one document and the beginning of the
+    next. Each context has at least one token of text. It begins with CLS or BOS, and ends with SEP
+    if the tokenizer has both CLS and SEP. Only the last context is padded.
 
     Parameters
     ----------
     texts : Texts
         From `read_text`.
     tokenizer : transformers.PreTrainedTokenizerBase
-        Or whatever is called as ``tokenizer(text, add_special_tokens=False, verbose=False)``,
-        gives a dict with ``input_ids``, a list of int, and has the attributes
-        ``bos_token_id``, ``eos_token_id``, ``cls_token_id``, ``sep_token_id``,
-        ``pad_token_id`` and ``all_special_ids``.
+        Or any object that, called as ``tokenizer(text, add_special_tokens=False, verbose=False)``,
+        returns a dict with ``input_ids``, a list of int, and that has the attributes
+        ``bos_token_id``, ``eos_token_id``, ``cls_token_id``, ``sep_token_id``, ``pad_token_id`` and
+        ``all_special_ids``.
     length : int, default 128
-        Tokens in a context, all that it begins and ends with among them; at least 3.
+        Tokens per context, including its special tokens; at least 3.
     max_tokens : int, optional
-        Stop after so many tokens of the documents, whether they are counted or not. What
-        begins, ends, separates and pads comes on top.
+        Stop after this many tokens of the documents, whether or not they are left out of the mask.
+        Special tokens added to contexts, separators and padding do not count.
     leave_out : iterable of str, default ("special", "first")
-        What `TokenBatch.mask` leaves out besides padding: "special", the special tokens of
-        the tokenizer (that for unknown words is one of them); "first", whatever stands first
-        in a context, on which many models dump attention.
+        What `TokenBatch.mask` leaves out besides padding: "special", the tokenizer's special tokens
+        (the one for unknown words included); "first", the first token of each context, which many
+        models use as an attention sink.
 
     Attributes
     ----------
@@ -73,13 +72,13 @@ class Contexts:
     length, max_tokens, leave_out
         As given.
     name : str
-        That of the texts.
+        The name of the texts.
 
     Raises
     ------
     InputError
-        If an argument does not have the form above, or the tokenizer's model takes fewer
-        tokens than ``length``.
+        If an argument does not have the form above, or if ``length`` is more than the tokenizer's
+        model accepts.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Contexts:
     ) -> None:
         if not isinstance(texts, Texts):
             raise InputError(
-                f"texts is a {type(texts).__name__}; Texts are expected: give read_text(texts)."
+                f"texts is a {type(texts).__name__}; expected Texts. Give read_text(texts)."
             )
         self.texts = texts
         self.name = texts.name
@@ -101,7 +100,7 @@ class Contexts:
         self._find_special_tokens()
         self.length = self._checked_length(length)
         if max_tokens is not None:
-            _check_whole("max_tokens", max_tokens, 1, "Leave it out to take all.")
+            _check_whole("max_tokens", max_tokens, 1, "Leave it out to use all tokens.")
         self.max_tokens = max_tokens
         asked = (leave_out,) if isinstance(leave_out, str) else tuple(leave_out)
         for entry in asked:
@@ -123,9 +122,9 @@ class Contexts:
             special = sorted({int(token) for token in self.tokenizer.all_special_ids})
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(
-                f"tokenizer is a {kind} that does not tell its special tokens ({error}); {_WANTED}."
+                f"tokenizer is a {kind} without special-token attributes ({error}); {_WANTED}."
             ) from error
-        # RoBERTa has BOS and EOS too, and they are its CLS and SEP.
+        # RoBERTa's BOS and EOS are its CLS and SEP.
         encoder = cls is not None and sep is not None
         self._begin = cls if encoder or bos is None else bos
         self._end = sep if encoder else None
@@ -134,31 +133,31 @@ class Contexts:
         self._special = special
 
     def _checked_length(self, length: int) -> int:
-        _check_whole("length", length, 3, "It counts what a context begins and ends with too.")
+        _check_whole("length", length, 3, "It includes the special tokens of each context.")
         limit = getattr(self.tokenizer, "model_max_length", None)
         if isinstance(limit, int | float) and limit < _NO_LIMIT and length > limit:
             raise InputError(
-                f"length is {length:,}; the tokenizer says that its model takes at most "
+                f"length is {length:,}; the tokenizer says that its model accepts at most "
                 f"{limit:,} tokens. Give length={limit:.0f} or less."
             )
         return length
 
     def _tokenize(self, text: str) -> list[int]:
-        # Not verbose: a text longer than the model takes is warned of, and it is cut up later.
+        # verbose=False suppresses the warning about long texts, which are cut into contexts later.
         if isinstance(self.tokenizer, str) or not callable(self.tokenizer):
             raise InputError(f"tokenizer is a {type(self.tokenizer).__name__}; {_WANTED}.")
         try:
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             return [int(token) for token in ids]
-        # Every exception: a model or a processor may be given, and raises what it likes.
+        # Every exception: a user may pass a model or a processor, which can raise anything.
         except Exception as error:
             raise InputError(
-                f"tokenizer is a {type(self.tokenizer).__name__} that made no tokens of a text "
+                f"tokenizer is a {type(self.tokenizer).__name__} that could not tokenize a text "
                 f"({type(error).__name__}: {error}); {_WANTED}."
             ) from error
 
     def count(self) -> int:
-        """How many contexts there are; all text is read and tokenized.
+        """Count the contexts. Reads and tokenizes all of the text.
 
         Raises
         ------
@@ -168,19 +167,19 @@ class Contexts:
         if not self.texts.reiterable:
             raise InputError(
                 f"{self.name} is an iterator, which can be read only once, so its contexts cannot "
-                "be counted; give a list, a file or an object whose __iter__ starts over."
+                f"be counted. Give a list, a file or an object whose __iter__ starts over."
             )
         return sum(1 for _ in self._bodies())
 
     def batches(self, size: int, start: int = 0) -> Iterator[TokenBatch]:
-        """Contexts in batches, the same contexts for any size of batch.
+        """Iterate over contexts in batches; the contexts do not depend on the batch size.
 
         Parameters
         ----------
         size : int
-            Contexts in a batch, B; the last batch may have fewer.
+            Contexts per batch, B; the last batch may have fewer.
         start : int, default 0
-            Leave out so many contexts. Their text is still read and tokenized.
+            Number of contexts to skip. Their text is still read and tokenized.
 
         Yields
         ------
@@ -190,11 +189,11 @@ class Contexts:
         Raises
         ------
         InputError
-            If there are fewer contexts than ``start``, if no token came of the texts, or as for
+            If there are fewer than ``start`` contexts, if the texts contain no tokens, or as for
             `Texts.parts`.
         """
-        _check_whole("size", size, 1, "It is the number of contexts in a batch.")
-        _check_whole("start", start, 0, "It is the number of contexts to leave out.")
+        _check_whole("size", size, 1, "It is the number of contexts per batch.")
+        _check_whole("start", start, 0, "It is the number of contexts to skip.")
         return self._batches(size, start)
 
     def _batches(self, size: int, start: int) -> Iterator[TokenBatch]:
@@ -202,8 +201,8 @@ class Contexts:
         skipped = sum(1 for _ in islice(bodies, start))
         if skipped < start:
             raise InputError(
-                f"start is {start:,} and {self.name} makes {skipped:,} contexts of {self.length} "
-                f"tokens; to go on, the same texts, tokenizer and settings are expected."
+                f"start is {start:,}, but {self.name} makes only {skipped:,} contexts of "
+                f"{self.length} tokens. To resume, give the same texts, tokenizer and settings."
             )
         any_yet = start > 0
         while batch := list(islice(bodies, size)):
@@ -211,12 +210,12 @@ class Contexts:
             any_yet = True
         if not any_yet:
             raise InputError(
-                f"The tokenizer made no token of {self.name}; at least one is expected. Check "
-                f"that the texts are in a script that the tokenizer knows."
+                f"The tokenizer found no tokens in {self.name}; expected at least one. Check that "
+                f"it supports the script of the texts."
             )
 
     def _bodies(self) -> Iterator[list[int]]:
-        """What stands between the beginning and the end of each context, which is never empty."""
+        """The tokens of each context without its special tokens at either end; never empty."""
         room = self.length - (self._begin is not None) - (self._end is not None)
         remaining = self.max_tokens
         body: list[int] = []
@@ -229,7 +228,7 @@ class Contexts:
                 if body and self._separator is not None:
                     body.append(self._separator)
             offset = 0
-            # The separator may have filled a context: then none of the ids goes into it.
+            # The separator may have filled the context, which then takes none of the ids.
             while offset < len(ids):
                 taken = ids[offset : offset + room - len(body)]
                 body += taken
@@ -261,19 +260,19 @@ class Contexts:
         return TokenBatch(ids, attention, mask)
 
     def counted_tokens(self) -> NDArray[np.int64]:
-        """Ids of all the tokens that count, (n,), in the order of the texts."""
+        """Ids of all tokens in the mask, (n,), in the order of the texts."""
         parts = [batch.ids[batch.mask] for batch in self.batches(512)]
         return np.concatenate(parts)
 
     def settings(self) -> dict[str, Any]:
-        """How the contexts are cut, as JSON can hold it.
+        """How the contexts are cut, as JSON-serialisable values.
 
         Returns
         -------
         dict
-            ``length``, ``max_tokens``, ``leave_out`` and ``special_ids``: the ids that
-            contexts ``begin`` and ``end`` with, the ``separator`` and the ``padding`` (None
-            where there is none), and ``left_out``, those that "special" leaves out.
+            ``length``, ``max_tokens``, ``leave_out`` and ``special_ids``: the ids that contexts
+            ``begin`` and ``end`` with, the ``separator`` and the ``padding`` (None if absent), and
+            ``left_out``, the ids that "special" leaves out.
         """
         return {
             "length": self.length,
@@ -289,7 +288,7 @@ class Contexts:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What tells these contexts from others, as JSON can hold it.
+        """What distinguishes these contexts from others, as JSON-serialisable values.
 
         Returns
         -------
@@ -311,7 +310,7 @@ class Contexts:
 
 
 def _id(token: Any) -> int | None:
-    """A token's id, or None; some tokenizers say that there is none with a negative one."""
+    """A token's id, or None; some tokenizers use a negative id for "none"."""
     return None if token is None or int(token) < 0 else int(token)
 
 

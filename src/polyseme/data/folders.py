@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 _SPLITS = {"train", "test", "val", "valid", "validation"}
-# Modes with more than 8 bits a channel: Pillow would clip them to 255 without a word.
+# Modes with more than 8 bits per channel: Pillow would silently clip them to 255.
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Pixels of one decoded image: greyscale (H, W), anything else RGB (3, H, W).
 
-    It is turned as its EXIF orientation says. Transparency is dropped, not blended, and of an
-    animation the first frame is taken.
+    EXIF orientation is applied. Transparency is dropped, not blended; an animation gives its first
+    frame.
     """
     from PIL import ImageOps
 
@@ -34,8 +34,8 @@ def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
     mode = image.mode
     if mode in _DEEP:
         raise InputError(
-            f"{name}: the image has mode {mode!r}, more than 8 bits a channel; 8 bits are "
-            f"expected. Convert it to 8 bits, or store all images as floats in a .npy file."
+            f"{name}: the image has mode {mode!r}, more than 8 bits per channel; expected 8 bits. "
+            f"Convert it to 8 bits, or store all images as floats in a .npy file."
         )
     if mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))
@@ -45,7 +45,7 @@ def pixels_of(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 
 def stack_images(images: Iterable[tuple[str, NDArray[np.uint8]]], n: int) -> NDArray[np.uint8]:
-    """Put images of one size and kind into one array.
+    """Stack images of the same size and kind into one array.
 
     Parameters
     ----------
@@ -70,13 +70,13 @@ def stack_images(images: Iterable[tuple[str, NDArray[np.uint8]]], n: int) -> NDA
             stacked, first = np.empty((n, *pixels.shape), dtype=np.uint8), name
         if pixels.shape != stacked.shape[1:]:
             raise InputError(
-                f"{name}: the image is {_describe(pixels.shape)}, and {first} is "
-                f"{_describe(stacked.shape[1:])}; all must be of one size, and all greyscale or "
-                f"all colour. Resize or convert them first."
+                f"{name}: the image is {_describe(pixels.shape)}, but {first} is "
+                f"{_describe(stacked.shape[1:])}; all must have the same size, and be all "
+                f"greyscale or all colour. Resize or convert them first."
             )
         stacked[row] = pixels
     if stacked is None:
-        raise InputError("There are no images to read; at least one is needed.")
+        raise InputError("There are no images to read; expected at least one.")
     return stacked
 
 
@@ -92,7 +92,8 @@ def _decoded(paths: Iterable[Path]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     for path in paths:
         try:
             with warnings.catch_warnings():
-                # Pillow only warns of a bomb up to twice its limit of 89 million pixels.
+                # Below twice its limit of 89 million pixels, Pillow only warns of a decompression
+                # bomb.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
                     pixels = pixels_of(image, str(path))
@@ -106,7 +107,7 @@ def _decoded(paths: Iterable[Path]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         # Every exception: each of Pillow's decoders raises its own kinds on malformed bytes.
         except Exception as error:
             raise InputError(
-                f"{path}: not an image that can be read: it is truncated, damaged or of another "
+                f"{path}: cannot be read as an image: it is truncated, damaged or in another "
                 f"format ({error}). Replace or remove it."
             ) from error
         yield str(path), pixels
@@ -120,10 +121,10 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_folder(folder: Path, split: str, limit: int | None) -> Images:
-    """Read a folder of image files: flat, or with one subfolder a class.
+    """Read a folder of image files: flat, or with one subfolder per class.
 
     A folder with the subfolders ``train`` and ``test`` (or ``val``) is read from the one that
-    `split` names. Order: by name, the classes first, the same on every machine.
+    `split` names. Images are ordered by class, then by name, the same on every machine.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def read_folder(folder: Path, split: str, limit: int | None) -> Images:
     split : str
         Which subfolder, where they are splits.
     limit : int, optional
-        Take only the first images.
+        Read only this many images, from the first.
 
     Returns
     -------
@@ -155,15 +156,15 @@ def read_folder(folder: Path, split: str, limit: int | None) -> Images:
         flat, subfolders = _entries(folder)
     elif split != "train":
         raise InputError(
-            f"{folder}: split={split!r} was given, and the folder has no subfolders that are "
-            f"splits (train, test). Give the folder of that split, or leave split out."
+            f"{folder}: split={split!r} was given, but the folder has no subfolders for splits "
+            f"(train, test). Give the folder of that split, or leave split out."
         )
     classes = {path.name: files for path in subfolders if (files := _entries(path)[0])}
     if flat and classes:
         raise InputError(
             f"{folder}: there are {len(flat)} images beside the subfolders "
             f"{', '.join(map(repr, list(classes)[:5]))}; a folder is either flat or has one "
-            f"subfolder a class. Move the loose images, such as {flat[0].name}."
+            f"subfolder per class. Move the loose images, such as {flat[0].name}."
         )
     labelled = [(path, label) for label, files in enumerate(classes.values()) for path in files]
     paths = (flat or [path for path, _ in labelled])[:limit]

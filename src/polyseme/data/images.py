@@ -1,4 +1,4 @@
-"""Images as they are stored, and how they become a model's input."""
+"""Stored images, and how they become a model's input."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ _DIGEST_BYTES = 1 << 30
 
 
 def _scaling(value: Any, what: str, name: str) -> float | tuple[float, ...]:
-    """A mean or std as a float, or as a tuple with one float a channel."""
+    """A mean or std as a float, or as a tuple of one float per channel."""
     try:
         values = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         values = np.empty((0, 0))
-    # Compared in float32, the precision of the model's input, where 1e-60 is zero.
     if values.ndim > 1 or values.size == 0 or not np.isfinite(values).all():
         raise InputError(
-            f"{name}: {what} is {value!r}; it must be a finite number, or a tuple with one "
-            f"number a channel. Give it in units of pixel / 255, such as 0.5."
+            f"{name}: {what} is {value!r}; it must be a finite number, or a tuple of one number "
+            f"per channel. Give it in units of pixel / 255, such as 0.5."
         )
+    # Compared in float32, the precision of the model's input, where 1e-60 is zero.
     if what == "std" and not (values >= np.finfo(np.float32).tiny).all():
         raise InputError(
             f"{name}: std is {value!r}; pixels are divided by it, so it must be greater than 0. "
             f"Use 1.0 to leave the scale as it is."
         )
     numbers = tuple(float(number) for number in values.ravel())
-    # (0.1307,) is how greyscale is normalised elsewhere: one channel, no channel axis.
+    # torchvision normalises greyscale with (0.1307,): one channel, but no channel axis here.
     return numbers[0] if len(numbers) == 1 else numbers
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images:
-    """Images as stored, and how they become a model's input.
+    """Stored images, and how they become a model's input.
 
     Parameters
     ----------
     pixels : ndarray, (n, ...)
-        uint8; or floating point, which is the model's input already; or booleans, kept as 0 and
-        255. A memory map is not loaded. Whether the values are finite is not checked here, as
-        that would read them all.
+        uint8; floating point, used as the model's input unchanged; or booleans, stored as 0 and
+        255. A memory map is not loaded. Values are not checked for finiteness, which would require
+        reading all of them.
     labels : ndarray of integers, (n,), optional
         The class of each image, numbered from 0. Kept as int64.
     mean, std : float or tuple of float, default 0 and 1
-        A model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels. A tuple has one
-        number a channel, along the first axis of an image (C, H, W). Floating-point pixels
-        are used as they are, so with them both must be left at their defaults.
+        A model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels. A tuple has one number
+        per channel, along the first axis of an image (C, H, W). Floating-point pixels are used
+        unchanged, so both must keep their defaults.
     name : str, default "images"
         What a run's metadata calls these images.
     class_names : tuple of str, optional
@@ -89,14 +89,14 @@ class Images:
         pixels = as_pixels(as_array(self.pixels, self.name), self.name)
         if pixels.ndim < 2:
             raise InputError(
-                f"{self.name}: the values have shape {pixels.shape}; they must have an axis of "
-                f"inputs and then the axes of one input, (n, ...). A single input x is given as "
+                f"{self.name}: the values have shape {pixels.shape}; expected an axis of inputs "
+                f"followed by the axes of one input, (n, ...). Give a single input x as "
                 f"x[np.newaxis]."
             )
         if pixels.size == 0:
             raise InputError(
-                f"{self.name}: the values have shape {pixels.shape}, which holds nothing; at "
-                f"least one input is needed. Check where they were read from."
+                f"{self.name}: the values have shape {pixels.shape}, which is empty; expected at "
+                f"least one input. Check where they were read from."
             )
         return pixels
 
@@ -105,15 +105,15 @@ class Images:
             if self.mean != 0.0 or self.std != 1.0:
                 raise InputError(
                     f"{self.name}: mean={self.mean} and std={self.std} were given for "
-                    f"{self.pixels.dtype} pixels; they apply to uint8 pixels only, as floats are "
-                    f"the model's input already. Leave them out, or give uint8 pixels."
+                    f"{self.pixels.dtype} pixels; they apply only to uint8 pixels, as floats are "
+                    f"already the model's input. Leave them out, or give uint8 pixels."
                 )
             return
         for what, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) != self.shape[0]:
                 raise InputError(
-                    f"{self.name}: {what} has {len(value)} numbers and an image has shape "
-                    f"{self.shape}; a tuple needs one number a channel, along the first axis of "
+                    f"{self.name}: {what} has {len(value)} numbers, but an image has shape "
+                    f"{self.shape}; a tuple needs one number per channel, along the first axis of "
                     f"an image (C, H, W). Give one number, or move the channels to the front."
                 )
 
@@ -146,12 +146,12 @@ class Images:
         return self.to_input(self.pixels[index])
 
     def to_input(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """Model inputs of pixels that are stored as these are, such as an edited image.
+        """Model inputs of pixels stored like these, such as an edited image.
 
         Parameters
         ----------
         pixels : ndarray, (..., *shape)
-            One image or several, uint8 if these images are, else floating point.
+            One or more images: uint8 if these images are, otherwise floating point.
 
         Returns
         -------
@@ -161,15 +161,15 @@ class Images:
         Raises
         ------
         InputError
-            If the pixels have another kind of dtype, or another image shape.
+            If the pixels differ in kind of dtype or in image shape.
         """
         pixels = np.asarray(pixels)
         integers = self.pixels.dtype == np.uint8
         if (pixels.dtype == np.uint8) != integers or pixels.dtype.kind not in "uf":
             raise InputError(
-                f"{self.name}: the pixels to convert have dtype {pixels.dtype} and these images "
-                f"are {self.pixels.dtype}, so their scales differ. Give "
-                f"{self.pixels.dtype} pixels."
+                f"{self.name}: the pixels to convert have dtype {pixels.dtype}, but these images "
+                f"have {self.pixels.dtype}, so their scales differ. Give {self.pixels.dtype} "
+                f"pixels."
             )
         if pixels.shape[-len(self.shape) :] != self.shape:
             raise InputError(
@@ -178,12 +178,12 @@ class Images:
             )
         if integers:
             return self._scaled(pixels)
-        with np.errstate(over="ignore"):  # inf is for the caller, who checks what it streams
+        with np.errstate(over="ignore"):  # the caller checks for inf
             return np.array(pixels, dtype=np.float32)
 
     def _scaled(self, pixels: NDArray[Any] | np.uint8) -> NDArray[np.float32]:
-        # One operation at a time, each rounded to float32: what torchvision's ToTensor and
-        # Normalize do, so a model that was trained with them gets the same bits.
+        # One operation at a time, each rounded to float32, as torchvision's ToTensor and Normalize
+        # do: a model trained with them gets bit-identical inputs.
         scaled = np.array(pixels, dtype=np.float32)
         scaled /= np.float32(255)
         scaled = (scaled - self._per_channel(self.mean)) / self._per_channel(self.std)
@@ -201,25 +201,25 @@ class Images:
         Returns
         -------
         low, high : ndarray of float32, () or (C, 1, ...)
-            They broadcast against an image. For uint8, the inputs of 0 and 255. For floating
-            point, the minimum and maximum of the data, NaN if there is one, read in blocks the
-            first time and remembered.
+            They broadcast against an image. For uint8, the inputs for 0 and 255. For floating
+            point, the minimum and maximum of the data (NaN if it contains one), computed once, in
+            blocks.
         """
         if self.pixels.dtype == np.uint8:
             return self._scaled(np.uint8(0)), self._scaled(np.uint8(255))
         low, high = math.inf, -math.inf
         with np.errstate(invalid="ignore", over="ignore"):
             for block in blocks(self.pixels):
-                # np.minimum, not min(): it hands NaN on whichever side it stands on.
+                # np.minimum, not min(): it propagates NaN from either argument.
                 low, high = np.minimum(low, block.min()), np.maximum(high, block.max())
             return np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
 
     def digest(self) -> str:
-        """Identity of the inputs: sha256, in hexadecimal, of their stored form.
+        """SHA-256 of the stored inputs, in hexadecimal.
 
-        It covers dtype, shape, pixels, mean and std; not labels or names. Beyond 1 GiB of
-        pixels, only as many evenly spaced images as fit in 1 GiB are read, the first and the
-        last among them, so that a change elsewhere goes unnoticed.
+        It covers dtype, shape, pixels, mean and std; not labels or names. Beyond 1 GiB of pixels,
+        only as many evenly spaced images as fit in 1 GiB are read, including the first and the
+        last; changes elsewhere go unnoticed.
         """
         pixels, n = self.pixels, len(self)
         kept = min(n, max(2, _DIGEST_BYTES // pixels[:1].nbytes))

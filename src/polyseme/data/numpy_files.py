@@ -23,7 +23,7 @@ _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before the numbers of an array in NumPy's format."""
+    """Header of an array in NumPy's format."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -45,15 +45,15 @@ def _read_header(stream: BinaryIO, path: Path, what: str) -> _Header:
     elif version == (2, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        # 3.0 exists for structured arrays whose fields have non-ASCII names.
+        # 3.0 is only for structured arrays whose fields have non-ASCII names.
         raise InputError(
             f"{path}: {what} is in version {version[0]}.{version[1]} of NumPy's format; numeric "
             f"arrays are in 1.0 or 2.0. Save it again as a plain numeric array."
         )
     if any(length < 0 for length in shape):
         raise InputError(
-            f"{path}: {what} has the shape {shape} in its header, which no array has: the file is "
-            f"damaged. Fetch or write it again."
+            f"{path}: {what} has the impossible shape {shape} in its header: the file is damaged. "
+            f"Download or write it again."
         )
     return _Header(shape, fortran, dtype, stream.tell())
 
@@ -61,14 +61,14 @@ def _read_header(stream: BinaryIO, path: Path, what: str) -> _Header:
 def _check_plain(header: _Header, path: Path, what: str) -> None:
     if header.dtype.hasobject:
         raise InputError(
-            f"{path}: {what} holds Python objects, which are stored as a pickle; polyseme does "
-            f"not unpickle, since that can run any code. Save it again as a plain numeric array, "
-            f"for example with array.astype(np.uint8)."
+            f"{path}: {what} holds Python objects, stored as a pickle; polyseme never unpickles, "
+            f"since that can run arbitrary code. Save it again as a plain numeric array, for "
+            f"example with array.astype(np.uint8)."
         )
 
 
 def read_npy(path: Path, name: str, limit: int | None) -> Images:
-    """Read a .npy file; uint8 and floats are mapped into memory, not loaded.
+    """Read a .npy file; uint8 and floating point are memory-mapped, not loaded.
 
     Parameters
     ----------
@@ -97,14 +97,14 @@ def read_npy(path: Path, name: str, limit: int | None) -> Images:
         if held != header.nbytes:
             raise InputError(
                 f"{path}: the file holds {held:,} bytes after its header, which promises "
-                f"{header.nbytes:,} for {header}: it is truncated or damaged. Fetch or write it "
+                f"{header.nbytes:,} for {header}: it is truncated or damaged. Download or write it "
                 f"again."
             )
         order: Literal["F", "C"] = "F" if header.fortran else "C"
         pixels: NDArray[Any]
         if header.nbytes and header.shape:
             pixels = np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
-        else:  # nothing to map, which Images refuses with its own sentence
+        else:  # empty, which Images refuses
             pixels = np.empty(header.shape, header.dtype)
     if limit is not None and pixels.ndim:
         pixels = pixels[:limit]
@@ -114,7 +114,7 @@ def read_npy(path: Path, name: str, limit: int | None) -> Images:
 def _choose(
     path: Path, key: str | None, names: Iterable[str], arrays: dict[str, _Header], argument: str
 ) -> str | None:
-    """Key that the caller gave, else the only one of the usual names, else None."""
+    """The caller's key; otherwise the only usual name present; otherwise None."""
     if key is not None:
         if key not in arrays:
             raise InputError(f"{path}: " + one_of(argument, key, arrays))
@@ -131,13 +131,12 @@ def _ambiguous(
     what = argument.removesuffix("_key")
     listed = ", ".join(f"{name!r} {arrays[name]}" for name in names) or "none"
     return InputError(
-        f"{path}: it is not clear which array holds the {what}: {listed}. Name one with "
-        f"{argument}=..."
+        f"{path}: cannot tell which array holds the {what}: {listed}. Name one with {argument}=..."
     )
 
 
 def _names(keys: tuple[str, ...], split: str) -> list[str]:
-    """Names that an array of one split goes by: x_train, train_x; plain names for training."""
+    """Usual names of an array of one split: x_train, train_x; for training, also plain names."""
     plain = list(keys) if split == "train" else []
     return plain + [f"{key}_{split}" for key in keys] + [f"{split}_{key}" for key in keys]
 
@@ -159,9 +158,9 @@ def read_npz(
     name : str
         What the images are called.
     split : str
-        Chooses between arrays such as ``x_train`` and ``x_test``.
+        Selects among arrays such as ``x_train`` and ``x_test``.
     images_key, labels_key : str, optional
-        Names of the arrays, where they are not the usual ones.
+        Names of the arrays, if not the usual ones.
     limit : int, optional
         Take only the first images.
 
@@ -173,7 +172,7 @@ def read_npz(
     Raises
     ------
     InputError
-        If the file is damaged, holds pickled objects, or it is not clear which array to take.
+        If the file is damaged, holds pickled objects, or does not make clear which array to use.
     """
     with file_errors(path, "a .npz file"), zipfile.ZipFile(path) as archive:
         arrays = {}
@@ -193,7 +192,7 @@ def read_npz(
                 data = read_promised(cast(BinaryIO, stream), header.nbytes, path, what)
             array = np.frombuffer(data, header.dtype)
             array = array.reshape(header.shape, order="F" if header.fortran else "C")
-            # A copy of the part that was asked for lets go of the rest.
+            # A copy of the requested rows frees the rest.
             return array if limit is None or not array.ndim else array[:limit].copy()
 
         image_names = _names(_IMAGE_KEYS, split)
@@ -212,12 +211,12 @@ def read_npz(
         pixels = load(chosen)
         chosen_labels = _choose(path, labels_key, _names(_LABEL_KEYS, split), arrays, "labels_key")
         labels = None if chosen_labels in (None, chosen) else load(str(chosen_labels))
-        # Whole, not only as far as the limit goes.
+        # Compare whole arrays, not only the rows up to the limit.
         of_labels, of_images = arrays[str(chosen_labels or chosen)], arrays[chosen]
         if of_labels.shape[:1] != of_images.shape[:1]:
             raise InputError(
                 f"{path}: the labels {chosen_labels!r} are {of_labels} and the images {chosen!r} "
-                f"are {of_images}; there must be one label an image. Name the arrays that belong "
-                f"together with images_key and labels_key."
+                f"are {of_images}; expected one label per image. Name matching arrays with "
+                f"images_key and labels_key."
             )
     return Images(as_pixels(pixels, f"{path}, {chosen!r}"), labels, name=name)

@@ -17,7 +17,7 @@ from polyseme.remote import RemotePath, fetched, is_url
 
 _ACCEPTED = (
     "Accepted are a folder of MNIST-style IDX files or of image files, a single IDX file, a .npy "
-    "or .npz file, and a hub data set as 'owner/name'."
+    "or .npz file, and a Hub data set as 'owner/name'."
 )
 
 
@@ -31,33 +31,32 @@ def read_images(
     labels_key: str | None = None,
     limit: int | None = None,
 ) -> Images:
-    """Read images, and their labels where there are any.
+    """Read images, and their labels if there are any.
 
-    uint8 pixels stay as they are; booleans become 0 and 255; floating point stays, as the
-    model's input; other integers are refused. The layout is kept as stored, and a .npy file is
-    mapped into memory. Nothing is ever unpickled. Image files become 8-bit greyscale or RGB,
-    turned as their EXIF orientation says; transparency is dropped, and of an animation the first
-    frame is taken.
+    uint8 and floating-point values are kept unchanged, the latter as the model's input; booleans
+    become 0 and 255; other integers are refused. The layout is kept, and a .npy file is
+    memory-mapped. Nothing is ever unpickled. Image files become 8-bit greyscale or RGB with EXIF
+    orientation applied; transparency is dropped, and an animation gives its first frame.
 
     Parameters
     ----------
     source : str or Path
-        - A folder of MNIST-style IDX files (``train-images-idx3-ubyte.gz``, ``t10k-...``), or
-          one such file of images, with its labels taken from beside it. Gzipped or not.
+        - A folder of MNIST-style IDX files (``train-images-idx3-ubyte.gz``, ``t10k-...``), or one
+          such file of images, with its labels from the same folder. Gzipped or not.
         - A ``.npy`` file, or a ``.npz`` file with arrays such as ``images`` and ``labels``, or
           ``x_train`` and ``y_train``.
-        - A folder of image files (needs Pillow): flat, or with one subfolder a class.
-        - The URL of such a file or folder: it is copied to the cache.
-        - A data set of the Hugging Face hub (needs datasets): ``owner/name``.
+        - A folder of image files (needs Pillow): flat, or with one subfolder per class.
+        - The URL of such a file or folder, which is copied to the cache.
+        - A Hugging Face Hub data set (needs datasets): ``owner/name``.
     split : str, default "train"
-        Which part, where the source has parts: "train" or "test"; for the hub, its own names.
+        Which split, if the source has any: "train" or "test", or for the Hub its own names.
     mean, std : float or tuple of float, optional
-        The model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels; 0 and 1 unless
-        given. A tuple has one number a channel.
+        The model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels; 0 and 1 unless given.
+        A tuple has one number per channel.
     images_key, labels_key : str, optional
-        Which array of a .npz file, or which column of a hub data set.
+        Which array of a .npz file, or which column of a Hub data set.
     limit : int, optional
-        Take only the first images. What follows them in an IDX file is not checked.
+        Read only this many images, from the first. What follows them in an IDX file is not checked.
 
     Returns
     -------
@@ -66,26 +65,26 @@ def read_images(
     Raises
     ------
     InputError
-        If the source does not exist, is damaged, or it is not clear what to take from it.
+        If the source does not exist, is damaged or is ambiguous.
     MissingDependencyError
         If Pillow or datasets is needed and not installed.
     """
     if not isinstance(source, str | Path) or not str(source):
         raise InputError(
-            f"read_images was given {_short(source)}; it reads a path or the name of a hub data "
-            f"set. Make arrays into images with Images(pixels, labels)."
+            f"read_images was given {_short(source)}; it reads a path or the name of a Hub data "
+            f"set. Turn arrays into images with Images(pixels, labels)."
         )
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(
             f"limit is {limit!r}; it must be a whole number of images, 1 or more. Leave it out to "
-            f"take all."
+            f"read all."
         )
     try:
         images = _read(source, split, images_key, labels_key, limit)
     except OSError as error:
         raise InputError(
-            f"{str(source)!r} could not be read ({error.strerror or error}). Check the path, and "
-            f"that you may read what is there."
+            f"{str(source)!r} could not be read ({error.strerror or error}). Check the path and "
+            f"your permission to read it."
         ) from error
     return replace(
         images,
@@ -99,7 +98,7 @@ def _short(value: Any) -> str:
 
 
 def _fetched_idx(url: str) -> Path | None:
-    """A local copy of an IDX file of images, with its labels beside it; None for all else."""
+    """A local copy of an IDX file of images, with its labels beside it; None for anything else."""
     above, _, last = url.rstrip("/").rpartition("/")
     name = IdxName.parse(Path(last))
     if name is None or name.what != "images":
@@ -123,16 +122,14 @@ def _read(
             return read_hub(str(source), split, images_key, labels_key, limit)
         raise missing_path(path, _ACCEPTED)
     if not path.is_file() and not path.is_dir():
-        raise InputError(
-            f"{path}: a pipe, a socket or a device, which may be without end. {_ACCEPTED}"
-        )
+        raise InputError(f"{path}: a pipe, a socket or a device, which may never end. {_ACCEPTED}")
     if path.is_file() and suffix == ".npz":
         return read_npz(path, path.name, split, images_key, labels_key, limit)
     if images_key is not None or labels_key is not None:
         option = "images_key" if images_key is not None else "labels_key"
         raise InputError(
-            f"{path}: {option} was given; it chooses among the arrays of a .npz file or the "
-            f"columns of a hub data set. Leave it out for this source."
+            f"{path}: {option} was given; it selects an array of a .npz file or a column of a Hub "
+            f"data set. Leave it out for this source."
         )
     if path.is_dir():
         files = idx_files(path)
@@ -142,18 +139,18 @@ def _read(
     idx_name = IdxName.parse(path)
     if split != "train" and (idx_name is None or idx_name.split != split):
         raise InputError(
-            f"{path}: split={split!r} was given for a single file, which has no parts. Give the "
+            f"{path}: split={split!r} was given for a single file, which has no splits. Give the "
             f"file of that split, or leave split out."
         )
     if suffix == ".npy":
         return read_npy(path, path.name, limit)
     if suffix in SUFFIXES:
         raise InputError(
-            f"{path}: a single image was given, where several are needed. Give the folder that it "
-            f"lies in: {path.parent}"
+            f"{path}: a single image was given, but several are needed. Give its folder: "
+            f"{path.parent}"
         )
     if not is_idx(path):
-        raise InputError(f"{path}: not a file of images that polyseme can read. {_ACCEPTED}")
+        raise InputError(f"{path}: polyseme cannot read this as a file of images. {_ACCEPTED}")
     labels = None
     if idx_name is not None and idx_name.what == "images":
         labels = idx_files(path.parent).get(IdxName(idx_name.prefix, idx_name.split, "labels"))

@@ -1,4 +1,4 @@
-"""Whatever a user has at hand, as a stream of batches: arrays, files, data sets, loaders."""
+"""A user's data as a stream of batches: arrays, files, data sets, loaders."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _ACCEPTED = (
     "data set with a length, or an iterable of batches"
 )
 _MIXED = (
-    "The data gives a label for some inputs and none for others; give pairs (input, label) for "
-    "all of them, or inputs alone."
+    "Only some of the inputs have a label; give pairs (input, label) for all of them, or inputs "
+    "alone."
 )
-# Inputs that are looked at twice, to see whether the order is fixed.
+# Inputs read twice, to check that the order is fixed.
 _LOOK = 16
 
 
@@ -39,11 +39,11 @@ class Source:
     name : str
         What a run's metadata calls the data.
     images : Images or None
-        The images where they lie in one array; None for data sets and iterables.
+        The images, if they are one array; None for data sets and iterables.
     class_names : tuple of str or None
-        The name of each label, if they have names.
+        The name of each label, if any.
     length : int or None
-        Number of inputs, if it is known.
+        Number of inputs, if known.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Source:
 
     @property
     def is_read_once(self) -> bool:
-        """Whether it is an iterator, which gives each input but once."""
+        """Whether it is an iterator, which yields each input only once."""
         return self.images is None and isinstance(self._items, Iterator)
 
     def peek(self, size: int) -> NDArray[Any] | None:
-        """Stored inputs of the first batch, which an iterator still gives; None if it is empty."""
+        """Stored inputs of the first batch, not consumed even from an iterator; None if empty."""
         if not self.is_read_once:
             return next((stored for stored, _ in self.batches(size)), None)
         taken = []
@@ -103,18 +103,18 @@ class Source:
         return first
 
     def to_input(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Model inputs of float32 from stored ones."""
+        """Convert stored inputs to model inputs in float32."""
         if self.images is not None:
             return self.images.to_input(stored)
         return stored.astype(np.float32, copy=False)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data, as far as a look at its beginning can tell.
+        """What identifies this data, as far as its beginning shows.
 
         Raises
         ------
         InputError
-            If a second look finds other inputs.
+            If the data is empty, or a second reading gives other inputs.
         """
         if self.images is not None:
             labels = self.images.labels
@@ -126,28 +126,28 @@ class Source:
             }
         first, again = self.peek(_LOOK), self.peek(_LOOK)
         if first is None or again is None:
-            raise InputError(f"The data {self.name} is empty; at least one input is needed.")
+            raise InputError(f"The data {self.name} is empty; expected at least one input.")
         if first.shape != again.shape or first.tobytes() != again.tobytes():
             raise InputError(
-                f"The {self.name} gives other inputs each time that it is read, so the numbers of "
-                "its examples would mean nothing, and an interrupted analysis could not be "
-                "resumed. Give it a fixed order, such as DataLoader(..., shuffle=False), and no "
-                "random augmentation."
+                f"The {self.name} yields different inputs each time it is read, so the numbers of "
+                f"its examples would mean nothing, and an interrupted analysis could not be "
+                f"resumed. Give it a fixed order, such as DataLoader(..., shuffle=False), and no "
+                f"random augmentation."
             )
         return {"name": self.name, "n": self.length}
 
 
 def as_source(data: Any, labels: Any = None, class_names: Iterable[str] | None = None) -> Source:
-    """Stream of inputs from whatever holds them.
+    """Convert a user's data to a stream of inputs.
 
     Parameters
     ----------
     data : array, tensor, table, pair, str, Path, Images, data set or iterable
-        An array, tensor or table (n, ...): uint8 is scaled to [0, 1], booleans are 0 and 1,
-        floating point is used as it is. A pair (inputs, labels). A path as in `read_images`. A
-        data set with a length and numbered items, each an input or a pair (input, label), such
-        as torch's. An iterable of batches, each inputs (B, ...) or a pair with labels, such as
-        torch's DataLoader.
+        An array, tensor or table (n, ...): uint8 is scaled to [0, 1], booleans become 0 and 1,
+        floating point is used unchanged. A pair (inputs, labels). A path as in `read_images`. A
+        data set with a length and indexed items, each an input or a pair (input, label), such as a
+        torch Dataset. An iterable of batches, each inputs (B, ...) or a pair with labels, such as a
+        torch DataLoader.
     labels : array of int, shape (n,), optional
         Class of each input, for arrays.
     class_names : iterable of str, optional
@@ -156,7 +156,7 @@ def as_source(data: Any, labels: Any = None, class_names: Iterable[str] | None =
     Raises
     ------
     InputError
-        For anything else, and for data without a single input.
+        For anything else, and for empty data.
     """
     if isinstance(data, str | Path):
         data = read_images(data)
@@ -165,62 +165,64 @@ def as_source(data: Any, labels: Any = None, class_names: Iterable[str] | None =
         return Source(data.name, images, class_names=class_names)
     if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[0]):
         if labels is not None:
-            raise InputError("labels were given beside a pair (inputs, labels); give them once.")
+            raise InputError(
+                "labels were given with a pair (inputs, labels), which has its own; give them once."
+            )
         data, labels = data
     if _is_array(data):
         return Source("array", Images(data, labels, name="array"), class_names=class_names)
     name = type(data).__name__
     if labels is not None:
         raise InputError(
-            f"labels were given beside a {name}; with anything but an array they come from the "
-            "data itself, as pairs (input, label)."
+            f"labels were given with a {name}; for anything but an array, put them in the data "
+            f"itself, as pairs (input, label)."
         )
     if isinstance(data, Mapping):
         keys = ", ".join(f"data[{key!r}]" for key in list(data)[:4])
         raise InputError(
-            f"data is a {name}; give one of what it holds ({keys or 'it is empty'}): {_ACCEPTED}."
+            f"data is a {name}; give one of its values ({keys or 'it is empty'}): {_ACCEPTED}."
         )
     if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
         raise InputError(
-            f"data ({name}) is an IterableDataset, which does not tell inputs from batches. If it "
-            "gives single inputs, give torch.utils.data.DataLoader(data, batch_size=256); if it "
-            "gives batches, DataLoader(data, batch_size=None)."
+            f"data ({name}) is an IterableDataset, which may yield either inputs or batches. If it "
+            f"yields single inputs, give torch.utils.data.DataLoader(data, batch_size=256); if it "
+            f"yields batches, DataLoader(data, batch_size=None)."
         )
     if isinstance(data, set | bytes):
-        raise InputError(f"data is a {name}; expected is {_ACCEPTED}.")
+        raise InputError(f"data is a {name}; expected {_ACCEPTED}.")
     if _is_indexed(data):
         try:
             length = len(data)
         except TypeError as error:
             raise InputError(
-                f"data is a {name} without a length ({error}); expected is {_ACCEPTED}. Of a "
-                "sparse array give data.toarray()."
+                f"data is a {name} without a length ({error}); expected {_ACCEPTED}. For a sparse "
+                f"array, give data.toarray()."
             ) from error
         if not length:
-            raise InputError(f"The data set {name} is empty; at least one input is expected.")
+            raise InputError(f"The data set {name} is empty; expected at least one input.")
         return Source(name, None, data, class_names)
     if isinstance(data, Iterable):
         return Source(name, None, data, class_names)
-    raise InputError(f"data is a {name}; expected is {_ACCEPTED}.")
+    raise InputError(f"data is a {name}; expected {_ACCEPTED}.")
 
 
 def _is_array(value: Any) -> bool:
-    # A tensor, or a table of pandas or polars.
+    # A tensor, or a pandas or polars table.
     return isinstance(value, np.ndarray) or hasattr(value, "detach") or hasattr(value, "to_numpy")
 
 
 def _is_indexed(value: Any) -> bool:
-    # A DataLoader has a length too, but its items cannot be had by number.
+    # A DataLoader has a length too, but cannot be indexed.
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _inputs(value: Any) -> NDArray[Any]:
-    name = f"The data gives a {type(value).__name__}"
+    name = f"The data yields a {type(value).__name__}"
     array = as_array(value, name)
     if not array.ndim and array.dtype.kind in "fiub":
         raise InputError(
-            f"{name}, a single number, where an input or a batch of them is expected, with one "
-            "axis at least. A single input x is given as [x]."
+            f"{name}, a single number; expected an input or a batch of inputs, with at least one "
+            f"axis. Give a single input x as [x]."
         )
     pixels = as_pixels(array, name)
     if pixels.dtype == np.uint8:
@@ -229,28 +231,28 @@ def _inputs(value: Any) -> NDArray[Any]:
 
 
 def _parts(item: Any, unit: str) -> tuple[Any, Any]:
-    """The input and the label, if there is one, of an item or of a batch."""
+    """The input and the label, or None, of an item or a batch."""
     if isinstance(item, Mapping):
         keys = [repr(key) for key in item]
         first = f"{unit}[{keys[0] if keys else '...'}]"
         pair = f"({first}, {unit}[{keys[1]}])" if len(keys) > 1 else first
         all_of = f"({pair} for batch in data)" if unit == "batch" else f"[{pair} for item in data]"
         raise InputError(
-            f"The data gives a {type(item).__name__} with the keys {', '.join(keys) or '(none)'} "
-            f"for each {unit}; an array of inputs, or a pair (input, label), is expected: give "
-            f"them such as {all_of}."
+            f"The data yields a {type(item).__name__} with the keys {', '.join(keys) or '(none)'} "
+            f"for each {unit}; expected an array of inputs, or a pair (input, label). Give, for "
+            f"example, {all_of}."
         )
     if not isinstance(item, tuple | list) or not item or np.isscalar(item[0]):
         return item, None
     if len(item) == 1 and _is_array(item[0]):
-        # What torch's TensorDataset and DataLoader make of inputs alone.
+        # What torch's TensorDataset and DataLoader yield for inputs without labels.
         return item[0], None
     if len(item) == 2:
         return item[0], item[1]
     if isinstance(item, tuple) or _is_array(item[0]):
         raise InputError(
-            f"The data gives {len(item)} things for each {unit}; an array of inputs, or a pair "
-            f"(input, label), is expected: give them such as "
+            f"The data yields {len(item)} values for each {unit}; expected an array of inputs, or "
+            f"a pair (input, label). Give, for example, "
             + (
                 "((batch[0], batch[1]) for batch in data)."
                 if unit == "batch"
@@ -266,8 +268,8 @@ def _stack(items: list[Any]) -> Batch:
     shapes = sorted({array.shape for array in inputs})
     if len(shapes) > 1:
         raise InputError(
-            f"The data set's inputs have different shapes, {shapes[0]} and {shapes[1]}; one "
-            "shape is expected: resize or crop them in the data set."
+            f"The data set's inputs have different shapes, {shapes[0]} and {shapes[1]}; expected "
+            f"one shape. Resize or crop them in the data set."
         )
     labelled = sum(label is not None for _, label in parts)
     if not labelled:
@@ -285,8 +287,8 @@ def _skip(batches: Iterable[Any], start: int) -> Iterator[Batch]:
         inputs = _inputs(first)
         if inputs.ndim < 2:
             raise InputError(
-                f"The data gives an array of shape {inputs.shape}; batches of inputs, (B, ...), "
-                "are expected. If it gives single inputs, give them in a list: list(data)."
+                f"The data yields an array of shape {inputs.shape}; expected batches of inputs, "
+                f"(B, ...). If it yields single inputs, give list(data)."
             )
         labels = None if second is None else as_labels(second, len(inputs), "A batch of the data")
         if labelled not in (None, labels is not None):
@@ -299,6 +301,6 @@ def _skip(batches: Iterable[Any], start: int) -> Iterator[Batch]:
         start = 0
     if start:
         raise InputError(
-            f"The data ended {start} inputs before the place where the analysis was interrupted; "
-            "the same data from its beginning is expected to go on: make the iterator anew."
+            f"The data ended {start} inputs before the point where the analysis was interrupted. "
+            f"To resume, give the same data from the beginning: create a new iterator."
         )

@@ -1,4 +1,4 @@
-"""Texts from wherever they are stored, streamed document by document."""
+"""Texts from any storage, streamed document by document."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from polyseme.remote import RemotePath, is_url
 
 _ACCEPTED = (
     f"Accepted are a file that ends in {', '.join(SUFFIXES)}, a folder of such files, a URL of "
-    "either, a hub data set as 'owner/name', and a list or iterable of texts."
+    f"either, a Hub data set as 'owner/name', and a list or iterable of texts."
 )
-# In characters. A part has at least the first number, where the document goes on so far.
+# In characters. A part has at least the first number, unless the document ends earlier.
 _PART = 1 << 16
 _LONGEST_PART = 1 << 20
 _LISTED = 100  # files
@@ -46,28 +46,28 @@ class Part:
     """A stretch of one document."""
 
     text: str
-    """At most 1,048,576 characters, at least one."""
+    """From 1 to 1,048,576 characters."""
     first: bool
-    """Whether a document begins here; if not, the text goes on from the part before."""
+    """Whether a document begins here; if not, the text continues the previous part."""
 
 
 def cut(chunks: Iterable[str]) -> Iterator[str]:
-    """Cut one document into parts, at places that do not depend on how it comes in.
+    """Cut one document into parts, at places that do not depend on how it is chunked.
 
-    A document of up to 65,536 characters stays whole. A longer one is cut at the first line
-    that begins without white space after so many characters. If there is none within 1,048,576
-    characters, it is cut after the last line end; failing that, which takes a line that long,
-    before the last white space; failing that too, after 1,048,576 characters.
+    A document of up to 65,536 characters stays whole. A longer one is cut at the first line after
+    that many characters that begins without white space. If there is none within 1,048,576
+    characters, it is cut after the last line end; if there is no line end, before the last white
+    space; failing that too, after 1,048,576 characters.
 
     Parameters
     ----------
     chunks : iterable of str
-        The document, cut anyhow.
+        The document, in chunks of any size.
 
     Yields
     ------
     str
-        Not empty. Joined, they are the document.
+        Not empty. Joined, the parts give the document.
     """
     held = ""
     for chunk in chunks:
@@ -86,7 +86,7 @@ def cut(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _part_end(text: str, start: int) -> int:
-    """Where the part from ``start`` on ends, given at most one character after the longest."""
+    """End of the part that begins at ``start``."""
     limit = start + _LONGEST_PART
     if match := _LINE_START.search(text, start + _PART - 1, limit + 1):
         return match.start() + 1
@@ -94,22 +94,20 @@ def _part_end(text: str, start: int) -> int:
         return len(text)
     if (line_end := text.rfind("\n", start, limit)) >= 0:
         return line_end + 1
-    # Before the space and not after it, as most tokenizers put a space with the next word.
+    # Before the space, not after it: most tokenizers attach a space to the next word.
     match = _TO_LAST_WORD_END.match(text, start, limit + 1)
     return match.end() if match else limit
 
 
 class Texts:
-    """Documents in a fixed order, streamed.
-
-    `read_text` makes them.
+    """Documents in a fixed order, streamed. Made by `read_text`.
 
     Attributes
     ----------
     name : str
         What a run's metadata calls the data.
     reiterable : bool
-        Whether it can be read more than once. Only an iterator cannot.
+        Whether it can be read more than once: true of everything but an iterator.
     """
 
     def __init__(
@@ -130,9 +128,9 @@ class Texts:
         return f"Texts({self.name!r})"
 
     def parts(self) -> Iterator[Part]:
-        """The documents in parts of bounded length, the same ones on every reading.
+        """Iterate over the documents in parts of bounded length, the same parts every time.
 
-        A document without a character is passed over.
+        Empty documents are skipped.
 
         Yields
         ------
@@ -142,13 +140,12 @@ class Texts:
         Raises
         ------
         InputError
-            If the source turns out to be damaged or not to be text, or if it is an iterator
-            that was read before.
+            If the source is damaged or not text, or is an iterator that was already read.
         """
         if self._begun and not self.reiterable:
             raise InputError(
-                f"{self.name} is an iterator that was read before, and it can be read only once. "
-                f"Make it anew, or give a list, a file or an object whose __iter__ starts over."
+                f"{self.name} is an iterator that was already read, and it can be read only once. "
+                f"Create it again, or give a list, a file or an object whose __iter__ starts over."
             )
         self._begun = True
         return self._parts()
@@ -168,14 +165,14 @@ class Texts:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{self.name}: document {number:,} holds U+{ord(text[error.start]):04X}, half of a "
-                f"surrogate pair, which is no character and which no tokenizer takes. Repair the "
+                f"surrogate pair, which is not a character, so no tokenizer accepts it. Repair the "
                 f"text, for example with text.encode('utf-8', 'replace').decode()."
             ) from error
 
     def documents(self) -> Iterator[str]:
-        """The documents whole, in order.
+        """Iterate over whole documents, in order.
 
-        A .txt file is one document, so that all of it is in memory; `parts` avoids this.
+        A .txt file is one document, so all of it is held in memory; `parts` avoids this.
 
         Yields
         ------
@@ -190,16 +187,16 @@ class Texts:
         return _joined(self.parts())
 
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data, as JSON can hold it.
+        """What identifies this data, as JSON-serialisable values.
 
         Returns
         -------
         dict
-            ``name``; for files also ``files``, each with its name, size in bytes and sha256
-            (for more than 100 their number, and the bytes and a sha256 of all together), and how
-            they are read; of files at a URL the storage's own stamp, an ETag or a date, stands
-            for the sha256, so that they need not be read; for texts in memory their number and
-            sha256; for a hub data set its split and field. Local files are read once for this.
+            ``name``, and: for files, ``files``, each with its name, size in bytes and sha256 (for
+            more than 100, their number and their total bytes and sha256), and how they are read;
+            for files at a URL, the storage's own stamp, an ETag or a date, instead of the sha256,
+            so that they need not be read; for texts in memory, their number and sha256; for a Hub
+            data set, its split and field. Local files are read once for this.
         """
         return {"name": self.name, **self._identity()}
 
@@ -222,34 +219,34 @@ def read_text(
     split: str = "train",
     encoding: str = "utf-8",
 ) -> Texts:
-    """Documents from files, from the Hugging Face hub or from memory, streamed in a fixed order.
+    """Read documents from files, the Hugging Face Hub or memory, streamed in a fixed order.
 
-    Only as much as shows that there is some text is read here; the rest as it is needed, and
-    whatever is wrong with it is raised then.
+    This reads only enough to check that there is some text. The rest is read when needed, and
+    raises its errors then.
 
     Parameters
     ----------
     source : str, Path or iterable of str, optional
-        - A ``.txt`` file: one document. Line ends become line feeds.
-        - A ``.jsonl`` file: one object a line, with its text in ``field``. Blank lines are
-          passed over.
+        - A ``.txt`` file: one document. Line ends are converted to line feeds.
+        - A ``.jsonl`` file: one object per line, with its text in ``field``. Blank lines are
+          skipped.
         - A ``.parquet`` file with a column ``field``.
-        - A ``.txt`` or ``.jsonl`` file that is gzipped, with ``.gz`` after its suffix.
-        - A folder of such files, also in subfolders, sorted by path. Other and hidden files
-          are passed over.
+        - A gzipped ``.txt`` or ``.jsonl`` file, with ``.gz`` after its suffix.
+        - A folder of such files, including subfolders, sorted by path. Other files and hidden ones
+          are ignored.
         - The URL of such a file or folder, or a pattern: ``s3://bucket/corpus/*.txt``. Parquet
-          is copied to the cache, and other files are streamed.
-        - A data set of the Hugging Face hub (needs datasets): ``owner/name``, with
-          ``:configuration`` after it where it has several. It is streamed.
+          files are copied to the cache; others are streamed.
+        - A Hugging Face Hub data set (needs datasets): ``owner/name``, or
+          ``owner/name:configuration`` if it has several. It is streamed.
         - A list of texts, or any iterable. An iterator can be read only once.
-        - None for the real English that comes with Python: what its ``help()`` says about the
-          language, 79 documents of 465,000 characters together in Python 3.11.
+        - None for English text that comes with Python: the ``help()`` topics on the language, 79
+          documents with 465,000 characters in total in Python 3.11.
     field : str, default "text"
-        Where the text is, in JSON Lines, Parquet and hub data sets.
+        Name of the text field or column in JSON Lines, Parquet and Hub data sets.
     split : str, default "train"
-        Which part of a hub data set.
+        Which split of a Hub data set.
     encoding : str, default "utf-8"
-        Of text and JSON Lines.
+        Encoding of text and JSON Lines files.
 
     Returns
     -------
@@ -258,10 +255,10 @@ def read_text(
     Raises
     ------
     InputError
-        If the source does not exist, is damaged, holds no text, or if an argument is given
-        that does not apply to it.
+        If the source does not exist, is damaged or holds no text, or if an argument does not apply
+        to it.
     MissingDependencyError
-        If datasets is needed and not installed.
+        If datasets is needed but not installed.
     """
     encoding = checked_encoding(encoding)
     changed = {"field": field != "text", "split": split != "train", "encoding": encoding != "utf-8"}
@@ -278,13 +275,13 @@ def read_text(
     path = Path(source).expanduser()
     try:
         if is_hub_name(source) and not path.exists():
-            _refuse(changed, f"the hub data set {str(source)!r}", ("field", "split"))
+            _refuse(changed, f"the Hub data set {str(source)!r}", ("field", "split"))
             return _checked(_from_hub(str(source), split, field))
         texts = _from_files(path, field, encoding, changed)
     except OSError as error:
         raise InputError(
-            f"{str(source)[:200]!r} could not be read ({error.strerror or error}). Check the path, "
-            f"and that you may read what is there; a text itself is given in a list, [text]."
+            f"{str(source)[:200]!r} could not be read ({error.strerror or error}). Check the path "
+            f"and your permission to read it; to give a text itself, put it in a list, [text]."
         ) from error
     return _checked(texts)
 
@@ -307,8 +304,8 @@ def _checked(texts: Texts) -> Texts:
 
 def _empty(name: str) -> InputError:
     return InputError(
-        f"{name} holds no text at all; at least one document with a character other than white "
-        f"space is expected. Check that it is the source that you meant."
+        f"{name} holds no text; expected at least one document with a character other than white "
+        f"space. Check that it is the source you meant."
     )
 
 
@@ -318,11 +315,11 @@ def _from_files(path: File, field: str, encoding: str, changed: dict[str, bool])
     if isinstance(path, RemotePath) or path.is_dir():
         files = files_below(path)
         if not files:
-            raise InputError(f"{path}: the folder has no file of text in it. {_ACCEPTED}")
+            raise InputError(f"{path}: the folder holds no text files. {_ACCEPTED}")
     else:
         files = {path.name: path}
         if suffix_of(path) is None or not path.is_file():
-            raise InputError(f"{path}: not a file of text that polyseme can read. {_ACCEPTED}")
+            raise InputError(f"{path}: polyseme cannot read this as text. {_ACCEPTED}")
     suffixes = {suffix_of(file) for file in files.values()}
     fields, characters = suffixes - {".txt"}, suffixes - {".parquet"}
     applying = ("field",) * bool(fields) + ("encoding",) * bool(characters)
@@ -348,7 +345,7 @@ def _identity_of_file(file: File) -> dict[str, Any]:
 
 
 def _identity_of_files(listed: list[dict[str, Any]]) -> dict[str, Any]:
-    """The files one by one; beyond some, which a run's metadata has no room for, all together."""
+    """Identities of the files; beyond `_LISTED`, which would bloat run.json, one for all."""
     if len(listed) <= _LISTED:
         return {"files": listed}
     return {
@@ -385,7 +382,7 @@ def _from_memory(source: Any) -> Texts:
     if isinstance(source, bytes | bytearray | dict | set | frozenset | Texts) or not isinstance(
         source, Iterable
     ):
-        raise InputError(f"source is a {kind}; that is not read as texts. {_ACCEPTED}")
+        raise InputError(f"source is a {kind}, which cannot be read as texts. {_ACCEPTED}")
     if iter(source) is source:
         return _from_iterator(source, kind)
     listed = source if isinstance(source, list | tuple) else None
@@ -418,10 +415,10 @@ def _from_iterator(source: Iterator[str], kind: str) -> Texts:
 def _strings(items: Iterable[Any], kind: str) -> Iterator[str]:
     for number, item in enumerate(items):
         if not isinstance(item, str):
-            hint = " Take it out of each row first: (row['text'] for row in data)."
+            hint = " Extract it from each row first: (row['text'] for row in data)."
             raise InputError(
-                f"Item {number:,} of the {kind} is a {type(item).__name__}; each must be a text, "
-                f"a str.{hint if isinstance(item, dict) else ' Leave it out or convert it.'}"
+                f"Item {number:,} of the {kind} is a {type(item).__name__}; expected a "
+                f"str.{hint if isinstance(item, dict) else ' Remove or convert it.'}"
             )
         yield item
 
@@ -430,7 +427,7 @@ def _identity_in_memory(documents: list[str] | tuple[str, ...]) -> dict[str, Any
     sha = sha256()
     for document in documents:
         encoded = document.encode("utf-8", "surrogatepass")
-        # With its length before it, so that where documents end counts too.
+        # Each document is preceded by its length, so that the digest covers where documents end.
         sha.update(b"%d:" % len(encoded))
         sha.update(encoded)
     return {"n": len(documents), "sha256": sha.hexdigest()}

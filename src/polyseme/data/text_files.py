@@ -1,4 +1,4 @@
-"""Files of text, streamed: plain text, JSON Lines and Parquet."""
+"""Text files, streamed: plain text, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from polyseme.remote import RemotePath
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _CHUNK_BYTES = 1 << 20
 _ROWS = 256
-# One document has to fit in memory; a file without a single line end need not be one.
+# A document must fit in memory, but a file without line ends need not be one document.
 _LONGEST_LINE = 1 << 26
-_LONGEST_PAGE = 1 << 27  # in bytes; one is of about a megabyte
+_LONGEST_PAGE = 1 << 27  # in bytes; about a megabyte is usual
 
 
 File = Path | RemotePath
 
 
 def suffix_of(path: File) -> str | None:
-    """The suffix of a file of text, without ``.gz``; None for any other file."""
+    """The suffix of a text file, without ``.gz``; None for any other file."""
     name = path.name.lower()
     return next((s.removesuffix(".gz") for s in SUFFIXES if name.endswith(s)), None)
 
 
 def files_below(folder: File) -> dict[str, File]:
-    """The files of text in a folder and its subfolders, by their names in it, sorted.
+    """Text files in a folder and its subfolders, sorted, by path relative to the folder.
 
-    Hidden ones are passed over.
+    Hidden files are ignored.
     """
     files: Mapping[str, File]
     if isinstance(folder, RemotePath):
@@ -55,14 +55,14 @@ def files_below(folder: File) -> dict[str, File]:
 
 
 def checked_encoding(encoding: str) -> str:
-    """The encoding's own name; an InputError if Python has no such encoding of text."""
+    """The canonical name of an encoding; an InputError if Python has no such text encoding."""
     try:
         "".encode(encoding)
         return codecs.lookup(encoding).name
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"encoding is {encoding!r}; the name of a text encoding that Python knows is expected, "
-            f"such as 'utf-8', 'latin-1' or 'utf-16'."
+            f"encoding is {encoding!r}; expected a text encoding that Python knows, such as "
+            f"'utf-8', 'latin-1' or 'utf-16'."
         ) from error
 
 
@@ -72,16 +72,16 @@ def read_file(path: File, field: str, encoding: str) -> Iterator[Iterable[str]]:
     Parameters
     ----------
     path : Path or RemotePath
-        A file with one of the suffixes above. Whether text is gzipped is told by its contents.
+        A file with one of the suffixes above. Gzipped text is recognised by its content.
     field : str
         Which field of a JSON object, or which column, is the text.
     encoding : str
-        Of text and JSON Lines.
+        Encoding of text and JSON Lines files.
 
     Yields
     ------
     iterable of str
-        One document, in chunks that do not have to mean anything. A text file is one document.
+        One document, in arbitrary chunks. A text file is one document.
 
     Raises
     ------
@@ -94,13 +94,13 @@ def read_file(path: File, field: str, encoding: str) -> Iterator[Iterable[str]]:
     elif suffix == ".jsonl":
         yield from ((text,) for text in _read_jsonl(path, field, encoding))
     else:
-        # Without a bar, as there is one of the analysis already.
+        # No progress bar here: the analysis shows its own.
         local = path.fetch(shown=False) if isinstance(path, RemotePath) else path
         yield from ((text,) for text in _read_parquet(local, field))
 
 
 def digest(path: File) -> tuple[int, str]:
-    """Size in bytes and sha256 in hexadecimal of a file, read once in bounded memory."""
+    """A file's size in bytes and SHA-256 in hexadecimal, read once in bounded memory."""
     sha, size = sha256(), 0
     with file_errors(path, "a file"), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -122,23 +122,23 @@ def _opened(path: File) -> Iterator[BinaryIO]:
 
 
 def _decoded(path: File, encoding: str) -> Iterator[str]:
-    """The text of a file in chunks; a UTF-8 byte order mark is dropped."""
+    """A file's text in chunks, without a UTF-8 byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)()
     n_read = 0
-    with file_errors(path, "a file of text"), _opened(path) as file:
+    with file_errors(path, "a text file"), _opened(path) as file:
         while True:
             chunk = file.read(_CHUNK_BYTES)
             n_read += len(chunk)
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                # What the decoder was looking at ends where the bytes given so far end.
+                # The bytes the decoder was working on end where the bytes read so far end.
                 offset = n_read - len(error.object) + error.start
                 raise InputError(
-                    f"{path}: byte {offset:,} is no {encoding} text ({error.reason}, "
-                    f"0x{error.object[error.start] if error.object else 0:02X}); text in "
-                    f"{encoding} is expected. Give the file's own with encoding=... (--encoding), "
-                    f"such as 'latin-1', or convert the file."
+                    f"{path}: byte {offset:,} is not {encoding} text ({error.reason}, "
+                    f"0x{error.object[error.start] if error.object else 0:02X}); expected text in "
+                    f"{encoding}. Give the file's encoding with encoding=... (--encoding), such as "
+                    f"'latin-1', or convert the file."
                 ) from error
             if text:
                 yield text
@@ -147,7 +147,7 @@ def _decoded(path: File, encoding: str) -> Iterator[str]:
 
 
 def _lines_of_any_system(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text with every line end as a line feed, as Python's own open does."""
+    """Convert every line end to a line feed, as Python's open does."""
     newlines = IncrementalNewlineDecoder(None, translate=True)
     for chunk in chunks:
         yield newlines.decode(chunk)
@@ -155,7 +155,7 @@ def _lines_of_any_system(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def _lines(path: File, encoding: str) -> Iterator[str]:
-    # Only line feeds end a line: JSON may hold the other characters that splitlines cuts at.
+    # Only line feeds end a line: JSON may contain the other characters that splitlines splits at.
     held: list[str] = []
     length = 0
     for chunk in _decoded(path, encoding):
@@ -167,8 +167,8 @@ def _lines(path: File, encoding: str) -> Iterator[str]:
         length += len(rest)
         if length > _LONGEST_LINE:
             raise InputError(
-                f"{path}: a line has over {_LONGEST_LINE:,} characters; JSON Lines, one object a "
-                f"line, is expected. Write each document on a line of its own."
+                f"{path}: a line has over {_LONGEST_LINE:,} characters; expected JSON Lines, one "
+                f"object per line. Write each document on its own line."
             )
     yield "".join(held)
 
@@ -182,30 +182,30 @@ def _read_jsonl(path: File, field: str, encoding: str) -> Iterator[str]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{where}: not JSON ({error}); {_shortened(line)} was found and one object a line "
-                f'is expected, such as {{{json.dumps(field)}: "..."}}. Write the file again as '
+                f"{where}: not JSON ({error}); found {_shortened(line)}, expected one object "
+                f'per line, such as {{{json.dumps(field)}: "..."}}. Write the file again as '
                 f"JSON Lines."
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{where}: the JSON is {_kind(row)}; one object a line is expected, such as "
+                f"{where}: the JSON is {_kind(row)}; expected one object per line, such as "
                 f'{{{json.dumps(field)}: "..."}}. Write the file again as JSON Lines.'
             )
         yield text_of(row, field, where)
 
 
 def text_of(row: dict[str, Any], field: str, where: str) -> str:
-    """The text of one row of a data set, or an InputError that says what is there instead."""
+    """The text of one row of a data set; an InputError if it has none."""
     if field not in row:
         raise InputError(
-            f"{where}: {one_of('field', field, map(str, row))} Name the one with the text by "
-            f"field=... (--field)."
+            f"{where}: {one_of('field', field, map(str, row))} Name the text field with field=... "
+            f"(--field)."
         )
     text = row[field]
     if not isinstance(text, str):
         raise InputError(
-            f"{where}: the field {field!r} is {_kind(text)}; text is expected. Name the field with "
-            f"the text by field=..., or leave such rows out of the data."
+            f"{where}: the field {field!r} is {_kind(text)}; expected text. Name the text field "
+            f"with field=..., or leave such rows out of the data."
         )
     return text
 
@@ -229,15 +229,15 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         schema = file.schema_arrow
         if field not in schema.names:
             raise InputError(
-                f"{path}: {one_of('field', field, schema.names)} Name the one with the text by "
+                f"{path}: {one_of('field', field, schema.names)} Name the text column with "
                 f"field=... (--field)."
             )
         kind = schema.field(field).type
         stored = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(stored) or pa.types.is_large_string(stored)):
             raise InputError(
-                f"{path}: the column {field!r} is of type {kind}; text (string) is expected. Name "
-                f"the column with the text by field=..., out of: {', '.join(schema.names)}."
+                f"{path}: the column {field!r} is of type {kind}; expected text (string). Name the "
+                f"text column with field=..., one of: {', '.join(schema.names)}."
             )
         _check_pages(path, file, field)
     row = 0
@@ -248,7 +248,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         for batch in file.iter_batches(_ROWS, columns=[field], use_threads=False):
             texts = batch.column(0).dictionary_encode()
             texts.validate(full=True)
-            # One at a time: a dictionary may hold a long text that many rows repeat.
+            # One row at a time: many rows may repeat one long text of the dictionary.
             for index in texts.indices.to_pylist():
                 text = None if index is None else texts.dictionary[index].as_py()
                 yield text_of({field: text}, field, f"{path}, row {row:,}")
@@ -256,16 +256,16 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
 
 
 def _check_pages(path: Path, file: Any, field: str) -> None:
-    """Refuse what would not fit in memory, before it is decompressed."""
+    """Refuse pages that would not fit in memory, before decompressing them."""
     from polyseme.parquet import chunks, page_bytes
 
     paths = [file.schema.column(number).path for number in range(len(file.schema))]
-    column = paths.index(field)  # not its place in the schema: another may be nested
+    column = paths.index(field)  # not its position in the schema, as other columns may be nested
     with path.open("rb") as raw:
         for group in chunks(raw.fileno()):
             for size in page_bytes(raw.fileno(), group[column], text=True):
                 if size > _LONGEST_PAGE:
                     raise InputError(
-                        f"{path}: a page takes {size:,} bytes once it is decompressed; "
-                        f"{_LONGEST_PAGE:,} at most are expected. Write it with smaller pages."
+                        f"{path}: a page takes {size:,} bytes when decompressed; expected at most "
+                        f"{_LONGEST_PAGE:,}. Write it with smaller pages."
                     )

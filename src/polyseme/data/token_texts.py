@@ -1,4 +1,4 @@
-"""The text of single tokens, as a reader wants to see it."""
+"""The text of single tokens, for display."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 
 @cache
 def _byte_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level token stands for, as in GPT-2.
+    """The byte that each character of a byte-level token represents, as in GPT-2.
 
-    Bytes that are printable characters of Latin-1 stand for themselves; the others are given
-    the characters from U+0100 on, in order.
+    Printable Latin-1 characters represent their own bytes; the other bytes are assigned the
+    characters from U+0100, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -40,21 +40,21 @@ def pieces(tokenizer: Any, ids: ArrayLike) -> list[str]:
 
     Returns
     -------
-    list of str, n of them
-        A space is a space. Bytes that are only part of a character are shown as "<0xE2>" each.
-        What continues a word in WordPiece keeps its "##", as elsewhere a space comes before
-        each token there. Special and added tokens are shown by their own name.
+    list of str, length n
+        A space is shown as a space. Bytes of an incomplete character are each shown as "<0xE2>".
+        WordPiece continuations keep their "##", since any other token there starts a new word.
+        Special and added tokens are shown by name.
 
     Raises
     ------
     InputError
-        If ``ids`` is not one axis of whole numbers, or the tokenizer has no such token.
+        If ``ids`` is not a 1-D array of integers, or the tokenizer has no such token.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(
-            f"ids has shape {array.shape} and dtype {array.dtype}; one axis of whole numbers, "
-            f"(n,), is expected. Give the tokens of one context."
+            f"ids has shape {array.shape} and dtype {array.dtype}; expected integers of shape "
+            f"(n,). Give the tokens of one context."
         )
     numbers = [int(number) for number in array]
     try:
@@ -62,8 +62,8 @@ def pieces(tokenizer: Any, ids: ArrayLike) -> list[str]:
         named = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", ()))
     except (AttributeError, TypeError) as error:
         raise InputError(
-            f"tokenizer is a {type(tokenizer).__name__} that cannot tell tokens from ids "
-            f"({error}); a tokenizer of transformers is expected."
+            f"tokenizer is a {type(tokenizer).__name__} that cannot convert ids to tokens "
+            f"({error}); expected a transformers tokenizer."
         ) from error
     except (IndexError, KeyError, OverflowError, ValueError) as error:
         raise _unknown(numbers, tokenizer) from error
@@ -79,15 +79,15 @@ def pieces(tokenizer: Any, ids: ArrayLike) -> list[str]:
 def _unknown(numbers: list[int], tokenizer: Any) -> InputError:
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else "unknown"
     return InputError(
-        f"ids holds {min(numbers) if min(numbers) < 0 else max(numbers)}, and the tokenizer has no "
-        f"such token (the size of its vocabulary is {size}). Give ids that this tokenizer made."
+        f"ids holds {min(numbers) if min(numbers) < 0 else max(numbers)}, but the tokenizer has no "
+        f"such token (its vocabulary size is {size}). Give ids from this tokenizer."
     )
 
 
 def _is_byte_level(tokenizer: Any) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        # Tokenizers of transformers that are written in Python have the table themselves.
+        # transformers tokenizers written in Python have the table themselves.
         return hasattr(tokenizer, "byte_decoder")
     # Its decoder is a ByteLevel, or a sequence with one in it.
     return "ByteLevel" in repr(getattr(backend, "decoder", None))

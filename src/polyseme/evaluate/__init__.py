@@ -1,1 +1,1 @@
-"""Baselines, evaluation of SAEs and comparisons between them."""
+"""Evaluation: baselines, SAEs, comparisons, and benchmarks with a ground truth."""

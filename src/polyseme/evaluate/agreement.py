@@ -1,4 +1,4 @@
-"""How well a run's features agree with what is known of its examples: tokens, or classes."""
+"""Agreement of a run's features with known properties of its examples: tokens or classes."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def agreement(
 ) -> pd.DataFrame:
     """Agreement of features with tokens or classes, at several thresholds and in two spaces.
 
-    Of each site a random sample of neurons is clustered by neuron embeddings, and, as a baseline,
-    by the plain pre-neuron embeddings of the same examples. The clusters are compared with what
-    geometry does not know: which token an example is, in a run of texts, or its class, in a run
-    of images. Two examples of one token need not mean the same, nor two of different tokens
-    something else, so perfect agreement is not to be expected; but a threshold that splits one
-    token from itself is too low, and one that merges inputs drawn at random is too high.
+    A random sample of each site's neurons is clustered by neuron embeddings and, as a baseline, by
+    the plain pre-neuron embeddings of the same examples. The clusters are compared with something
+    that geometry does not know: each example's token in a run of texts, or its class in a run of
+    images. Examples of one token may differ in meaning, and examples of different tokens may share
+    one, so do not expect perfect agreement; but a threshold that splits a token's examples apart is
+    too low, and one that merges random inputs is too high.
 
     Parameters
     ----------
     run : Run
-        Of texts, or of labelled images.
+        A run of texts or of labelled images.
     sites : list of str, optional
         All by default.
     thresholds : list of float
         Cosine distances in (0, 2].
     n_neurons : int
-        Most neurons of a site, drawn from those with at least ten examples.
+        Maximum number of neurons per site, drawn from those with at least ten examples.
     seed : int
-        Of the draw.
+        Seed of the draw.
 
     Returns
     -------
@@ -60,15 +60,15 @@ def agreement(
         over ``neurons`` neurons of: ``features``; ``repeated``, features of at least two
         examples; ``largest``, the share of the largest; ``same_together`` and
         ``others_together``, the shares of pairs of equal and of different tokens (or classes)
-        that are in one feature; ``rand_index``, the adjusted Rand index between features and
-        tokens (L. Hubert, P. Arabie, *Comparing partitions*, 1985); and ``random_near``, the
-        share of pairs of inputs drawn at random whose distance is below the threshold. A mean
-        leaves out neurons for which it is undefined.
+        in one feature; ``rand_index``, the adjusted Rand index between features and tokens (L.
+        Hubert, P. Arabie, *Comparing partitions*, 1985); and ``random_near``, the share of pairs of
+        inputs drawn at random whose distance is below the threshold. A mean leaves out neurons for
+        which it is undefined.
 
     Raises
     ------
     InputError
-        The run is one of images without labels, or no neuron has ten examples.
+        The run is of images without labels, or no neuron has ten examples.
     """
     if isinstance(n_neurons, bool) or not isinstance(n_neurons, int) or n_neurons < 1:
         raise InputError(f"n_neurons is {n_neurons!r}; a whole number of at least 1 is expected.")
@@ -76,7 +76,7 @@ def agreement(
         raise InputError(f"seed is {seed!r}; a whole number of at least 0 is expected.")
     cuts = list(thresholds)
     if not cuts:
-        raise InputError("thresholds is empty; cosine distances in (0, 2] are expected.")
+        raise InputError("thresholds is empty; expected cosine distances in (0, 2].")
     rng = np.random.default_rng(seed)
     rows = []
     for name in run.sites if sites is None else sites:
@@ -90,8 +90,8 @@ def agreement(
             rows += list(_of_neuron(run, info, neuron, cuts))
     if not rows:
         raise InputError(
-            f"No neuron of the run has {_FEW} examples or more, which it takes to judge a "
-            "clustering; analyse more data, or with a selector that keeps more."
+            f"No neuron of the run has the {_FEW} examples needed to judge a clustering; analyse "
+            f"more data, or use a selector that keeps more."
         )
     frame = pd.DataFrame(rows)
     means = frame.groupby(["site", "space", "threshold"], sort=False, as_index=False).mean()
@@ -137,8 +137,8 @@ def _truth(run: Run, neuron: Neuron) -> NDArray[np.int64]:
     if "labels" in inputs:
         return np.asarray(inputs["labels"][rows], np.int64)
     raise InputError(
-        "The run's data has no labels, so nothing is known to compare its features with; a run of "
-        "texts, or of labelled images, is expected."
+        "The run's data has no labels to compare features with; expected a run of texts or of "
+        "labelled images."
     )
 
 
@@ -148,7 +148,7 @@ def _compare(
     labels = clustering.labels
     together = labels[pairs[0]] == labels[pairs[1]]
     sizes = np.bincount(labels)
-    # Pairs that both partitions join, that one alone joins, that neither does.
+    # Pairs joined by both partitions, by only one, and by neither.
     both, only = int((together & same).sum()), int((together & ~same).sum())
     apart = int((same & ~together).sum())
     neither = len(same) - both - only - apart

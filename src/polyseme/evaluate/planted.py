@@ -1,4 +1,4 @@
-"""Neurons whose meanings are known, because they are made of them."""
+"""Planted neurons, whose meanings are known by construction."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from polyseme.errors import InputError
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-# (positions, what the neuron is made of, the scale of each) -> the meaning at each position
+# (positions, the neuron's components, their scales) -> the meaning at each position
 TruthOf = Callable[[Ints, Ints, Floats], Ints]
 
 SHOWN = 100
-#: So many shown examples make a meaning.
+#: Fewest shown examples of a meaning.
 LEAST = 5
-#: A concept that is rarer in a text is left out.
+#: A concept that occurs fewer times in a text is left out.
 OCCURRENCES = 80
-_RANK = 30  # the strongest position of a concept that reaches 1
+_RANK = 30  # rank of the position of a concept that is scaled to 1
 _ROWS = 8192
 
-# Each concept is a set of words: things, and words that do one thing in a sentence. The second
-# half is of words that are frequent in technical English too.
+# Each concept is a set of words, for a kind of thing or with one function in a sentence. The words
+# of the second half are also frequent in technical English.
 CONCEPTS = {
     "months": "january february march april june july august september october november december",
     "ships": "ship ships vessel vessels boat boats cruiser battleship destroyer frigate",
@@ -105,13 +105,13 @@ CONCEPTS = {
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """What a site reads at every position of some data.
+    """A site's input at every position of some data.
 
     Attributes
     ----------
     inputs : ndarray of float16 or float32, shape (n, d)
     groups : ndarray of int64, shape (n,)
-        The context, or the image, that each position is in; of each one example is shown.
+        The context or image of each position; at most one example of each is shown.
     """
 
     inputs: Floats
@@ -122,18 +122,18 @@ class Positions:
         return np.asarray(self.inputs[at], np.float32)
 
     def parts(self) -> Iterator[NDArray[np.float32]]:
-        """All inputs, some thousands at a time."""
+        """All inputs, a few thousand at a time."""
         for start in range(0, len(self.inputs), _ROWS):
             yield self.rows(slice(start, start + _ROWS))
 
     @cached_property
     def mean(self) -> NDArray[np.float64]:
-        """Of all inputs, (d,)."""
+        """Mean of all inputs, (d,)."""
         return np.asarray(self.inputs.mean(axis=0, dtype=np.float64))
 
     @cached_property
     def covariance(self) -> NDArray[np.float64]:
-        """Of all inputs, (d, d)."""
+        """Covariance of all inputs, (d, d)."""
         products = np.zeros((self.inputs.shape[1],) * 2)
         for part in self.parts():
             centred = part - self.mean.astype(np.float32)
@@ -145,7 +145,7 @@ class Positions:
         return np.concatenate([part @ direction.astype(np.float32) for part in self.parts()])
 
     def strongest(self, activations: Floats) -> Ints:
-        """The strongest positions, one of each group, the strongest first."""
+        """The strongest positions, at most one per group, the strongest first."""
         order = np.argsort(-activations, kind="stable")
         _, first = np.unique(self.groups[order], return_index=True)
         return order[np.sort(first)[:SHOWN]]
@@ -153,16 +153,16 @@ class Positions:
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A neuron whose meanings are known.
+    """A neuron with known meanings.
 
     Attributes
     ----------
     shown : ndarray of int64, shape (n,)
         The positions of its examples.
     truth : ndarray of int64, shape (n,)
-        The meaning of each; -1 where it is none of those that the neuron is made of.
+        The meaning of each; -1 if it is none of the neuron's components.
     gradient : ndarray of float32, shape (d,) or (n, d)
-        Its input weights; of a gated neuron ∂a/∂h at each example.
+        Its input weights or, for a gated neuron, ∂a/∂h at each example.
     """
 
     shown: Ints
@@ -171,20 +171,20 @@ class Planted:
 
 
 def number_of(labels: Ints) -> int:
-    """How many meanings have enough examples; -1 is none."""
+    """Number of meanings with enough examples, not counting -1."""
     _, counts = np.unique(labels[labels >= 0], return_counts=True)
     return int((counts >= LEAST).sum())
 
 
 def by_label(labels: Ints, classes: Sequence[int]) -> TruthOf:
-    """The meaning at a position: its label's place in the classes, if the neuron is made of it."""
-    place = np.full(max(labels.max(), *classes) + 2, -1)  # of a label of -1 too
+    """The meaning at a position: the index of its label's class, if a component of the neuron."""
+    place = np.full(max(labels.max(), *classes) + 2, -1)  # for a label of -1 too
     place[list(classes)] = np.arange(len(classes))
     return lambda at, chosen, _: np.where(np.isin(place[labels[at]], chosen), place[labels[at]], -1)
 
 
 def by_contribution(activations: Any) -> TruthOf:
-    """The meaning at a position is what adds most there, by activations (n, m), dense or sparse."""
+    """The meaning at a position: the component that adds most, by activations (n, m)."""
 
     def truth(at: Ints, chosen: Ints, scales: Floats) -> Ints:
         rows = activations[at][:, chosen]
@@ -204,22 +204,22 @@ def sums(
     *,
     up: Floats | None = None,
 ) -> list[Planted]:
-    """Neurons that are sums of some of the directions, chosen and scaled (0.75 to 1) at random.
+    """Make neurons that are sums of directions, chosen and scaled (0.75 to 1) at random.
 
     Parameters
     ----------
     positions : Positions
     directions : ndarray, shape (m, d)
     truth_of : callable
-        From `by_label` or `by_contribution`, whose labels are numbers of the directions.
+        From `by_label` or `by_contribution`, with indices of the directions as labels.
     sizes : sequence of int
-        Directions in a neuron, by turns.
+        Number of directions per neuron, in turn.
     n : int
-        Neurons to make. One without a meaning of 5 shown examples is left out.
+        Number of neurons to make. A neuron without a meaning with 5 shown examples is dropped.
     rng : numpy.random.Generator
     up : ndarray, shape (d,), optional
-        The neurons are gated then: ``silu(4 g) u`` with g the sum, centred, and u = 1 and a third
-        of a standard deviation along this.
+        Makes the neurons gated: ``silu(4 g) u``, where g is the centred sum and u = 1 plus a third
+        of a standard deviation along this direction.
     """
     made = []
     for turn in range(n):
@@ -244,14 +244,14 @@ def sums(
 
 
 def random_directions(positions: Positions, n: int, rng: np.random.Generator) -> list[Planted]:
-    """Neurons that read in directions of no meaning, whose examples should stay together."""
+    """Neurons that read meaningless directions, whose examples should stay together."""
     weights = rng.standard_normal((n, positions.inputs.shape[1])).astype(np.float32)
     shown = (positions.strongest(positions.along(direction)) for direction in weights)
     return [Planted(at, np.zeros_like(at), w) for at, w in zip(shown, weights, strict=True)]
 
 
 def shuffled(neurons: Sequence[Planted], rng: np.random.Generator) -> list[Planted]:
-    """Those of several meanings, with the truths of the examples of each mixed up: a null."""
+    """A null: neurons with several meanings, with the truth shuffled among their examples."""
     several = [neuron for neuron in neurons if number_of(neuron.truth) > 1]
     return [Planted(n.shown, rng.permutation(n.truth), n.gradient) for n in several]
 
@@ -259,10 +259,9 @@ def shuffled(neurons: Sequence[Planted], rng: np.random.Generator) -> list[Plant
 def class_directions(
     positions: Positions, labels: Ints, classes: Sequence[int], *, whitened: bool = False
 ) -> NDArray[np.float32]:
-    """A direction for each class: the mean of its inputs less that of all others, (m, d).
+    """A direction for each class: the mean of its inputs minus that of all others, (m, d).
 
-    Each is as long as it takes for its 30th strongest position to be 1 above the median of the
-    others.
+    Each is scaled so that its 30th strongest position is 1 above the median of the others.
 
     Parameters
     ----------
@@ -288,14 +287,14 @@ def class_directions(
 
 
 def concept_labels(tokens: Ints, groups: Ints, pieces: Sequence[str]) -> Ints:
-    """The concept of each token that is a word of its own, by number in `CONCEPTS`; else -1.
+    """The concept of each token that is a whole word, by number in `CONCEPTS`; otherwise -1.
 
     Parameters
     ----------
     tokens, groups : ndarray of int64, shape (n,)
-        Tokens in the order of the text, and the context that each is in.
+        Tokens in the order of the text, and the context of each.
     pieces : sequence of str
-        The vocabulary, as the tokenizer spells it: byte-level (Ġ), SentencePiece (▁), WordPiece
+        The vocabulary in the tokenizer's spelling: byte-level (Ġ), SentencePiece (▁), WordPiece
         (##).
     """
     words = [piece.lstrip("Ġ▁").lower() for piece in pieces]
@@ -316,26 +315,26 @@ def concept_labels(tokens: Ints, groups: Ints, pieces: Sequence[str]) -> Ints:
 
 
 def half_of(n: int, half: str, seed: int) -> Ints:
-    """The numbers below n that are in a half, "development" or "test", by a seeded draw."""
+    """The numbers below n in a half, "development" or "test", by a seeded draw."""
     order = np.random.default_rng(seed).permutation(n)
     return np.sort(order[: n // 2] if half == "development" else order[n // 2 :])
 
 
 def usable_concepts(labels: Ints, half: str, seed: int, text: str) -> list[int]:
-    """The concepts of a half that are frequent enough in a text.
+    """Find the concepts of a half that are frequent enough in a text.
 
     Raises
     ------
     InputError
-        If they are fewer than 4.
+        If there are fewer than 4.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(CONCEPTS))
     concepts = [int(c) for c in half_of(len(CONCEPTS), half, seed) if counts[c] >= OCCURRENCES]
     if len(concepts) < 4:
         raise InputError(
-            f"Of the concepts of the {half} half {len(concepts)} come {OCCURRENCES} times or more "
-            f"in {text}, of which {len(labels):,} tokens were read; 4 are needed: give a longer "
-            "text in English."
+            f"Only {len(concepts)} concepts of the {half} half occur at least {OCCURRENCES} times "
+            f"in the {len(labels):,} tokens read of {text}; 4 are needed: give a longer text in "
+            f"English."
         )
     return concepts
 
@@ -343,7 +342,7 @@ def usable_concepts(labels: Ints, half: str, seed: int, text: str) -> list[int]:
 def synthetic(
     seed: int, *, d: int, features: int, probability: float, noise: float, n: int
 ) -> tuple[Positions, NDArray[np.float32], NDArray[np.float32]]:
-    """Sums of sparse features in superposition, by sae_lens.synthetic.
+    """Make sparse features in superposition with sae_lens.synthetic.
 
     Returns
     -------
@@ -358,7 +357,7 @@ def synthetic(
     often = probability * np.exp(rng.uniform(-1, 1, features))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        # Random directions; to make them orthogonal takes longer than all the rest.
+        # Random directions, as making them orthogonal would take longer than everything else.
         dictionary = FeatureDictionary(features, d, initializer=None)
         generator = ActivationGenerator(
             features,

@@ -1,4 +1,4 @@
-"""Ways to group a neuron's examples, and how well each finds the groups that are known."""
+"""Methods of grouping a neuron's examples, and how well each recovers known groups."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 OURS = "ours"
-#: Of a grouping: agreement with the truth, and the error of the number of meanings. Of the
-#: representation alone: of its tree, whatever the cut, and of its cosines, pair by pair.
+#: Of a grouping: agreement with the truth, and error of the number of meanings. Of a representation
+#: alone: of its tree, for any cut, and of its pairwise cosines.
 MEASURES = ("ari", "ami", "error", "purity", "best_cut", "auroc")
 _MOST = 8
 
@@ -42,31 +42,31 @@ def judge(
     words: Sequence[AbstractSet[str]] = (),
     advance: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
-    """Every method's measures on every neuron of a site.
+    """Compute every method's measures on every neuron of a site.
 
     Parameters
     ----------
     positions : Positions
     neurons : list of Planted
     windows : callable, optional
-        From positions to vectors of the text around them.
+        Maps positions to vectors of the text around them.
     n_windows : int
-        Use these for so many neurons, as they take long.
+        Number of neurons for which to use these, as they are slow.
     texts : TextAround, optional
-        From which ours labels its meanings.
+        Source of our method's labels of meanings.
     words : sequence of sets of str
-        Words of each meaning that the truths number.
+        Words of each meaning, as numbered by the truth.
     advance : callable
         Called after each neuron.
 
     Yields
     ------
     dict
-        ``neuron``, ``method``, ``wanted`` and ``found`` meanings, the `MEASURES`, NaN where one
-        is not defined; ``score``, higher the more the examples fall apart, of the methods that
-        give one. Of ours also ``verdict``, and ``named`` of ``recovered`` meanings: those with
-        the majority of a group and half of whose examples are in it, and of these the ones a
-        word of which is in the group's label.
+        ``neuron``, ``method``, ``wanted`` and ``found`` meanings, the `MEASURES`, NaN if undefined;
+        ``score``, higher the more the examples fall apart, for methods that have one. For our
+        method also ``verdict``, and ``named`` out of ``recovered`` meanings: recovered meanings are
+        the majority of a group that holds at least half of their examples, and named ones have one
+        of their words in the group's label.
     """
     space = Space.of(positions.mean, positions.covariance)
     gradients = [neuron.gradient for neuron in neurons]
@@ -97,7 +97,7 @@ def judge(
 
 
 def _groupings(name: str, rows: Floats, tree: Clustering) -> Iterator[tuple[str, Ints, float]]:
-    """What is made of one representation: the method's name, labels, score or NaN."""
+    """Groupings from one representation: the method's name, labels, and score or NaN."""
     cosines = np.asarray(rows @ rows.T, np.float64)
     if name in ("h ⊙ w", "h"):
         for cut in (0.05, 0.2, 0.5) if name == "h ⊙ w" else (0.5,):
@@ -115,12 +115,12 @@ def _groupings(name: str, rows: Floats, tree: Clustering) -> Iterator[tuple[str,
 def _k_means(rows: Floats, k: int) -> Ints:
     means = _sklearn("cluster").KMeans(min(k, len(rows)), n_init=4, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # examples that are equal
+        warnings.simplefilter("ignore")  # about equal examples
         return np.asarray(means.fit_predict(rows), np.int64)
 
 
 def _apart(rows: Floats, labels: Ints) -> float:
-    """Cosine distance between the centres of two groups, which is SemanticLens's score."""
+    """Cosine distance between the centres of two groups: SemanticLens's score."""
     if labels.min() == labels.max():
         return 0.0
     a, b = unit_rows(np.stack([rows[labels == side].mean(axis=0) for side in (0, 1)]))
@@ -128,7 +128,7 @@ def _apart(rows: Floats, labels: Ints) -> float:
 
 
 def _hdbscan(cosines: Floats) -> Ints:
-    """HDBSCAN; an example that it calls noise joins the group that it is most like."""
+    """HDBSCAN; an example labelled as noise joins the most similar group."""
     distances = np.clip(1 - cosines, 0, 2)
     np.fill_diagonal(distances, 0)
     model = _sklearn("cluster").HDBSCAN(min_cluster_size=LEAST, metric="precomputed", copy=True)
@@ -153,7 +153,7 @@ def _silhouette(cosines: Floats, tree: Clustering) -> Ints:
 
 
 def _cuts(tree: NDArray[np.float64]) -> Iterator[Ints]:
-    """Labels of every cut of a tree, from all examples alone to all together."""
+    """Labels of every cut of a tree, from all examples separate to all together."""
     n = len(tree) + 1
     node = np.arange(n)
     yield node.copy()
@@ -163,7 +163,7 @@ def _cuts(tree: NDArray[np.float64]) -> Iterator[Ints]:
 
 
 def _of_grouping(labels: Ints, truth: Ints) -> dict[str, float]:
-    """How well labels agree with the truth, where it is known, and with its number."""
+    """Agreement of labels with the truth, where known, and with its number."""
     known = truth >= 0
     wanted, number = number_of(truth), number_of(labels[known])
     ami = _sklearn("metrics").adjusted_mutual_info_score(truth[known], labels[known])
@@ -179,7 +179,7 @@ def _of_grouping(labels: Ints, truth: Ints) -> dict[str, float]:
 def _of_labels(
     ours: Meanings, neuron: Planted, texts: TextAround, words: Sequence[AbstractSet[str]]
 ) -> dict[str, int]:
-    """How many meanings are recovered, and how many of these are named by their labels."""
+    """Number of meanings recovered, and of these, the number named by their labels."""
     n = len(ours.labels)
     examples = pd.DataFrame({"activation": np.zeros(n), "feature": np.zeros(n, np.int64)})
     windows = texts.windows(neuron.shown)
@@ -199,7 +199,7 @@ def _of_labels(
 
 
 def _of_representation(rows: Floats, tree: Clustering, truth: Ints) -> dict[str, float]:
-    """How far a representation tells meanings apart, whatever is made of it; NaN for one."""
+    """How well a representation separates meanings, whatever the grouping; NaN for one meaning."""
     known = truth >= 0
     if len(np.unique(truth[known])) < 2:
         return dict.fromkeys(MEASURES[3:], np.nan)
@@ -215,10 +215,10 @@ def _of_representation(rows: Floats, tree: Clustering, truth: Ints) -> dict[str,
 
 
 def dendrogram_purity(tree: NDArray[np.float64], truth: Ints) -> float:
-    """Mean, over pairs of one meaning, of its share of the smallest subtree that holds both.
+    """Mean, over pairs within a meaning, of the meaning's share of their smallest common subtree.
 
-    K. Heller and Z. Ghahramani, *Bayesian hierarchical clustering* (2005). Examples whose meaning
-    is not known (-1) do not count.
+    K. Heller and Z. Ghahramani, *Bayesian hierarchical clustering* (2005). Examples with unknown
+    meaning (-1) do not count.
     """
     n, classes = len(truth), truth.max(initial=-1) + 1
     counts = np.zeros((2 * n - 1, classes))

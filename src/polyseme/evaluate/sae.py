@@ -1,4 +1,4 @@
-"""What an SAE does, measured on activations and, where there is a model, spliced into it."""
+"""Evaluation of an SAE on activations and, if there is a model, spliced into it."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Reconstruction:
     Attributes
     ----------
     n : int
-        Activation vectors that were looked at.
+        Number of activation vectors.
     l0 : float
-        Mean number of active latents (a > 0) for one vector.
+        Mean number of active latents (a > 0) per vector.
     mse : float
-        Mean squared error of one coordinate.
+        Mean squared error per coordinate.
     fvu : float
         Fraction of variance unexplained: the squared error over the squared distance of the
         activations from their mean. 0 is perfect, 1 is no better than the mean.
     n_latents, n_dead : int
-        A latent is dead if no vector activates it (a > 0).
+        Number of latents, and of dead ones, which no vector activates (a > 0).
     density : ndarray of float64, shape (d_sae,)
         Share of vectors that activate each latent.
     participation_ratio : ndarray of float64, shape (d_sae,)
-        Of the rows of the encoder.
+        Participation ratio of each row of the encoder.
     """
 
     n: int
@@ -53,7 +53,7 @@ class Reconstruction:
     participation_ratio: NDArray[np.float64]
 
     def density_histogram(self, bins: int = 30) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Counts of live latents by log10 of their density, and the bins' edges."""
+        """Counts of live latents by log10 of density, and the bin edges."""
         alive = self.density[self.density > 0]
         low = np.floor(np.log10(1 / self.n))
         counts, edges = np.histogram(np.log10(alive), bins=bins, range=(low, 0))
@@ -61,18 +61,18 @@ class Reconstruction:
 
 
 def evaluate_reconstruction(sae: Any, activations: Iterable[Tensor]) -> Reconstruction:
-    """Sparsity and error of an SAE, in one pass over batches of activations.
+    """Measure sparsity and error of an SAE, in one pass over batches of activations.
 
     Parameters
     ----------
     sae : torch.nn.Module
-        With ``encode``, ``decode`` and ``W_enc`` (d_in, d_sae), as `load_sae` gives it.
+        With ``encode``, ``decode`` and ``W_enc`` (d_in, d_sae), as from `load_sae`.
     activations : iterable of Tensor, shape (B, d_in)
 
     Raises
     ------
     InputError
-        Without a single activation, or for values that are NaN or infinite.
+        Without activations, or for NaN or infinite values.
     """
     n, active, error, total, square = 0, None, 0.0, None, 0.0
     weights = sae.W_enc.detach()
@@ -81,8 +81,8 @@ def evaluate_reconstruction(sae: Any, activations: Iterable[Tensor]) -> Reconstr
             rows = rows.to(weights.device, weights.dtype)
             if not bool(torch.isfinite(rows).all()):
                 raise InputError(
-                    f"Activations {n} to {n + len(rows) - 1} hold NaN or infinite values; finite "
-                    "ones are expected: check the model and the data."
+                    f"Activations {n} to {n + len(rows) - 1} hold NaN or infinite values; expected "
+                    f"finite ones. Check the model and the data."
                 )
             latents = sae.encode(rows)
             wrong = (sae.decode(latents) - rows).double()
@@ -95,7 +95,7 @@ def evaluate_reconstruction(sae: Any, activations: Iterable[Tensor]) -> Reconstr
             square += float((exact**2).sum())
             n += len(rows)
     if active is None or total is None:
-        raise InputError("There are no activations to evaluate the SAE on; at least 1 is needed.")
+        raise InputError("There are no activations to evaluate the SAE on; expected at least 1.")
     variance = square - float((total**2).sum()) / n
     density = (active / n).cpu().numpy()
     return Reconstruction(
@@ -112,18 +112,18 @@ def evaluate_reconstruction(sae: Any, activations: Iterable[Tensor]) -> Reconstr
 
 @dataclass(frozen=True)
 class Splice:
-    """What a classifier or a language model loses when it sees an SAE's reconstruction.
+    """What a classifier or language model loses with an SAE's reconstruction spliced in.
 
     Attributes
     ----------
     n : int
-        Inputs; for a language model, predicted tokens.
+        Number of inputs or, for a language model, of predicted tokens.
     accuracy, cross_entropy : float
-        Of the model as it is.
+        Of the unmodified model.
     spliced_accuracy, spliced_cross_entropy : float
-        With the site's activations replaced by their reconstruction.
+        With the site's activations replaced with their reconstruction.
     ablated_accuracy, ablated_cross_entropy : float
-        With the site's activations replaced by 0.
+        With the site's activations replaced with 0.
     """
 
     n: int
@@ -136,17 +136,17 @@ class Splice:
 
     @property
     def recovered(self) -> float:
-        """Share of the cross-entropy between the ablated and the whole model that is kept."""
+        """Share of the cross-entropy gap between the ablated and the full model recovered."""
         lost = self.ablated_cross_entropy - self.cross_entropy
         return (self.ablated_cross_entropy - self.spliced_cross_entropy) / lost if lost else np.nan
 
 
-# What torch's cross-entropy leaves out.
+# The label that torch's cross-entropy ignores.
 _IGNORED = -100
 
 
 def next_tokens(batches: Iterable[TokenBatch]) -> Iterator[tuple[dict[str, Any], NDArray[Any]]]:
-    """Batches of contexts with the token that follows each, as `evaluate_splice` takes them.
+    """Pair contexts with the token that follows each position, for `evaluate_splice`.
 
     Parameters
     ----------
@@ -173,18 +173,18 @@ def evaluate_splice(
     sae: Any,
     batches: Iterable[tuple[Any, Any]],
 ) -> Splice:
-    """Accuracy and cross-entropy of a model: as it is, with the SAE, without the site.
+    """Measure a model's accuracy and cross-entropy: unmodified, with the SAE, and without the site.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Gives logits: a classifier's (B, n_classes), or a language model's (B, length,
-        vocabulary), as a tensor or as ``logits`` of what it returns.
+        Returns logits, as a tensor or in ``logits``: a classifier's (B, n_classes), or a language
+        model's (B, length, vocabulary).
     site : str or Site
     sae : torch.nn.Module
     batches : iterable of (inputs, labels)
-        A class for each input, or for each position the next token (`next_tokens`); -100
-        where there is nothing to predict.
+        Labels are the class of each input, or the next token at each position (`next_tokens`); -100
+        if there is nothing to predict.
     """
     feed = Feed(model)
     place = find_site(model, site)
@@ -208,31 +208,31 @@ def evaluate_splice(
             values = getattr(output, "logits", output).flatten(0, -2)
             if int(target.max()) >= values.shape[1]:
                 raise InputError(
-                    f"The highest label is {int(target.max())}, and the model gives "
-                    f"{values.shape[1]} logits; classes numbered from 0, one for each logit, are "
-                    "expected: number the labels as the model does."
+                    f"The highest label is {int(target.max())}, but the model returns "
+                    f"{values.shape[1]} logits; expected classes numbered from 0, one per logit. "
+                    f"Number the labels as the model does."
                 )
             right[number] += float((values.argmax(dim=1) == target).sum())
             loss[number] += float(nn.functional.cross_entropy(values, target, reduction="sum"))
         n += int((target != _IGNORED).sum())
     if not n:
-        raise InputError("There are no inputs to evaluate the SAE on; at least 1 is needed.")
+        raise InputError("There are no inputs to evaluate the SAE on; expected at least 1.")
     (a, b, c), (d, e, f) = right / n, loss / n
     return Splice(n, a, d, b, e, c, f)
 
 
 @dataclass(frozen=True)
 class Purity:
-    """Whether a neuron's examples are of one class, and how often chance would have it so.
+    """How far a neuron's examples belong to one class, compared with chance.
 
     Attributes
     ----------
     purity : float
-        Share of the most common label among a neuron's examples, mean over neurons.
+        Share of the most common label among a neuron's examples, averaged over neurons.
     null : float
-        The same with the labels shuffled among all examples.
+        The same with labels shuffled among all examples.
     n : int
-        Neurons with at least two examples, over which these are means.
+        Number of neurons in the averages, those with at least two examples.
     """
 
     purity: float
@@ -241,12 +241,12 @@ class Purity:
 
 
 def label_purity(run: Run, site: str, *, shuffles: int = 20, seed: int = 0) -> Purity:
-    """Label purity of a site's neurons, beside its null.
+    """Compute the label purity of a site's neurons, with its null.
 
     Parameters
     ----------
     run : Run
-        Of labelled data.
+        A run of labelled data.
     site : str
     shuffles : int
         Over which the null is averaged.
@@ -264,14 +264,14 @@ def label_purity(run: Run, site: str, *, shuffles: int = 20, seed: int = 0) -> P
 def purity_of(
     neuron: NDArray[np.integer[Any]], labels: NDArray[Any], *, shuffles: int = 20, seed: int = 0
 ) -> Purity:
-    """Label purity of neurons, beside its null.
+    """Compute the label purity of neurons, with its null.
 
     Parameters
     ----------
     neuron : ndarray of int, shape (n,)
-        Whose example each is.
+        Neuron of each example.
     labels : ndarray, shape (n,)
-        The examples' labels.
+        Label of each example.
     shuffles : int
         Over which the null is averaged.
     seed : int
@@ -283,7 +283,7 @@ def purity_of(
     n_classes = int(classes.max(initial=0)) + 1
 
     def mean(assigned: NDArray[Any]) -> float:
-        # Pairs that occur: a table of all would be large where labels are tokens.
+        # Only pairs that occur, as a full table would be large if labels are tokens.
         pairs, counts = np.unique(neuron * n_classes + assigned, return_counts=True)
         most = np.zeros(n_neurons, np.int64)
         np.maximum.at(most, pairs // n_classes, counts)
@@ -296,14 +296,14 @@ def purity_of(
 
 @dataclass(frozen=True)
 class SAEReport:
-    """Everything that is reported of one SAE.
+    """All results for one SAE.
 
     Attributes
     ----------
     name : str
     reconstruction : Reconstruction
     splice : Splice or None
-        None where the model is no classifier or the data has no labels.
+        None if the model is not a classifier or the data has no labels.
     purity : Purity or None
     neurons : pandas.DataFrame
         The latents' rows of `Run.neurons`.
@@ -316,7 +316,7 @@ class SAEReport:
     neurons: pd.DataFrame
 
     def as_dict(self) -> dict[str, float]:
-        """One flat record: the metrics as means over the latents for which they are defined."""
+        """Flat record, with metrics averaged over the latents for which they are defined."""
         r, live = self.reconstruction, self.neurons[self.neurons["n_examples"] > 0]
         dead, unlisted = is_dead(self.neurons), is_without_examples(self.neurons)
         record: dict[str, float] = {
@@ -345,7 +345,7 @@ class SAEReport:
         return record
 
     def evaluation(self) -> dict[str, float]:
-        """What cannot be told from the analysis of the latents: the price, and the purity."""
+        """Results that the analysis of the latents does not give: cost and purity."""
         r = self.reconstruction
         record: dict[str, float] = {"l0": r.l0, "fvu": r.fvu, "mse": r.mse}
         if self.splice is not None:

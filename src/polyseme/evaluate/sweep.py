@@ -1,4 +1,4 @@
-"""Many SAEs over coefficients and seeds: what the NE loss buys at equal sparsity."""
+"""Sweeps of SAEs over coefficients and seeds: what the NE loss gains at equal sparsity."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Point:
         Form of the NE loss.
     ne_coefficient : float
     l1_coefficient : float or None
-        None for an architecture that has none.
+        None for an architecture without it.
     seed : int
     """
 
@@ -91,10 +91,10 @@ def points(
     l1_coefficients: Sequence[float | None],
     seeds: Sequence[int],
 ) -> list[Point]:
-    """Every combination, seeds first, so that an interrupted sweep has whole curves early.
+    """All combinations, one seed at a time, so that an interrupted sweep has complete curves early.
 
-    ``forms`` has the NE coefficients of each form. One of 0 is the same SAE in every form and is
-    trained once.
+    ``forms`` has the NE coefficients of each form. A coefficient of 0 gives the same SAE in every
+    form, which is trained once.
     """
     combinations: dict[tuple[Any, ...], Point] = {}
     for seed, form in itertools.product(seeds, forms):
@@ -114,31 +114,31 @@ def sweep(
     labels: NDArray[Any] | None = None,
     score: Callable[[Any], dict[str, float]] | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Train and evaluate each point that has no record yet.
+    """Train and evaluate each point without a record.
 
     Parameters
     ----------
     activations : Tensor, shape (n, d_in)
-        To evaluate on.
+        Data for evaluation.
     todo : sequence of Point
     train : callable (Point) -> SAE
     out : str or Path
-        Folder for one JSON record a point; existing ones are kept, which is how a sweep goes
-        on after an interrupt.
+        Folder for one JSON record per point; existing records are kept, so an interrupted sweep can
+        be resumed.
     settings : dict
-        What the points have in common, as plain JSON, with whatever tells the model and the data
-        from others. A folder with other settings, or with other activations, is refused.
+        Settings shared by all points, as plain JSON, including what identifies the model and the
+        data. A folder with other settings or activations is refused.
     labels : ndarray, shape (n,), optional
-        A class, or a token, of each of the activations, for label purity.
+        Class or token of each activation, for label purity.
     score : callable (SAE) -> dict of float, optional
-        Further measures, such as an accuracy.
+        Additional measures, such as accuracy.
 
     Yields
     ------
     number : int
-        Points done so far.
+        Number of points done so far.
     record : dict
-        What is recorded of this one.
+        The record of this point.
     """
     folder = local_path(out, "The folder of a sweep")
     known = {**settings, "activations": digest([activations.detach().cpu().numpy()])}
@@ -156,22 +156,22 @@ def sweep(
                 **(score(sae) if score else {}),
             }
             with writing(file, resumable=False):
-                # A measure may be NaN, which strict JSON has no way to say.
+                # A measure may be NaN, which strict JSON cannot represent.
                 replace_bytes(file, json.dumps(record, indent=1).encode())
             yield number, record
 
 
 @contextmanager
 def held(folder: Path, kind: str, known: dict[str, Any]) -> Iterator[Path]:
-    """The folder of the records of a sweep, or the like, with these settings, for one process.
+    """Lock the records folder of a sweep or benchmark with these settings.
 
     Parameters
     ----------
     folder : Path
     kind : str
-        What it is: "sweep" or "benchmark".
+        "sweep" or "benchmark".
     known : dict
-        Its settings, as plain JSON. A folder with others, or with other files, is refused.
+        Its settings, as plain JSON. A folder with other settings or other files is refused.
     """
     settings = plain_json(f"settings of a {kind}", known)
     file, records = folder / f"{kind}.json", folder / RECORDS
@@ -179,18 +179,18 @@ def held(folder: Path, kind: str, known: dict[str, Any]) -> Iterator[Path]:
         ours = {LOCK, file.name + ASIDE}
         before = read_json(file)
         if not before and folder.exists() and {entry.name for entry in folder.iterdir()} - ours:
-            raise RunError(f"{folder} holds other files; choose a folder that is new or empty.")
+            raise RunError(f"{folder} holds other files; choose a new or empty folder.")
         if before and (changed := differences(before, settings)):
             raise RunError(
-                f"{folder} holds another {kind}: {changed}. Choose another output folder, or give "
-                "the same settings, model and data to continue it."
+                f"{folder} holds a different {kind}: {changed}. Choose another output folder, or "
+                f"give the same settings, model and data to resume it."
             )
         folder.mkdir(parents=True, exist_ok=True)
         lock.enter_context(locked(folder))
-        # First: it is what makes the rest recognisable.
+        # First, as it identifies the rest.
         replace_bytes(file, encode_json(settings))
         records.mkdir(exist_ok=True)
-        for unfinished in records.glob(f"*{ASIDE}"):  # of a process that was killed
+        for unfinished in records.glob(f"*{ASIDE}"):  # from a process that was killed
             unfinished.unlink()
         kept = lock.pop_all()
     with kept:
@@ -198,7 +198,7 @@ def held(folder: Path, kind: str, known: dict[str, Any]) -> Iterator[Path]:
 
 
 def read_sweep(out: str | Path) -> pd.DataFrame:
-    """All records of a sweep, one row a point."""
+    """Read all records of a sweep, one row per point."""
     files = sorted((Path(out) / RECORDS).glob("*.json"))
     if not files:
         raise RunError(f"{out} holds no records of a sweep; make one with: polyseme sweep")
@@ -208,22 +208,21 @@ def read_sweep(out: str | Path) -> pd.DataFrame:
 def at_equal_l0(
     records: pd.DataFrame, l0: float, measures: Sequence[str] = ("fvu", "mean_distance")
 ) -> pd.DataFrame:
-    """Measures at one L0: between two neighbouring L1 coefficients whose SAEs lie around it.
+    """Interpolate measures at one L0, between neighbouring L1 coefficients on either side of it.
 
     Parameters
     ----------
     records : pandas.DataFrame
-        As `read_sweep` gives them.
+        From `read_sweep`.
     l0 : float
     measures : sequence of str
 
     Returns
     -------
     pandas.DataFrame
-        One row for each form, NE coefficient and seed for which some SAE is sparser and some
-        is denser; linear in log L0 between the two. Where several pairs lie around it, as L0
-        need not fall with the L1 coefficient, the smaller coefficients count. Others are left
-        out.
+        One row for each form, NE coefficient and seed with both a sparser and a denser SAE; linear
+        in log L0 between the two. If several pairs bracket the L0, which need not fall with the L1
+        coefficient, the pair with the smaller coefficients counts. Others are left out.
     """
     rows = []
     keys = ["form", "ne_coefficient", "seed"]
@@ -244,7 +243,7 @@ def at_equal_l0(
 
 
 def common_l0(records: pd.DataFrame) -> float:
-    """The L0 at which most can be compared: in the middle of where most curves overlap."""
+    """The L0 at which most curves can be compared: the middle of where most overlap."""
     ranges = records.groupby(["form", "ne_coefficient", "seed"])["l0"].agg(["min", "max"])
     edges = np.unique(ranges.to_numpy(float))
     if len(edges) < 2:
@@ -252,7 +251,7 @@ def common_l0(records: pd.DataFrame) -> float:
     middles = np.sqrt(np.maximum(edges[:-1], 1e-9) * edges[1:])
     covered = [int(((ranges["min"] <= l0) & (l0 <= ranges["max"])).sum()) for l0 in middles]
     widths = np.log(np.maximum(edges[1:], 1e-9) / np.maximum(edges[:-1], 1e-9))
-    # Of equally good ones the widest, which further SAEs are least likely to leave.
+    # Of equally good ranges the widest, which additional SAEs are least likely to miss.
     best = max(range(len(middles)), key=lambda k: (covered[k], widths[k]))
     return float(middles[best])
 
@@ -273,16 +272,16 @@ def pareto(records: pd.DataFrame, l0: float | None, measures: Sequence[str]) -> 
     Parameters
     ----------
     records : pandas.DataFrame
-        As `read_sweep` gives them.
+        From `read_sweep`.
     l0 : float or None
-        See `at_equal_l0`. None takes the SAEs as they are: those of TopK have one L0 as it is.
+        See `at_equal_l0`. None uses the SAEs unchanged, as TopK SAEs already share one L0.
     measures : sequence of str
 
     Returns
     -------
     pandas.DataFrame
-        ``form``, ``ne_coefficient``, ``seeds``; each measure and ``<measure>_ci``, half the
-        width of its interval.
+        ``form``, ``ne_coefficient``, ``seeds``; each measure and ``<measure>_ci``, half the width
+        of its interval.
     """
     points_at = records if l0 is None else at_equal_l0(records, l0, measures)
     rows = []
@@ -304,11 +303,11 @@ def draw_pareto(
     table : pandas.DataFrame
         From `pareto`.
     l0 : float
-        At which it was made.
+        The L0 of the table.
     path : str or Path, optional
         Where to save the figure.
     x : str
-        The price.
+        The measure of cost.
     """
     try:
         from matplotlib.figure import Figure
@@ -325,7 +324,7 @@ def draw_pareto(
         if key in table
     ]
     if not shown:
-        raise InputError("The table has none of the measures that are drawn.")
+        raise InputError("The table has none of the measures to draw.")
     figure = Figure(figsize=(4.2 * len(shown), 4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(shown)))
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")

@@ -1,4 +1,4 @@
-"""What sites of a language model read at every token of a text, and the text around them."""
+"""Inputs of a language model's sites at every token of a text, and the text around tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 _CONTEXTS = 32
 _BEFORE, _AFTER = 16, 4  # tokens of a window
 _WINDOWS = 64
-_LABEL = 24  # tokens to both sides that a label may come from
+_LABEL = 24  # tokens on either side that a label may use
 
 
 def read_positions(
@@ -34,9 +34,9 @@ def read_positions(
     max_tokens: int,
     advance: Callable[[int], object],
 ) -> tuple[list[Positions], Ints]:
-    """What each site reads at every token that counts, in half precision; and the tokens, (n,).
+    """Read each site's input at every token that counts, in half precision, and the tokens, (n,).
 
-    ``advance`` is called with the tokens of each batch.
+    ``advance`` is called with the number of tokens of each batch.
     """
     parts: dict[str, list[NDArray[np.float16]]] = {site.name: [] for site in sites}
     tokens, groups = [], []
@@ -67,14 +67,14 @@ class TextAround:
     tokens, groups : ndarray of int64, shape (n,)
         All tokens of the text, and the context of each.
     tokenizer
-        That made them.
+        The tokenizer that made them.
 
     Attributes
     ----------
     shares : dict of str to float
         Share of each word in the text.
     spaced : bool
-        Of the vocabulary, see `polyseme.views.meanings.are_spaced`.
+        Property of the vocabulary, see `polyseme.views.meanings.are_spaced`.
     """
 
     def __init__(self, tokens: Ints, groups: Ints, tokenizer: Any) -> None:
@@ -89,7 +89,7 @@ class TextAround:
         return np.asarray(around[self._groups[around] == self._groups[place]])
 
     def windows(self, at: Ints) -> list[TextWindow]:
-        """The window around each of some tokens, as a run would keep it for its examples."""
+        """The window around each of some tokens, as a run stores it for its examples."""
         windows = []
         for place in at.tolist():
             around = self._around(place, _LABEL, _LABEL)
@@ -105,13 +105,13 @@ class TextAround:
 
 
 class WindowVectors:
-    """Vectors of the text around tokens, by a sentence encoder.
+    """Vectors of the text around tokens, from a sentence encoder.
 
     Parameters
     ----------
     text : TextAround
     load_encoder : callable () -> (torch.nn.Module, tokenizer)
-        Such as MiniLM. A vector is the mean of what it gives for its tokens.
+        Loads an encoder such as MiniLM. A vector is the mean of its outputs over tokens.
     """
 
     def __init__(self, text: TextAround, load_encoder: Callable[[], tuple[nn.Module, Any]]) -> None:

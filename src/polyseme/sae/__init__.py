@@ -1,4 +1,4 @@
-"""Sparse autoencoders: the NE loss, training on SAELens, and loading what others trained."""
+"""Sparse autoencoders: the NE loss, training with SAELens, and loading published SAEs."""
 
 from polyseme.sae.load import check_width, load_sae, sae_shape, sae_tensors
 from polyseme.sae.ne_loss import NETerm, ne_loss

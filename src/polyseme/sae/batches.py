@@ -1,4 +1,4 @@
-"""Batches of activations of equal size, in an order that can be resumed at any step."""
+"""Batches of activations of equal size, in an order that is resumable at any step."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _SAMPLED_ROWS = 1024
 
 
 class RowBatches:
-    """Rows of an array, shuffled anew in each epoch; no row is left out.
+    """Rows of an array, reshuffled in each epoch; no row is dropped.
 
-    The order follows from the seed and the number of the epoch alone, so that training
-    can resume at any step. A batch may hold the end of one epoch and the beginning of the next.
+    The order depends only on the seed and the epoch number, so training can resume at any step. A
+    batch may hold the end of one epoch and the beginning of the next.
 
     Parameters
     ----------
     rows : Tensor or array, shape (n, d)
-        It stays where it is, on its device or on disk; a batch of it is copied at a time.
+        Stays on its device or on disk; one batch at a time is copied.
     batch_size : int
     seed : int
     """
@@ -33,8 +33,8 @@ class RowBatches:
     def __init__(self, rows: Any, batch_size: int, seed: int) -> None:
         if len(rows.shape) != 2 or not rows.shape[1]:
             raise InputError(
-                f"activations has shape {tuple(rows.shape)}; (rows, d_in) is expected: put the "
-                "positions of sequences or images one below the other."
+                f"activations has shape {tuple(rows.shape)}; expected (rows, d_in). Flatten the "
+                "positions of sequences or images into rows."
             )
         if rows.shape[0] < batch_size:
             raise InputError(_too_few(rows.shape[0], batch_size))
@@ -43,7 +43,7 @@ class RowBatches:
         self.d_in = int(rows.shape[1])
         self.n_rows = int(rows.shape[0])
         self.device = rows.device if isinstance(rows, Tensor) else torch.device("cpu")
-        _as_float32(self._take(torch.arange(0)), "activations")  # refuses what is not numbers
+        _as_float32(self._take(torch.arange(0)), "activations")  # refuses non-numeric values
 
         @lru_cache(maxsize=2)
         def order(epoch: int) -> Tensor:
@@ -54,7 +54,7 @@ class RowBatches:
         self._order = order
 
     def fingerprint(self) -> dict[str, Any]:
-        """Shape, type, and a digest of rows evenly spread over the array."""
+        """Shape, dtype, and a digest of evenly spaced rows."""
         places = np.linspace(0, self.n_rows - 1, min(_SAMPLED_ROWS, self.n_rows)).astype(np.int64)
         return {
             "shape": [self.n_rows, self.d_in],
@@ -63,7 +63,7 @@ class RowBatches:
         }
 
     def from_step(self, step: int, expected: str | None = None) -> Iterator[Tensor]:
-        """The batches from a step on, counted from 0, without end."""
+        """Iterate endlessly over the batches from a step on, counted from 0."""
         while True:
             places = self._places(step)
             batch = _as_float32(self._take(places), "activations")
@@ -90,11 +90,11 @@ class RowBatches:
 
 
 class StreamBatches:
-    """Batches of any size from an iterable, cut anew to equal size, in their order.
+    """Batches of any size from an iterable, recut to equal size, in order.
 
-    An iterable that can be gone through again (a list, a ``DataLoader``) is, when it ends; an
-    iterator that ends before the training does is refused there. Cutting keeps every row: a
-    remainder opens the next batch.
+    At its end, an iterable that can be restarted (a list, a ``DataLoader``) is restarted; an
+    iterator that ends before training does raises an error. No row is dropped: a remainder starts
+    the next batch.
 
     Parameters
     ----------
@@ -116,25 +116,25 @@ class StreamBatches:
         self.device = first.device
 
     def fingerprint(self) -> dict[str, Any]:
-        """What is known before the batches are seen; the rest is checked when they are."""
+        """What is known before reading the batches; the rest is checked as they are read."""
         return {"d_in": self.d_in}
 
     def from_step(self, step: int, expected: str | None = None) -> Iterator[Tensor]:
-        """The batches from a step on, counted from 0; those before it are read and dropped.
+        """Iterate over the batches from a step on, counted from 0; earlier ones are discarded.
 
         Parameters
         ----------
         step : int
         expected : str, optional
-            Digest of the batch before that step; another one means other activations.
+            Digest of the batch before that step; a mismatch means different activations.
         """
         for now in range(step):
             batch = self._batch(now)
             if now == step - 1 and expected is not None and digest(batch) != expected:
                 raise InputError(
                     f"The activations of step {step} are not those that the unfinished training "
-                    "saw there. To go on with it, give the same batches in the same order, from "
-                    "the first on."
+                    f"saw there. To resume it, give the same batches in the same order, starting "
+                    f"from the first."
                 )
         while True:
             batch = self._batch(step)
@@ -165,13 +165,13 @@ class StreamBatches:
     def _start_again(self, step: int) -> None:
         if not self._rows_in_pass:
             raise InputError(
-                "activations is an iterable that gives no rows. Give batches of shape (B, d_in)."
+                "activations is an iterable that yields no rows. Give batches of shape (B, d_in)."
             )
         if self._once:
             raise InputError(
-                f"activations is an iterator that ended after {step} whole batches, before the "
-                "training did. Give fewer steps, or an iterable that can be gone through again, "
-                "such as a list."
+                f"activations is an iterator that ended after {step} whole batches, before "
+                f"training did. Give fewer steps, or an iterable that can be restarted, such as a "
+                f"list."
             )
         if self._rows_in_pass < self._size:
             raise InputError(_too_few(self._rows_in_pass, self._size))
@@ -188,10 +188,10 @@ class StreamBatches:
             raise InputError(f"{what} has shape {tuple(batch.shape)}; (B, d_in) is expected.")
         if self.d_in and batch.shape[1] != self.d_in:
             raise InputError(
-                f"{what} has rows of {batch.shape[1]} values, those before it of {self.d_in}; "
-                "all must be of one site."
+                f"{what} has rows of {batch.shape[1]} values, but earlier batches have "
+                f"{self.d_in}; all must be from one site."
             )
-        # A copy: whoever gives the batches may write the next one into the same memory.
+        # A copy, as the caller may reuse the memory for the next batch.
         return _as_float32(batch.detach().clone() if isinstance(batch, Tensor) else batch, what)
 
 
@@ -199,20 +199,20 @@ Batches = RowBatches | StreamBatches
 
 
 def batches_of(activations: Any, batch_size: int, seed: int) -> Batches:
-    """Batches of an array, or of an iterable of batches.
+    """Make batches from an array or an iterable of batches.
 
     Raises
     ------
     InputError
-        It is neither, has another number of dimensions than 2, or too few rows.
+        It is neither, is not two-dimensional, or has too few rows.
     """
     if isinstance(activations, Tensor | np.ndarray):
         return RowBatches(activations, batch_size, seed)
     if isinstance(activations, Iterable) and not isinstance(activations, str | bytes | dict):
         return StreamBatches(activations, batch_size)
     raise InputError(
-        f"activations is a {type(activations).__name__}; a tensor or an array of shape (rows, "
-        "d_in), or an iterable of such batches, is expected."
+        f"activations is a {type(activations).__name__}; expected a tensor or an array of shape "
+        f"(rows, d_in), or an iterable of such batches."
     )
 
 
@@ -223,12 +223,12 @@ def digest(rows: Tensor) -> str:
 
 
 def refuse_non_finite(batch: Tensor, step: int, where: Any) -> None:
-    """Stop at a batch that holds NaN or infinity.
+    """Refuse a batch that holds NaN or infinity.
 
     Raises
     ------
     InputError
-        Naming the step, counted from 1, and where the value is.
+        Names the step, counted from 1, and the position of the value.
     """
     good = torch.isfinite(batch)
     if bool(good.all()):
@@ -236,8 +236,8 @@ def refuse_non_finite(batch: Tensor, step: int, where: Any) -> None:
     row, column = (int(index) for index in (~good).nonzero()[0])
     raise InputError(
         f"activations holds {batch[row, column].item()} at step {step + 1} ({where(row)}, column "
-        f"{column}), so training stopped before that step. Leave such rows out, or find where "
-        "they come from."
+        f"{column}), so training stopped before that step. Leave out such rows, or find where they "
+        f"come from."
     )
 
 
@@ -248,7 +248,7 @@ def _as_float32(values: Any, what: str) -> Tensor:
         return values.to(torch.float32)
     if values.dtype.kind not in "fiu":
         raise InputError(f"{what} holds {values.dtype} values; real numbers are expected.")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused where it is used
+    with np.errstate(over="ignore"):  # values that become infinite are refused on use
         return torch.from_numpy(np.array(values, dtype=np.float32))
 
 

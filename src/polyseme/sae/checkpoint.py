@@ -1,6 +1,6 @@
-"""The folder of an SAE and of its unfinished training: locked, resumed, moved into place.
+"""The folder of an SAE and of its unfinished training: locking, resuming, publishing.
 
-While a training runs, ``<out>.partial/state`` holds its last checkpoint: tensors and JSON in one
+During training, ``<out>.partial/state`` holds its last checkpoint: tensors and JSON in one
 safetensors file. Nothing is ever unpickled.
 """
 
@@ -24,7 +24,7 @@ from polyseme.store.safetensors_files import load_state, save_state
 FORMAT = "polyseme-sae-training"
 FORMAT_VERSION = 2
 
-# The files of an SAE: the first two are SAELens's, the others tell of the training.
+# The files of an SAE: the first two are SAELens's, the others record the training.
 SAE_CONFIG = "cfg.json"
 SAE_WEIGHTS = "sae_weights.safetensors"
 RECORD_JSON = "polyseme-training.json"
@@ -37,7 +37,7 @@ Content = dict[str, Any]
 
 
 def _fingerprint(path: Path) -> Content | None:
-    """That of an SAE, empty where polyseme did not train it; None where a folder is no SAE."""
+    """Fingerprint of an SAE, empty if polyseme did not train it; None if there is no SAE."""
     try:
         config = json.loads((path / SAE_CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -58,7 +58,7 @@ SAE = Kind(
 
 
 class TrainingFolder(Partial):
-    """The output of one training, locked while the context lasts; see `Partial`."""
+    """The output of one training run, locked for the duration of the context; see `Partial`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TrainingFolder(Partial):
         super().__init__(out, SAE, fingerprint, overwrite=overwrite, resume=resume)
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Tensors and JSON of the last checkpoint; None where there is none.
+        """Load the tensors and JSON of the last checkpoint; None if there is none.
 
         Raises
         ------
@@ -85,12 +85,12 @@ class TrainingFolder(Partial):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}, content
 
     def save(self, tensors: Mapping[str, Tensor], content: Content) -> None:
-        """Write a checkpoint in place of the one before."""
+        """Write a checkpoint, replacing the previous one."""
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
         save_state(self.state / CHECKPOINT, arrays, content)
 
     def finish(self, write: Callable[[Path, Content], None]) -> None:
-        """Have the SAE written aside, and rename it into place.
+        """Write the SAE to a separate folder and rename it into place.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class TrainingFolder(Partial):
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, wherever they are, to a safetensors file.
+    """Write tensors, on any device, to a safetensors file.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the libraries that train SAEs say of them in a file beside the weights."""
+"""Configuration files of SAE training libraries, stored beside the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from polyseme.errors import InputError, one_of
 from polyseme.sae.untrusted_files import read_json
 
-# The file of the weights in a library's folder, and the library.
+# Name of the weights file in each library's folders.
 WEIGHTS = {
     "sae_weights.safetensors": "SAELens",
     "ae.pt": "dictionary_learning",
@@ -21,9 +21,9 @@ WEIGHTS = {
 }
 NO_TRANSCODERS = "Polyseme does not read transcoders yet: give an SAE"
 
-# dictionary_learning's classes: activation, whether the decoder's bias is taken off, and its name
-# (trainers write the class that they usually train, whichever they were told to). Its batch top-k
-# is one of training; afterwards all latents share a threshold.
+# dictionary_learning's classes: activation, whether the decoder bias is subtracted, and its name
+# (trainers write their usual class, whichever they were given). Its batch top-k applies only in
+# training; afterwards all latents share a threshold.
 _DICTIONARIES = {
     "AutoEncoder": ("relu", True, "bias"),
     "AutoEncoderNew": ("relu", False, "decoder.bias"),
@@ -32,25 +32,25 @@ _DICTIONARIES = {
     "MatryoshkaBatchTopKSAE": ("jumprelu", True, "b_dec"),
     "JumpReluAutoEncoder": ("jumprelu", False, "b_dec"),
 }
-# Folders of Gemma Scope whose weights look like those of SAEs and are not.
+# Gemma Scope folders whose weights look like those of SAEs but are not.
 _TRANSCODERS = re.compile(r"(transcoder|crosscoder|clt)\w*|.*gemma-scope-.*-transcoders")
 
 
 @dataclass(frozen=True)
 class Formula:
-    """How an SAE makes activations of its inputs, as far as something says so.
+    """How an SAE computes activations from its inputs, as far as its files say.
 
     Attributes
     ----------
     said_by : str
-        What says it, for an error.
+        Where this is stated, for errors.
     activation : str
         One of `polyseme.sae.plain.ACTIVATIONS`.
     apply_b_dec_to_input : bool
-        Whether the decoder's bias is taken off the input.
+        Whether the decoder bias is subtracted from the input.
     k, d_in, d_sae : int, optional
     decoder_bias : str, optional
-        What the decoder's bias is called.
+        Name of the decoder bias.
     """
 
     said_by: str
@@ -63,26 +63,26 @@ class Formula:
 
 
 def formula_of(file: Path, names: set[str]) -> Formula | None:
-    """The formula of the SAE in a file, if its library wrote it beside the file.
+    """Read the formula of the SAE in a file, if its library wrote it beside the file.
 
     Parameters
     ----------
     file : Path
     names : set of str
-        Of its tensors: Gemma Scope's files may have nothing beside them.
+        Names of its tensors: Gemma Scope's files may have no configuration.
 
     Returns
     -------
     Formula or None
-        None where there is no configuration that polyseme knows.
+        None if there is no configuration that polyseme knows.
 
     Raises
     ------
     InputError
-        The configuration is damaged, or of something that polyseme does not read.
+        The configuration is damaged, or of a kind that polyseme does not read.
     """
     folders = [file.parent]
-    if file.parent.name == "checkpoints":  # of dictionary_learning
+    if file.parent.name == "checkpoints":  # dictionary_learning's
         folders.append(file.parent.parent)
     for config in (folder / name for folder in folders for name in ("config.json", "cfg.json")):
         if config.is_file() and isinstance(content := read_json(config), Mapping):
@@ -98,7 +98,7 @@ def formula_of(file: Path, names: set[str]) -> Formula | None:
         for folder in file.absolute().parent.parts:
             if _TRANSCODERS.fullmatch(folder):
                 raise InputError(
-                    f"{file} is in a folder {folder!r}, so it is no SAE. {NO_TRANSCODERS}."
+                    f"{file} is in a folder {folder!r}, so it is not an SAE. {NO_TRANSCODERS}."
                 )
         return Formula(f"{WEIGHTS[file.name]}'s {file.name}", "jumprelu", False)
     return None

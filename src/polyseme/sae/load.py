@@ -1,4 +1,4 @@
-"""SAEs that others trained: the folders of libraries, SAELens's releases, plain state dicts."""
+"""Loading published SAEs: folders of libraries, SAELens releases, plain state dicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polyseme.sae.plain import PlainSAE, read_plain
 from polyseme.sae.untrusted_files import read_json, reading_safetensors
 
 _SAELENS = "sae_weights.safetensors"
-# SAELens's architectures whose latents are functions of h·w, and what it may do to h before.
+# SAELens architectures whose latents are functions of h·w, and SAELens's input normalisations.
 _ARCHITECTURES = ("standard", "gated", "topk", "abstopk", "jumprelu")
 _NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
@@ -34,7 +34,7 @@ def load_sae(
     k: int | None = None,
     apply_b_dec_to_input: bool | None = None,
 ) -> nn.Module:
-    """Load an SAE, as a module that polyseme reads as a site.
+    """Load an SAE as a module that polyseme can read as a site.
 
     Parameters
     ----------
@@ -42,26 +42,27 @@ def load_sae(
         - A folder of SAELens, such as `train_sae` writes (needs sae-lens).
         - A folder of dictionary_learning (``ae.pt`` and ``config.json``), of sparsify
           (``sae.safetensors`` and ``cfg.json``) or of Gemma Scope (``params.npz``, or
-          ``params.safetensors`` and ``config.json``). What the configuration says of the SAE holds.
-        - A SAELens release, ``"release/sae_id"``, fetched from the Hugging Face hub (likewise).
+          ``params.safetensors`` and ``config.json``). Its configuration defines the SAE.
+        - A SAELens release, ``"release/sae_id"``, downloaded from the Hugging Face Hub (needs
+          sae-lens).
         - The URL of such a folder or file, which is copied to the cache.
-        - A plain state dict, ``.safetensors``, ``.pt`` (of which nothing is unpickled but tensors)
-          or ``.npz``, with the weights and biases of an encoder and a decoder by the names
+        - A plain state dict, ``.safetensors``, ``.pt`` (only tensors are ever unpickled) or
+          ``.npz``, with the weights and biases of an encoder and a decoder named
           ``encoder.weight``, ``decoder.bias`` or ``W_enc``, ``b_dec`` and the like, after any
-          prefix. Which way round the weights are is told by the biases' lengths. In one of the
-          folders above it is read by their configuration; elsewhere ``activation`` and
-          ``apply_b_dec_to_input`` have to be given.
+          prefix. The lengths of the biases determine the orientation of the weights. In one of the
+          folders above, the folder's configuration applies; elsewhere, ``activation`` and
+          ``apply_b_dec_to_input`` are required.
     device : str or torch.device, optional
-        The CPU if it is not given.
+        The CPU by default.
     prefix : str, optional
-        Of the names in a plain state dict, where it holds several SAEs.
+        Prefix of the names in a plain state dict that holds several SAEs.
     activation : {"relu", "topk", "jumprelu"}, optional
-        Of a plain state dict. "topk" needs ``k``, unless the file holds it, and "jumprelu" a tensor
-        ``threshold``.
+        For a plain state dict. "topk" needs ``k``, unless the file holds it, and "jumprelu" needs a
+        tensor ``threshold``.
     k : int, optional
     apply_b_dec_to_input : bool, optional
-        Whether a plain SAE takes its decoder's bias off its input, as the published SAE of
-        arXiv 2411.08166 does.
+        Whether a plain SAE subtracts its decoder bias from its input, as the published SAE of arXiv
+        2411.08166 does.
 
     Returns
     -------
@@ -71,20 +72,20 @@ def load_sae(
     Raises
     ------
     InputError
-        There is nothing at ``source``, it is not an SAE that can be read, such as a transcoder, or
-        it is not certain what it computes.
+        There is nothing at ``source``, it is not an SAE that polyseme reads (a transcoder, for
+        example), or what it computes is ambiguous.
     MissingDependencyError
-        sae-lens is needed and not installed.
+        sae-lens is needed but not installed.
 
     Notes
     -----
-    What the columns of ``W_enc`` multiply is the input itself, before the decoder's bias is taken
-    off it; of a SAELens SAE with ``normalize_activations``, it is what its
-    ``run_time_activation_norm_fn_in`` makes of the input.
+    The input of the site, which the columns of ``W_enc`` multiply, is the SAE's input before the
+    decoder bias is subtracted; for a SAELens SAE with ``normalize_activations``, it is the output
+    of its ``run_time_activation_norm_fn_in``.
     """
     path = fetched(source) if is_url(source) else Path(source)
     place = torch.device(device) if device is not None else torch.device("cpu")
-    # os.path, unlike Path, takes a name that the file system does not take for no file.
+    # os.path, unlike Path, treats a name that the file system rejects as a missing file.
     if os.path.isdir(path):
         path = _weights_in(path)
     is_file = os.path.isfile(path)
@@ -101,8 +102,8 @@ def load_sae(
     options = [name for name, value in plain.items() if value is not None]
     if options:
         raise InputError(
-            f"{options[0]} is given, but {str(source)!r} is not the file of a plain state dict: a "
-            "SAELens SAE says itself what it is. Leave it out."
+            f"{options[0]} is given, but {str(source)!r} is not a plain state dict: a SAELens SAE "
+            f"has its own configuration. Leave it out."
         )
     sae = _folder(path.parent, place) if is_file else _release(str(source), place)
     _check_readable(sae, str(source))
@@ -111,7 +112,7 @@ def load_sae(
 
 
 def _weights_in(folder: Path) -> Path:
-    """The file of the weights in the folder of an SAE."""
+    """The weights file in the folder of an SAE."""
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if len(files) == 1:
         if files[0].name == _SAELENS and not (folder / "cfg.json").is_file():
@@ -140,13 +141,13 @@ def _weights_in(folder: Path) -> Path:
 
 
 def sae_shape(sae: nn.Module) -> tuple[int, int]:
-    """(d_in, d_sae) of a SAELens SAE, a `PlainSAE` or any with the same weights."""
+    """(d_in, d_sae) of a SAELens SAE, a `PlainSAE` or any module with the same weights."""
     weight = sae_tensors(sae)["W_enc"]
     return int(weight.shape[0]), int(weight.shape[1])
 
 
 def check_width(sae: nn.Module, width: int, site: str) -> None:
-    """Make sure that an SAE fits a place in a model.
+    """Check that an SAE fits a place in a model.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ def check_width(sae: nn.Module, width: int, site: str) -> None:
     width : int
         Length of the vectors at that place.
     site : str
-        What to call it.
+        Name of that place, for errors.
 
     Raises
     ------
@@ -170,7 +171,7 @@ def check_width(sae: nn.Module, width: int, site: str) -> None:
 
 
 def sae_tensors(sae: nn.Module) -> dict[str, Tensor]:
-    """Tensors of an SAE by SAELens's names: W_enc (d_in, d_sae), W_dec (d_sae, d_in), ...
+    """Tensors of an SAE by their SAELens names: W_enc (d_in, d_sae), W_dec (d_sae, d_in), ...
 
     Raises
     ------
@@ -182,14 +183,14 @@ def sae_tensors(sae: nn.Module) -> dict[str, Tensor]:
     tensors = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
     if "W_enc" not in tensors or "W_dec" not in tensors:
         raise InputError(
-            f"{type(sae).__name__} is not an SAE that polyseme knows: one that load_sae "
-            "or train_sae gave, or with the parameters W_enc and W_dec, is expected."
+            f"{type(sae).__name__} is not an SAE that polyseme knows; expected one from load_sae "
+            f"or train_sae, or a module with the parameters W_enc and W_dec."
         )
     return tensors
 
 
 def import_sae_lens(what: str) -> Any:
-    """The sae_lens module, which is heavy: it brings in TransformerLens.
+    """Import sae_lens, which is heavy, as it imports TransformerLens.
 
     Raises
     ------
@@ -198,7 +199,7 @@ def import_sae_lens(what: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # SAELens imports modules of TransformerLens that are deprecated there.
+            # SAELens imports deprecated modules of TransformerLens.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             import sae_lens
@@ -225,13 +226,13 @@ def _folder(path: Path, device: torch.device) -> Any:
             sae: Any = sae_lens.SAE.load_from_disk(path, device=str(device))
     except Exception as error:
         reason = _unlike(sae_lens, content, shapes) or " ".join(str(error).split())
-        raise InputError(f"{path} is not an SAE that SAELens loads: {reason}.") from error
-    # SAELens no longer looks at this field of its old configurations.
+        raise InputError(f"SAELens cannot load the SAE {path}: {reason}.") from error
+    # SAELens now ignores this field of its old configurations.
     function = content.get("activation_fn", content.get("activation_fn_str"))
     if function not in (None, "relu", sae.cfg.architecture()):
         raise InputError(
-            f"By {config}, the activation is {function!r}, and SAELens would read it as a "
-            f"{sae.cfg.architecture()!r} SAE all the same. Save it with SAELens 6 or newer."
+            f"By {config}, the activation is {function!r}, but SAELens would read it as a "
+            f"{sae.cfg.architecture()!r} SAE. Save it with SAELens 6 or newer."
         )
     return sae
 
@@ -244,14 +245,14 @@ def _check_architecture(architecture: object, where: str) -> None:
 
 
 def _check_readable(sae: Any, source: str) -> None:
-    """Make sure that what SAELens loaded computes what its configuration says."""
+    """Check that the SAE that SAELens loaded computes what its configuration says."""
     config = sae.cfg
     _check_architecture(config.architecture(), source)
     norm = config.normalize_activations
     if norm not in _NORMS:
         raise InputError(
-            f"The SAE {source} was trained with normalize_activations {norm!r}, which is not "
-            "folded into its weights, and what is to be folded is not in it. Fold it with SAELens "
+            f"The SAE {source} was trained with normalize_activations {norm!r}, which is neither "
+            "folded into its weights nor stored with it. Fold it with SAELens "
             "(fold_activation_norm_scaling_factor or fold_activation_whitening) and save it again."
         )
     if not isinstance(config.apply_b_dec_to_input, bool):
@@ -268,7 +269,7 @@ def _check_readable(sae: Any, source: str) -> None:
     for name, tensor in sae.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(
-                f"{name} of the SAE {source} holds NaN or infinity: the SAE did not train."
+                f"{name} of the SAE {source} holds NaN or infinity: its training failed."
             )
 
 
@@ -278,11 +279,11 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 
 
 def _unlike(sae_lens: Any, content: dict[str, Any], shapes: Mapping[str, list[int]]) -> str:
-    """How tensors differ from those that the configuration asks for; empty if they do not."""
+    """How tensors differ from those that the configuration implies; empty if they do not."""
     try:
         sae = sae_lens.SAE.from_dict(content | {"device": "meta"})
         expected = {name: list(tensor.shape) for name, tensor in sae.state_dict().items()}
-    except Exception:  # then it is the configuration that is wrong, as SAELens has said
+    except Exception:  # then the configuration is wrong, and SAELens's own error says how
         return ""
     missing = [name for name in expected if name not in shapes]
     if missing:
@@ -291,7 +292,7 @@ def _unlike(sae_lens: Any, content: dict[str, Any], shapes: Mapping[str, list[in
     if wrong:
         name = wrong[0]
         return (
-            f"its tensor {name!r} has shape {tuple(shapes[name])}, and by cfg.json it should have "
+            f"its tensor {name!r} has shape {tuple(shapes[name])}, but by cfg.json it should have "
             f"{tuple(expected[name])}"
         )
     return ""
@@ -307,8 +308,8 @@ def _release(source: str, device: torch.device) -> Any:
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise InputError(
-            f"Loading the release {source!r} needs torch 2.6 or newer, this is "
-            f"{torch.__version__}: before that, SAELens unpickles what it fetches."
+            f"Loading the release {source!r} needs torch 2.6 or newer, but this is "
+            f"{torch.__version__}: with older versions, SAELens unpickles downloads."
         )
     sae_lens = import_sae_lens(f"Loading the SAELens release {source!r}")
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -328,16 +329,16 @@ def _release(source: str, device: torch.device) -> Any:
             sae = sae_lens.SAE.from_pretrained(head, rest, device=str(device))
     except Exception as error:
         raise InputError(
-            f"Cannot fetch the SAE {rest!r} of {head!r} from the Hugging Face hub "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Where the hub cannot "
-            "be reached, give a folder that SAELens saved elsewhere."
+            f"Cannot download the SAE {rest!r} of {head!r} from the Hugging Face Hub "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). If the Hub cannot be "
+            f"reached, give a folder that SAELens saved elsewhere."
         ) from error
     return sae
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of SAELens about what polyseme does not do."""
+    """Suppress SAELens's warnings about things that polyseme does not do."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

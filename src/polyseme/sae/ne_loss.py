@@ -1,25 +1,24 @@
 """The neuron embedding (NE) loss, computed on active pairs only.
 
 Source: A. Foote, *Tackling Polysemanticity with Neuron Embeddings*, arXiv 2411.08166 (2024).
-A pair (b, j) is active where the activation a_bj of neuron j on input h_b is positive, P is
-the number of active pairs, w_j is row j of W, and m_j the running mean of the inputs that
-activated neuron j. With D(x, y) = 1 - cos(x, y), and D = 1 where x or y is zero:
+A pair (b, j) is active if the activation a_bj of neuron j on input h_b is positive, P is the number
+of active pairs, w_j is row j of W, and m_j is the running mean of the inputs that activated neuron
+j. With D(x, y) = 1 - cos(x, y), and D = 1 if x or y is zero:
 
 ``"weighted"``, the paper's
     L = 1/P · Σ_bj D(h_b ⊙ w_j, m_j ⊙ w_j). It is 0 for a row with one non-zero entry,
     whatever activates its neuron, so rows can satisfy it by collapsing.
 ``"unweighted"``, a remedy
-    L = Σ_bj a_bj D(h_b, m_j) / Σ_bj a_bj. The weights are not in the distance, so nothing is
-    gained by a collapse; the gradient reaches the SAE through the activations. Scoring the
-    inputs as they are, weighted by the activation, is the idea of MonoLoss (A. Nasiri-Sarvi
-    et al., arXiv 2602.12403, 2026), which compares inputs of one batch in pairs.
+    L = Σ_bj a_bj D(h_b, m_j) / Σ_bj a_bj. The distance does not involve the weights, so a collapse
+    gains nothing; the gradient reaches the SAE through the activations. Scoring raw inputs,
+    weighted by activation, is the idea of MonoLoss (A. Nasiri-Sarvi et al., arXiv 2602.12403,
+    2026), which compares pairs of inputs in a batch.
 ``"calibrated"``, a remedy
-    L = 1/P · Σ_bj [D(h_b ⊙ w_j, m_j ⊙ w_j) - D'_j], where D'_j is the same quantity on K
-    background inputs h'_k, which carry no signal: with s_kj = sign(w_j·h'_k), which turns an
-    input to the side that activates the neuron, and r_j = 1/K · Σ_k s_kj h'_k,
-    D'_j = 1/K · Σ_k D(s_kj h'_k ⊙ w_j, r_j ⊙ w_j). A row with one non-zero entry has D'_j = 0
-    too, so it earns nothing. Without the turning, inputs of both signs would have D'_j near 1
-    there, and a collapse would pay.
+    L = 1/P · Σ_bj [D(h_b ⊙ w_j, m_j ⊙ w_j) - D'_j], where D'_j is the same quantity on K background
+    inputs h'_k, which carry no signal: with s_kj = sign(w_j·h'_k), which flips an input to the side
+    that activates the neuron, and r_j = 1/K · Σ_k s_kj h'_k, D'_j = 1/K · Σ_k D(s_kj h'_k ⊙ w_j,
+    r_j ⊙ w_j). A row with one non-zero entry has D'_j = 0 too, so it gains nothing. Without the
+    sign flip, inputs of both signs would have D'_j near 1 there, and a collapse would pay off.
 
 No gradient flows through h, m or the background. With W2 = W ∘ W and, for each pair,
 N = h_b·(W2_j ∘ m_j), A² = h_b²·W2_j, B² = m_j²·W2_j, the cosine is N/(AB) and the gradient
@@ -27,9 +26,9 @@ N = h_b·(W2_j ∘ m_j), A² = h_b²·W2_j, B² = m_j²·W2_j, the cosine is N/(
     dL/dW2_j = 1/P · Σ_b [ -h_b ∘ m_j / (AB) + N/(2A³B) h_b² + N/(2AB³) m_j² ],
     dL/dW_j = 2 W_j ∘ dL/dW2_j,
 
-so that all is made of two products over the pattern of active pairs: of each pair the inner
-product of a row of one matrix and a row of another, and of each neuron a weighted sum of
-inputs (`polyseme.sae.pairs`).
+so everything reduces to two products over the pattern of active pairs: for each pair, the inner
+product of a row of one matrix and a row of another; and for each neuron, a weighted sum of inputs
+(`polyseme.sae.pairs`).
 """
 
 from __future__ import annotations
@@ -56,13 +55,13 @@ from polyseme.sae.pairs import (
 
 FORMS = ("weighted", "unweighted", "calibrated")
 
-# Rows of the default background of the calibrated form.
+# Number of rows of the calibrated form's default background.
 BACKGROUND = 32
 
 
 @dataclass
 class _Compared:
-    """Pairs whose vectors were compared, with what their gradient is made of."""
+    """Compared pairs, with the quantities that make up their gradient."""
 
     pairs: Block
     batch: PairBatch
@@ -72,16 +71,16 @@ class _Compared:
     cosines: Tensor
     inverse_a: Tensor
     inverse: Tensor
-    """1/(AB) of each pair, with the sign of its side."""
+    """1/(AB) of each pair, with the sign of its input's side."""
 
     def out_of_range(self) -> bool:
-        """Whether squares are so small or large that digits may be lost; zeros count as well."""
+        """Whether squares are so small or large that precision may be lost; includes zeros."""
         kind = torch.finfo(self.inverse.dtype)
         least, most = (float(end) for end in torch.aminmax(self.inverse))
         return not kind.max**-0.75 <= least <= most <= kind.tiny**-0.75
 
     def gradient(self, share: Tensor | float) -> Iterator[Tensor]:
-        """2 · dL/dW2, part by part, where each pair's distance counts in L with its share."""
+        """2 · dL/dW2, part by part, with each pair's distance weighted by its share in L."""
         by_norms = self.cosines * share
         by_means = torch.zeros_like(self.b2).index_add_(0, self.pairs.owners, by_norms)
         by_means = torch.where(self.b2 > 0, by_means / self.b2, 0)[:, None]
@@ -101,9 +100,9 @@ def _compare(
     memory: Memory,
     side: Tensor | None = None,
 ) -> _Compared:
-    """Cosine of each pair, weighted by ``w2``, or as the vectors are without it.
+    """Cosine of each pair, weighted by ``w2`` if given.
 
-    ``side`` is -1, 0 or 1 for each pair, and turns its input.
+    ``side`` is -1, 0 or 1 for each pair, and multiplies its input.
     """
     scaled = means if w2 is None else memory.products("scaled", w2, means)
     numerator = pairs.products(batch.inputs, scaled)
@@ -112,7 +111,7 @@ def _compare(
         a2 = row_products(batch.inputs, batch.inputs)[pairs.inputs]
     else:
         a2 = pairs.products(batch.squares, w2)
-    # Where a vector is zero, so are the cosine and all its derivatives.
+    # If a vector is zero, so are the cosine and all its derivatives.
     inverse_a, inverse_b = (x.rsqrt().nan_to_num_(nan=torch.nan, posinf=0) for x in (a2, b2))
     inverse = inverse_b[pairs.owners].mul_(inverse_a)
     if side is not None:
@@ -122,7 +121,7 @@ def _compare(
 
 
 def _rescaled(rows: Parts) -> tuple[Parts, Tensor]:
-    """Rows over their largest entries, and these; no cosine changes."""
+    """Rows divided by their largest entries, and these; cosines do not change."""
     length = torch.stack([x.abs().amax(1) for x in rows]).amax(0)
     length = torch.where(length > 0, length, 1)
     return [x / length[:, None] for x in rows], length
@@ -147,8 +146,8 @@ def _weighted_loss(
     memory: Memory,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The weighted form, less that of the background if there is one, and its gradient by W."""
-    gain = means.new_zeros(())  # mean cosine, less that of the background
+    """The weighted form, minus that of the background if given, and its gradient in W."""
+    gain = means.new_zeros(())  # mean cosine, minus that of the background
     gradient = torch.empty_like(W, dtype=batch.dtype) if differentiate else None
     share = 1 / max(1, len(pairs))
     for block in pairs.blocks():
@@ -157,7 +156,8 @@ def _weighted_loss(
                 gradient[block.neurons] = 0
             continue
         w = [block.rows_of(W[:, part]).to(batch.dtype) for part in batch.columns]
-        # Every neuron meets the background, active or not, so its row is rescaled beforehand.
+        # Every neuron is paired with the background, active or not, so its row is rescaled
+        # beforehand.
         length: Tensor | float = 1.0
         if background is not None:
             w, length = _rescaled(w)
@@ -184,7 +184,7 @@ def _weighted_loss(
         if gradient is not None:
             for part, change, x in zip(batch.columns, changes, w, strict=True):
                 if isinstance(block.neurons, slice):
-                    # Turned over, as SAELens keeps W so: what is written is in one piece.
+                    # Transposed, as SAELens stores W so: writes are then contiguous.
                     torch.mul(change.T, x.T, out=gradient.T[part, block.neurons])
                 else:
                     gradient.T[part, block.neurons] = change.mul_(x).T
@@ -193,7 +193,7 @@ def _weighted_loss(
 
 
 class _Known(torch.autograd.Function):
-    """A value whose gradient was computed together with it."""
+    """A value with a precomputed gradient."""
 
     @staticmethod
     def forward(ctx: Any, W: Tensor, value: Tensor, gradient: Tensor, once: bool) -> Tensor:
@@ -204,7 +204,8 @@ class _Known(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        # Changed in place it cannot be given again: torch refuses what was saved and changed.
+        # Changed in place, so it cannot be returned twice: torch refuses saved tensors that
+        # changed.
         (gradient,) = ctx.saved_tensors
         gradient = gradient.mul_(upstream) if ctx.once else gradient * upstream
         return gradient.to(ctx.dtype), None, None, None
@@ -219,7 +220,7 @@ def ne_loss(
     form: str = "weighted",
     background: Tensor | None = None,
 ) -> Tensor:
-    """How unlike the inputs that activate a neuron are, as the neuron reads them.
+    """Mean distance between a neuron's activating inputs and their mean, as the neuron reads them.
 
     Parameters
     ----------
@@ -228,27 +229,27 @@ def ne_loss(
     W : Tensor
         (S, d) rows of the encoder.
     a : Tensor
-        (B, S) activations, dense or sparse. Only the positive ones count. `ActivePairs` of
-        them will do, so that a training step finds them once.
+        (B, S) activations, dense or sparse. Only positive ones count. `ActivePairs` are also
+        accepted, so that a training step finds them only once.
     means : Tensor
-        (S, d) running means of the inputs that activated each neuron; zero for none yet.
+        (S, d) running means of the inputs that activated each neuron; zero if none yet.
     form : {"weighted", "unweighted", "calibrated"}
         The paper's loss, or a remedy against the collapse of rows to one coordinate: see the
         formulas at the top of this module.
     background : Tensor, optional
-        (K, d) inputs for the calibrated form, taken without regard to the activations.
-        Without it, 32 rows of ``h`` at even distances.
+        (K, d) inputs for the calibrated form, chosen independently of the activations; by default,
+        32 evenly spaced rows of ``h``.
 
     Returns
     -------
     Tensor
-        A scalar, 0 if nothing is active. Differentiable in ``W``; the unweighted form in ``a``
-        instead.
+        A scalar, 0 if nothing is active. Differentiable in ``W``, or in ``a`` for the unweighted
+        form.
 
     Raises
     ------
     InputError
-        If shapes do not fit, or the form is unknown.
+        If shapes do not match, or the form is unknown.
     """
     _check(h, a, W, means)
     if form not in FORMS:
@@ -271,9 +272,9 @@ def _ne_loss(
     *,
     once: bool = False,
 ) -> Tensor:
-    """`ne_loss`, in the memory of a step, and with its batch if it has one.
+    """`ne_loss`, reusing a step's memory and, if given, its batch.
 
-    With ``once`` the gradient can be taken once, which saves a copy of it.
+    With ``once``, the gradient can be taken only once, which saves a copy of it.
     """
     dtype = torch.promote_types(torch.promote_types(W.dtype, h.dtype), torch.float32)
     means = means.detach().to(dtype)
@@ -300,63 +301,63 @@ def _ne_loss(
 
 
 def _check(h: Tensor, a: Tensor | ActivePairs, *rows: Tensor) -> None:
-    """Shapes of inputs (B, d), activations (B, S), and weights and means (S, d)."""
+    """Check the shapes of inputs (B, d), activations (B, S), and weights and means (S, d)."""
     shape = (a.n_inputs, a.n_neurons) if isinstance(a, ActivePairs) else tuple(a.shape)
     for name, dims in (("h", tuple(h.shape)), ("a", shape)):
         if len(dims) != 2:
             axes = "(inputs, d_in)" if name == "h" else "(inputs, d_sae)"
-            raise InputError(f"{name} has shape {dims}; two dimensions {axes} are expected.")
+            raise InputError(f"{name} has shape {dims}; expected two dimensions {axes}.")
     if shape[0] != len(h):
         raise InputError(
-            f"a has shape {shape} and h has shape {tuple(h.shape)}; as many rows in both are "
-            "expected, one for each input."
+            f"a has shape {shape} and h has shape {tuple(h.shape)}; expected the same number of "
+            f"rows, one per input."
         )
     for name, x in zip(("W", "means") if len(rows) == 2 else ("means",), rows, strict=True):
         expected = (shape[1], h.shape[1])
         if tuple(x.shape) != expected:
             hint = ""
             if tuple(x.shape) == expected[::-1]:
-                hint = " Transpose it: a row for each neuron."
+                hint = " Transpose it: one row per neuron."
             raise InputError(
-                f"{name} has shape {tuple(x.shape)}; (d_sae, d_in) = {expected} is expected, to "
-                f"go with h of shape {tuple(h.shape)} and a of shape {shape}.{hint}"
+                f"{name} has shape {tuple(x.shape)}; expected (d_sae, d_in) = {expected}, to match "
+                f"h of shape {tuple(h.shape)} and a of shape {shape}.{hint}"
             )
 
 
 def _check_background(background: Tensor, form: str, d_in: int) -> None:
     if form != "calibrated":
         raise InputError(
-            f"background was given with form={form!r}; only form='calibrated' has one."
+            f"background was given with form={form!r}; only form='calibrated' uses one."
         )
     if background.ndim != 2 or background.shape[1] != d_in or not len(background):
         raise InputError(
-            f"background has shape {tuple(background.shape)}; (K, d_in) = (K, {d_in}) with K of "
-            "at least 1 is expected."
+            f"background has shape {tuple(background.shape)}; expected (K, d_in) = (K, {d_in}) "
+            "with K at least 1."
         )
 
 
 class RunningMeans:
-    """Of each neuron, the running mean of the inputs that activate it.
+    """Running mean of the inputs that activate each neuron.
 
-    A neuron's first active batch sets its mean; each later one moves it:
-    ``momentum · mean + (1 - momentum) · mean of the batch's inputs that activate it``. A
-    neuron that is not active in a batch keeps its mean.
+    A neuron's first active batch sets its mean; each later one updates it: ``momentum · mean + (1 -
+    momentum) · mean of the batch's inputs that activate it``. A neuron that is inactive in a batch
+    keeps its mean.
 
     Parameters
     ----------
     d_sae, d_in : int
-        Numbers of neurons and of their inputs.
+        Number of neurons, and length of their inputs.
     momentum : float, default 0.9
         In [0, 1).
     device, dtype : optional
-        Of the means; torch's defaults without them.
+        Of the means; torch's defaults if not given.
 
     Attributes
     ----------
     means : Tensor
         (d_sae, d_in); zero for a neuron that was never active.
     seen : Tensor
-        (d_sae,) bool: which neurons were ever active.
+        (d_sae,) bool: which neurons have ever been active.
     """
 
     def __init__(
@@ -369,8 +370,8 @@ class RunningMeans:
     ) -> None:
         if not (isinstance(momentum, int | float) and 0 <= momentum < 1):
             raise InputError(
-                f"momentum is {momentum!r}; a number of at least 0 and below 1 is expected: the "
-                "share of the old mean that stays. The published value is 0.9."
+                f"momentum is {momentum!r}; expected a number of at least 0 and below 1, the share "
+                f"of the old mean that is kept. The published value is 0.9."
             )
         self.momentum = float(momentum)
         self.means = torch.zeros((d_sae, d_in), device=device, dtype=dtype)
@@ -378,7 +379,7 @@ class RunningMeans:
 
     @torch.no_grad()
     def update(self, h: Tensor, a: Tensor | ActivePairs) -> None:
-        """Take in a batch: (B, d_in) inputs and (B, d_sae) activations, dense or sparse."""
+        """Add a batch: (B, d_in) inputs and (B, d_sae) activations, dense or sparse."""
         _check(h, a, self.means)
         pairs = a if isinstance(a, ActivePairs) else ActivePairs(a)
         self._update(pairs, PairBatch(h.detach().to(self.means.dtype), "h", Memory()))
@@ -401,7 +402,7 @@ class RunningMeans:
         self.seen |= pairs.counts > 0
 
     def to(self, device: torch.device | str) -> None:
-        """Move the means."""
+        """Move the means to a device."""
         self.means, self.seen = self.means.to(device), self.seen.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -409,35 +410,35 @@ class RunningMeans:
         return {"means": self.means.clone(), "seen": self.seen.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore the state from `state_dict`.
 
         Raises
         ------
         InputError
-            If a tensor is missing or of another shape.
+            If a tensor is missing or has another shape.
         """
         for name, current in (("means", self.means), ("seen", self.seen)):
             if name not in state:
                 raise InputError(
                     f"The state of the running means has no {name!r}, only {sorted(state)}; load "
-                    "what state_dict() gave."
+                    f"the result of state_dict()."
                 )
             if state[name].shape != current.shape:
                 raise InputError(
-                    f"The state's {name!r} has shape {tuple(state[name].shape)}; "
-                    f"{tuple(current.shape)} is expected: it belongs to an SAE of another size."
+                    f"The state's {name!r} has shape {tuple(state[name].shape)}; expected "
+                    f"{tuple(current.shape)}. It belongs to an SAE of another size."
                 )
         self.means.copy_(state["means"])
         self.seen.copy_(state["seen"])
 
 
 class NETerm:
-    """The NE loss as a term of a training loss, with the running means that it needs.
+    """The NE loss as a term of a training loss, with its running means.
 
     Parameters
     ----------
     coefficient : float
-        Factor of the loss, for the caller to apply. It may change between steps.
+        Factor of the loss, which the caller applies. It may change between steps.
     d_sae, d_in, momentum, device, dtype
         As for `RunningMeans`.
     form : {"weighted", "unweighted", "calibrated"}
@@ -467,9 +468,9 @@ class NETerm:
         self._memory = Memory()
 
     def step(self, h: Tensor, W: Tensor, a: Tensor) -> Tensor:
-        """Take the batch into the means, then give the loss.
+        """Update the means with the batch, then compute the loss.
 
-        Its gradient can be taken once.
+        Its gradient can be taken only once.
 
         Parameters
         ----------
@@ -479,7 +480,7 @@ class NETerm:
         Returns
         -------
         Tensor
-            The loss, to be added to the training loss times ``coefficient``.
+            The loss, to be multiplied by ``coefficient`` and added to the training loss.
         """
         _check(h, a, W, self.running.means)
         pairs, running = ActivePairs(a), self.running
@@ -488,7 +489,7 @@ class NETerm:
         return _ne_loss(h, W, pairs, running.means, self.form, None, self._memory, batch, once=True)
 
     def to(self, device: torch.device | str) -> None:
-        """Move the running means."""
+        """Move the running means to a device."""
         self.running.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -496,5 +497,5 @@ class NETerm:
         return self.running.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state from `state_dict`."""
         self.running.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""The active pairs of a batch, and the two products over them that the NE loss is made of.
+"""The active pairs of a batch, and the two products over them that make up the NE loss.
 
-Of each pair (input, neuron) the inner product of the input with a row that belongs to the
-neuron, and of each neuron a weighted sum of the inputs that it is paired with. No tensor here
-has a row of d_in numbers for each pair.
+They are, for each pair (input, neuron), the inner product of the input with a row of the neuron,
+and for each neuron, a weighted sum of the inputs that it is paired with. No tensor here has a row
+of d_in numbers per pair.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Neurons that are worked on at once, which bounds the memory that it takes.
+# Neurons processed at once, which bounds memory.
 _CHUNK = 8192
-# Share of the batch above which a neuron is quicker with dense products over the whole batch.
+# Share of the batch above which dense products over the whole batch are faster for a neuron.
 _DENSE = 1 / 8
 
-# Bytes that a part of the inputs may take, and the fewest columns that are worth a part.
+# Maximum bytes of a part of the inputs, and the fewest columns worth a part.
 _CACHE = 1_600_000
 _NARROWEST = 64
 
-# The gradient of a weighted embedding bag by its weights: for pair p the inner product
-# rows[owner[p]]·inputs[index[p]]. torch has no public function for it that is as quick and
-# without a warning (torch.sparse.sampled_addmm is the nearest).
+# The gradient of a weighted embedding bag in its weights: for pair p, the inner product
+# rows[owner[p]]·inputs[index[p]]. torch has no public function for it that is as fast and gives no
+# warning (torch.sparse.sampled_addmm is the closest).
 _sampled_product = torch.ops.aten._embedding_bag_per_sample_weights_backward
 
 
 Parts = list[Tensor]
-"""A matrix, some of its columns after the others."""
+"""A matrix, split into parts of some columns each."""
 
 
 def _column_parts(inputs: Tensor) -> list[slice]:
-    """Columns of the parts to work in.
+    """Columns of each part.
 
-    A product over a pattern reads inputs in no order, so it is twice as quick or more where
-    the part that it reads stays in a core's cache.
+    A product over a pattern reads inputs in random order, so it is at least twice as fast if the
+    part that it reads stays in a core's cache.
     """
     n_inputs, width = inputs.shape
     if inputs.device.type == "cpu":
@@ -50,13 +50,13 @@ def _column_parts(inputs: Tensor) -> list[slice]:
 
 
 class Memory:
-    """Tensors that one step leaves to the next: taking new memory costs more than filling it."""
+    """Tensors reused from step to step: allocating memory costs more than filling it."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Any values in the shape of a tensor, in one piece."""
+        """A contiguous tensor of the given shape, with arbitrary values."""
         kept = self._kept.get(name)
         fits = kept is not None and kept.dtype == dtype and kept.device == like.device
         if kept is None or not fits or len(kept) < like.numel():
@@ -64,11 +64,11 @@ class Memory:
         return kept[: like.numel()].view(like.shape)
 
     def copy(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy, kept for the next of that name."""
+        """A copy, in memory reused under that name."""
         return self.take(name, x, dtype).copy_(x)
 
     def products(self, name: str, x: Parts, y: Parts) -> Parts:
-        """x ∘ y, kept for the next of that name."""
+        """x ∘ y, in memory reused under that name."""
         return [
             torch.mul(x[k], y[k], out=self.take(f"{name}{k}", x[k], x[k].dtype))
             for k in range(len(x))
@@ -76,7 +76,7 @@ class Memory:
 
 
 class PairBatch:
-    """Inputs and their squares, in parts of some columns."""
+    """Inputs and their squares, in parts of some columns each."""
 
     def __init__(self, h: Tensor, name: str, memory: Memory, like: PairBatch | None = None) -> None:
         self.n_inputs, self.dtype = len(h), h.dtype
@@ -93,7 +93,7 @@ class PairBatch:
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:
-    """Sum of new tensors, in the first of them."""
+    """Sum of temporary tensors, accumulated in the first."""
     first, *others = terms
     for other in others:
         first += other
@@ -101,41 +101,41 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
 
 
 def row_products(x: Parts, y: Parts) -> Tensor:
-    """Of each row, the inner product of the two matrices' rows."""
+    """Row-wise inner products of two matrices."""
     rows = torch.arange(len(x[0]), device=x[0].device)
     return sum_of(_sampled_product(p, q, rows, rows, rows, 0) for p, q in zip(x, y, strict=True))
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some neurons, and the pairs of each: neuron by neuron, inputs in ascending order."""
+    """Some neurons and their pairs, neuron by neuron, with inputs in ascending order."""
 
     neurons: slice | Tensor
-    """Which neurons of the layer: a range, or their numbers."""
+    """The neurons of the layer: a range, or their numbers."""
     pairs: slice | Tensor
-    """Which pairs, of all pairs of the layer."""
+    """The pairs, among all pairs of the layer."""
     inputs: Tensor
-    """Of each pair, the number of the input."""
+    """Input number of each pair."""
     owners: Tensor
-    """Of each pair, the number of the neuron within the block."""
+    """Neuron number of each pair, within the block."""
     offsets: Tensor
-    """Where each neuron's pairs start, and the number of pairs at the end."""
+    """Start of each neuron's pairs, then the number of pairs."""
     dense: bool
-    """Whether products are made over the whole batch."""
+    """Whether products are computed over the whole batch."""
     complete: bool = False
     """Whether every neuron is paired with every input."""
 
     @property
     def counts(self) -> Tensor:
-        """Of each neuron, the number of its pairs that are in this block."""
+        """Number of each neuron's pairs in this block."""
         return self.offsets.diff()
 
     def rows_of(self, rows: Tensor) -> Tensor:
-        """Rows of these neurons: a view for a range, else a copy."""
+        """Rows of these neurons: a view for a range, otherwise a copy."""
         return rows[self.neurons]
 
     def products(self, inputs: Parts, rows: Parts) -> Tensor:
-        """Of each pair, the inner product of its input's and its neuron's row."""
+        """For each pair, the inner product of its input's row and its neuron's row."""
         pairs = zip(inputs, rows, strict=True)
         if self.dense:
             out = sum_of((y @ x.T).view(-1) for x, y in pairs)
@@ -144,7 +144,7 @@ class Block:
         return sum_of(_sampled_product(y, x, *bags, 0) for x, y in pairs)
 
     def sums(self, inputs: Parts, factors: Tensor) -> Iterator[Tensor]:
-        """Of each neuron, the sum over its pairs of factor · input, part by part."""
+        """For each neuron, the sum over its pairs of factor · input, part by part."""
         if not self.dense:
             for x in inputs:
                 yield embedding_bag(
@@ -168,7 +168,7 @@ class Block:
 
 
 def every_pair(n_neurons: int, n_inputs: int, device: torch.device) -> Block:
-    """Every neuron of a block with every input."""
+    """A block in which every neuron is paired with every input."""
     numbers = torch.arange(n_neurons * n_inputs, device=device)
     return Block(
         neurons=slice(None),
@@ -219,9 +219,9 @@ class ActivePairs:
         return a.values()[order[(a.values().detach() > 0)[order]]]
 
     def blocks(self) -> list[Block]:
-        """Every neuron once: the sparse ones in ranges, then the dense ones by number.
+        """Blocks that cover every neuron once: sparse neurons in ranges, then dense ones by number.
 
-        A range spans its dense neurons too, without their pairs, so it comes first.
+        A range also spans its dense neurons, without their pairs, so ranges come first.
         """
         if self._blocks is None:
             self._blocks = list(self._make_blocks())
@@ -271,7 +271,7 @@ class ActivePairs:
         if a.device.type != "cpu":
             neurons, inputs = (a.T > 0).nonzero().unbind(1)
             return inputs, neurons
-        # NumPy's comparison and search are several times as quick as torch's on the CPU.
+        # NumPy's comparison and search are several times faster than torch's on the CPU.
         values = (a.float() if a.dtype is torch.bfloat16 else a).numpy()
         flat = np.flatnonzero(values > 0)
         rows = flat // max(1, self.n_neurons)
@@ -280,7 +280,7 @@ class ActivePairs:
         return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])
 
     def _find_sparse(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from the stored cells; one that is stored twice counts with its sum."""
+        """The same from stored entries; duplicates are summed."""
         order = self._ascending(a)
         if order is None:
             a = a.coalesce()
@@ -291,7 +291,7 @@ class ActivePairs:
         return rows[order], columns[order]
 
     def _ascending(self, a: Tensor) -> Tensor | None:
-        """Order of the stored cells by neuron, then input; None where that takes more."""
+        """Stable order of the stored entries by neuron; None if inputs are then not ascending."""
         rows, columns = a._indices()
         order = _order(columns, self.n_neurons)
         cells = (columns * self.n_inputs + rows)[order]
@@ -315,9 +315,9 @@ def _order(neurons: Tensor, n_neurons: int) -> Tensor:
 
 
 def _radix_order(keys: NDArray[np.int64], n_keys: int) -> NDArray[np.int64]:
-    """Stable order of integers below ``n_keys``, by 16 bits at a time.
+    """Stable order of integers below ``n_keys``, sorting 16 bits at a time.
 
-    NumPy sorts this type by its digits, which is many times as quick as torch's sort.
+    NumPy radix-sorts this type, which is many times faster than torch's sort.
     """
     order = np.argsort(keys.astype(np.uint16), kind="stable")
     if n_keys > 1 << 16:

@@ -15,26 +15,26 @@ from polyseme.sae.untrusted_files import as_floats, read_tensors
 
 ACTIVATIONS = ("relu", "topk", "jumprelu")
 
-# What the four tensors may be called, after any prefix.
+# Possible names of the four tensors, after any prefix.
 _NAMES = {
     "encoder weight": ("encoder.weight", "W_enc", "w_enc"),
     "encoder bias": ("encoder.bias", "b_enc", "latent_bias"),
     "decoder weight": ("decoder.weight", "W_dec", "w_dec"),
     "decoder bias": ("decoder.bias", "b_dec", "pre_bias", "bias"),
 }
-# Tensors of other architectures, which are refused in so many words.
+# Tensors of other architectures, each refused with its own message.
 _GATED = "a gated SAE, which polyseme reads only from a SAELens folder. Convert it to one"
 _SKIP = f"a transcoder with a skip connection. {NO_TRANSCODERS}"
 _OTHERS = dict.fromkeys(("r_mag", "gate_bias", "mag_bias", "b_gate", "b_mag"), _GATED)
 _OTHERS |= dict.fromkeys(("W_skip", "affine_skip_connection"), _SKIP)
-# What may stand beside encoder and decoder: dictionary_learning saves k and a threshold of all
-# latents for both of its top-k SAEs, and reads one of them.
+# Other tensors allowed beside encoder and decoder: dictionary_learning saves k and a shared
+# threshold for both of its top-k SAEs, and reads one of them.
 _BESIDES: dict[str, set[str]] = {"relu": set(), "topk": {"k", "threshold"}}
 _BESIDES["jumprelu"] = {"k", "threshold", "group_sizes"}
 
 
 class TopKActivation(nn.Module):
-    """The k largest pre-activations of each input, where they are positive."""
+    """The k largest pre-activations of each input, if positive."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class PlainSAE(nn.Module):
     ----------
     encoder, decoder : torch.nn.Linear
     activation : torch.nn.Module
-        From pre-activations to activations.
+        Maps pre-activations to activations.
     apply_b_dec_to_input : bool
-        Whether the decoder's bias is taken off the input.
+        Whether the decoder bias is subtracted from the input.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class PlainSAE(nn.Module):
 
     @property
     def W_enc(self) -> Tensor:
-        """Encoder weight as SAELens has it, (d_in, d_sae)."""
+        """Encoder weight in SAELens's layout, (d_in, d_sae)."""
         return self.encoder.weight.T
 
     @property
     def W_dec(self) -> Tensor:
-        """Decoder weight as SAELens has it, (d_sae, d_in)."""
+        """Decoder weight in SAELens's layout, (d_sae, d_in)."""
         return self.decoder.weight.T
 
     def encode(self, h: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class PlainSAE(nn.Module):
         return self.decode(self.encode(h))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by SAELens's names: W_enc (d_in, d_sae), b_enc, W_dec (d_sae, d_in), ..."""
+        """Tensors by their SAELens names: W_enc (d_in, d_sae), b_enc, W_dec (d_sae, d_in), ..."""
         tensors = {"W_enc": self.encoder.weight.T, "b_enc": self.encoder.bias}
         tensors |= {"W_dec": self.decoder.weight.T, "b_dec": self.decoder.bias}
         if isinstance(self.activation, JumpReLU):
@@ -125,26 +125,26 @@ def read_plain(
     k: int | None = None,
     apply_b_dec_to_input: bool | None = None,
 ) -> PlainSAE:
-    """Read an SAE from the file of a state dict; `polyseme.sae.load_sae` tells the parameters.
+    """Read an SAE from a state dict file; see `polyseme.sae.load_sae` for the parameters.
 
     Raises
     ------
     InputError
-        The file is damaged, lacks a tensor, its tensors do not fit each other, or it is not
-        certain what the SAE computes.
+        The file is damaged or lacks a tensor, its tensors do not match, or what the SAE computes is
+        ambiguous.
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise InputError(one_of("activation", str(activation), ACTIVATIONS))
     if not isinstance(apply_b_dec_to_input, bool | None):
         raise InputError(
-            f"apply_b_dec_to_input is {apply_b_dec_to_input!r}; True or False is expected."
+            f"apply_b_dec_to_input is {apply_b_dec_to_input!r}; expected True or False."
         )
     tensors = read_tensors(file)
     if prefix is None:
         prefix = _prefix(tensors, file)
     elif prefix and not prefix.endswith("."):
         prefix += "."
-    # What stands under the prefix, by the rest of its name.
+    # The tensors with the prefix, by the rest of their names.
     besides = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
     for name, refusal in _OTHERS.items():
         if name in besides:
@@ -171,14 +171,14 @@ def read_plain(
         if stated is not None and stated != actual:
             raise InputError(
                 f"The {what} {actual} in {file}, but {stated} by {formula.said_by}: the two do not "
-                "belong together. Give activation and apply_b_dec_to_input, and the file alone."
+                f"belong together. Give the file alone, with activation and apply_b_dec_to_input."
             )
     besides -= {name.removeprefix(prefix) for name in names.values()}
     if unknown := sorted(besides - _BESIDES[formula.activation]):
         raise InputError(
             f"{file} holds {prefix + unknown[0]!r}, which an SAE with activation "
-            f"{formula.activation!r} does not have: it is of another architecture, or of the model "
-            "around the SAE. Convert it to a SAELens folder, or save the SAE's tensors alone."
+            f"{formula.activation!r} does not have: it is from another architecture, or from the "
+            f"model around the SAE. Convert it to a SAELens folder, or save only the SAE's tensors."
         )
     function = _activation(tensors, prefix, formula, k, encoder.out_features, file)
     sae = PlainSAE(encoder, decoder, function, apply_b_dec_to_input=formula.apply_b_dec_to_input)
@@ -186,7 +186,7 @@ def read_plain(
 
 
 def _prefix(tensors: Mapping[str, Tensor], file: Path) -> str:
-    """What stands before the names of the one SAE in a state dict."""
+    """The prefix of tensor names of the only SAE in a state dict."""
     prefixes = {
         name.removesuffix(alias)
         for name in tensors
@@ -196,12 +196,12 @@ def _prefix(tensors: Mapping[str, Tensor], file: Path) -> str:
     }
     if not prefixes:
         raise InputError(
-            f"{file} holds no SAE: no tensor is called encoder.weight or W_enc, after any prefix. "
+            f"{file} holds no SAE: no tensor is named encoder.weight or W_enc, after any prefix. "
             f"It has: {_listing(tensors)}."
         )
     if len(prefixes) > 1:
         raise InputError(
-            f"{file} holds several SAEs. Say which by prefix, one of: "
+            f"{file} holds several SAEs. Choose one with prefix, one of: "
             f"{', '.join(repr(name) for name in sorted(prefixes))}."
         )
     return prefixes.pop()
@@ -212,16 +212,16 @@ def _as_given(
 ) -> Formula:
     if activation is None or apply_b_dec_to_input is None:
         hint = (
-            " As it holds k and threshold, it may be of dictionary_learning: its AutoEncoderTopK "
-            "is 'topk', its BatchTopKSAE 'jumprelu', and both take the bias off."
+            " As it holds k and threshold, it may be from dictionary_learning: its AutoEncoderTopK "
+            "is 'topk', its BatchTopKSAE 'jumprelu', and both subtract the bias."
             if besides >= {"k", "threshold"}
             else ""
         )
         raise InputError(
             f"{file} does not say what its SAE computes, and there is no configuration beside it "
             f"that polyseme knows. Give both activation ({', '.join(ACTIVATIONS)}) and "
-            "apply_b_dec_to_input (whether the decoder's bias is taken off the input), or put the "
-            f"configuration of its library beside it.{hint}"
+            f"apply_b_dec_to_input (whether the decoder bias is subtracted from the input), or put "
+            f"its library's configuration beside it.{hint}"
         )
     return Formula("what is given", activation, apply_b_dec_to_input)
 
@@ -231,7 +231,7 @@ def _find(tensors: Mapping[str, Tensor], prefix: str, role: str, file: Path) -> 
     present = [name for name in names if name in tensors]
     if not present:
         raise InputError(
-            f"{file} has no {role}: a tensor {' or '.join(names)} is expected. It has: "
+            f"{file} has no {role}; expected a tensor {' or '.join(names)}. It has: "
             f"{_listing(tensors)}."
         )
     return present[0]
@@ -245,8 +245,8 @@ def _layers(
     shapes = [len(floats[role].shape) for role in _NAMES]
     if shapes != [2, 1, 2, 1] or not all(tensor.numel() for tensor in floats.values()):
         raise InputError(
-            f"{file} holds {listing}; two matrices with a vector each are expected, those of an "
-            "encoder and a decoder."
+            f"{file} holds {listing}; expected a matrix and a vector each for an encoder and a "
+            f"decoder."
         )
     d_sae, d_in = len(floats["encoder bias"]), len(floats["decoder bias"])
     if sorted(floats["decoder weight"].shape) == sorted((d_sae, d_in)):
@@ -263,16 +263,16 @@ def _layers(
         fits = {False: weight.shape == (n_out, n_in), True: weight.shape == (n_in, n_out)}
         if not any(fits.values()):
             raise InputError(
-                f"The tensors in {file} do not fit each other: {listing}. By its biases the SAE "
-                f"has d_in {d_in} and d_sae {d_sae}, so {name} should be of {n_out} and {n_in}."
+                f"The tensors in {file} do not match: {listing}. By its biases, the SAE has d_in "
+                f"{d_in} and d_sae {d_sae}, so {name} should have dimensions {n_out} and {n_in}."
             )
         transposed = fits[True]
         if all(fits.values()):
             transposed = not name.endswith(".weight")
             if transposed and not by_custom:
                 raise InputError(
-                    f"{name} in {file} is square, so it is not certain whether its rows are the "
-                    f"latents. Save it as {part}.weight, of shape (outputs, inputs)."
+                    f"{name} in {file} is square, so its orientation is ambiguous. Save it as "
+                    f"{part}.weight, of shape (outputs, inputs)."
                 )
         layer = nn.Linear(n_in, n_out, device="meta")
         layer.weight = nn.Parameter(weight.T.contiguous() if transposed else weight)
@@ -314,15 +314,12 @@ def _k(tensor: Tensor | None, formula: Formula, k: int | None, d_sae: int, file:
     for by, value in stated.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= d_sae:
             shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise InputError(
-                f"k is {shown} by {by}; an integer of at least 1 and at most d_sae, "
-                f"{d_sae}, is expected."
-            )
+            raise InputError(f"k is {shown} by {by}; expected an integer from 1 to d_sae, {d_sae}.")
     if not stated:
-        raise InputError("activation is 'topk' and k is None. Give k with it.")
+        raise InputError("activation is 'topk' but k is None. Give k as well.")
     if len({*stated.values()}) > 1:
         listing = " and ".join(f"{value} by {by}" for by, value in stated.items())
-        raise InputError(f"k is {listing}. Leave out what is given, or put the files right.")
+        raise InputError(f"k is {listing}. Leave out the argument, or correct the files.")
     return int(next(iter(stated.values())))
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a training, beside the SAE that came of it."""
+"""The record of a training run, stored beside the SAE."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class TrainingRecord:
     Attributes
     ----------
     details : dict
-        Settings, data, conventions, versions and the losses of the last step: what the SAE's own
-        metadata holds under "polyseme".
+        Settings, data, conventions, versions and the losses of the last step, as in the SAE's own
+        metadata under "polyseme".
     history : dict of str to list
-        The losses over the training, thinned: "step" (counted from 1), "loss", each term of it
-        by SAELens's name ("mse_loss", "ne_loss", ...; with its coefficient, so that they add up
-        to "loss"), "l0", and "ne_distance", the NE term without its coefficient.
+        Subsampled losses during training: "step" (counted from 1), "loss", each of its terms by
+        SAELens name ("mse_loss", "ne_loss", ...; including its coefficient, so that they add up to
+        "loss"), "l0", and "ne_distance", the NE term without its coefficient.
     tensors : dict of str to Tensor
-        "n_forward_passes_since_fired", shape (d_sae,), and, with the NE loss, the state of its
-        term by names that begin with "ne.": among them the running means.
+        "n_forward_passes_since_fired", shape (d_sae,), and, with the NE loss, the state of its term
+        under names that begin with "ne.", including the running means.
     """
 
     details: dict[str, Any]
@@ -59,12 +59,12 @@ class TrainingRecord:
 
 
 def read_training(folder: str | Path) -> TrainingRecord:
-    """The record of the training of an SAE that `train_sae` wrote.
+    """Read the training record of an SAE that `train_sae` wrote.
 
     Raises
     ------
     InputError
-        The folder holds no such record, or one that is damaged or of another version.
+        The folder holds no such record, or it is damaged or of another version.
     """
     path = fetched(folder)
     if not (path / RECORD_JSON).is_file():
@@ -75,15 +75,15 @@ def read_training(folder: str | Path) -> TrainingRecord:
     version = content.get("format_version") if isinstance(content, dict) else None
     if version is not None and version != FORMAT_VERSION:
         raise InputError(
-            f"{path / RECORD_JSON} is of version {version!r}, this polyseme reads version "
+            f"{path / RECORD_JSON} is of version {version!r}, but this polyseme reads version "
             f"{FORMAT_VERSION}. Read it with the polyseme that wrote it."
         )
     if version is None or not all(
         isinstance(content.get(name), dict) for name in ("details", "history")
     ):
         raise InputError(
-            f"The record of the training in {path} is damaged: {RECORD_JSON} lacks its version, "
-            "details or history."
+            f"The training record in {path} is damaged: {RECORD_JSON} lacks its version, details "
+            "or history."
         )
     with reading_safetensors(path / RECORD_TENSORS):
         tensors = load_file(path / RECORD_TENSORS)

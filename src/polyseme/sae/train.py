@@ -1,4 +1,4 @@
-"""Training an SAE on activations, with the NE loss where it is asked for."""
+"""Training an SAE on activations, optionally with the NE loss."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from polyseme.sae.trainer import (
 from polyseme.store.files import RESUME, encode_json
 
 EPOCHS = 10
-# Steps that take long are saved more often than by their number; and an interrupt does not wait
-# for the end of one any longer than this.
+# Slow steps are saved by time rather than by number, and an interrupt waits at most this long for a
+# step to end.
 CHECKPOINT_SECONDS, PATIENCE = 300.0, 3.0
 
-# Multiplications of one product of a step. Two threads were three times slower than one at
-# 8 million (256 × 64 × 512), where they mostly wait for each other.
+# Multiplications per product of a step. At 8 million (256 × 64 × 512), two threads were three times
+# slower than one, as they mostly wait for each other.
 _WORTH_THREADS = 100_000_000
 
 
@@ -83,80 +83,79 @@ def train_sae(
     trainer_options: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Train a sparse autoencoder by SAELens, with the NE loss if its coefficient is positive.
+    """Train a sparse autoencoder with SAELens, plus the NE loss if its coefficient is positive.
 
     The losses are SAELens's, so published coefficients may need converting:
 
     - The reconstruction error is *summed* over the d_in coordinates and averaged over the batch.
-      Coefficients (of L1 and NE alike) that were published for an error averaged over coordinates
-      are to be multiplied by d_in.
+      Multiply by d_in any coefficients (of both L1 and NE) that were published for an error
+      averaged over coordinates.
     - The L1 loss is the sum over latents of activation times the norm of the latent's decoder
-      row, averaged over the batch. It equals the sum of activations where those norms are 1.
+      row, averaged over the batch. It equals the sum of activations if those norms are 1.
     - The NE loss is a mean over active pairs (`polyseme.ne_loss`), times ``ne_coefficient``.
-    - The optimizer is Adam; the norm of the gradient is clipped to 1, which SAELens fixes. So
-      losses that are much larger than 1 train at a smaller effective rate: scale the activations.
+    - The optimizer is Adam; the norm of the gradient is clipped to 1, which is fixed in SAELens. So
+      losses much larger than 1 train at a smaller effective rate: scale the activations.
 
     Parameters
     ----------
     activations : Tensor, array or iterable
-        Shape (n, d_in): shuffled anew in each epoch, by the seed; it stays on its device, or on
-        disk if it is memory-mapped. Or an iterable of batches (B, d_in), taken in their order;
-        batches of varying size are cut anew to ``batch_size`` rows, and none is lost. Values are
-        taken as float32.
+        Shape (n, d_in), reshuffled in each epoch by the seed; it stays on its device, or on disk if
+        memory-mapped. Or an iterable of batches (B, d_in), read in order; batches of any size are
+        recut to ``batch_size`` rows, and no row is dropped. Values are converted to float32.
     d_sae : int
         Number of latents.
     architecture : str
         "standard" (ReLU and L1), "topk", "batchtopk", "jumprelu", "gated" or
         "matryoshka_batchtopk".
     ne_coefficient : float
-        Of the NE loss. 0 leaves it out.
+        Coefficient of the NE loss. 0 disables it.
     ne_form : str
         The form of the NE loss, as in `polyseme.ne_loss`: "weighted", the paper's;
         "unweighted", whose latents had the fewest meanings and the purest examples in our study
         (docs/ne-loss-study.md); "calibrated".
     ne_momentum : float
-        Of the running means of the inputs that activate each latent, in [0, 1).
+        Momentum of the running means of the inputs that activate each latent, in [0, 1).
     ne_start : int
-        Number of steps without the NE loss at the start. The means are started then.
+        Number of steps at the start without the NE loss, whose running means begin after them.
     l1_coefficient : float, optional
-        For "standard" and "gated"; 1 if it is not given.
+        For "standard" and "gated"; 1 by default.
     k : int or float, optional
-        Active latents for each input ("topk"), or on average ("batchtopk" and
-        "matryoshka_batchtopk"). An eighth of d_sae, but at most 32, if it is not given.
+        Active latents per input ("topk"), or on average ("batchtopk" and "matryoshka_batchtopk").
+        By default, an eighth of d_sae, but at most 32.
     steps : int, optional
         Number of batches to train on. Needed for an iterable.
     epochs : float, optional
-        Instead of steps, for an array: passes over it; 10 if neither is given.
+        For an array, the number of passes over it, instead of steps; 10 if neither is given.
     batch_size : int
     lr : float
         Adam's learning rate.
     weight_decay : float
         Added to the gradient, times the weight (Adam's own, not AdamW's).
     seed : int
-        Decides the SAE's first weights and the order of the rows.
+        Determines the SAE's initial weights and the order of rows.
     init_from : torch.nn.Module, str or Path, optional
-        An SAE to start from, or what `load_sae` takes.
+        An SAE to start from, or a source for `load_sae`.
     out : str, Path or URL, optional
-        Folder to write the SAE to, as SAELens does, with the record of the training beside it.
-        Checkpoints are kept in ``<out>.partial`` meanwhile.
+        Folder to write the SAE to, in SAELens's format, with the training record beside it. During
+        training, checkpoints are kept in ``<out>.partial``.
     overwrite : bool
-        Replace an SAE in ``out``, once the new one is complete.
+        Replace an SAE in ``out`` once the new one is complete.
     resume : bool
-        Go on with an interrupted training of the same settings, or begin if there is none. On
-        the CPU, the result is the same to the bit. An iterable must give the same batches again,
-        from the first on.
+        Resume an interrupted training with the same settings, or start if there is none. On the
+        CPU, the result is bit-identical. An iterable must yield the same batches again, from the
+        first.
     checkpoint_every : int
-        Steps between checkpoints. One is also written every five minutes, at an interrupt and when
-        the activations fail.
+        Steps between checkpoints. One is also written every five minutes, on an interrupt and if
+        the activations raise an error.
     progress : bool
         Show a progress bar on the terminal.
     device : str or torch.device, optional
-        Where to train; where the activations are, if it is not given.
+        Where to train; by default, the device of the activations.
     architecture_options : mapping, optional
-        More fields of SAELens's configuration of the architecture, such as
+        Other fields of SAELens's configuration of the architecture, such as
         ``{"aux_loss_coefficient": 0.03}`` or ``{"l0_coefficient": 0.5}``.
     trainer_options : mapping, optional
-        Fields of SAELens's ``SAETrainerConfig`` for the rates: ``lr_scheduler_name``, ``lr_end``,
+        Fields of SAELens's ``SAETrainerConfig``: ``lr_scheduler_name``, ``lr_end``,
         ``lr_warm_up_steps``, ``lr_decay_steps``, ``n_restart_cycles``, ``adam_beta1``,
         ``adam_beta2``, ``dead_feature_window``, ``feature_sampling_window``.
     metadata : mapping, optional
@@ -165,8 +164,8 @@ def train_sae(
     Returns
     -------
     sae_lens.SAE
-        The SAE for inference, in evaluation mode: what stock SAELens loads from ``out``. Its
-        ``cfg.metadata["polyseme"]`` tells the settings; its ``training_record`` is a
+        The SAE for inference, in evaluation mode, as stock SAELens loads it from ``out``. Its
+        ``cfg.metadata["polyseme"]`` holds the settings; its ``training_record`` is a
         `TrainingRecord`, which `read_training` reads from ``out``.
 
     Raises
@@ -174,7 +173,7 @@ def train_sae(
     InputError
         An argument is invalid, the activations hold NaN or infinity, or the training diverges.
     RunError
-        ``out`` is in the way, in use, or holds another training than the one to resume.
+        ``out`` is in the way, in use, or holds a different training from the one to resume.
     MissingDependencyError
         sae-lens is not installed.
     """
@@ -196,7 +195,7 @@ def train_sae(
     settings |= _sparsity(settings, l1_coefficient, k)
     every = _integer("checkpoint_every", checkpoint_every, 1)
     if resume and out is None:
-        raise InputError("resume is set, but out is not. Give the folder of the training.")
+        raise InputError("resume was given without out. Give the folder of the training.")
     import_sae_lens("Training an SAE")
     batches = batches_of(activations, settings["batch_size"], settings["seed"])
     settings["steps"] = _steps(batches, settings["batch_size"], steps, epochs)
@@ -244,7 +243,7 @@ def _train(
             folder.save(tensors, content | {"last_batch": digest(batch)})
             saved = trainer.done
 
-    whole = True  # between two steps: what is there can be saved
+    whole = True  # between two steps, when the state can be saved
     with interrupt_between_steps(PATIENCE) as pause, _bar(progress, trainer) as show:
         try:
             while trainer.done < trainer.steps:
@@ -303,7 +302,7 @@ def _open(path: str | Path, device: torch.device) -> Any:
 
 @contextmanager
 def _threads_for(products: int) -> Iterator[None]:
-    """One thread where steps are so small that threads cost more than they save."""
+    """Use one thread if steps are so small that threads cost more than they save."""
     before = torch.get_num_threads()
     if products < _WORTH_THREADS:
         torch.set_num_threads(1)
@@ -315,7 +314,7 @@ def _threads_for(products: int) -> Iterator[None]:
 
 @contextmanager
 def _bar(show: bool, trainer: Trainer) -> Iterator[Callable[[], None]]:
-    """A progress bar; what this yields brings it up to date."""
+    """A progress bar; yields the function that updates it."""
     with Progress(
         TextColumn("training {task.description}"),
         BarColumn(),
@@ -349,7 +348,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 
 def _float(value: Any) -> float:
-    """As a float; NaN for what is not a number."""
+    """Convert to a float; NaN for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return math.nan
     return float(value)
@@ -373,20 +372,20 @@ def _choice(kind: str, value: Any, allowed: Iterable[str]) -> str:
 def _momentum(value: Any) -> float:
     if not 0 <= (number := _float(value)) < 1:
         raise InputError(
-            f"ne_momentum is {value!r}; a number of at least 0 and below 1 is expected: the share "
-            "of the old mean that stays."
+            f"ne_momentum is {value!r}; expected a number of at least 0 and below 1, the share of "
+            f"the old mean that is kept."
         )
     return number
 
 
 def _sparsity(settings: Mapping[str, Any], l1: Any, k: Any) -> dict[str, Any]:
-    """What makes the architecture sparse, and nothing that it would ignore."""
+    """Settings that make the architecture sparse; refuses any that it would ignore."""
     architecture, d_sae = settings["architecture"], settings["d_sae"]
     for name, value, takes in (("l1_coefficient", l1, WITH_L1), ("k", k, WITH_K)):
         if value is not None and architecture not in takes:
             raise InputError(
-                f"{name} is {value!r}, but the architecture {architecture!r} has none: it is for "
-                f"{', '.join(takes)}. Leave it out."
+                f"{name} is {value!r}, but the architecture {architecture!r} does not use it; it "
+                f"is for {', '.join(takes)}. Leave it out."
             )
     if architecture in WITH_L1:
         return {"l1_coefficient": _number("l1_coefficient", 1.0 if l1 is None else l1)}
@@ -407,13 +406,13 @@ def _sparsity(settings: Mapping[str, Any], l1: Any, k: Any) -> dict[str, Any]:
 
 def _steps(batches: Batches, batch_size: int, steps: Any, epochs: Any) -> int:
     if steps is not None and epochs is not None:
-        raise InputError(f"steps is {steps!r} and epochs is {epochs!r}; give one of them.")
+        raise InputError(f"steps is {steps!r} and epochs is {epochs!r}; give only one of them.")
     if steps is not None:
         return _integer("steps", steps, 1)
     if not isinstance(batches, RowBatches):
         raise InputError(
-            "activations is an iterable of batches, which does not tell how many there are. Give "
-            "steps, the number of batches to train on."
+            "activations is an iterable of batches, of unknown length. Give steps, the number of "
+            "batches to train on."
         )
     passes = _number("epochs", EPOCHS if epochs is None else epochs, above=True)
     return max(1, int(passes * batches.n_rows // batch_size))
@@ -429,7 +428,7 @@ def _refuse_what_is_not_json(settings: Mapping[str, Any]) -> None:
                 f"SAE: {error}."
             ) from None
     if "polyseme" in settings["metadata"]:
-        raise InputError("metadata holds 'polyseme', which is for polyseme's own. Rename it.")
+        raise InputError("metadata holds 'polyseme', which is reserved. Rename it.")
 
 
 def _digest_of(sae: nn.Module) -> str:

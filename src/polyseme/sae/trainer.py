@@ -1,4 +1,4 @@
-"""SAELens's trainer, with the NE loss for whatever architecture SAELens trains."""
+"""SAELens's trainer, with the NE loss for any SAELens architecture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARCHITECTURES = {
 WITH_L1 = ("standard", "gated")
 WITH_K = ("topk", "batchtopk", "matryoshka_batchtopk")
 
-# Options of SAELens's configurations that train_sae sets itself, or that do not go with it.
+# Options of SAELens's configurations that train_sae sets itself or does not support.
 _NOT_OPTIONS = {
     "d_in": "the activations say it",
     "d_sae": "give d_sae",
@@ -64,7 +64,7 @@ class _WithNELoss:
     def training_forward_pass(self, step_input: Any) -> Any:
         output = super().training_forward_pass(step_input)  # type: ignore[misc]
         if step_input.n_training_steps >= self.ne_start:
-            # Its input is that of the SAE, with no decoder bias taken off.
+            # Its input is the SAE's, without subtracting the decoder bias.
             distance = self.ne_term.step(step_input.sae_in, self.W_enc.T, output.feature_acts)
             loss = self.ne_term.coefficient * distance
             output.losses["ne_loss"] = loss
@@ -76,10 +76,10 @@ class _WithNELoss:
 def build_sae(
     architecture: str, d_in: int, settings: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> Any:
-    """SAELens's training SAE, with the NE loss if its coefficient is positive.
+    """Build SAELens's training SAE, with the NE loss if its coefficient is positive.
 
-    It is made on the CPU whatever the device, so that a seed gives the same SAE everywhere, and
-    torch's own random state is left as it was.
+    It is built on the CPU whatever the device, so that a seed gives the same SAE everywhere;
+    torch's random state is restored.
     """
     sae_lens = import_sae_lens("Training an SAE")
     name = ARCHITECTURES[architecture]
@@ -96,7 +96,7 @@ def build_sae(
             base = type(f"{base.__name__}WithNELoss", (_WithNELoss, base), {})
         return base(config)
     except (TypeError, ValueError) as error:
-        raise InputError(f"SAELens refuses these options of {architecture!r}: {error}") from error
+        raise InputError(f"SAELens rejects these options of {architecture!r}: {error}") from error
     finally:
         torch.set_rng_state(random_state)
 
@@ -109,7 +109,7 @@ def _architecture_options(
     for option in options:
         if option in _NOT_OPTIONS:
             raise InputError(
-                f"architecture_options holds {option!r}, which is not given there: "
+                f"architecture_options holds {option!r}, which cannot be set there: "
                 f"{_NOT_OPTIONS[option]}."
             )
         if option not in fields:
@@ -127,12 +127,12 @@ def _architecture_options(
 
 
 def start_from(sae: Any, source: nn.Module | str | Path) -> None:
-    """Copy the weights of another SAE into one that is to be trained.
+    """Copy the weights of another SAE into the one to train.
 
     Raises
     ------
     InputError
-        The other one has other widths, other tensors, or treats its input in another way.
+        The other SAE has different widths or tensors, or treats its input differently.
     """
     other = load_sae(source) if isinstance(source, str | Path) else source
     weights = sae_tensors(other)
@@ -146,34 +146,36 @@ def start_from(sae: Any, source: nn.Module | str | Path) -> None:
     if missing := sorted(expected.keys() - weights.keys()):
         raise InputError(f"init_from has no {missing[0]}, which a {architecture!r} SAE has.")
     if surplus := sorted(weights.keys() - expected.keys()):
-        raise InputError(f"init_from has a tensor {surplus[0]!r}, and a {architecture!r} SAE none.")
+        raise InputError(
+            f"init_from has a tensor {surplus[0]!r}, which a {architecture!r} SAE does not have."
+        )
     for name, tensor in expected.items():
         if tensor.shape != weights[name].shape:
             raise InputError(
-                f"init_from has {name} of shape {tuple(weights[name].shape)}; by the activations "
-                f"and d_sae, {tuple(tensor.shape)} is expected."
+                f"init_from has {name} of shape {tuple(weights[name].shape)}; from the activations "
+                f"and d_sae, expected {tuple(tensor.shape)}."
             )
     source_of = getattr(other, "cfg", other)
     theirs = bool(getattr(source_of, "apply_b_dec_to_input", True))
     if theirs != sae.cfg.apply_b_dec_to_input:
         raise InputError(
-            f"init_from has apply_b_dec_to_input {theirs}, the SAE to train "
-            f"{sae.cfg.apply_b_dec_to_input}. Give architecture_options="
-            f"{{'apply_b_dec_to_input': {theirs}}}."
+            f"init_from has apply_b_dec_to_input {theirs}, but the SAE to train has "
+            f"{sae.cfg.apply_b_dec_to_input}. Give architecture_options={{'apply_b_dec_to_input': "
+            f"{theirs}}}."
         )
     if (norm := getattr(source_of, "normalize_activations", "none")) != "none":
         raise InputError(
-            f"init_from has normalize_activations {norm!r}, and the SAE to train reads activations "
-            "as they are. Start from an SAE that does so too."
+            f"init_from has normalize_activations {norm!r}, but the SAE to train reads activations "
+            f"unchanged. Start from an SAE that does so too."
         )
     sae.load_state_dict(weights)
 
 
 class Trainer:
-    """One training by SAELens's `SAETrainer`, a step at a time.
+    """Training with SAELens's `SAETrainer`, a step at a time.
 
     SAELens's own loop shows its own progress and pickles its own checkpoints; its `step` is meant
-    for callers with another loop.
+    for callers with their own loop.
 
     Parameters
     ----------
@@ -205,12 +207,12 @@ class Trainer:
             )
             self._trainer = sae_lens.SAETrainer(config, self.sae, iter(()))
         except (TypeError, ValueError) as error:
-            raise InputError(f"SAELens refuses these options of its trainer: {error}") from error
+            raise InputError(f"SAELens rejects these options of its trainer: {error}") from error
         for group in self._trainer.optimizer.param_groups:
             group["weight_decay"] = settings["weight_decay"]
         self.term: NETerm | None = None
         if settings["ne_coefficient"]:
-            # Not a module: its state is no weight of the SAE.
+            # Not a module, as its state is not a weight of the SAE.
             self.term = self.sae.ne_term = NETerm(
                 settings["ne_coefficient"],
                 settings["d_sae"],
@@ -235,7 +237,7 @@ class Trainer:
         Raises
         ------
         InputError
-            The loss is NaN or infinite, so the SAE is spoilt; or torch lacks a kernel.
+            The loss is NaN or infinite, so the SAE is ruined; or torch lacks a kernel.
         """
         trainer = self._trainer
         trainer.maybe_reset_sparsity()
@@ -243,9 +245,9 @@ class Trainer:
             output = trainer.step(batch)
         except NotImplementedError as error:
             raise InputError(
-                f"torch cannot do a step of this SAE on {trainer.cfg.device} "
-                f"({str(error).split('.')[0]}). With use_sparse_activations, give "
-                "rescale_acts_by_decoder_norm=False too, or leave it out."
+                f"torch cannot run a training step of this SAE on {trainer.cfg.device} "
+                f"({str(error).split('.')[0]}). With use_sparse_activations, also give "
+                f"rescale_acts_by_decoder_norm=False, or leave it out."
             ) from error
         trainer.n_training_steps += 1
         loss = float(output.loss.detach())
@@ -269,17 +271,17 @@ class Trainer:
             entry["ne_distance"] = float(output.metrics["ne_distance"])
         before = len(self.history["step"])
         for name in self.history.keys() | entry.keys():
-            # The NE term may come in later.
+            # The NE term may start later.
             self.history.setdefault(name, [None] * before).append(entry.get(name))
         self.losses = entry
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the next step depends on, as tensors and plain JSON.
+        """Everything that the next step depends on, as tensors and plain JSON.
 
         Raises
         ------
         InputError
-            A weight is NaN or infinite: such a state is not worth keeping.
+            A weight is NaN or infinite, so the state is not worth saving.
         """
         trainer = self._trainer
         tensors = {f"sae.{name}": value for name, value in self.sae.state_dict().items()}
@@ -308,13 +310,13 @@ class Trainer:
         return tensors, content
 
     def ne_state(self) -> dict[str, Tensor]:
-        """State of the NE term, where there is one."""
+        """State of the NE term, if there is one."""
         if self.term is None:
             return {}
         return {f"ne.{name}": value for name, value in self.term.state_dict().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Go back to a state, so that the next step is what it would have been."""
+        """Restore a state, so that training continues exactly as it would have."""
         trainer = self._trainer
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -345,7 +347,7 @@ class Trainer:
         self.losses = dict(content["losses"])
 
     def finish(self, folder: Path, details: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Write the SAE as SAELens reads it; returns what else is worth keeping."""
+        """Write the SAE in SAELens's format; return the other tensors worth keeping."""
         trainer = self._trainer
         trainer.set_final_sae_metadata()
         self.sae.cfg.metadata["polyseme"] = dict(details)

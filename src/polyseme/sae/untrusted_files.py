@@ -1,4 +1,4 @@
-"""Tensors and JSON from files that others wrote, which may be damaged or made to do harm."""
+"""Reading tensors and JSON from untrusted files, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from torch import Tensor
 from polyseme.errors import InputError
 
 _NESTS = ("state_dict", "model_state_dict", "model")
-# What a pickle of plain tensors calls; it may name a data type or a device besides.
+# Globals in a pickle of plain tensors, which may also name dtypes and devices.
 _HARMLESS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch (\w+Storage|device|Size|bool|u?int\d+|b?float\d+)"
 )
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Weights hardly pack; padding and zeros of a tiny file do.
+# Weights hardly compress; padding and zeros of a tiny file do.
 _PACKED, _TINY = 16, 1 << 20
 _LONGEST_JSON = 1 << 24
 
 
 def read_json(file: Path) -> Any:
-    """What a small JSON file holds.
+    """Read a small JSON file.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def read_json(file: Path) -> Any:
         with file.open("rb") as stream:
             content = stream.read(_LONGEST_JSON + 1)
         if len(content) > _LONGEST_JSON:
-            raise InputError(f"{file} is over 16 MiB, and no configuration of an SAE is.")
+            raise InputError(f"{file} is over 16 MiB, too large for the configuration of an SAE.")
         return json.loads(content)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from error
@@ -56,7 +56,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, by name.
+    """Read the tensors of a state dict, by name.
 
     Parameters
     ----------
@@ -66,24 +66,24 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises
     ------
     InputError
-        The file is damaged, of another kind, or holds more than plain arrays.
+        The file is damaged or of another kind, or holds more than plain arrays.
     """
     if file.suffix not in _READERS:
         raise InputError(
-            f"{file} is neither .safetensors nor .pt nor .npz, so polyseme does not know how to "
-            "read it. Save the state dict as safetensors."
+            f"{file} is not .safetensors, .pt or .npz, so polyseme cannot read it. Save the state "
+            f"dict as safetensors."
         )
     return _READERS[file.suffix](file)
 
 
 @contextmanager
 def reading_safetensors(file: Path) -> Iterator[None]:
-    """Turn what safetensors says of a damaged file into one clear sentence."""
+    """Convert safetensors' errors on a damaged file to one clear sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{file} is truncated or not a safetensors file ({error}). Fetch or save it again."
+            f"{file} is truncated or not a safetensors file ({error}). Download or save it again."
         ) from error
 
 
@@ -93,21 +93,21 @@ def as_floats(tensor: Tensor, name: str, file: Path) -> Tensor:
     Raises
     ------
     InputError
-        It holds no floats, or NaN, or fewer values than its shape promises.
+        It is not floating point, holds NaN, or has fewer values than its shape implies.
     """
     if tensor.dtype not in _FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise InputError(
-            f"{name} in {file} holds {kind} values; floats of 16, 32 or 64 bits are expected."
+            f"{name} in {file} holds {kind} values; expected floats of 16, 32 or 64 bits."
         )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InputError(
-            f"{name} in {file} is an expanded view: its shape {tuple(tensor.shape)} promises more "
-            "values than are stored. Save a copy of it (.contiguous())."
+            f"{name} in {file} is an expanded view: its shape {tuple(tensor.shape)} implies more "
+            f"values than are stored. Save a copy of it (.contiguous())."
         )
     wide = tensor.to(torch.float32)
     if not bool(torch.isfinite(wide).all()):
-        raise InputError(f"{name} in {file} holds NaN or infinity: the SAE did not train.")
+        raise InputError(f"{name} in {file} holds NaN or infinity: its training failed.")
     return wide
 
 
@@ -129,19 +129,19 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
                     what = str(named).replace(" ", ".") if named else "an object"
                     raise InputError(
                         f"{file} holds more than plain tensors ({what}), and polyseme never "
-                        "unpickles. Save the state dict alone, best as safetensors."
+                        f"unpickles. Save only the state dict, preferably as safetensors."
                     )
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     for nest in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
     if not isinstance(content, Mapping):
-        raise InputError(f"{file} holds a {type(content).__name__}; a state dict is expected.")
+        raise InputError(f"{file} holds a {type(content).__name__}; expected a state dict.")
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"{file} holds {str(name)!r}, a {type(value).__name__}, among its tensors, and "
-                "polyseme does not know what it means for the SAE. Save the state dict alone."
+                f"{file} holds {str(name)!r}, a {type(value).__name__}, among its tensors, which "
+                f"polyseme cannot interpret. Save only the state dict."
             )
     return {str(name): value for name, value in content.items()}
 
@@ -155,7 +155,7 @@ def _read_numpy(file: Path) -> dict[str, Tensor]:
             for name in arrays.files:
                 array = arrays[name]
                 if array.dtype.kind not in "fiub":
-                    raise InputError(f"{name} in {file} holds {array.dtype}; floats are expected.")
+                    raise InputError(f"{name} in {file} holds {array.dtype}; expected floats.")
                 tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     return tensors
 
@@ -171,27 +171,27 @@ _READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 
 @contextmanager
 def _reading(file: Path, otherwise: str) -> Iterator[None]:
-    """Turn whatever goes wrong in a reader into one clear sentence."""
+    """Convert any error in a reader to one clear sentence."""
     try:
         yield
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}.") from error
-    # zipfile, zlib, torch and NumPy raise whatever the damage leads to.
+    # On damaged files, zipfile, zlib, torch and NumPy raise all kinds of exceptions.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{file} is truncated, {otherwise} ({reason}). Fetch it again, or save the state dict "
-            "as safetensors."
+            f"{file} is truncated, {otherwise} ({reason}). Download it again, or save the state "
+            f"dict as safetensors."
         ) from error
 
 
 def _check_unpacked(archive: zipfile.ZipFile, file: Path) -> None:
-    """Bound the memory that a zip file can ask for by its size on disk."""
+    """Bound the memory that a zip file can demand by its size on disk."""
     packed, unpacked = file.stat().st_size, sum(info.file_size for info in archive.infolist())
     if unpacked > _TINY + _PACKED * packed:
         raise InputError(
-            f"{file} has {packed:,} bytes and would unpack to {unpacked:,}, which the weights of "
-            "an SAE do not. Save them again, best as safetensors."
+            f"{file} has {packed:,} bytes and would decompress to {unpacked:,}, too much for the "
+            f"weights of an SAE. Save them again, preferably as safetensors."
         )

@@ -1,4 +1,4 @@
-"""What a layer of neurons is, and in which model: kinds of sites, where they are, what they do."""
+"""Layers of neurons in models: kinds of sites, finding them, and reading them."""
 
 from polyseme.sites.encoders import SAESite
 from polyseme.sites.find import find_sites, list_sites

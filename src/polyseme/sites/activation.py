@@ -1,4 +1,4 @@
-"""What the model does with a layer's output, as calls of functions that can be repeated."""
+"""What the model does with a layer's output, as replayable function calls."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ PLUMBING = frozenset(
 )
 
 
-# How far two ways to the same number may differ, as a share of its size: rounding, not more.
+# Largest relative difference between two computations of a number that counts as rounding.
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-_TOLERANCE_ON_DEVICES = 1e-2  # Their products may be of ten bits, which is not told by the dtype.
+_TOLERANCE_ON_DEVICES = 1e-2  # Products may be in TF32, which the dtype does not show.
 
 
 def tolerance(tensor: Tensor) -> float:
-    """How far numbers computed in a tensor's dtype, on its device, may be off by rounding."""
+    """Largest relative rounding error of numbers in a tensor's dtype, on its device."""
     bound = _TOLERANCE.get(tensor.dtype, _TOLERANCE[torch.float32])
     return bound if tensor.device.type == "cpu" else max(bound, _TOLERANCE_ON_DEVICES)
 
 
 @dataclass(frozen=True)
 class Value:
-    """Stands for a tensor that was made of the layer's output: 0 is the output itself."""
+    """Placeholder for a tensor computed from the layer's output; 0 is the output itself."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """Stands for a size that grows with the batch: so many for each input."""
+    """Placeholder for a size that grows with the batch: this many per input."""
 
     each: int
 
 
 @dataclass
 class Call:
-    """A function of torch that was called on something made of the layer's output.
+    """A torch function called on something computed from the layer's output.
 
     Attributes
     ----------
     function : callable
     args, kwargs
-        With a `Value` for each tensor that was made of the output.
+        With a `Value` for each tensor computed from the output.
     results : dict of int to int
-        Values that it returned, by their place among the tensors returned.
+        Values that it returned, by index among the tensors returned.
     changes : dict of int to int
-        Values that it made by working in place, by the value that was there before.
+        Values that it made in place, by the value they replaced.
     """
 
     function: Callable[..., Any]
@@ -80,7 +80,7 @@ class Call:
         return {*self.results.values(), *self.changes.values()}
 
     def run(self, values: dict[int, Tensor], n_inputs: int) -> None:
-        """Call the function on these values, and add what it makes to them."""
+        """Call the function on these values, and add its results to them."""
 
         def fill(leaf: Any) -> Any:
             if isinstance(leaf, Value):
@@ -100,7 +100,7 @@ def _is_value(leaf: Any) -> bool:
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """A nest of tuples, lists, dicts and slices with a function applied to what it holds."""
+    """Apply a function to the leaves of nested tuples, lists, dicts and slices."""
     if isinstance(value, tuple | list):
         items = [mapped(function, item) for item in value]
         return items if isinstance(value, list) else tuple(items)
@@ -118,16 +118,16 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in a nest of tuples, lists and dicts."""
+    """The tensors in nested tuples, lists and dicts."""
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
 
 
 def replay(calls: Sequence[Call], value: int, output: Tensor) -> Tensor:
-    """The value of that number, by repeating the calls that it takes on an output."""
+    """Compute a value from an output by replaying the calls that it needs."""
     if not value:
         return output
     numbers = needed(calls, value)
-    # Some calls work in place, on what they are handed.
+    # Some calls modify their arguments in place.
     values = {0: output.clone() if any(calls[n].changes for n in numbers) else output}
     for number in numbers:
         calls[number].run(values, len(output))
@@ -135,7 +135,7 @@ def replay(calls: Sequence[Call], value: int, output: Tensor) -> Tensor:
 
 
 def needed(calls: Sequence[Call], value: int) -> list[int]:
-    """Numbers of the calls that make a value, in their order."""
+    """Numbers of the calls needed to compute a value, in order."""
     wanted, numbers = {value}, []
     for number in range(len(calls) - 1, -1, -1):
         if calls[number].makes & wanted:
@@ -146,19 +146,19 @@ def needed(calls: Sequence[Call], value: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Activation:
-    """What turns a layer's output into its neurons' activations: ``a = f(output)``.
+    """The function from a layer's output to its neurons' activations: ``a = f(output)``.
 
     Attributes
     ----------
     calls : tuple
-        What the model calls on the output, in its order, up to the last call of f.
+        The model's calls on the output, in order, up to the last call of f.
     end : int
         Number of the value that is the activations; 0 for the output itself.
     drive_end : int
         Number of the value that enters the nonlinearity.
     before : str
-        Names of the functions that the activations go into, where f may not be all that acts
-        on each neuron by itself; else "".
+        Names of the functions that take the activations, if f may not be everything that acts
+        elementwise on neurons; otherwise "".
     """
 
     calls: tuple[Call, ...] = ()
@@ -168,26 +168,26 @@ class Activation:
 
     @classmethod
     def from_function(cls, function: Callable[[Tensor], Tensor]) -> Activation:
-        """A single nonlinearity, a function or a module, that is known beforehand."""
+        """Make an activation from a single known nonlinearity, a function or a module."""
         return cls((Call(function, (Value(0),), {}, {0: 1}),), 1)
 
     @property
     def name(self) -> str:
-        """What f is, such as "batch_norm, relu", or "the layer's output, before layer_norm"."""
+        """What f is, such as "batch_norm, relu" or "the layer's output, before layer_norm"."""
         names = [self.calls[number].name for number in needed(self.calls, self.end)]
         parts = [name for name in names if name not in PLUMBING] or ["the layer's output"]
         return ", ".join([*parts, *([f"before {self.before}"] if self.before else [])])
 
     def __call__(self, output: Tensor) -> Tensor:
-        """Activations, shape of ``output``, which is left as it is."""
+        """Activations, in the shape of ``output``, which is not modified."""
         return replay(self.calls, self.end, output)
 
     def drive(self, output: Tensor) -> Tensor:
-        """What enters the nonlinearity: the output after affine steps alone."""
+        """Input of the nonlinearity: the output after affine steps only."""
         return replay(self.calls, self.drive_end, output)
 
     def same(self, other: Activation) -> bool:
-        """Whether both repeat the same functions with the same constants."""
+        """Whether both consist of the same functions with the same constants."""
         return (self.end, len(self.calls)) == (other.end, len(other.calls)) and all(
             agreed(a, b, 1, 1) for a, b in zip(self.calls, other.calls, strict=True)
         )
@@ -196,7 +196,7 @@ class Activation:
 def agreed(
     first: Call, second: Call, n_first: int, n_second: int, n_neurons: int = 0
 ) -> Call | None:
-    """The call that both are, of batches of these sizes; None if their constants differ."""
+    """The common form of two calls on batches of these sizes; None if their constants differ."""
     if first.function is not second.function and first.name != second.name:
         return None
     if (first.results, first.changes) != (second.results, second.changes):
@@ -215,7 +215,7 @@ class _DiffersError(Exception):
 
 def _same(first: Any, second: Any, n_first: int, n_second: int, n_neurons: int) -> Any:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
-        # One for all, or one for each neuron; any other may belong to these inputs alone.
+        # One value for all, or one per neuron; any other constant may depend on these inputs.
         fits = not n_neurons or first.numel() in (1, n_neurons)
         if first is second and fits:
             return first

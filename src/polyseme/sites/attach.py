@@ -1,4 +1,4 @@
-"""Activations of a site as data, and SAEs attached to a site of a model."""
+"""A site's activations as data, and SAEs attached to a site of a model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from polyseme.sites.site import Site
 
 
 def find_site(model: nn.Module, name: str | Site) -> Site:
-    """The one site of that name, for what works on a single site."""
+    """Find the one site of that name."""
     sites = find_sites(model, name)
     if len(sites) != 1:
         names = ", ".join(site.name for site in sites[:8])
-        raise SiteError(f"{name!r} matches {len(sites)} sites ({names}); name a single one.")
+        raise SiteError(f"{name!r} matches {len(sites)} sites ({names}); name one of them.")
     return sites[0]
 
 
 def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> Iterator[Tensor]:
-    """Activations of a site, batch by batch, to train or to test an SAE on.
+    """Activations of a site, batch by batch, for training or testing an SAE.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> It
     Yields
     ------
     Tensor of float, shape (B · positions, n_neurons)
-        What the nonlinearity gives at every position, padding too; on the model's device.
+        Outputs of the nonlinearity at every position, padding included, on the model's device.
     """
     feed = Feed(model)
     known = False
@@ -63,21 +63,21 @@ def _last(site: Site, activations: Tensor) -> Tensor:
 
 
 def rows_of(site: Site, activations: Tensor) -> Tensor:
-    """Activations as the model has them, as rows of one position each: (m, n_neurons)."""
+    """Reshape the model's activations to one row per position: (m, n_neurons)."""
     last = _last(site, activations)
     return last.reshape(-1, last.shape[-1])
 
 
 @contextmanager
 def replacing(site: Site, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Put activations through a function on their way through the model.
+    """Replace a site's activations with a function of them while the model runs.
 
     Parameters
     ----------
     site : Site
         With its activation known.
     function : callable (activations) -> Tensor or None
-        Maps (B, ..., n_neurons) to the same shape; None leaves the activations as they are.
+        Maps (B, ..., n_neurons) to the same shape; None leaves the activations unchanged.
     """
 
     def edit(activations: Tensor) -> Tensor | None:
@@ -89,7 +89,7 @@ def replacing(site: Site, function: Callable[[Tensor], Tensor | None]) -> Iterat
 
 
 class _Decode(nn.Module):
-    """The decoder of an SAE as a module, so that what reaches it can be seen and edited."""
+    """An SAE's decoder as a module, so that hooks can read and edit its input."""
 
     def __init__(self, decode: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -101,17 +101,17 @@ class _Decode(nn.Module):
 
 
 def check_sae(sae: Any) -> None:
-    """Refuse what cannot be an SAE."""
+    """Refuse anything that cannot be an SAE."""
     for name in ("encode", "decode"):
         if not callable(getattr(sae, name, None)):
             raise InputError(
-                f"The SAE is a {type(sae).__name__} without {name}(); an SAE with encode(), "
-                "decode() and W_enc is expected: load it with polyseme.load_sae."
+                f"The SAE is a {type(sae).__name__} without {name}(); expected an SAE with "
+                f"encode(), decode() and W_enc. Load it with polyseme.load_sae."
             )
 
 
 class AttachedSAE(nn.Module):
-    """An SAE in the form in which it is read as a site: encode, then a decoder module.
+    """An SAE wrapped so that it can be read as a site: encode, then a decoder module.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class AttachedSAE(nn.Module):
 
     @property
     def W_dec(self) -> Tensor:
-        """Decoder weight, (d_sae, d_in), of an SAE that has one."""
+        """Decoder weight, (d_sae, d_in), if the SAE has one."""
         weight: Tensor = self.sae.W_dec
         return weight
 
@@ -161,15 +161,15 @@ class WithSAE(nn.Module):
     Parameters
     ----------
     model : torch.nn.Module
-        Used as it is, and left so.
+        Not modified.
     site : str or Site
-        Whose activations the SAE reads.
+        The site whose activations the SAE reads.
     sae : torch.nn.Module
         See `AttachedSAE`.
     inputs : array or Tensor, shape (n, ...)
-        A few inputs of the model, to see what it does with the site's output.
+        A few inputs of the model, to learn what it does with the site's output.
     splice : bool
-        False lets the model's own activations go on, so that the SAE only looks on.
+        False leaves the model's activations unchanged, so that the SAE only reads them.
     """
 
     def __init__(

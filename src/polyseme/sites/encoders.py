@@ -23,28 +23,28 @@ from polyseme.sites.site import Describe, HiddenSite, Site, as_array
 
 # The published threshold for SAE neurons.
 _THRESHOLD = 0.05
-# Active latents whose slopes are looked at.
+# Number of active latents whose slopes are checked.
 _N_SLOPES = 8
 
 
 class SAESite(HiddenSite):
-    """A sparse autoencoder: any module with an encoder weight, in a model or looking on at one.
+    """A sparse autoencoder: any module with an encoder weight, inside a model or attached to one.
 
     Either a linear ``encoder`` with a linear ``decoder``, or a parameter ``W_enc`` of shape
-    (d_in, d_sae) with an ``encode`` method. Its input vector is what its weights multiply, with
-    no decoder bias taken off: what the module is called with, unless it has a norm of its own
-    before the encoder. Its activations are what reaches the decoder, if each of these rests on
-    its own latent alone; else the module is no SAE, and its encoder is read as a linear layer.
+    (d_in, d_sae) with an ``encode`` method. Its input vector is what its weights multiply, without
+    subtracting the decoder bias: the module's own input, unless it has a norm of its own before the
+    encoder. Its activations are the decoder's input, if each depends only on its own latent;
+    otherwise the module is not an SAE, and its encoder is read as a linear layer.
 
     Parameters
     ----------
     name : str
     module : torch.nn.Module
     point : HookPoint, optional
-        Where an SAE that is no part of the model looks on: the model runs as if it were not
-        there. It is read by its ``W_enc`` and ``encode``, see `polyseme.sites.attach_sae`.
+        Hook point of an attached SAE that is not part of the model, which runs unchanged. The SAE
+        is read through ``W_enc`` and ``encode``, see `polyseme.sites.attach_sae`.
     centred : bool
-        Whether the SAE reads the vectors there less their mean over the coordinates.
+        Whether the SAE reads the vectors there minus their mean over coordinates.
     """
 
     kind = "sae"
@@ -71,7 +71,7 @@ class SAESite(HiddenSite):
         super().__init__(name, module, int(n_neurons), int(d_in))
         self.point = point
         self.centred = centred
-        #: Whether the input vectors are what the module itself is called with.
+        #: Whether the input vectors are the module's own input.
         self._reads_whole = True
         #: What is taken off them before they reach the encoder.
         self._offset: Tensor | None = None
@@ -90,7 +90,7 @@ class SAESite(HiddenSite):
 
     @property
     def decoder(self) -> nn.Module | None:
-        """Module of the model that the activations go into, where there is one."""
+        """Module of the model that takes the activations, if there is one."""
         decoder = getattr(self.module, "decoder", None)
         here = self.point is None and self.kind == "sae"
         return decoder if here and isinstance(decoder, nn.Module) else None
@@ -133,12 +133,12 @@ class SAESite(HiddenSite):
         return latents
 
     def _handed(self, inputs: Tensor) -> Tensor:
-        """What ``encode`` is called with, of the vectors that pass in the model."""
+        """Convert vectors from the model to the input of ``encode``."""
         if self.point is None:
             return inputs
         weight = _parameter(self.module)
         handed = self._as_read(inputs).to(weight.device, weight.dtype)
-        # SAELens takes heads and their coordinates on two axes, and joins them.
+        # SAELens takes heads and their coordinates on two axes, and flattens them.
         joins_heads = getattr(self.module, "hook_z_reshaping_mode", False)
         return handed[..., None, :] if joins_heads else handed
 
@@ -181,7 +181,7 @@ class SAESite(HiddenSite):
         return {} if self.point is None else {"hook": self.point.name}
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        with contextlib.suppress(SiteError):  # an SAE may have no decoder
+        with contextlib.suppress(SiteError):  # an SAE may lack a decoder
             return {"decoder": as_array(self.output_directions())} if self.kind == "sae" else {}
         return {}
 
@@ -214,13 +214,13 @@ class SAESite(HiddenSite):
                 self._offset = offsets[0]
 
     def _is_sae(self, run: Seen) -> bool:
-        """Whether each activation that reaches the decoder rests on its own latent alone."""
+        """Whether each activation that reaches the decoder depends only on its own latent."""
         reached = run.activations
         return reached is not None and reached.shape == run.output.shape and run.own_latents
 
 
 def _is_shifted(run: Seen) -> bool:
-    """Whether the encoder was called with what the module was, less the same for all."""
+    """Whether the encoder's input was the module's input minus a constant vector."""
     if run.encoded is None or run.inputs.shape != run.encoded.shape:
         return False
     less = (run.inputs - run.encoded).reshape(-1, run.inputs.shape[-1])
@@ -230,20 +230,20 @@ def _is_shifted(run: Seen) -> bool:
 
 
 def _parameter(module: nn.Module) -> Tensor:
-    """An SAE's encoder weight, where it is a parameter, (d_in, d_sae)."""
+    """An SAE's encoder weight as a parameter, (d_in, d_sae)."""
     weight = module.W_enc
     assert isinstance(weight, Tensor)
     return weight
 
 
 def sae_encoder(module: nn.Module) -> nn.Module | None:
-    """The linear layer that is an SAE's encoder, where it has one."""
+    """An SAE's linear encoder layer, if it has one."""
     encoder = getattr(module, "encoder", None)
     return encoder if isinstance(encoder, nn.Module) and is_linear(encoder) else None
 
 
 def may_be_sae(module: nn.Module) -> bool:
-    """Whether a module looks like an SAE, see `SAESite`; whether it is one, its runs prove."""
+    """Whether a module looks like an SAE (see `SAESite`); its runs prove whether it is one."""
     if (encoder := sae_encoder(module)) is not None:
         decoder = getattr(module, "decoder", None)
         if not isinstance(decoder, nn.Module) or not is_linear(decoder):
@@ -258,7 +258,7 @@ def may_be_sae(module: nn.Module) -> bool:
 
 
 def layer_site(name: str, module: nn.Module) -> Site | None:
-    """The site that a module is by itself, if it is one."""
+    """The site made by a single module, if it makes one."""
     if may_be_sae(module):
         return SAESite(name, module)
     if is_linear(module) or base_layer(module) is not None:
@@ -269,7 +269,7 @@ def layer_site(name: str, module: nn.Module) -> Site | None:
 
 
 class _Operand(TorchFunctionMode):
-    """Catches what is multiplied by a weight, and what comes of it."""
+    """Captures the operand that a weight multiplies, and the product."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class _Operand(TorchFunctionMode):
         return tensor.data_ptr() == weight.data_ptr() and tensor.numel() == weight.numel()
 
     def before_bias(self) -> Tensor | None:
-        """The operand before a vector that is the same for all was taken off it."""
+        """The operand before a constant vector was subtracted from it."""
         if self.operand is None:
             return None
         _, operands = self._made.get(id(self.operand), (None, []))
@@ -320,8 +320,8 @@ def watched_encode(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Latents of an SAE, the vectors that its weights multiply, and the product.
 
-    The vectors are those before a decoder bias is taken off: ``inputs`` themselves, and None for
-    the product, where the weight is not seen to multiply anything.
+    The vectors are those before a decoder bias is subtracted. If no product with the weight is
+    observed, they are ``inputs``, and the product is None.
     """
     with _Operand(weight) as seen:
         latents = encode(inputs)
@@ -332,7 +332,7 @@ def watched_encode(
 def prove_encode(
     name: str, encode: Callable[[Tensor], Tensor], weight: Tensor, runs: Sequence[Seen]
 ) -> bool:
-    """Check that an SAE's latents are made of its weights times what is gathered.
+    """Check that an SAE's latents follow from its weights times the gathered vectors.
 
     Returns
     -------
@@ -342,7 +342,7 @@ def prove_encode(
     Raises
     ------
     SiteError
-        If they are not, or what reaches the decoder are not these latents.
+        If they do not, or if these latents are not what reaches the decoder.
     """
     whole = True
     for run in runs:
@@ -357,35 +357,35 @@ def prove_encode(
             error = max(error, deviation(rows[0], w, rows[1]))
         if not error <= limit:
             raise SiteError(
-                f"SAE {name!r} cannot be read: its latents are not made, each by itself, of its "
-                f"weights times its input plus a constant (off by {percent(error)}); an SAE whose "
-                "encode() multiplies by W_enc is expected."
+                f"SAE {name!r} cannot be read: its latents are not elementwise functions of its "
+                f"weights times its input plus a constant (off by {percent(error)}); expected an "
+                f"SAE whose encode() multiplies by W_enc."
             )
         latents = dense(latents)
         if run.activations is not None:
             error = difference(latents.detach(), run.activations.reshape(latents.shape))
             if not error <= 10 * limit:
                 raise SiteError(
-                    f"SAE {name!r} cannot be read: what reaches its decoder is not what its "
-                    f"encode() gives (off by {percent(error)})."
+                    f"SAE {name!r} cannot be read: its decoder's input is not the output of its "
+                    f"encode() (off by {percent(error)})."
                 )
         whole &= vectors.shape == inputs.shape and difference(vectors, inputs) <= limit
     return whole
 
 
 def dense(latents: Tensor) -> Tensor:
-    """Latents that may be sparse, as an ordinary tensor."""
+    """Convert possibly sparse latents to a dense tensor."""
     return latents if latents.layout == torch.strided else latents.to_dense()
 
 
 @torch.enable_grad()
 def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
-    """Whether some active activations have a slope by their own latent and by no other.
+    """Whether a sample of active activations has a gradient in their own latents only.
 
     Parameters
     ----------
     activations, latents : Tensor of the same shape
-        The first made of the second, with a graph.
+        The first computed from the second, with a graph.
     """
     for index in _spread(activations.detach().reshape(-1).nonzero()[:, 0]).tolist():
         slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
@@ -402,7 +402,7 @@ def rests_on_own(activations: Tensor, latents: Tensor) -> bool:
 
 @torch.enable_grad()
 def _slope_error(latents: Tensor, vectors: Tensor, weights: Tensor, unknown: float) -> float:
-    """How far slopes of some active latents by the vectors are from their weights' direction."""
+    """Deviation of some active latents' gradients from the direction of their weights."""
     latents = dense(latents)
     if not (latents.requires_grad and vectors.requires_grad):
         return unknown
@@ -421,5 +421,5 @@ def _slope_error(latents: Tensor, vectors: Tensor, weights: Tensor, unknown: flo
 
 
 def _spread(places: Tensor) -> Tensor:
-    """Some of the places, evenly spread."""
+    """An evenly spaced selection of the places."""
     return places[torch.linspace(0, len(places) - 1, min(len(places), _N_SLOPES)).long()]

@@ -38,8 +38,8 @@ __all__ = [
 def list_sites(model: nn.Module) -> list[Site]:
     """Every layer of a model whose neurons can be analysed, in the order of its modules.
 
-    An SAE counts as one site; a model that is an SAE goes by the name of its encoder. So does
-    an MLP of a transformers language model: its linear layers are not listed.
+    An SAE counts as one site; a model that is itself an SAE has the name of its encoder. An MLP of
+    a transformers language model also counts as one site: its linear layers are not listed.
     """
     sites: list[Site] = []
     inside: list[str] = []
@@ -54,12 +54,12 @@ def list_sites(model: nn.Module) -> list[Site]:
             continue
         site = layer_site(name, module)
         if site is None or id(module) in hidden or not (name or isinstance(site, SAESite)):
-            # A model that is one layer has no name for it.
+            # A model that is a single layer has no name for it.
             continue
         if isinstance(site, SAESite):
             encoder = sae_encoder(module)
             site.name = name or ("W_enc" if encoder is None else "encoder")
-            # These are its own; a larger model may hold other layers beside them.
+            # The SAE's own layers; a larger model may have other layers beside them.
             hidden |= {id(encoder), id(getattr(module, "decoder", None))}
         if base_layer(module) is not None or hasattr(module, "W_enc"):
             inside.append(f"{name}." if name else "")
@@ -68,7 +68,7 @@ def list_sites(model: nn.Module) -> list[Site]:
 
 
 def _in_order(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
-    """Sites in the order of the model's modules; SAEs that only look on come last."""
+    """Sites in the order of the model's modules; attached SAEs come last."""
     order = {id(module): number for number, module in enumerate(model.modules())}
 
     def place(site: Site) -> int:
@@ -84,7 +84,7 @@ def _mlps(model: nn.Module) -> list[MLPSite]:
     try:
         return find_mlp_sites(model)
     except SiteError:
-        # A model of images, say: it is read by its layers.
+        # For example, a model of images, which is read by its layers.
         return []
 
 
@@ -94,17 +94,17 @@ def find_sites(
     *,
     exclude: str | Iterable[str] = (),
 ) -> list[Site]:
-    """Sites of a model by name or by glob, in the order of the model's modules.
+    """Find sites of a model by name or glob, in the order of the model's modules.
 
     Parameters
     ----------
     model : torch.nn.Module
     names : str, Site, or a list of them
-        Names of modules, or globs over them, such as ``"features.*"``. The encoder of an SAE
-        stands for the SAE, and so does the first layer of an MLP that has no module of its
-        own (OPT, BERT); any other layer of an MLP is a site by itself.
+        Names of modules, or globs over them, such as ``"features.*"``. The encoder of an SAE stands
+        for the SAE, and the first layer of an MLP without a module of its own (OPT, BERT) stands
+        for the MLP; any other layer of an MLP is its own site.
     exclude : str or list of str
-        Names, or globs over them, of sites to leave out again.
+        Names of sites to leave out, or globs over them.
 
     Raises
     ------
@@ -120,8 +120,8 @@ def find_sites(
     for name in wanted:
         if not isinstance(name, str | Site):
             raise SiteError(
-                f"sites holds a {type(name).__name__} ({str(name)[:60]!r}); names of layers, as "
-                f"text, are expected. {_choices(known)}"
+                f"sites holds a {type(name).__name__} ({str(name)[:60]!r}); expected names of "
+                f"layers, as text. {_choices(known)}"
             )
     for name in wanted:
         for site in [name] if isinstance(name, Site) else _match(model, known, name):
@@ -137,19 +137,19 @@ def find_sites(
         left_out = [name for name in sites if fnmatch.fnmatchcase(name, pattern)]
         if not left_out:
             raise SiteError(
-                f"exclude holds {pattern!r}, which matches none of the sites that are named: "
+                f"exclude holds {pattern!r}, which matches none of the named sites: "
                 f"{', '.join(list(sites)[:12])}."
             )
         sites = {name: site for name, site in sites.items() if name not in left_out}
     if not sites:
-        raise SiteError(f"exclude is {exclude!r}, which leaves no site out of {wanted!r}.")
+        raise SiteError(f"exclude is {exclude!r}, which leaves no sites of {wanted!r}.")
     for site in sites.values():
         _check_loaded(site)
     return _in_order(model, sites.values())
 
 
 def _check_loaded(site: Site) -> None:
-    """Refuse a layer that has no weights yet."""
+    """Refuse a layer without weights."""
     for parameter in site.module.parameters():
         if isinstance(parameter, UninitializedParameter):
             raise SiteError(
@@ -191,8 +191,8 @@ def _match(model: nn.Module, known: list[Site], name: str) -> list[Site]:
         parent = modules[head]
         if (around := base_layer(parent)) is not None and around is modules[name]:
             raise SiteError(
-                f"What {name!r} puts out is added to by {head!r}, which is around it; name that "
-                "instead, or merge the adapter into the model first."
+                f"{head!r} wraps {name!r} and adds to its output; name {head!r} instead, or merge "
+                f"the adapter into the model first."
             )
         if may_be_sae(parent) and sae_encoder(parent) is modules[name]:
             return [SAESite(name, parent)]

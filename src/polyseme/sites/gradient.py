@@ -1,4 +1,4 @@
-"""Gradients of activations, of which core knows no closed form."""
+"""Gradients of activations without a closed form in core."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyseme.errors import InputError
 
 
 def activation_gradient(activation: Callable[[Tensor], Tensor], h: Any) -> Tensor:
-    """Gradient ∂a/∂h of any neuron at each example, by automatic differentiation.
+    """Compute the gradient ∂a/∂h of any neuron at each example, by automatic differentiation.
 
     ``neuron_embeddings(h, activation_gradient(f, h))`` are the embeddings of a neuron that is
     neither linear nor gated.
@@ -32,8 +32,8 @@ def activation_gradient(activation: Callable[[Tensor], Tensor], h: Any) -> Tenso
         values = activation(inputs)
         if values.shape != inputs.shape[:1]:
             raise InputError(
-                f"activation gave shape {tuple(values.shape)} for {len(inputs)} examples; "
-                f"({len(inputs)},) is expected."
+                f"activation returned shape {tuple(values.shape)} for {len(inputs)} examples; "
+                f"expected ({len(inputs)},)."
             )
         (gradient,) = torch.autograd.grad(values.sum(), inputs)
     return gradient

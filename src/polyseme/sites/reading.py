@@ -1,4 +1,4 @@
-"""What one batch did to a site: the place where each neuron fired most in each input."""
+"""A site's reading of one batch: where each neuron fired most in each input."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from polyseme.errors import InputError
 
-# A maximum without its place is several times as quick as one with it. So maxima are taken of
-# blocks of positions, and places are looked for in one block of the few neurons that matter.
+# A maximum is several times faster than a maximum with its position. So maxima are taken over
+# blocks of positions, and positions are found only in one block, for the few neurons that matter.
 _BLOCK = 16
-# Where more than a third of a batch's activations matter, looking at all of them is quicker.
+# If more than a third of a batch's activations matter, searching all of them is faster.
 _MANY = 3
-# Elements that such a look has at hand at a time, so that they stay in the processor's caches.
+# Elements per step of that search, so that they stay in the processor's caches.
 _AT_ONCE = 1 << 20
 
 
 class PositionMask:
-    """Which positions of a batch count, and what every site's reading needs to know of it.
+    """Which positions of a batch count, with what every site's reading derives from it.
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ class PositionMask:
     inputs : Tensor of bool, shape (B,)
         Inputs with a position that counts.
     all_inputs : bool
-        Whether that is all of them.
+        Whether that is every input.
     first : int
         The first position that counts in any input.
     holes : (rows, blocks, positions, left_out), or None
-        Blocks from ``first`` on in which not all positions count: two Tensors of int64 (k,),
-        the block's positions from ``first`` on, int64 (k, 16), and which of them do not count,
-        bool (k, 16, 1).
+        Blocks from ``first`` on in which not all positions count: two int64 tensors (k,), the
+        block's positions from ``first`` on, int64 (k, 16), and which of them do not count, bool (k,
+        16, 1).
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -61,7 +61,7 @@ class PositionMask:
         self._left_out: Tensor | None = None
 
     def left_out(self, rows: Tensor, start: Tensor, width: int) -> Tensor:
-        """Which positions from ``start`` on do not count, bool (m, width), of inputs (m,)."""
+        """Which positions from ``start`` on do not count, bool (m, width), for inputs (m,)."""
         if self._left_out is None or self._left_out.shape[2] != width:
             self._left_out = (~self.values).unfold(1, width, 1).contiguous()
         table = self._left_out
@@ -70,19 +70,20 @@ class PositionMask:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one batch did to a site.
+    """A site's reading of one batch.
 
     Attributes
     ----------
     activations : Tensor, shape (B, n_neurons)
-        Each neuron's activation in each input, at the place where it is strongest; 0 in an
-        input without a position that counts.
+        Each neuron's largest activation in each input; 0 in an input without a position that
+        counts.
     everywhere : Tensor, shape (B, positions, n_neurons)
-        The activations at all positions, those that do not count too.
+        The activations at all positions, including those that do not count.
     mask : PositionMask, optional
-        The positions that count; all of them where this is None.
+        The positions that count; None for all.
     maxima : Tensor, shape (B, n_blocks, n_neurons), optional
-        Of blocks of positions, from the first that counts on; None where one block is all.
+        Maxima over blocks of positions, from the first that counts; None if there is only one
+        block.
     """
 
     activations: Tensor
@@ -92,23 +93,23 @@ class Reading:
 
     @property
     def input_mask(self) -> Tensor | None:
-        """Inputs with a position that counts, bool of shape (B,); None for all of them."""
+        """Inputs with a position that counts, bool of shape (B,); None for all."""
         return None if self.mask is None else self.mask.inputs
 
     @property
     def positions(self) -> Tensor:
-        """The place of each of ``activations``, int64 of shape (B, n_neurons)."""
+        """Position of each of ``activations``, int64 of shape (B, n_neurons)."""
         n_positions = self.everywhere.shape[1]
         first = 0 if self.mask is None else self.mask.first
         result = torch.zeros(self.activations.shape, dtype=torch.int64, device=self._device)
         if n_positions == 1:
             return result
         width = min(max(_BLOCK, _AT_ONCE // max(1, self.activations.numel())), 255)
-        # From the last to the first, which is the one that stays.
+        # From the last to the first, so that the first remains.
         for start in range(first + (n_positions - 1 - first) // width * width, first - 1, -width):
             block = self.everywhere[:, start : start + width]
             here = block.shape[1]
-            # The first of equals has the highest number; 0 is none.
+            # The first of equal values has the highest number; 0 means none.
             number = torch.arange(here, 0, -1, dtype=torch.uint8, device=self._device)
             if self.mask is not None and self.mask.holes is not None:
                 number = number * self.mask.values[:, start : start + here]
@@ -118,14 +119,14 @@ class Reading:
         return result
 
     def active(self, rows: slice) -> tuple[Tensor, int]:
-        """At how many of the positions that count each neuron is active, int64 (n_neurons,).
+        """Count the positions where each neuron is active, int64 (n_neurons,), and all positions.
 
-        And of how many these are, over all of the batch's inputs in ``rows``.
+        Only positions that count, in the batch's inputs ``rows``.
         """
         part = self.everywhere[rows]
         mask = None if self.mask is None else self.mask.values[rows]
         counts = torch.zeros(part.shape[2], dtype=torch.int64, device=self._device)
-        # Sums of bytes are several times as quick as wider ones, and 255 ones fit into a byte.
+        # Summing bytes is several times faster than wider types, and 255 ones fit in a byte.
         for start in range(0, part.shape[1], 255):
             block = slice(start, start + 255)
             active = part[:, block] > 0
@@ -139,7 +140,7 @@ class Reading:
         return self.activations.device
 
     def locate(self, rows: Tensor, neurons: Tensor) -> Tensor:
-        """The place where a neuron is strongest, the first of equals; 0 where nothing counts.
+        """Position of a neuron's maximum, the first of equal ones; 0 if no position counts.
 
         Parameters
         ----------
@@ -162,7 +163,7 @@ class Reading:
             start = _BLOCK * in_blocks.argmax(dim=1)
             if self.mask is not None:
                 start += self.mask.first
-            # The last block may begin earlier: what is before it is less, or does not count.
+            # The last block may start earlier; positions before it are smaller or do not count.
             width = min(_BLOCK, n_positions)
             start = start.clamp(max=n_positions - width)
         places = torch.arange(width, device=self._device)
@@ -177,9 +178,9 @@ class Reading:
     def around(
         self, rows: Tensor, neurons: Tensor, positions: Tensor, before: int, after: int
     ) -> Tensor:
-        """Activations around places, float32 of shape (m, before + 1 + after).
+        """Activations around positions, float32 of shape (m, before + 1 + after).
 
-        NaN stands for what is beyond the input's ends. ``rows`` are in ascending order.
+        NaN outside the input. ``rows`` are in ascending order.
         """
         n_positions = self.everywhere.shape[1]
         if _MANY * len(rows) > self.activations.numel():
@@ -191,7 +192,7 @@ class Reading:
     def _around_many(
         self, rows: Tensor, neurons: Tensor, positions: Tensor, before: int, after: int
     ) -> Tensor:
-        """The same, input after input, each with a neuron's activations side by side."""
+        """The same, one input at a time, with each neuron's activations contiguous."""
         _, n_positions, n_neurons = self.everywhere.shape
         width = before + 1 + after
         values = torch.empty((len(rows), width), device=rows.device)
@@ -210,7 +211,7 @@ class Reading:
 def _windows(
     n_positions: int, before: int, after: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Of a window around each position: where it is, int32, and what is beyond the ends."""
+    """Positions of the window around each position, int32, and which are out of range."""
     places = torch.arange(n_positions, dtype=torch.int32, device=device)[:, None]
     places = places + torch.arange(-before, after + 1, dtype=torch.int32, device=device)
     inside = places.clamp(0, n_positions - 1)
@@ -224,7 +225,7 @@ def _pick(
 
     ``rows``, ``start`` and ``neurons`` are of shape (m,), ``positions`` (width,) or (m, width).
     """
-    # By one offset each, as three indices at once take three times as long.
+    # One flat offset each, as indexing with three indices takes three times as long.
     a, b, c = tensor.stride()
     span = sum((size - 1) * step for size, step in zip(tensor.shape, (a, b, c), strict=True)) + 1
     first = rows * a + neurons * c + start * b
@@ -241,14 +242,14 @@ def strongest(activations: Tensor, mask: PositionMask | None = None) -> Reading:
     Raises
     ------
     InputError
-        If what counts is of other inputs or positions.
+        If the mask has a different number of inputs or positions.
     """
     first = 0
     if mask is not None:
         if mask.values.shape != activations.shape[:2]:
             raise InputError(
                 f"mask has shape {tuple(mask.values.shape)}, but the layer has "
-                f"{tuple(activations.shape[:2])} inputs and positions; the same is expected."
+                f"{tuple(activations.shape[:2])} inputs and positions; expected the same shape."
             )
         first = mask.first
     rest = activations[:, first:]

@@ -21,22 +21,22 @@ from polyseme.sites.unembedding import unembedding
 def attach_sae(
     model: nn.Module, sae: Any, hook: str | None = None, *, name: str | None = None
 ) -> SAESite:
-    """An SAE as a site of a language model, at the hook point whose vectors it reads.
+    """Attach an SAE to a language model as a site, at the hook point whose vectors it reads.
 
-    Give what this returns among ``sites`` of `analyse`, beside the model's own. The model is left
-    as it is, and what it puts out does not change.
+    Include the result in ``sites`` of `analyse`, along with the model's own sites. The model is not
+    modified, and its output does not change.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A language model of transformers.
+        A transformers language model.
     sae : torch.nn.Module
-        As `load_sae` and `train_sae` give it.
+        From `load_sae` or `train_sae`.
     hook : str, optional
         Name of the hook point, see `polyseme.sites.hookpoints.find_hook_point`; by default the
         one in the SAE's metadata: SAELens's ``hook_name``, or the ``site`` that it was trained on.
     name : str, optional
-        Of the site; by default that of the hook point with ``.sae`` after it.
+        Name of the site; by default the hook point's name followed by ``.sae``.
 
     Returns
     -------
@@ -45,20 +45,18 @@ def attach_sae(
     Raises
     ------
     SiteError
-        The model has no such hook point, or its vectors have another length than the SAE reads.
+        The model has no such hook point, or its vectors do not have the length that the SAE reads.
     InputError
-        There is no SAE, or it does not say where it belongs and ``hook`` is not given.
+        ``sae`` is not an SAE, or neither it nor ``hook`` names a hook point.
     """
     if isinstance(sae, str | bytes) or not isinstance(sae, nn.Module):
-        raise InputError(
-            f"sae is a {type(sae).__name__}; an SAE is expected, as polyseme.load_sae gives it."
-        )
+        raise InputError(f"sae is a {type(sae).__name__}; expected an SAE from polyseme.load_sae.")
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None) or {}
     if hook is None:
         hook = metadata.get("hook_name") or metadata.get("site")
     if not isinstance(hook, str) or not hook:
         raise InputError(
-            "The SAE does not say at which hook point it was trained; give it: hook="
+            "The SAE does not say at which hook point it was trained; give hook="
             "'blocks.5.hook_resid_post', or the name of a module (--hook on the command line)."
         )
     point = find_hook_point(model, hook)
@@ -72,9 +70,9 @@ def attach_sae(
 
 
 def _was_centred(model: nn.Module, metadata: Any) -> bool:
-    """Whether TransformerLens took the mean off all that is written, as SAELens told it to.
+    """Whether TransformerLens centred everything written to the residual stream, as SAELens asked.
 
-    It does so only where every norm takes off the mean anyway.
+    It does so only if every norm subtracts the mean anyway.
     """
     options = metadata.get("model_from_pretrained_kwargs")
     if not isinstance(options, Mapping) or not options.get("center_writing_weights"):
@@ -84,19 +82,19 @@ def _was_centred(model: nn.Module, metadata: Any) -> bool:
 
 
 class _Reached(Exception):
-    """The hook point is passed; what the model would do after it is not needed."""
+    """The hook point was reached; the rest of the forward pass is not needed."""
 
 
 def vectors_at(model: nn.Module, point: HookPoint, batches: Iterable[Any]) -> Iterator[Tensor]:
-    """Vectors at a hook point, to train an SAE on: one for each token that counts.
+    """Vectors at a hook point, one per token that counts, for training an SAE.
 
     Parameters
     ----------
     model : torch.nn.Module
     point : HookPoint
     batches : iterable of TokenBatch
-        From `polyseme.data.Contexts.batches`. Padding never counts, nor does what the contexts
-        leave out: special tokens and the first position, unless they were told otherwise.
+        From `polyseme.data.Contexts.batches`. Padding never counts, nor do the tokens that the
+        contexts leave out: by default, special tokens and the first position.
 
     Yields
     ------

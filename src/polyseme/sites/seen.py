@@ -1,4 +1,4 @@
-"""What a run of the model on a few inputs has shown of a site, and how far numbers may differ."""
+"""What a run of the model on a few inputs shows about a site, and numeric differences."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from polyseme.sites.watch import Track
 
 @dataclass
 class Seen:
-    """What a run of the model on a few inputs has shown of a site.
+    """What a run of the model on a few inputs shows about a site.
 
     Attributes
     ----------
     n_inputs : int
     inputs : Tensor, shape (n_inputs, ...)
-        What the site reads, as `Site.gather` takes it.
+        Inputs of the site, as for `Site.gather`.
     output : Tensor, shape (n_inputs, ...)
-        What its layer put out.
+        Output of its layer.
     activations : Tensor, shape (n_inputs, ...), optional
-        Of a hidden layer: what reached its decoder.
+        For a hidden layer: the input of its decoder.
     track : Track, optional
-        What the model called on the layer's output.
+        The model's calls on the layer's output.
     again : callable (Tensor) -> Tensor, optional
-        The layer by itself, on other inputs of the same shape.
+        The layer alone, on other inputs of the same shape.
     called : bool
-        Of an SAE: whether the model called the module that holds encoder and decoder.
+        For an SAE: whether the model called the module that holds encoder and decoder.
     encoded : Tensor, optional
-        Of an SAE: what its encoder was called with.
+        For an SAE: the input of its encoder.
     taken_off : Tensor, shape (d_in,), optional
-        Of an SAE: the decoder's bias, if the encoder was called with something less that.
+        For an SAE: the decoder bias, if it was subtracted from the encoder's input.
     own_latents : bool
-        Of an SAE: whether each activation that reached the decoder rests on its own latent alone.
+        For an SAE: whether each activation that reached the decoder depends only on its own latent.
     """
 
     n_inputs: int
@@ -51,7 +51,7 @@ class Seen:
 
 
 def deviation(vectors: Tensor, weights: Tensor, outputs: Tensor) -> float:
-    """How far outputs are from ``W h`` plus a constant for each neuron, as a share of their size.
+    """Deviation of outputs from ``W h`` plus a constant per neuron, relative to their size.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def deviation(vectors: Tensor, weights: Tensor, outputs: Tensor) -> float:
     Returns
     -------
     float
-        0 if they are just that; infinity if shapes do not fit, or numbers are not finite.
+        0 for an exact match; infinity if shapes do not match or numbers are not finite.
     """
     if outputs.shape != (len(vectors), len(weights)) or vectors.shape[1:] != weights.shape[1:]:
         return float("inf")
@@ -76,11 +76,11 @@ def deviation(vectors: Tensor, weights: Tensor, outputs: Tensor) -> float:
 
 
 def difference(tensor: Tensor, reference: Tensor) -> float:
-    """The largest difference of two tensors, as a share of the second's largest number."""
+    """Largest difference between two tensors, relative to the second's largest number."""
     if tensor.shape != reference.shape:
         return float("inf")
     if not bool(torch.isfinite(reference).all()):
-        # It is said where activations are collected.
+        # Reported where activations are collected.
         return 0.0
     tensor, reference = tensor.detach().float(), reference.detach().float()
     far = float((tensor - reference).abs().max()) / (float(reference.abs().max()) + 1e-30)
@@ -88,5 +88,5 @@ def difference(tensor: Tensor, reference: Tensor) -> float:
 
 
 def percent(share: float) -> str:
-    """A share of 1 in words, for messages."""
+    """Format a fraction as a percentage, for messages."""
     return f"{share:.1%}" if share < 10 else "more than 1,000%"

@@ -1,4 +1,4 @@
-"""What a layer of neurons is: how it is read, edited, embedded, and told of in a run."""
+"""A layer of neurons: how it is read, edited, embedded, and described in a run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from polyseme.sites.seen import Seen, difference, percent
 
 Describe = Callable[[nn.Module, Callable[[Tensor], Tensor], int], dict[str, Any]]
 
-# The published threshold for neurons that read pixels; of texts chosen by eye on SmolLM2, see
-# docs/features-study.md.
+# The published threshold for neurons that read pixels; for texts see docs/features-study.md.
 _THRESHOLDS = {"images": 0.2, "texts": 0.5}
 
 
@@ -36,14 +35,14 @@ class Site(ABC):
     module : torch.nn.Module
         The layer itself.
     n_neurons, d_in : int
-        Number of neurons, and length of the vector that each of them reads.
+        Number of neurons, and length of the vector that each reads.
     activation : Activation
         What the model applies to the layer's output.
     """
 
     kind: str
     n_groups = 1
-    #: Axis of the model's activations that its neurons are on.
+    #: Axis of neurons in the model's activations.
     neuron_axis = -1
 
     def __init__(self, name: str, module: nn.Module, n_neurons: int, d_in: int) -> None:
@@ -52,9 +51,9 @@ class Site(ABC):
         self.n_neurons = n_neurons
         self.d_in = d_in
         self.activation = Activation()
-        #: Whether a run of the model has proved what is read of it.
+        #: Whether a run of the model has proved the site.
         self.proved = False
-        #: Whether it was named by a glob, so that it is left out if the model does not run it.
+        #: Whether a glob matched it, so that it is left out if the model does not run it.
         self.by_glob = False
 
     def __repr__(self) -> str:
@@ -67,48 +66,48 @@ class Site(ABC):
 
     @property
     def hidden(self) -> HiddenSite | None:
-        """Itself, where it is read between its input and its decoder; None elsewhere."""
+        """Itself, if it is read between its input and its decoder; otherwise None."""
         return None
 
     @property
     def whole_module(self) -> nn.Module | None:
-        """Module whose call begins what is read of a `HiddenSite`."""
+        """Module whose call begins a reading of a `HiddenSite`."""
         return None
 
     @property
     def reads_output(self) -> bool:
-        """Whether the input vectors are what that module returns, not what it is given."""
+        """Whether the input vectors are that module's output rather than its input."""
         return False
 
     @property
     def decoder(self) -> nn.Module | None:
-        """Module that the activations go into, where that is known."""
+        """Module that takes the activations, if known."""
         return None
 
     @property
     def has_chain(self) -> bool:
-        """Whether its activations are learned from what the model does with its output."""
+        """Whether its activation function is learned from the model's calls on its output."""
         return True
 
     @property
     def can_be_edited(self) -> bool:
-        """Whether the model goes on with its activations, so that another value reaches it."""
+        """Whether the model uses its activations, so that edited values have an effect."""
         return True
 
     @property
     def called_once(self) -> list[nn.Module]:
-        """Modules that the model must call once for a batch."""
+        """Modules that the model must call exactly once per batch."""
         return [self.output_module]
 
     @abstractmethod
     def prove(self, runs: Sequence[Seen]) -> None:
-        """Check what is read of the site against what two runs of the model have shown.
+        """Check the site against two runs of the model.
 
         Raises
         ------
         SiteError
-            What was gathered, times the weights, is not what the layer put out, or the
-            activations are not what the model goes on with.
+            Gathered vectors times the weights are not the layer's output, or the activations are
+            not what the next operation receives.
         """
 
     @abstractmethod
@@ -121,12 +120,12 @@ class Site(ABC):
 
     @abstractmethod
     def gather(self, inputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Pre-neuron embeddings: what the layer multiplied by its weights.
+        """Gather pre-neuron embeddings: the vectors that the layer multiplied by its weights.
 
         Parameters
         ----------
         inputs : Tensor, shape (B, ...)
-            What the module was called with.
+            Input of the module.
         rows : Tensor of int64, shape (m,)
             Which input of the batch.
         places : Tensor of int64, shape (m,)
@@ -138,27 +137,27 @@ class Site(ABC):
         """
 
     def place(self, positions: Tensor, neurons: Tensor) -> Tensor:
-        """Where a neuron reads at a position: neurons of one group read the same vector there."""
+        """Index of the vector a neuron reads at a position; neurons in a group share vectors."""
         return positions * self.n_groups + neurons * self.n_groups // self.n_neurons
 
     def layer_output(self, inputs: Tensor, output: Any) -> Tensor:
-        """What enters its nonlinearity, by a call of `output_module` on ``inputs``."""
+        """Input of its nonlinearity, from a call of `output_module` on ``inputs``."""
         assert isinstance(output, Tensor)
         return output
 
     def neurons(self) -> Neurons:
-        """How its neurons read their input, which says what their embeddings are.
+        """How its neurons read their input, which defines their embeddings.
 
-        Made anew at each call, of the weights as they are: whoever asks keeps it.
+        Built from the current weights on every call, so callers should keep it.
         """
         return Linear(as_array(self.weights()))
 
     def default_threshold(self, data: Literal["images", "texts"]) -> float:
-        """Cosine distance at which its trees are cut, where none is given."""
+        """Default cosine distance at which its trees are cut."""
         return _THRESHOLDS[data]
 
     def output_directions(self) -> Tensor:
-        """What each neuron writes for an activation of 1, by the layer that reads it.
+        """What each neuron writes per unit of activation, through the layer that reads it.
 
         Returns
         -------
@@ -168,35 +167,35 @@ class Site(ABC):
         Raises
         ------
         SiteError
-            For a site that is followed by no decoder.
+            For a site without a decoder.
         """
         raise SiteError(
             f"Site {self.name!r} has neither a linear decoder nor a W_dec of {self.n_neurons} "
-            "rows, so what its neurons write is not known; the MLP of a transformer or an SAE is "
+            "rows, so what its neurons write is unknown; the MLP of a transformer or an SAE is "
             "expected."
         )
 
     def residual_directions(self) -> Tensor | None:
-        """Likewise in the residual stream, (n_neurons, d); None where it does not write there."""
+        """Likewise in the residual stream, (n_neurons, d); None if it does not write there."""
         return None
 
     def metadata(self, neurons: Neurons) -> dict[str, Any]:
-        """What a run says of it in ``sites`` besides name, kind, size, activation and gate."""
-        # Readers take the weights for all that there is to an embedding, unless they are told.
+        """Its entries in ``sites`` of run.json besides name, kind, size, activation and gate."""
+        # Readers assume that weights alone determine embeddings, unless told otherwise.
         return {"general": True} if neurons.is_general else {}
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """What a run holds of it besides how its neurons read, by the names of the run format."""
+        """Its arrays in a run besides those of how its neurons read, by run-format name."""
         return {}
 
     def identity(self, describe: Describe) -> dict[str, Any]:
-        """What neither its name nor the model's weights tell of it, for a run's fingerprint.
+        """What neither its name nor the model's weights determine, for a run's fingerprint.
 
         Parameters
         ----------
         describe : callable
-            Describes a module that is not the model's, by its weights and by what the function
-            of vectors (m, d) that is handed over with it and d makes of some.
+            Describes a module outside the model, given a function of vectors (m, d) and d, by its
+            weights and the function's outputs on sample vectors.
 
         Returns
         -------
@@ -209,8 +208,8 @@ class Site(ABC):
 class HiddenSite(Site):
     """A hidden layer that is read between its input and its decoder.
 
-    Its input vectors are what ``input_module`` is called with, its activations what reaches
-    ``decoder``: nothing has to be found out about what the model does in between.
+    Its input vectors are the input of ``input_module`` and its activations the input of
+    ``decoder``, so what the model does in between need not be known.
     """
 
     @property
@@ -227,27 +226,27 @@ class HiddenSite(Site):
 
     @property
     def input_module(self) -> nn.Module:
-        """Module that is called with the input vectors."""
+        """Module whose input is the input vectors."""
         return self.module
 
     @property
     @abstractmethod
     def decoder(self) -> nn.Module | None:
-        """Module that the activations go into, where there is one."""
+        """Module that takes the activations, if there is one."""
 
     @property
     def whole_module(self) -> nn.Module:
-        """Module whose call begins what is read of it; `input_module`, but for an SAE's parts."""
+        """Module whose call begins a reading; `input_module`, except for the parts of an SAE."""
         return self.input_module
 
     @property
     def tests_slopes(self) -> bool:
-        """Whether it has to be shown that each activation rests on its own neuron alone."""
+        """Whether the proof must show that each activation depends only on its own neuron."""
         return False
 
     @property
     def last_module(self) -> nn.Module:
-        """Module that has been called when the activations are known."""
+        """Module whose return means that the activations are known."""
         return self.module
 
     @property
@@ -271,9 +270,9 @@ class HiddenSite(Site):
             error = difference(encoded, expected)
             if not error <= 10 * tolerance(expected):
                 raise SiteError(
-                    f"Site {self.name!r} cannot be read: the activations that its weights and its "
-                    f"nonlinearity give are not what reaches its decoder (off by "
-                    f"{percent(error)}). Name its linear layers instead."
+                    f"Site {self.name!r} cannot be read: the activations computed from its weights "
+                    f"and nonlinearity are not what reaches its decoder (off by {percent(error)}). "
+                    f"Name its linear layers instead."
                 )
 
     def flatten(self, output: Tensor) -> Tensor:
@@ -283,12 +282,12 @@ class HiddenSite(Site):
         return flat_rows(inputs)[rows, places]
 
     def read_activations(self, activations: Tensor, mask: PositionMask | None = None) -> Reading:
-        """Reading from the activations themselves; ``mask`` as in `read`."""
+        """Make a reading from the activations; ``mask`` as in `read`."""
         return strongest(flat_rows(activations), mask)
 
 
 def as_array(tensor: Tensor) -> NDArray[np.float32]:
-    """A tensor as float32 of the processor's memory, row after row; a view where it is that."""
+    """Convert a tensor to a contiguous float32 array in CPU memory; a view if it already is."""
     return np.ascontiguousarray(tensor.detach().float().cpu().numpy())
 
 
@@ -297,5 +296,5 @@ def flat_rows(tensor: Tensor) -> Tensor:
 
 
 def spread(n: int, most: int) -> Tensor:
-    """Up to ``most`` numbers below n, evenly spread."""
+    """Up to ``most`` evenly spaced numbers below n."""
     return torch.linspace(0, n - 1, min(n, most)).round().long()

@@ -20,8 +20,8 @@ from polyseme.sites.trial import TURNED, Traced, come_in_order, run_on_tokens
 
 Function = Callable[[Tensor], Tensor]
 
-# Where transformers' modules keep their nonlinearity, and where their configurations name it.
-# Which one it is, if any, is decided by what it computes.
+# Attributes where transformers modules keep their nonlinearity, and keys where configurations name
+# it. What it computes decides which one it is, if any.
 _ATTRIBUTES = ("act", "act_fn", "activation_fn", "intermediate_act_fn", "activation", "gelu_impl")
 _SETTINGS = ("hidden_act", "hidden_activation", "activation_function", "activation")
 
@@ -29,7 +29,7 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Whether a module is a model of transformers, told by its configuration."""
+    """Whether a module is a transformers model, by its configuration."""
     return hasattr(getattr(model, "config", None), "model_type")
 
 
@@ -39,31 +39,31 @@ def find_mlp_sites(
     *,
     fold_layer_norm: bool = False,
 ) -> list[MLPSite]:
-    """The MLPs of a transformers language model, in the order of its modules.
+    """Find the MLPs of a transformers language model, in the order of its modules.
 
-    Layers whose widths fit are candidates. One is taken for an MLP only if it proves to be one on
-    a few random tokens: its activations follow from its input and its weights; whatever its linear
-    layers put out, large or small, the model's own nonlinearity makes the activations of it; input
-    and activations come position by position; and a change of these activations changes what the
-    model puts out.
+    Layers with matching widths are candidates. A candidate is accepted as an MLP only if it proves
+    to be one on a few random tokens: its activations follow from its input and its weights; the
+    model's own nonlinearity maps its linear layers' outputs, large or small, to its activations;
+    input and activations are in order of positions; and changing these activations changes the
+    model's output.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A model of transformers, with or without its head. It is run four times on 15 tokens.
+        A transformers model, with or without its head. It is run four times on 15 tokens.
     names : str or list of str, optional
-        Names of MLPs, or globs over them, such as ``"model.layers.*.mlp"``; all by default. An
-        MLP that has no module of its own goes by the name of its first linear layer.
+        Names of MLPs, or globs over them, such as ``"model.layers.*.mlp"``; all by default. An MLP
+        without a module of its own has the name of its first linear layer.
     fold_layer_norm : bool
-        Read the vector that the layer norm before the MLP makes before its gain and bias, which
-        go into the weights instead; see `MLPSite`. The model is left as it is.
+        Read the output of the layer norm before the MLP without its gain and bias, which are folded
+        into the weights instead; see `MLPSite`. The model is not modified.
 
     Raises
     ------
     SiteError
-        If the model is no language model of one stack, is quantised, has adapters in its MLPs, has
-        no MLP that can be recognised, or none of that name; with ``fold_layer_norm``, if an MLP
-        does not read the output of a layer norm.
+        If the model is not a language model with one stack, is quantised, has adapters in its MLPs,
+        or has no recognisable MLP or none of that name; with ``fold_layer_norm``, if an MLP does
+        not read the output of a layer norm.
     """
     _refuse(model)
     seen = Traced.watch(model)
@@ -72,9 +72,9 @@ def find_mlp_sites(
     why = f"{search.nearest}{unread(model)}"
     if not sites:
         raise SiteError(
-            f"No MLP was recognised in this {type(model).__name__}: a linear layer, or a gate "
-            "and an up projection, then the model's nonlinearity (an attribute such as act_fn, "
-            f"or config.hidden_act), then a linear layer was looked for.{why} Make a site by hand, "
+            f"No MLP was recognised in this {type(model).__name__}; expected a linear layer, or a "
+            "gate and an up projection, then the model's nonlinearity (an attribute such as "
+            f"act_fn, or config.hidden_act), then a linear layer.{why} Make a site by hand, "
             "MLPSite(name, reads=[first linear layers], decoder=second linear layer, "
             "act=nonlinearity), or give the name of a linear layer (--sites; polyseme sites lists "
             "them)."
@@ -99,25 +99,25 @@ def _refuse(model: nn.Module) -> None:
     kind = type(model).__name__
     if not is_transformer(model):
         raise SiteError(
-            f"The model is a {kind}, not a model of transformers, so its MLPs are not looked "
-            "for; give the names of linear layers."
+            f"The model is a {kind}, not a transformers model, so polyseme does not look for MLPs; "
+            f"give the names of linear layers."
         )
     config: Any = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise SiteError(
-            f"{kind} is an encoder-decoder, whose decoder wants a text of its own; a model of one "
-            "stack is expected: give its encoder, model.get_encoder()."
+            f"{kind} is an encoder-decoder, whose decoder needs its own text; expected a model "
+            f"with one stack. Give its encoder, model.get_encoder()."
         )
     refuse_quantised(model)
     check_whole(model, "texts")
     for name, module in model.named_modules():
-        # An adapter whose neighbour is a nonlinearity is in an MLP, whose weights it changes.
+        # An adapter next to a nonlinearity is in an MLP, whose weights it changes.
         inside = [child for child in module.children() if _is_adapter(child)]
         if inside and any(callable(getattr(module, attribute, None)) for attribute in _ATTRIBUTES):
             raise SiteError(
                 f"The layers of {name!r} have adapters ({type(inside[0]).__name__}), so what its "
-                "neurons read is in several weights; merge these first: "
-                "model = model.merge_and_unload()."
+                "neurons read is spread over several weights; merge them first: model = "
+                "model.merge_and_unload()."
             )
 
 
@@ -137,7 +137,7 @@ def offloaded(module: nn.Module) -> str:
 
 
 def unread(model: nn.Module) -> str:
-    """What a model has that is not read as its MLPs, in sentences for messages; "" for nothing."""
+    """Parts of a model that are not read as MLPs, in sentences for messages; "" if none."""
     modules = dict(model.named_modules())
     message = offloaded(model)
     if adapters := [name for name, module in modules.items() if _is_adapter(module)]:
@@ -154,17 +154,17 @@ def unread(model: nn.Module) -> str:
         shown = ", ".join(f"{name} ({n})" for name, n in [*experts.items()][:3])
         suffix = f", … ({len(experts)} in all)" if len(experts) > 3 else ""
         message += (
-            f" Its experts are not read: {shown}{suffix}. An expert is given the tokens that a "
-            "router picks for it, one after the other, so its rows are not the positions of a text."
+            f" Its experts are not read: {shown}{suffix}. An expert gets only the tokens that a "
+            f"router picks for it, so its rows are not the positions of a text."
         )
     return message
 
 
 def _n_experts(module: nn.Module) -> int:
-    """Experts in a module that holds nothing else; 0 if it holds none."""
+    """Number of experts in a module that holds nothing else; 0 if none."""
     if isinstance(module, nn.ModuleList):
         return len(module)
-    # As one tensor for all of them.
+    # As one tensor for all experts.
     stacked = [
         tensor
         for part in (module, *module.children())
@@ -175,7 +175,7 @@ def _n_experts(module: nn.Module) -> int:
 
 
 def check_whole(model: nn.Module, kind: str) -> None:
-    """Refuse a model of several parts that does not take the data alone, and name its parts.
+    """Refuse a model of several parts that does not run on the data alone, naming its parts.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def check_whole(model: nn.Module, kind: str) -> None:
     parts = {
         name: type(part).__name__
         for name, part in model.named_modules()
-        # Of a type of its own, right in the model or right in its base.
+        # A model of another type, directly in the model or in its base.
         if part in {*model.children(), *base.children()} - {base}
         and is_transformer(part)
         and getattr(part.config, "model_type", None) != config.model_type
@@ -212,7 +212,7 @@ def check_whole(model: nn.Module, kind: str) -> None:
 
 
 def refuse_quantised(model: nn.Module) -> None:
-    """Raise a `SiteError` if the weights of a linear layer are no floating-point numbers."""
+    """Raise a `SiteError` if the weights of a linear layer are not floating-point."""
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if "Linear" in type(module).__name__ and torch.is_tensor(weight):
@@ -231,13 +231,13 @@ def refuse_quantised(model: nn.Module) -> None:
 
 
 class _Search:
-    """The MLPs of a model by structure that prove to be such."""
+    """The search for a model's MLPs: candidates by structure, then proof."""
 
     def __init__(self, model: nn.Module, seen: Traced) -> None:
         self._model, self._seen = model, seen
         self._turned = Traced.watch(model, TURNED)
         self._driven = Traced.watch(model, driven={m for m in seen.calls if is_linear(m)})
-        #: What came nearest to an MLP and is none, as a sentence for messages; "" for nothing.
+        #: The nearest candidate that is not an MLP, as a sentence for messages; "" if none.
         self.nearest = ""
         self._least = float("inf")
 
@@ -252,7 +252,7 @@ class _Search:
                 into = " and ".join(repr(names[site.decoder]) for site in same)
                 self.nearest = (
                     f" The activations of {same[0].name!r} go into {into}, so what its neurons "
-                    "write is in several weights."
+                    f"write is spread over several weights."
                 )
         return [same[0] for same in readers.values() if len(same) == 1]
 
@@ -279,7 +279,7 @@ class _Search:
                         with torch.no_grad():
                             error = _difference(site.of_outputs(put_out), reached)
                         self._note(site, error, reached)
-                        # Several nonlinearities may be near: the nearest is the model's.
+                        # Several nonlinearities may be close: the closest is the model's.
                         if error <= _same(reached) and (not best or error < best[0]):
                             best = (error, site)
                 if best:
@@ -288,24 +288,24 @@ class _Search:
                     else:
                         self._least = 0.0
                         self.nearest = (
-                            f" {best[1].name!r} comes near, but its layers do not all give their "
-                            "weights times what they read, context by context, token by token."
+                            f" {best[1].name!r} comes close, but not all of its layers output "
+                            f"their weights times their input, in order of contexts and tokens."
                         )
                     break
 
     def _note(self, site: MLPSite, error: float, reached: Tensor) -> None:
-        """Remember what comes near, unless its widths alone are those of an MLP."""
+        """Record a near miss, unless it is similar to an MLP only in its widths."""
         likely = site.module not in site.reads or error < 1
         if likely and _same(reached) < error < self._least:
             self._least = error
             far = f"up to {error:.1%}" if error < 1 else "more than their size"
             self.nearest = (
-                f" Nearest is {site.name!r} with {site.activation.name}, but the numbers that "
-                f"reach its decoder differ from what that gives by {far}."
+                f" The closest is {site.name!r} with {site.activation.name}, but its decoder's "
+                f"input differs from the resulting activations by {far}."
             )
 
     def _proves(self, site: MLPSite) -> bool:
-        """Whether the weights give what is read, at each position of each input."""
+        """Whether the weights reproduce the layers' outputs, at each position of each input."""
         h, a = self._seen.calls[site.reads[0]].inputs, self._seen.calls[site.decoder].inputs
         with torch.no_grad():
             encoded = site.encode(h)
@@ -320,11 +320,11 @@ class _Search:
 
 
 def multiplies_by_its_weight(layer: nn.Module) -> bool:
-    """Whether a linear layer gives ``W x + b`` of its own weight and bias, whatever x is."""
+    """Whether a linear layer computes ``W x + b`` with its own weight and bias for any x."""
     weight = linear_weight(layer)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn((4, weight.shape[1]), generator=generator).to(weight)
-    # So that products of large weights are numbers.
+    # So that products of large weights stay finite.
     x = x / weight.abs().max().clamp(min=1)
     bias: Any = getattr(layer, "bias", None)
     with torch.no_grad():
@@ -334,7 +334,7 @@ def multiplies_by_its_weight(layer: nn.Module) -> bool:
 
 
 def _scopes(modules: dict[str, nn.Module], name: str) -> Iterator[nn.Module]:
-    """Modules around a layer, from the nearest out to the block: an item of a list of blocks."""
+    """Modules around a layer, from the innermost out to the block, an item of a list of blocks."""
     while name:
         above = name.rpartition(".")[0]
         if isinstance(modules[above], nn.ModuleList):
@@ -344,7 +344,7 @@ def _scopes(modules: dict[str, nn.Module], name: str) -> Iterator[nn.Module]:
 
 
 def _reads(layers: list[nn.Module], decoder: nn.Module, seen: Traced) -> Iterator[list[nn.Module]]:
-    """First layers that fit a decoder by their widths: one, one of two halves, or a pair."""
+    """First layers whose widths match a decoder: one, one with two halves, or a pair."""
     width = seen.calls[decoder].inputs.shape[1]
     before = [m for m in layers if seen.calls[m].number < seen.calls[decoder].number]
     widths = {m: seen.calls[m].output.shape[1] for m in before}
@@ -381,7 +381,7 @@ def _make(
     decoder: nn.Module,
     act: Function,
 ) -> MLPSite:
-    # A module that holds these linear layers and no others is the MLP; else it is a block.
+    # A module with exactly these linear layers is the MLP; otherwise it is a block.
     module = scope if _holds_only(scope, reads, decoder) and names[scope] else reads[0]
     return MLPSite(names[module], reads, decoder, act, module=module)
 
@@ -391,17 +391,17 @@ def _holds_only(scope: nn.Module, reads: list[nn.Module], decoder: nn.Module) ->
 
 
 def _tolerance(values: Tensor) -> float:
-    """How far sums may be off by rounding, as a share of the largest."""
+    """Largest rounding error of sums, relative to the largest."""
     return 1e-3 if values.dtype in (torch.float32, torch.float64) else 3e-2
 
 
 def _same(values: Tensor) -> float:
-    """How far each of the numbers that a function is called on by itself may be off."""
+    """Largest relative rounding error of elementwise results."""
     return 1e-5 if values.dtype in (torch.float32, torch.float64) else 3e-2
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference of two tensors, as a share of each number, or of those that are small."""
+    """Largest difference between two tensors, relative to each number, or to a floor."""
     scale = float(expected.abs().max())
     if actual.shape != expected.shape or not scale > 0:
         return float("inf")
@@ -411,10 +411,10 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLPSite]:
-    """Those sites whose activations, edited as `edit_site` edits them, reach the output.
+    """Keep the sites whose activations, edited as by `edit_site`, affect the output.
 
-    All of them in one run: each is moved by an amount of its own, 0 for now, and the output's
-    gradient by that amount says whether moving it would show.
+    All are checked in one run: each is shifted by its own variable, equal to 0, and the output's
+    gradient in that variable shows whether a shift would have an effect.
     """
     moved: dict[str, Tensor] = {}
 
@@ -434,7 +434,7 @@ def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLP
     hidden: Tensor = output if torch.is_tensor(output) else output[0]
     if not moved or not hidden.requires_grad:
         return []
-    # Random weights: the plain sum of what a layer norm puts out never changes.
+    # Random weights, as the plain sum of a layer norm's output never changes.
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(hidden.shape, generator=generator).to(hidden)
     slopes = torch.autograd.grad((hidden * weights).sum(), [*moved.values()], allow_unused=True)
@@ -445,7 +445,7 @@ def _changing_the_output(model: nn.Module, sites: Sequence[MLPSite]) -> list[MLP
 
 
 def _folded(site: MLPSite, seen: Traced) -> MLPSite:
-    """The site with the gain and the bias of the norm before it in its weights."""
+    """The site with the gain and bias of the norm before it folded into its weights."""
     h = seen.calls[site.reads[0]].inputs
     for module, call in seen.calls.items():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -458,17 +458,17 @@ def _folded(site: MLPSite, seen: Traced) -> MLPSite:
             if _is_norm(call.inputs, (h - shift), gain):
                 return site.fold(gain, shift)
     raise SiteError(
-        f"MLP {site.name!r} does not read the output of a layer norm with a gain of its own, so "
-        "there is nothing to fold; leave fold_layer_norm out."
+        f"MLP {site.name!r} does not read the output of a layer norm with its own gain, so there "
+        f"is nothing to fold; leave fold_layer_norm out."
     )
 
 
 def _is_norm(inputs: Tensor, scaled: Tensor, gain: Tensor) -> bool:
-    """Whether ``scaled`` is the gain times the inputs, centred or not, at a length of √d."""
+    """Whether ``scaled`` is the gain times the inputs, centred or not, normalised to length √d."""
     x, tolerance = inputs.float(), _tolerance(inputs)
     for centred in (x, x - x.mean(dim=-1, keepdim=True)):
         wanted = centred * gain.float()
-        # One factor a row, whatever was added to the variance.
+        # One factor per row, whatever was added to the variance.
         factor = (wanted * scaled.float()).sum(-1, keepdim=True) / wanted.square().sum(
             -1, keepdim=True
         )

@@ -1,4 +1,4 @@
-"""A language model run on a few random tokens, to see how it is made."""
+"""Running a language model on a few random tokens, to learn its structure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from polyseme.errors import InputError, SiteError
 from polyseme.sites.hooks import Feed, evaluating, in_this_thread
 
 _INPUTS, _POSITIONS = 3, 5
-#: Tokens that a model is run on to see how it is made.
+#: Number of tokens for learning a model's structure.
 N_TOKENS = _INPUTS * _POSITIONS
-#: Another order of these inputs. What is read position by position comes in that order too.
+#: Another order of these inputs. Anything in order of positions follows it.
 TURNED = [2, 0, 1]
 
 
 def random_tokens(model: nn.Module) -> dict[str, Tensor]:
-    """A few random token ids that a language model takes, always the same."""
+    """A few fixed random token ids for a language model."""
     look: Any = getattr(model, "get_input_embeddings", None)
     try:
         embedding = look() if look is not None else None
@@ -30,34 +30,34 @@ def random_tokens(model: nn.Module) -> dict[str, Tensor]:
         embedding = None
     if not isinstance(embedding, nn.Embedding):
         raise SiteError(
-            f"{type(model).__name__} has no embedding of tokens; a language model is expected."
+            f"{type(model).__name__} has no token embedding; expected a language model."
         )
     shape = (_INPUTS, _POSITIONS)
-    # A generator of its own: the caller's random numbers stay as they are.
+    # A separate generator, so that the caller's random state does not change.
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(embedding.num_embeddings, shape, generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.int64)}
 
 
 def run_on_tokens(model: nn.Module, order: Sequence[int] = range(_INPUTS)) -> Any:
-    """What a language model without its head makes of a few random tokens, always the same.
+    """Run a language model without its head on a few fixed random tokens.
 
-    ``order`` is that of the inputs, such as `TURNED`.
+    ``order`` is the order of the inputs, such as `TURNED`.
     """
     tokens = {name: values[list(order)] for name, values in random_tokens(model).items()}
     try:
         return Feed(model, head=False)(tokens)
     except (InputError, AttributeError, KeyError, AssertionError) as error:
-        # The latter three as models put it that miss an image, say.
+        # The latter three are from models that miss an image, for example.
         raise SiteError(
-            f"{type(model).__name__} does not run on {_POSITIONS} tokens alone, which is how its "
-            f"MLPs would be found: {error}"
+            f"{type(model).__name__} does not run on {_POSITIONS} tokens alone, which finding its "
+            f"MLPs requires: {error}"
         ) from error
 
 
 @dataclass
 class TracedCall:
-    """One call of a module; tensors as rows of one position each."""
+    """One call of a module; tensors have one row per position."""
 
     inputs: Tensor
     output: Tensor
@@ -70,7 +70,7 @@ def _is_hidden(value: Any) -> TypeGuard[Tensor]:
 
 @dataclass
 class Traced:
-    """What went in and out of the modules that the model called once, position by position."""
+    """Inputs and outputs of the modules that the model called exactly once, by position."""
 
     calls: dict[nn.Module, TracedCall]
 
@@ -81,7 +81,7 @@ class Traced:
         order: Sequence[int] = range(_INPUTS),
         driven: Collection[nn.Module] = (),
     ) -> Traced:
-        """Run the model; ``driven`` modules put out random numbers instead of their own."""
+        """Run the model; ``driven`` modules output random numbers instead."""
         seen: dict[nn.Module, list[TracedCall]] = {}
         numbers = count()
         generator = torch.Generator().manual_seed(2)
@@ -91,7 +91,7 @@ class Traced:
             if not (_is_hidden(inputs) and _is_hidden(output)):
                 return None
             replaced = _numbers_like(output, generator) if module in driven else None
-            # Copies: what follows may work in place.
+            # Copies, as later code may work in place.
             put_out = output if replaced is None else replaced
             rows = [t.reshape(-1, t.shape[-1]).clone() for t in (inputs, put_out)]
             if [len(t) for t in rows] == [N_TOKENS] * 2:
@@ -100,7 +100,7 @@ class Traced:
 
         with ExitStack() as hooks:
             for module in model.modules():
-                # Linear layers, and the norms that may stand before them.
+                # Linear layers, and the norms that may precede them.
                 if isinstance(getattr(module, "weight", None), Tensor):
                     handle = module.register_forward_hook(in_this_thread(note), with_kwargs=True)
                     hooks.callback(handle.remove)
@@ -110,26 +110,26 @@ class Traced:
 
 
 def _numbers_like(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers of both signs and of sizes from 0.03 to 20, as tell nonlinearities apart."""
+    """Random numbers of both signs and sizes from 0.03 to 20, which distinguish nonlinearities."""
     signs = torch.randn(output.shape, generator=generator).sign()
     sizes = 10 ** (2.8 * torch.rand(output.shape, generator=generator) - 1.5)
     return (signs * sizes).to(output)
 
 
 def come_in_order(rows: Tensor, turned: Tensor) -> bool:
-    """Whether rows are the positions of the inputs, one input after the other.
+    """Whether rows are the positions of the inputs, one input after another.
 
-    Then they are turned as the inputs are. Those of a layer that works on all inputs position by
-    position, or of an expert that is given some tokens in an order of its own, are not.
+    Then they are permuted like the inputs. Rows of a layer that works on all inputs position by
+    position, or of an expert that gets some tokens in its own order, are not.
 
     Parameters
     ----------
     rows, turned : Tensor, shape (N_TOKENS, n)
-        Of a run on inputs as they are, and of one in the order `TURNED`.
+        From a run on the inputs, and from one in the order `TURNED`.
     """
     expected = rows.reshape(_INPUTS, _POSITIONS, -1)[TURNED].reshape(N_TOKENS, -1)
     if expected.shape != turned.shape:
         return False
-    # Rows that are nearly equal tell little by their size.
+    # Centred, as nearly equal rows differ little relative to their size.
     spread = float((rows - rows.mean(dim=0)).abs().max())
     return float((expected - turned).abs().max()) <= 0.1 * spread and spread > 0

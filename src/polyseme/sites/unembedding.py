@@ -1,4 +1,4 @@
-"""The unembedding of a language model, and what its neurons write."""
+"""The unembedding of a language model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from polyseme.sites.transformer import multiplies_by_its_weight
 
 
 class Unembedding(NamedTuple):
-    """What turns the last residual stream of a language model into logits.
+    """The linear map from a language model's final residual stream to logits.
 
     Attributes
     ----------
     weight : Tensor of float, shape (vocabulary, d)
         The LM head, detached.
     gain : Tensor of float, shape (d,), or None
-        What the final norm multiplies by; None without such a norm.
+        Gain of the final norm; None without such a norm.
     centred : bool
-        Whether the final norm takes off the mean over d, as a layer norm does.
+        Whether the final norm subtracts the mean over d, as a layer norm does.
     """
 
     weight: Tensor
@@ -30,11 +30,11 @@ class Unembedding(NamedTuple):
 
 
 def unembedding(model: nn.Module) -> Unembedding | None:
-    """The LM head of a `transformers` model and the linear part of its final norm.
+    """Get the LM head of a `transformers` model and the linear part of its final norm.
 
-    The norm's division by the size of the residual stream is left out: it differs from input to
-    input, and changes neither the order of a direction's effects nor their signs. So is what a
-    model may do to its logits, a scale or a cap.
+    The norm's division by the size of the residual stream is left out: it depends on the input,
+    and changes neither the order of a direction's effects nor their signs. Any scaling or capping
+    of logits is left out too.
 
     Parameters
     ----------
@@ -43,9 +43,8 @@ def unembedding(model: nn.Module) -> Unembedding | None:
     Returns
     -------
     Unembedding or None
-        None for a model without an LM head, and for one whose head is more than a matrix, as
-        those of masked language models and those with an adapter are: callers leave logit
-        effects out.
+        None for a model without an LM head, or whose head is more than a matrix, as in masked
+        language models or with an adapter; callers then skip logit effects.
     """
     find: Any = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
@@ -67,9 +66,9 @@ def unembedding(model: nn.Module) -> Unembedding | None:
 
 
 def _final_norm(body: nn.Module, width: int) -> nn.Module | None:
-    """The last norm outside of the stack of layers.
+    """The last norm outside the stack of layers.
 
-    Not simply the last one: some models make the final norm before they make their layers.
+    Not simply the last norm: some models create the final norm before their layers.
     """
     stacks = [name for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
     norms = [
@@ -84,16 +83,16 @@ def _final_norm(body: nn.Module, width: int) -> nn.Module | None:
 
 @torch.no_grad()
 def _probe(norm: nn.Module, like: Tensor) -> tuple[Tensor, bool]:
-    """Gain of a norm, and whether it takes off the mean, by what it does.
+    """Measure a norm's gain, and whether it subtracts the mean.
 
-    Its weight is not enough: of some norms the gain is 1 + weight.
+    Its weight is not enough: in some norms, the gain is 1 + weight.
     """
-    # Of mean 0 and equal sizes, so that a norm divides all of it by the same number; large, so
-    # that the norm's epsilon is nothing to it.
+    # Mean 0 and equal magnitudes, so that a norm divides all entries by the same number; large, so
+    # that the norm's epsilon is negligible.
     size = 1000.0
     signs = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
     signs[1::2] = -1
-    # The difference of the two is without the norm's bias.
+    # The difference cancels the norm's bias.
     gain = (norm(signs * size) - norm(-signs * size)).float() / 2 * signs.float()
     shift = norm(signs * size + size).float() - norm(signs * size).float()
     return gain, bool(shift.abs().max() <= 1e-2 * gain.abs().max())

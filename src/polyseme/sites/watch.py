@@ -1,4 +1,4 @@
-"""Follows what a model calls on a layer's output, and learns the activation from it."""
+"""Follows a model's calls on a layer's output, and learns the activation from them."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from polyseme.sites.activation import (
     tolerance,
 )
 
-# Calls on a layer's output that are followed; what comes later is not looked into.
+# Number of calls on a layer's output to follow; later ones are ignored.
 _MOST_CALLS = 64
-# Of what a call gives, the share that must stay when half of the layer's output changes, or it
-# mixes neurons, as the next layer does.
+# Share of a call's results that must stay equal when half of the layer's output changes; otherwise
+# the call mixes neurons, as the next layer does.
 _STAYS = 0.1
-# Numbers that such a share is told from, at least; and versions of the output, at most.
+# Minimum number of values for estimating that share, and maximum number of changed outputs.
 _ENOUGH, _MOST_VERSIONS = 200, 16
-# What functions of torch raise on arguments that they cannot take.
+# Exceptions of torch functions on arguments they do not accept.
 _CANNOT = (RuntimeError, TypeError, ValueError, IndexError)
-# Functions that mix neurons, even if there are too few of these to show it.
+# Functions that mix neurons, even if there are too few neurons to show it.
 _MIXING = frozenset({"linear", "addmm", "matmul", "mm", "bmm", "conv1d", "conv2d", "conv3d"})
 
 
 class Track:
-    """What one run of the model called on one layer's output.
+    """The calls of one run of the model on one layer's output.
 
     Parameters
     ----------
     output : Tensor
     known : Activation, optional
-        Follow this one's calls, instead of whatever comes.
+        Follow only this activation's calls.
     """
 
     def __init__(self, output: Tensor, known: Activation | None = None) -> None:
@@ -57,7 +57,7 @@ class Track:
         self.opaque: set[int] = set()
         self._number = {id(output): 0}
         self._versions = {0: _version(output)}
-        #: actual values, by number, as they were when they were made
+        #: actual values, by number, as first computed
         self.copies: dict[int, Tensor] = {}
         generator = torch.Generator().manual_seed(0)
         self._changed: list[tuple[Tensor, Tensor]] = []
@@ -65,11 +65,11 @@ class Track:
             self._changed = _changed(self.output, generator)
 
     def touches(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether any of these tensors was made of the output."""
+        """Whether any of these tensors was computed from the output."""
         return any(id(tensor) in self._number for tensor in tensors)
 
     def template(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Arguments with what was made of the output left open; before the call is made."""
+        """Arguments with placeholders for values computed from the output, before the call."""
 
         def leave_open(leaf: Any) -> Any:
             number = self._number.get(id(leaf)) if isinstance(leaf, Tensor) else None
@@ -80,7 +80,7 @@ class Track:
     def record(
         self, function: Callable[..., Any], template: tuple[Any, Any], result: Any
     ) -> int | None:
-        """Take in a call that was made; returns its number, or None for one that only looks."""
+        """Record a completed call; return its number, or None if it only inspects."""
         call = Call(function, *template)
         returned = tensors_in(result)
         used = call.uses
@@ -103,13 +103,13 @@ class Track:
             if number in used:
                 call.changes[number] = self._add(tensor)
             else:
-                # Another view of what was changed in place: what it holds now is not followed.
+                # Another view of a value changed in place, whose new content is not followed.
                 self._number[id(tensor)] = -1
                 self._versions.pop(number)
         for place, tensor in enumerate(returned):
             if id(tensor) not in self._number:
                 call.results[place] = self._add(tensor)
-        # Repeated, a call that writes into other data would write into the model's own.
+        # Replaying a call that writes to other data would overwrite the model's own.
         others = tensors_in(template)
         writes_elsewhere = any(tensor is other for tensor in returned for other in others)
         if self._known is not None:
@@ -139,7 +139,7 @@ class Track:
         return number
 
     def _is_local(self, call: Call) -> bool:
-        """Whether each number that a call gives rests on few of the layer's output."""
+        """Whether each of a call's results depends on few of the layer's outputs."""
         for value in call.makes:
             try:
                 plain = replay(self.calls, value, self.output)
@@ -154,7 +154,7 @@ class Track:
         return True
 
     def repeats(self, calls: Sequence[Call], value: int) -> bool:
-        """Whether these calls give the value that the model had, each neuron by itself."""
+        """Whether replaying these calls reproduces the model's value, neuron by neuron."""
         actual = self.copies.get(value)
         if actual is None or actual.shape != self.output.shape or not actual.is_floating_point():
             return False
@@ -189,7 +189,7 @@ class Track:
 
 
 def _changed(output: Tensor, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Versions of the output with half of its numbers changed; and which of them are the same."""
+    """Copies of the output with half of the values changed, and which values are unchanged."""
     wide = output.float()
     scale = float(wide.abs().nan_to_num().mean()) + 1e-6
     versions = []
@@ -205,11 +205,11 @@ def _version(tensor: Tensor) -> int:
 
 
 def learn(tracks: Sequence[Track], n_neurons: int) -> Activation:
-    """The activation that two runs on different inputs, in batches of different size, agree on.
+    """The activation on which two runs, with different inputs and batch sizes, agree.
 
-    It reaches as far as each neuron is acted on by itself, in the same way in both runs, by
-    functions that give what the model had when they are repeated, and no further than all that
-    is made of the output comes together again.
+    It extends as far as functions act on each neuron separately, identically in both runs, and
+    reproduce the model's values when replayed, but not past the last point through which
+    everything computed from the output passes.
 
     Parameters
     ----------
@@ -233,7 +233,8 @@ def learn(tracks: Sequence[Track], n_neurons: int) -> Activation:
             continue
         is_affine = is_affine and first.is_affine(calls, value)
         drive = value if is_affine else drive
-        # What is taken off each neuron's activation belongs to what comes next, as an SAE's bias.
+        # A constant subtracted from each neuron's activation belongs to the next layer, as an SAE's
+        # bias does.
         end = end if first.is_shift(calls, end, value) else value
     drive = min(drive, end)
     last = max(needed(calls, end), default=-1)
@@ -242,14 +243,14 @@ def learn(tracks: Sequence[Track], n_neurons: int) -> Activation:
 
 
 def _is_all(track: Track, calls: Sequence[Call], value: int) -> bool:
-    """Whether all that the model makes of the output goes through a value."""
+    """Whether everything that the model computes from the output goes through a value."""
     numbers = needed(calls, value)
     through = {0}.union(*(calls[number].makes for number in numbers)) - {value}
     return all(number in numbers for number in _users(track, through))
 
 
 def _users(track: Track, values: set[int]) -> list[int]:
-    """Numbers of the calls on any of these values, but those whose results nothing reads."""
+    """Numbers of the calls on any of these values, except those with unused results."""
     read = {value for call in track.calls for value in call.uses}
     users = [n for n, call in enumerate(track.calls) if call.uses & values]
     alive = [
@@ -261,7 +262,7 @@ def _users(track: Track, values: set[int]) -> list[int]:
 
 
 def _before(track: Track, end: int, *, nonlinear: bool) -> str:
-    """Names of what the activations go into, if f may not be all there is of it."""
+    """Names of the functions that take the activations, if f may be incomplete."""
     values = {end}
     while moves := {n for n in _users(track, values) if track.calls[n].name in PLUMBING}:
         if all(track.calls[n].makes <= values for n in moves):
@@ -276,16 +277,16 @@ def _before(track: Track, end: int, *, nonlinear: bool) -> str:
 
 
 class Watch(TorchFunctionMode):
-    """Follows layers' outputs through the functions of torch that a model calls on them.
+    """Follows layers' outputs through the torch functions that a model calls on them.
 
-    Call `follow` from a forward hook with a layer's output; ``tracks`` holds what was called.
+    Call `follow` from a forward hook with a layer's output; ``tracks`` records the calls.
 
     Parameters
     ----------
     known : mapping of name to Activation, optional
-        Of each site, where its activations are to be edited.
+        Activation of each site whose activations are to be edited.
     edit : callable (name, activations) -> Tensor or None, optional
-        Called with the activations of a site; what it returns goes on through the model.
+        Called with the activations of a site; the model continues with its result.
     """
 
     def __init__(
@@ -300,7 +301,7 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let calls pass for a while, such as those of a hook that only looks."""
+        """Ignore calls within the block, such as those of a hook that only reads."""
         tracks, self.tracks = self.tracks, {}
         try:
             yield
@@ -308,7 +309,7 @@ class Watch(TorchFunctionMode):
             self.tracks = tracks
 
     def follow(self, name: str, output: Tensor) -> Tensor | None:
-        """Begin to follow a layer's output; returns its replacement, if it is edited at once."""
+        """Start following a layer's output; return its replacement if it is edited immediately."""
         known = self._known.get(name)
         if self._edit is not None and known is not None and not known.end:
             return self._edit(name, output)
@@ -338,8 +339,8 @@ class Watch(TorchFunctionMode):
         known = self._known[name]
         if track.calls[number].name != known.calls[number].name:
             raise SiteError(
-                f"At site {name!r} the model calls {track.calls[number].name} where it called "
-                f"{known.calls[number].name} before; a model that always does the same is expected."
+                f"At site {name!r}, the model calls {track.calls[number].name} but called "
+                f"{known.calls[number].name} before; expected a model that always does the same."
             )
         if number < len(known.calls) - 1:
             return result
@@ -349,7 +350,7 @@ class Watch(TorchFunctionMode):
         if edited is None:
             return result
         if activations is not result or known.end in track.calls[number].changes.values():
-            # The model may go on with the tensor that it handed in.
+            # The model may continue with the tensor that it passed in.
             activations.copy_(edited)
             return result
         return edited

@@ -1,4 +1,4 @@
-"""What lies in a run folder, each part checked when it is read, with no trust in any."""
+"""The contents of an untrusted run folder, each part checked when it is read."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ from polyseme.store.parquet_tables import Table
 from polyseme.store.run_json import check_metadata, parse_files, parse_sites
 from polyseme.store.safetensors_files import Arrays
 
-# Arrays of a site whose values have rules of their own.
+# Arrays of a site with checks of their own.
 _CHECKED = ("tree", "meaning_tree", "histogram", "similar_features")
-# A real table of random examples takes bytes for a row, not rows for a byte; a "bomb" of a few
-# kilobytes can otherwise claim billions of rows. The other tables are bounded by the arrays.
+# A real table of random examples has several bytes per row, not several rows per byte; without this
+# limit, a "bomb" of a few kilobytes could claim billions of rows. The arrays bound the other
+# tables.
 MOST_ROWS_PER_BYTE = 4
 
 
@@ -49,17 +50,18 @@ class Contents:
     metadata : dict
         run.json.
     tolerant : bool
-        Do without files that are damaged, but for run.json and the table of neurons.
+        Skip damaged files, except run.json and the table of neurons.
 
     Attributes
     ----------
     damage : dict of str to Problem
-        By file, what a tolerant reader does without: asking for any of these files raises it.
+        Problems of the files that a tolerant reader skips, by file; accessing such a file raises
+        its problem.
 
     Raises
     ------
     Problem
-        From the constructor and from every member: a file is not what the format asks.
+        From the constructor and every member: a file does not conform to the format.
     """
 
     def __init__(self, path: Path, metadata: dict[str, JSON], *, tolerant: bool = False) -> None:
@@ -73,7 +75,7 @@ class Contents:
         self.sites = parse_sites(metadata)
         check_metadata(metadata)
         self._text = is_text(metadata)
-        # What run.json says of the sizes of arrays.
+        # Sizes of arrays, according to run.json.
         self._shape = () if self._text else tuple(metadata["data"]["shape"])
         self._window = sum(metadata["settings"]["window"]) + 1 if self._text else 0
         self.files = parse_files(metadata, data_files(len(self.sites)))
@@ -84,7 +86,7 @@ class Contents:
 
     @contextmanager
     def _noting(self, file: str) -> Iterator[None]:
-        """Let a tolerant reader continue without a file that turns out to be damaged."""
+        """Record a damaged file for a tolerant reader to skip; otherwise raise its problem."""
         try:
             yield
         except Problem as problem:
@@ -97,10 +99,10 @@ class Contents:
             raise Problem(problem.file, problem.what) from problem.__cause__
 
     def _check_sizes(self) -> None:
-        """Check that the files agree on their sizes, in an order that bounds each by the last.
+        """Check that the files agree on their sizes, in an order where each bounds the next.
 
-        Bytes on disk bound the arrays, the arrays bound the tables: so no claim of a few bytes
-        makes a reader set aside memory for billions of rows.
+        Bytes on disk bound the arrays, and the arrays bound the tables, so a few bytes cannot
+        make a reader allocate memory for billions of rows.
         """
         for site in self.sites:
             with self._noting(site_file(site.number)):
@@ -119,7 +121,7 @@ class Contents:
         self._check_rows("features", int(self.neurons["n_clusters"].astype(np.int64).sum()))
         self._check_rows("random", None)
         with self._noting(INPUTS_FILE):
-            self.inputs  # noqa: B018 - its headers are checked as it is made
+            self.inputs  # noqa: B018 - creating it checks its headers
 
     def _check_merges(self, site: SiteInfo, counts: np.ndarray) -> None:
         arrays = self.site(site.number)
@@ -133,14 +135,14 @@ class Contents:
             )
 
     def locate(self, name: str) -> Path:
-        """Path of a file of the run, after the checks that make it safe to open."""
+        """Path of a file of the run, once checked to be safe to open."""
         file = locate(self.path, name)
         size, recorded = file.stat().st_size, self.files[name][0]
         if size != recorded:
             raise Problem(
                 name,
-                f"it has {size} bytes, but run.json records {recorded}, "
-                "so it was cut short or changed",
+                f"it has {size} bytes, but run.json records {recorded}, so it was truncated or "
+                f"changed",
             )
         return file
 
@@ -159,7 +161,7 @@ class Contents:
                 )
 
     def table(self, name: str) -> Table:
-        """A table; only its footer is read yet."""
+        """A table, of which only the footer has been read."""
         self._refuse_damaged(table_file(name))
         if name not in self._tables:
             self._tables[name] = Table(name, self.locate, [site.name for site in self.sites])
@@ -167,18 +169,18 @@ class Contents:
 
     @property
     def neurons(self) -> pd.DataFrame:
-        """The table of neurons, which everything else is checked against."""
+        """The table of neurons, against which everything else is checked."""
         return self.whole("neurons")
 
     def whole(self, table: str) -> pd.DataFrame:
-        """A table, checked, and kept from then on."""
+        """A whole table, checked and cached."""
         if table not in self._whole:
             if table == "neurons":
                 frame = self.table(table).read()
                 invariants.check_neurons(self.sites, frame)
             else:
                 if table == "features":
-                    self.whole("examples")  # against which they are checked
+                    self.whole("examples")  # features are checked against them
                 frame = self.read(table, 0, len(self.neurons))
             self._whole[table] = frame
         return self._whole[table]
@@ -192,7 +194,7 @@ class Contents:
         frame = self.table(table).read(begin, end)
         if table == "examples":
             first = neuron_offsets(self.sites)
-            # Of no other sites: their files may be damaged.
+            # Only the sites concerned: the files of others may be damaged.
             n_vectors = [
                 self._n_vectors(site.number)
                 if first[site.number] < stop and start < first[site.number + 1]
@@ -211,16 +213,16 @@ class Contents:
         return frame
 
     def _n_vectors(self, number: int) -> int:
-        """Rows of a site's vectors."""
+        """Number of rows of a site's vectors."""
         try:
             return int(self.site(number).headers["vectors"][1][0])
         except Problem:
             if not self._tolerant:
                 raise
-            return np.iinfo(np.int64).max  # whoever follows a row there is refused then
+            return np.iinfo(np.int64).max  # following such a row raises an error later
 
     def offsets(self, unit: str) -> np.ndarray:
-        """First row of each neuron in a table, or in what a site's arrays are rows of."""
+        """First row of each neuron in a table, or in a site's arrays with rows of this unit."""
         if unit not in self._starts:
             neurons = self.neurons
             if unit in ("n_neurons", "neurons"):
@@ -286,7 +288,7 @@ class Contents:
         return self._arrays[file]
 
     def _check_shape(self, arrays: Arrays, name: str) -> None:
-        """Check that the rows of an array have the size of an input."""
+        """Check that the rows of an array have the shape of an input."""
         shape = arrays.headers[name][1][1:] if name in arrays else self._shape
         if math.prod(shape) != math.prod(self._shape):
             raise Problem(

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, and read with no trust in them."""
+"""Files of a run: written atomically, and read as untrusted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 from polyseme.errors import InputError, RunError
 from polyseme.store.format import DEEPEST_JSON, JSON, LONGEST_RUN_JSON, RUN_JSON, Problem
 
-ASIDE = ".new"  # the ending of a file that is being written
-LOCK = "lock"  # held by the one process that writes in a folder
+ASIDE = ".new"  # suffix of a file being written
+LOCK = "lock"  # held by the one process that writes to a folder
 
-# Left behind in any folder by file managers; no reason to refuse one.
+# File managers leave these behind in any folder; they are no reason to refuse it.
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 OVERWRITE = "overwrite=True (--overwrite)"
@@ -28,7 +28,7 @@ RESUME = "resume=True (--resume)"
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """A name to write a file under, which then gets its own: with all of it on the disk."""
+    """Yield a temporary name to write a file under; then sync it to disk and rename it."""
     aside = file.with_name(file.name + ASIDE)
     with aside.open("wb") as made:
         mode = os.fstat(made.fileno()).st_mode & 0o777
@@ -42,20 +42,20 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half written."""
+    """Write a file atomically."""
     with whole(file) as aside:
         aside.write_bytes(content)
 
 
 def to_disk(path: Path, mode: int | None = None) -> None:
-    """Have the disk take a file, or the names in a folder.
+    """Sync a file, or a folder's directory entries, to disk.
 
     Parameters
     ----------
     path : Path
     mode : int, optional
-        Permissions that the file is to have: safetensors leaves out everybody but its owner,
-        whatever the umask says.
+        Permissions to give the file; safetensors makes files private to their owner, whatever the
+        umask.
     """
     if mode is not None:
         path.chmod(mode)
@@ -70,7 +70,7 @@ def to_disk(path: Path, mode: int | None = None) -> None:
 
 @contextmanager
 def writing(path: Path, *, resumable: bool = True) -> Iterator[None]:
-    """Turn an error of the file system into one that says what to do."""
+    """Convert file system errors to errors that say what to do."""
     try:
         yield
     except OSError as error:
@@ -87,16 +87,16 @@ def writing(path: Path, *, resumable: bool = True) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder that exists, for this process alone.
+    """Lock an existing folder for this process.
 
-    The lock file is removed at the end, and so is the folder if nothing else is in it.
+    The lock file is removed at the end, and so is the folder if it is empty.
 
     Raises
     ------
     RunError
-        Another process holds it, or has just removed it.
+        Another process has locked it, or has just removed it.
     """
-    # A writer may be closed in another thread than it was opened in.
+    # A writer may be closed in a different thread from the one that opened it.
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
         lock.acquire(blocking=False)
@@ -121,12 +121,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def encode_json(value: Mapping[str, JSON]) -> bytes:
-    """JSON as the format writes it: UTF-8, indented, and ending in ``}`` and a line feed.
+    """Encode JSON as the format does: UTF-8, indented, ending in ``}`` and a line feed.
 
     Raises
     ------
     TypeError, ValueError, RecursionError
-        The value is not strict JSON (a NaN is not).
+        The value is not strict JSON (NaN is not).
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode()
@@ -141,7 +141,7 @@ def decode_json(raw: bytes, file: str) -> dict[str, JSON]:
         The bytes are not one complete, strict and shallow JSON object.
     """
     if not raw.endswith(b"}\n"):
-        # Without the rule a cut that takes only the last byte would still be valid JSON.
+        # Without this rule, a file missing only its last byte would still be valid JSON.
         raise Problem(file, "the end is missing (it must end with '}' and a line feed)")
     try:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant)
@@ -154,7 +154,7 @@ def decode_json(raw: bytes, file: str) -> dict[str, JSON]:
     if too_deep(value):
         raise Problem(file, "it is nested too deeply")
     try:
-        encode_json(value)  # 1e999 and half of a surrogate pair can be read, but not written
+        encode_json(value)  # 1e999 and a lone surrogate can be decoded but not encoded
     except ValueError as error:
         raise Problem(file, f"it is not valid JSON ({_short(str(error))})") from None
     return value
@@ -181,7 +181,7 @@ def too_deep(value: JSON) -> bool:
 
 
 def kind_of(value: JSON) -> str:
-    """A value in a few characters, whatever it is."""
+    """A short description of any JSON value."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
@@ -196,7 +196,7 @@ def _short(text: str, limit: int = 80) -> str:
 
 
 def read_json(file: Path) -> dict[str, JSON]:
-    """A JSON object from a small file; an empty one where there is none."""
+    """Read a JSON object from a small file; an empty object if the file does not exist."""
     try:
         if not file.is_file() or file.stat().st_size > LONGEST_RUN_JSON:
             return {}
@@ -206,19 +206,19 @@ def read_json(file: Path) -> dict[str, JSON]:
 
 
 def short_json(what: str, value: Mapping[str, JSON], longest: int = LONGEST_RUN_JSON) -> bytes:
-    """JSON that a reader of a run takes, or of so many bytes.
+    """Encode JSON, refusing more than a reader accepts (`longest` bytes).
 
     Raises
     ------
     InputError
-        It is longer than a reader takes.
+        It is longer than a reader accepts.
     """
     raw = encode_json(value)
     if len(raw) > longest:
         long = max(value, key=lambda key: len(json.dumps(value[key])))
         raise InputError(
-            f"The {what} takes {len(raw):,} bytes of JSON, most of them for {long!r}; at most "
-            f"{longest:,} are read back. Shorten it."
+            f"The {what} takes {len(raw):,} bytes of JSON, most of them for {long!r}; the limit is "
+            f"{longest:,}. Shorten it."
         )
     return raw
 
@@ -226,7 +226,7 @@ def short_json(what: str, value: Mapping[str, JSON], longest: int = LONGEST_RUN_
 def plain_json(
     what: str, value: Mapping[str, JSON], longest: int = LONGEST_RUN_JSON
 ) -> dict[str, JSON]:
-    """A copy of JSON-able data as a reader will see it (tuples are lists, keys are strings).
+    """A copy of JSON-serialisable data as read back (tuples become lists, keys strings).
 
     Raises
     ------
@@ -236,7 +236,7 @@ def plain_json(
     try:
         raw = short_json(what, dict(value), longest)
     except RecursionError:
-        raise InputError(f"The {what} is nested too deeply for JSON, or holds itself.") from None
+        raise InputError(f"The {what} is nested too deeply for JSON, or contains itself.") from None
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -254,18 +254,18 @@ def plain_json(
 
 
 def locate(folder: Path, name: str) -> Path:
-    """Path of a regular file that really lies in a folder.
+    """Path of a regular file that is really inside a folder.
 
     Raises
     ------
     Problem
-        It is missing, no regular file (a pipe would block for ever), or a link that leads out
-        of the folder.
+        It is missing, not a regular file (a pipe would block for ever), or a link out of the
+        folder.
     """
     try:
         file = Path(os.path.realpath(folder / name, strict=True))
         if not file.is_relative_to(os.path.realpath(folder)):
-            raise Problem(name, "it is a link that leads out of the run folder, which is not safe")
+            raise Problem(name, "it is a link out of the run folder, which is not safe")
         if not stat.S_ISREG(file.stat().st_mode):
             raise Problem(name, "it is not a regular file")
     except FileNotFoundError:
@@ -282,7 +282,7 @@ def sha256(file: Path) -> str:
 
 
 class DamagedRunError(RunError):
-    """A run folder with a file that is not what the format asks."""
+    """A run folder with a file that does not conform to the format."""
 
     def __init__(self, path: Path, problem: Problem) -> None:
         # A folder whose run.json cannot be read is never replaced: it may not be a run at all.
@@ -293,7 +293,7 @@ class DamagedRunError(RunError):
         )
         super().__init__(
             f"{path / problem.file}: {problem.what}. The run is damaged, or was not written by "
-            f"polyseme: copy it again from where it came, or {remedy}."
+            f"polyseme: copy it again from its source, or {remedy}."
         )
         self.path = path
         self.problem = problem
@@ -301,7 +301,7 @@ class DamagedRunError(RunError):
 
 @contextmanager
 def reporting(path: Path) -> Iterator[None]:
-    """Turn a problem with one file into the error that a caller sees."""
+    """Convert a problem with one file to the error that a caller sees."""
     try:
         yield
     except Problem as problem:
@@ -314,10 +314,10 @@ def reporting(path: Path) -> Iterator[None]:
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into a problem with the file.
+    """Convert anything a decoder raises to a problem with the file.
 
-    Fed with hostile bytes, pyarrow and safetensors raise errors of many families, none of them
-    promised; so this is the one place that catches them all.
+    On hostile bytes, pyarrow and safetensors raise many undocumented types of error; this is the
+    one place that catches them all.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """The run format, version 1: its files, columns, arrays and metadata.
 
-This is the one place that knows them; the writer casts to it and the reader checks against
-it. The prose is ``docs/run-format.md``.
+Everything else takes them from here: the writer casts to this format and the reader checks against
+it. ``docs/run-format.md`` specifies it in prose.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ RUN_JSON = "run.json"
 INPUTS_FILE = "inputs.safetensors"
 SITES_FOLDER = "sites"
 
-# A size is stored as int32 somewhere in the format, so nothing larger can be meant.
+# The format stores some sizes as int32, so no size can be larger.
 LARGEST = 2**31 - 1
-# Both are far above any real run; they keep hostile metadata from costing memory or the stack.
+# Both are far above any real run; they keep hostile metadata from exhausting memory or the stack.
 LONGEST_RUN_JSON = 64 * 2**20
 LONGEST_NAME = 1024
 DEEPEST_JSON = 64
@@ -34,7 +34,7 @@ JSON: TypeAlias = Any  # what json.dumps writes: dict, list, str, int, float, bo
 
 
 class Problem(Exception):
-    """What is wrong with one file of a run: the reader adds the path and the remedy."""
+    """What is wrong with one file of a run; the reader adds the path and the remedy."""
 
     def __init__(self, file: str, what: str) -> None:
         super().__init__(f"{file}: {what}")
@@ -53,13 +53,13 @@ class SiteInfo:
     name : str
         Name of the site in the model, unique in the run.
     kind : str
-        What sort of neurons it has, in the words of the writer.
+        Kind of neurons, as named by the writer.
     n_neurons : int
         Number of neurons, dead ones included.
     d_in : int
         Length of the input vector that the neurons read.
     extra : dict
-        What else run.json says about the site.
+        The site's other entries in run.json.
     """
 
     number: int
@@ -119,7 +119,7 @@ TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
-#: likewise, columns that a table may have
+#: likewise, optional columns
 OPTIONAL_COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "neurons": {
@@ -135,7 +135,7 @@ OPTIONAL_COLUMNS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 
 def table_file(table: str) -> str:
-    """Name of the file that holds a table, relative to the run folder."""
+    """Name of a table's file, relative to the run folder."""
     return f"{table}.parquet"
 
 
@@ -144,7 +144,7 @@ def table_file(table: str) -> str:
 
 @dataclass(frozen=True)
 class Array:
-    """What the format asks of one array.
+    """What the format requires of one array.
 
     A dimension is a number, or a name that stands for the same number in every array of the
     file; a final ``...`` stands for one or more dimensions of any size. An array whose first
@@ -187,7 +187,7 @@ SITE_ARRAYS: Mapping[str, Array] = MappingProxyType(
         "logit_ablation": Array(("float32",), ("n_neurons", "n_classes"), required=False),
     }
 )
-#: arrays of a site of which it has all or none
+#: arrays of which a site has all or none
 GO_TOGETHER = (
     ("up_weights", "gate_bias", "up_bias"),
     ("similar_features", "similar_similarity"),
@@ -195,10 +195,10 @@ GO_TOGETHER = (
     ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits"),
     ("logit_gradient", "logit_ablation"),
 )
-# Token importances, from 0 to 1, are stored as bytes: so many are 1, and this one is none.
+# Token importances, from 0 to 1, are stored as bytes: the first value is 1, the second NaN.
 LARGEST_IMPORTANCE, NO_IMPORTANCE = 254, 255
 
-#: what rows of a site's arrays stand for, where they stand for what a neuron has
+#: units that rows of a site's arrays can belong to, each of which belongs to a neuron
 UNITS = ("n_neurons", "n_examples", "n_features", "merges")
 
 INPUT_ARRAYS: Mapping[str, Array] = MappingProxyType(
@@ -216,7 +216,7 @@ INPUT_ARRAYS: Mapping[str, Array] = MappingProxyType(
     }
 )
 
-#: dtype names as a safetensors header spells them
+#: dtype names as spelled in a safetensors header
 SAFETENSORS_DTYPES: Mapping[str, str] = MappingProxyType(
     {
         "BOOL": "bool",
@@ -235,7 +235,7 @@ SAFETENSORS_DTYPES: Mapping[str, str] = MappingProxyType(
 )
 
 
-# What inputs are is said by which of these they have; all of a group, or none of it.
+# Which of these groups is present says what the inputs are; a group is present whole or not at all.
 INPUT_KINDS: tuple[tuple[str, ...], ...] = (
     ("pixels",),
     ("tokens", "lengths", "vocabulary", "vocabulary_ends", "vocabulary_text"),
@@ -243,7 +243,7 @@ INPUT_KINDS: tuple[tuple[str, ...], ...] = (
 
 
 def missing_inputs(names: Collection[str]) -> list[str]:
-    """What arrays of inputs lack to be images, or texts if they have tokens."""
+    """Arrays that inputs need but lack: those of texts if they have tokens, otherwise of images."""
     images, texts = INPUT_KINDS
     return [name for name in (texts if "tokens" in names else images) if name not in names]
 
@@ -254,12 +254,12 @@ def is_text(metadata: Mapping[str, JSON]) -> bool:
 
 
 def site_file(number: int) -> str:
-    """Name of the file that holds a site's arrays, relative to the run folder."""
+    """Name of the file of a site's arrays, relative to the run folder."""
     return f"{SITES_FOLDER}/{number}.safetensors"
 
 
 def data_files(n_sites: int) -> list[str]:
-    """Names of every file of a run but run.json, in a fixed order."""
+    """Names of all files of a run except run.json, in a fixed order."""
     tables = [table_file(table) for table in TABLES]
     return [*tables, INPUTS_FILE, *(site_file(number) for number in range(n_sites))]
 
@@ -282,10 +282,10 @@ def vocabulary_arrays(
     ids : array of int, shape (V,)
         Strictly increasing.
     texts : sequence of str
-        How each of them reads.
+        Text of each of them.
     """
     if len(ids) != len(texts):
-        raise InputError(f"{len(ids)} tokens have {len(texts)} texts; one for each is expected.")
+        raise InputError(f"{len(ids)} tokens have {len(texts)} texts; expected one for each.")
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     return {
         "vocabulary": np.asarray(ids, dtype=np.int32),
@@ -295,7 +295,7 @@ def vocabulary_arrays(
 
 
 def token_texts(inputs: Mapping[str, np.ndarray]) -> pd.Series[str]:
-    """How each token of a run reads, by its number.
+    """Text of each token of a run, by token id.
 
     Parameters
     ----------
@@ -324,12 +324,12 @@ def token_texts(inputs: Mapping[str, np.ndarray]) -> pd.Series[str]:
 
 
 def encode_importances(importances: np.ndarray) -> np.ndarray:
-    """Token importances from 0 to 1, NaN where there are none, as bytes of a run."""
+    """Encode token importances from 0 to 1, NaN where missing, as bytes."""
     known = np.rint(np.nan_to_num(importances) * LARGEST_IMPORTANCE)
     return np.where(np.isnan(importances), NO_IMPORTANCE, known).astype(np.uint8)
 
 
 def decode_importances(stored: np.ndarray) -> np.ndarray:
-    """The inverse of `encode_importances`, float32, but for rounding."""
+    """Decode what `encode_importances` encoded, to float32, up to rounding."""
     known = stored.astype(np.float32) / np.float32(LARGEST_IMPORTANCE)
     return np.where(stored == NO_IMPORTANCE, np.float32(np.nan), known)

@@ -1,7 +1,7 @@
-"""What must hold between the values of a run, over and above dtypes and shapes.
+"""Constraints on the values of a run, beyond dtypes and shapes.
 
-Every check is vectorised over a whole table or site: runs have millions of rows. Each raises
-`Problem` for the first thing that does not hold.
+Every check is vectorised over a whole table or site, as runs have millions of rows. Each raises
+`Problem` for the first violation.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from polyseme.store.format import (
     token_texts,
 )
 
-# A cosine distance is at most 2; the slack is for the rounding of float64 sums.
+# A cosine distance is at most 2; the slack allows for rounding of float64 sums.
 HIGHEST_MERGE = 2 + 1e-6
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the run holds of the inputs.
+    """The inputs that the run holds.
 
     Attributes
     ----------
     index : ndarray of int64, shape (M,)
-        Their numbers, increasing.
+        Input numbers, increasing.
     lengths : ndarray of int32, shape (M,), or None
-        Of texts, the number of tokens of each.
+        For texts, the number of tokens in each.
     """
 
     index: np.ndarray
@@ -45,18 +45,18 @@ class Held:
 
 
 def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
-    """One row a neuron, in order, with counts that a neuron can have."""
+    """Check one row per neuron, in order, with possible counts."""
     file = table_file("neurons")
     rows = _neuron_rows(sites, file, neurons)
     if not np.array_equal(rows, np.arange(neuron_offsets(sites)[-1])):
-        raise Problem(file, "it must have one row a neuron, ordered by site, then neuron number")
+        raise Problem(file, "it must have one row per neuron, ordered by site, then neuron number")
     examples = neurons["n_examples"].to_numpy()
     clusters = neurons["n_clusters"].to_numpy()
     _refuse(file, examples < 0, "'n_examples' is negative in row {row}")
     _refuse(
         file,
         (clusters > examples) | ((clusters < 1) & (examples > 0)) | (clusters < 0),
-        "'n_clusters' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks that",
+        "'n_clusters' must be from 1 to n_examples, or 0 for a dead neuron; row {row} does not",
     )
     _refuse(file, neurons["n_random"].to_numpy() < 0, "'n_random' is negative in row {row}")
     if "n_meanings" in neurons:
@@ -64,8 +64,7 @@ def check_neurons(sites: Sequence[SiteInfo], neurons: pd.DataFrame) -> None:
         _refuse(
             file,
             (meanings > examples) | ((meanings < 1) != (examples < 1)) | (meanings < 0),
-            "'n_meanings' must be from 1 to n_examples, or 0 for a dead neuron; row {row} breaks "
-            "that",
+            "'n_meanings' must be from 1 to n_examples, or 0 for a dead neuron; row {row} does not",
         )
 
 
@@ -78,18 +77,18 @@ def check_examples(
     start: int,
     stop: int,
 ) -> None:
-    """Rows in the order of the neurons, and nothing that points outside the run.
+    """Check that rows are in the order of the neurons and point only at what the run holds.
 
     Parameters
     ----------
     sites, neurons, examples
         The run's sites, its valid neurons table, and the rows to check.
     n_vectors : sequence of int
-        Rows of each site's ``vectors``.
+        Number of rows of each site's ``vectors``.
     held : Held
         The inputs that the run holds.
     start, stop : int
-        Rows of the neurons, from ``start`` to ``stop - 1``, that the examples are of.
+        Rows ``start`` to ``stop - 1`` of the neurons table, whose examples these are.
     """
     file = table_file("examples")
     rows = _neuron_rows(sites, file, examples)
@@ -134,7 +133,7 @@ def check_features(
     start: int,
     stop: int,
 ) -> None:
-    """Rows in the order of the neurons, in agreement with the (valid) examples of the same."""
+    """Check that rows are in the order of the neurons and agree with their (valid) examples."""
     file = table_file("features")
     rows = _neuron_rows(sites, file, features)
     clusters = neurons["n_clusters"].to_numpy(np.int64)[start:stop]
@@ -179,7 +178,7 @@ def check_features(
             _refuse(
                 file,
                 features[column].to_numpy() != examples[column].to_numpy()[central],
-                f"{column!r} must be that of the medoid; row {{row}} has another",
+                f"{column!r} must be that of the medoid; row {{row}} differs",
             )
 
 
@@ -191,7 +190,7 @@ def check_random(
     start: int,
     stop: int,
 ) -> None:
-    """Rows in the order of the neurons, as many for each as it has."""
+    """Check that rows are in the order of the neurons, ``n_random`` for each."""
     file = table_file("random")
     rows = _neuron_rows(sites, file, random)
     if not np.array_equal(rows, np.repeat(np.arange(start, stop), counts[start:stop])):
@@ -202,7 +201,7 @@ def check_random(
 
 
 def check_index(index: np.ndarray) -> None:
-    """Input numbers that increase, so that a binary search finds one."""
+    """Check that input numbers increase, so that binary search works."""
     if index.size and index[0] < 0:
         raise Problem(INPUTS_FILE, "'index' holds a negative input number")
     if np.any(index[1:] <= index[:-1]):
@@ -210,25 +209,25 @@ def check_index(index: np.ndarray) -> None:
 
 
 def check_vocabulary(vocabulary: np.ndarray) -> None:
-    """Numbers of tokens that increase, so that a binary search finds one."""
+    """Check that token ids increase, so that binary search works."""
     if (vocabulary.size and vocabulary[0] < 0) or np.any(vocabulary[1:] <= vocabulary[:-1]):
         raise Problem(INPUTS_FILE, "'vocabulary' must be strictly increasing, from 0")
 
 
 def check_texts(inputs: Mapping[str, np.ndarray]) -> None:
-    """Check what the arrays of texts say of one another.
+    """Check that the arrays of texts agree.
 
     Raises
     ------
     Problem
-        A length is beyond the tokens, or a token has no text.
+        A length exceeds the number of tokens, or a token has no text.
     """
     check_contexts(inputs["tokens"], inputs["lengths"], inputs["vocabulary"])
     token_texts(inputs)
 
 
 def check_contexts(tokens: np.ndarray, lengths: np.ndarray, vocabulary: np.ndarray) -> None:
-    """Check contexts, all or some, as `check_texts` does."""
+    """Check some or all contexts as `check_texts` does."""
     check_lengths(lengths, tokens.shape[1])
     index = np.minimum(np.searchsorted(vocabulary, tokens), max(len(vocabulary) - 1, 0))
     known = vocabulary[index] == tokens if len(vocabulary) else np.zeros(tokens.shape, bool)
@@ -238,19 +237,19 @@ def check_contexts(tokens: np.ndarray, lengths: np.ndarray, vocabulary: np.ndarr
 
 
 def check_lengths(lengths: np.ndarray, most: int) -> None:
-    """Check that no context is longer than there is room for."""
+    """Check that no context is longer than the array of tokens."""
     if np.any((lengths < 0) | (lengths > most)):
         raise Problem(INPUTS_FILE, f"'lengths' must be from 0 to {most}")
 
 
 def check_histogram(number: int, histogram: np.ndarray) -> None:
-    """Counts that are counts."""
+    """Check that counts are not negative."""
     if np.any(histogram < 0):
         raise Problem(site_file(number), "'histogram' holds a negative count")
 
 
 def check_similar(number: int, features: np.ndarray, n_features: int) -> None:
-    """Rows of the table of features, or -1 for none."""
+    """Check for rows of the table of features, or -1 for none."""
     if np.any((features < -1) | (features >= n_features)):
         raise Problem(
             site_file(number),
@@ -259,7 +258,7 @@ def check_similar(number: int, features: np.ndarray, n_features: int) -> None:
 
 
 def check_token_features(features: np.ndarray, n_features: int) -> None:
-    """Rows of the table of features."""
+    """Check for rows of the table of features."""
     if np.any((features < 0) | (features >= n_features)):
         raise Problem(
             INPUTS_FILE, f"'token_features' must be rows of features.parquet, below {n_features}"
@@ -267,19 +266,19 @@ def check_token_features(features: np.ndarray, n_features: int) -> None:
 
 
 def check_token_features_ends(ends: np.ndarray, n: int) -> None:
-    """Ends of consecutive groups that take up the whole of ``token_features``."""
+    """Check that the ends partition ``token_features`` into consecutive groups."""
     starts = np.concatenate([[0], ends])
     if np.any(starts[1:] < starts[:-1]) or starts[-1] != n:
         raise Problem(INPUTS_FILE, "'token_features_ends' do not fit 'token_features'")
 
 
 def tree_rows(n_examples: np.ndarray) -> np.ndarray:
-    """Merges in the tree of each neuron: (n_neurons,) int64."""
+    """Number of merges in the tree of each neuron: (n_neurons,) int64."""
     return np.maximum(n_examples.astype(np.int64) - 1, 0)
 
 
 def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray, name: str = "tree") -> None:
-    """Linkage matrices that SciPy and a recursive reader can walk.
+    """Check linkage matrices, so that SciPy or a recursive reader can walk them.
 
     Parameters
     ----------
@@ -288,9 +287,9 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray, name: str 
     tree : ndarray of float64, (sum of max(n_examples - 1, 0), 4)
         The matrices of the site's neurons, one after another.
     n_examples : ndarray, (n_neurons,)
-        Examples of each neuron.
+        Number of examples of each neuron.
     name : str
-        Of the array, for the message.
+        Name of the array, for the message.
     """
     file = site_file(number)
     merges = tree_rows(n_examples)
@@ -304,39 +303,39 @@ def check_tree(number: int, tree: np.ndarray, n_examples: np.ndarray, name: str 
     _refuse(
         file,
         (tree[:, 2] < 0) | (tree[:, 2] > HIGHEST_MERGE),
-        f"{name!r} must have heights from 0 to 2, the range of a cosine distance; "
-        "row {row} has not",
+        f"{name!r} must have heights from 0 to 2, the range of a cosine distance; row {{row}} "
+        "does not",
     )
     children = tree[:, :2]
     in_range = (children >= 0) & (children < (leaves + step)[:, None])
     _refuse(
         file,
         ~(in_range & (children == np.floor(children))).all(axis=1),
-        f"{name!r} must merge whole-numbered nodes that exist already; row {{row}} does not",
+        f"{name!r} must merge existing nodes, given as whole numbers; row {{row}} does not",
     )
     nodes = children.astype(np.int64)
-    # A neuron's n - 1 merges have 2(n - 1) children: each node but the root, exactly once.
+    # A neuron's n - 1 merges have 2(n - 1) children: each node except the root, exactly once.
     uses = np.bincount((nodes + 2 * starts[neuron][:, None]).ravel(), minlength=2 * len(tree))
     again = uses[nodes + 2 * starts[neuron][:, None]] > 1
     _refuse(
         file,
         again.any(axis=1),
-        f"{name!r} must merge each node once; row {{row}} merges one that is merged elsewhere",
+        f"{name!r} must merge each node once; row {{row}} merges a node that another row merges",
     )
     inner = nodes - leaves[:, None]
-    # Where the child is a leaf the row looked up is meaningless, and not used.
+    # If the child is a leaf, the row looked up is meaningless, and not used.
     row = np.where(inner >= 0, starts[neuron][:, None] + inner, 0)
     sizes = np.where(inner >= 0, tree[:, 3][row] if len(tree) else 0, 1)
     _refuse(
         file,
         tree[:, 3] != sizes.sum(axis=1),
-        f"{name!r} must count the examples under each merge; row {{row}} has another count",
+        f"{name!r} must count the examples under each merge; row {{row}} has a wrong count",
     )
 
 
 def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> np.ndarray:
-    """Row of each row's neuron in the neurons table: (rows,) int64."""
-    # Arrow looks names up several times as quickly as pandas.
+    """For each row, its neuron's row in the neurons table: (rows,) int64."""
+    # Arrow looks up names several times faster than pandas.
     sites_of_rows = pa.array(table["site"], pa.large_string(), from_pandas=True)
     names = pa.array([site.name for site in sites], pa.large_string())
     number = pc.index_in(sites_of_rows, names).fill_null(-1).to_numpy(zero_copy_only=False)
@@ -353,7 +352,7 @@ def _neuron_rows(sites: Sequence[SiteInfo], file: str, table: pd.DataFrame) -> n
 
 
 def _check_moments(file: str, rows: np.ndarray, table: pd.DataFrame, inputs: Held) -> None:
-    """Inputs that the run holds, one row for each (neuron, input), and finite activations."""
+    """Check for held inputs, one row per (neuron, input), and finite activations."""
     index, number = inputs.index, table["input"].to_numpy()
     place = np.searchsorted(index, number)
     held = (

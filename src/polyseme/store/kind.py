@@ -1,4 +1,4 @@
-"""What is made in a folder, written whole or not at all."""
+"""The kinds of results that are written atomically to a folder."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from polyseme.store.format import JSON
 
 @dataclass(frozen=True)
 class Kind:
-    """What is made in a folder.
+    """A kind of result that is written to a folder.
 
     Attributes
     ----------
     work, result : str
-        What the making and what is made are called: "analysis", "a polyseme run".
+        Names of the work and of its result: "analysis", "a polyseme run".
     format : str
-        Name and version of the format. Unfinished work of another one is not resumed.
+        Name and version of the format. Unfinished work in another format is not resumed.
     fingerprint : callable (Path) -> dict or None
-        That of a finished result; None where a folder is no such thing.
+        Returns the fingerprint of a finished result; None if the folder is not one.
     foreign : callable (Path) -> set of str
-        What is in the folder of a result and no part of it.
+        Returns the names in a result's folder that are not part of it.
     check : callable (Path or URL)
         Raises if a finished result is damaged.
     manifest : str
-        The file that makes it whole: of a result at a URL it is written last.
+        The file that completes a result; at a URL it is written last.
     resumable : bool
         Whether unfinished work is worth resuming.
     """

@@ -1,4 +1,4 @@
-"""The Parquet tables of a run: written in small groups of rows, read whole or in parts."""
+"""The Parquet tables of a run: written in small row groups, read whole or in part."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from polyseme.store.files import decoding
 from polyseme.store.format import OPTIONAL_COLUMNS, TABLES, Problem, table_file
 from polyseme.store.safetensors_files import cast
 
-# What is read where one neuron's rows are wanted: 80 neurons of 100 examples.
+# The least that a reader of one neuron's rows has to read: 80 neurons of 100 examples.
 ROWS_IN_GROUP = 2**13
-# What a table may take in memory: far above any real one, whose columns are few and whose text
-# is at most a few times as long as it is compressed.
+# Limits on a table's memory, far above any real table, which has few columns and whose text
+# compresses only a few times.
 MOST_BYTES = 2**20
 MOST_BYTES_PER_ROW = 512
 MOST_BYTES_PER_BYTE = 16
 
 
 def write_table(table: pa.Table, file: Path) -> None:
-    """Write one table, so that equal tables are equal bytes."""
+    """Write one table; equal tables give equal bytes."""
     pq.write_table(
         table,
         file,
@@ -39,7 +39,7 @@ def write_table(table: pa.Table, file: Path) -> None:
         compression_level=3,
         row_group_size=ROWS_IN_GROUP,
         use_dictionary=["site"],
-        # Whose rows a group holds: any reader of Parquet can then skip the others.
+        # Statistics on these columns let any Parquet reader skip row groups of other neurons.
         write_statistics=["site", "neuron"],
         write_page_checksum=True,
         store_schema=False,
@@ -47,16 +47,16 @@ def write_table(table: pa.Table, file: Path) -> None:
 
 
 class Table:
-    """One table of a run, with no trust in it. Made by `RunFolder`.
+    """One untrusted table of a run. Made by `RunFolder`.
 
     Parameters
     ----------
     name : str
-        Which one, as in `TABLES`.
+        Name of the table, as in `TABLES`.
     locate : callable
-        Path of a file of the run, checked anew.
+        Returns the path of a file of the run, checked on each call.
     sites : collection of str
-        The names that the column ``site`` may hold.
+        Names allowed in the column ``site``.
 
     Attributes
     ----------
@@ -65,8 +65,8 @@ class Table:
     Raises
     ------
     Problem
-        From the constructor and from `read`: it cannot be decoded, or its columns are not
-        what the format asks.
+        From the constructor and `read`: it cannot be decoded, or its columns do not conform to the
+        format.
     """
 
     def __init__(self, name: str, locate: Callable[[str], Path], sites: Collection[str]) -> None:
@@ -75,7 +75,7 @@ class Table:
         self._optional = OPTIONAL_COLUMNS[name]
         self._locate = locate
         self._sites = frozenset(sites)
-        # Neighbours are often asked for one after the other, and share a row group.
+        # Neighbouring neurons are often read in turn, and share a row group.
         self._last: tuple[tuple[int, int], pd.DataFrame] | None = None
         self._chunks: list[list[Chunk]] | None = None
         path = locate(self.file)
@@ -88,19 +88,19 @@ class Table:
         if min(sizes, default=0) < 0 or sum(sizes) != self.n_rows:
             raise Problem(
                 self.file,
-                f"its row groups have {sum(sizes)} rows, its footer says {self.n_rows}",
+                f"its row groups have {sum(sizes)} rows, but its footer says {self.n_rows}",
             )
         self._ends = np.cumsum(sizes, dtype=np.int64)
 
     @property
     def columns(self) -> list[str]:
-        """The names of its columns."""
+        """Names of its columns."""
         return list(self._schema.names)
 
     def read(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Rows ``start`` to ``stop - 1``, by default all; numbered from 0.
+        """Rows ``start`` to ``stop - 1``, by default all, indexed from 0.
 
-        Only the row groups that hold them are read.
+        Reads only the row groups that hold them.
         """
         stop = self.n_rows if stop is None else stop
         first = int(np.searchsorted(self._ends, start, side="right"))
@@ -109,7 +109,7 @@ class Table:
         held = self._last
         if held is None or held[0] != (first, last):
             held = (first, last), self._groups(range(first, last))
-            # One thread's group may replace another's: both are right.
+            # Threads may overwrite each other's cached group; either is correct.
             self._last = None if start == 0 and stop == self.n_rows else held
         before = int(self._ends[first - 1]) if first else 0
         return held[1].iloc[start - before : stop - before].reset_index(drop=True)
@@ -129,7 +129,7 @@ class Table:
         return pd.DataFrame({name: self._plain(name, data.column(name)) for name in names})
 
     def _decoded(self, groups: range, columns: Sequence[str]) -> pa.Table:
-        """Some columns of some row groups; text as dictionaries, so that it is not repeated."""
+        """Some columns of some row groups; dictionary-encoded text, so that it is not repeated."""
         self._check_columns()
         path = self._locate(self.file)
         rows = int(self._ends[groups[-1]] if groups else 0)
@@ -149,7 +149,7 @@ class Table:
             if sum(_length(data.column(name)) for name in text if name != "site") > most:
                 raise Problem(self.file, f"its text would take over {most:,} bytes of memory")
         if data.num_rows != rows:
-            raise Problem(self.file, f"it holds {data.num_rows} rows where it says {rows}")
+            raise Problem(self.file, f"it holds {data.num_rows} rows but claims {rows}")
         return data
 
     @staticmethod
@@ -159,7 +159,7 @@ class Table:
     def _bytes(
         self, path: Path, groups: range, columns: Sequence[str], text: Collection[str], most: int
     ) -> int:
-        """What is decoded, in bytes, or more than `most` if it is more."""
+        """Size in bytes once decoded; once over `most`, only a lower bound."""
         names = self._schema.names
         file = os.open(path, os.O_RDONLY)
         try:
@@ -216,7 +216,7 @@ class Table:
         for chunk in values.chunks:
             if not self._sites.issuperset(chunk.dictionary.to_pylist()):
                 raise Problem(self.file, "it names a site that run.json does not have")
-        # The dtype is named, as pandas guesses another one where there are no rows.
+        # Explicit dtype, as pandas guesses another if there are no rows.
         names: pd.Series[Any] = values.cast(pa.large_string()).to_pandas().astype(str)
         return names
 
@@ -227,7 +227,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _length(values: pa.ChunkedArray) -> int:
-    """Bytes of a column of text that is not a dictionary any more."""
+    """Size in bytes of a text column once dictionary-decoded."""
     return sum(
         int(pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0)
         for chunk in values.chunks
@@ -235,7 +235,7 @@ def _length(values: pa.ChunkedArray) -> int:
 
 
 def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
-    """A DataFrame in the format's columns and dtypes, other columns after them."""
+    """Convert a DataFrame to the format's columns and dtypes, followed by any other columns."""
     required = TABLES[name]
     schema = {**required, **{c: d for c, d in OPTIONAL_COLUMNS[name].items() if c in frame}}
     file = table_file(name)
@@ -254,7 +254,7 @@ def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
             column not in schema and series.dtype.kind not in "biuf"
         ):
             try:
-                # Strings that pandas keeps as Arrow does need not become Python's in between.
+                # Arrow-backed pandas strings need no conversion to Python strings.
                 text = series if isinstance(series.dtype, pd.StringDtype) else series.astype(object)
                 columns[column] = pa.array(text, pa.string(), from_pandas=True)
             except pa.ArrowException as error:
@@ -265,6 +265,6 @@ def arrow_table(name: str, frame: pd.DataFrame) -> pa.Table:
                 values = cast(what, values, (schema[column],))
             elif values.dtype.kind not in "biuf":
                 raise InputError(f"{what} must be plain numbers, without missing values.")
-            # Not from_pandas: a NaN stays one, it does not become a null.
+            # Not from_pandas: NaN must stay NaN, not become null.
             columns[column] = pa.array(values, from_pandas=False)
     return pa.table(columns)

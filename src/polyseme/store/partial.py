@@ -1,17 +1,17 @@
-"""The folder of unfinished work: recognised, locked, resumed, discarded and moved into place.
+"""The folder of unfinished work: recognising, locking, resuming, discarding and publishing it.
 
 ``<out>.partial`` holds::
 
     lock            held by the one process that writes
-    partial.json    the fingerprint of the work; makes the folder recognisably ours
+    partial.json    the fingerprint of the work; marks the folder as ours
     state/          checkpoints
-    result/         the result as far as it is written; renamed to <out> when it is complete
-    old/            for a moment: the result that is being replaced
+    result/         the result as written so far; renamed to <out> once complete
+    old/            briefly, the result being replaced
 
-The result is in a folder of its own, so that one rename publishes it with nothing of the
-machinery in it, and a failed rename leaves everything that a resume needs. While there is a
-``result/``, the work is not published. Where partial.json has a fingerprint and there is no
-``result/``, it is, and the rest is left over.
+The result has its own folder, so that one rename publishes it without the other files, and a failed
+rename leaves everything that a resume needs. While ``result/`` exists, the work is unpublished. If
+partial.json has a fingerprint and there is no ``result/``, the work is published and the rest is
+left over.
 """
 
 from __future__ import annotations
@@ -53,50 +53,50 @@ STATE = "state"
 RESULT = "result"
 OLD = "old"
 
-# Of a fingerprint, lists of numbers under the first key were computed, to a relative precision that
-# is under the second one beside it. Their last digits are a machine's own.
+# In a fingerprint, lists of numbers under the first key are computed, to the relative precision
+# under the second key beside it. Their last digits depend on the machine.
 _COMPUTED, _PRECISION = "outputs", "precision"
-# By so much of the largest. In float32 sums in another order differ by some 1e-6; one GELU from
-# another by 1e-4.
+# Relative to the largest value. float32 sums in another order differ by about 1e-6, implementations
+# of GELU by 1e-4.
 _LEAST, _ROUNDINGS = 2e-5, 4
 
-_LONGEST_NAME = 255  # bytes, of nearly every file system
+_LONGEST_NAME = 255  # bytes, in nearly every file system
 
 
 class Partial(AbstractContextManager["Partial"]):
-    """The work on one output, in its ``.partial`` folder, which is locked until `release`.
+    """Work on one output, in its ``.partial`` folder, locked until `release`.
 
     Parameters
     ----------
     out : str or Path
-        The folder to make, with its parents. It may exist if it is empty. A result at a URL is
-        made in a local folder, and sent when it is complete.
+        The folder to create, with its parents. It may already exist if empty. A result at a URL is
+        made in a local folder and sent once complete.
     kind : Kind
     fingerprint : mapping
-        Plain JSON that identifies the work. Two of equal fingerprints are taken for the same.
+        Plain JSON that identifies the work. Work with equal fingerprints is taken to be the same.
     overwrite : bool
-        Replace a result that exists, once the new one is complete, and discard unfinished work.
+        Replace an existing result once the new one is complete, and discard unfinished work.
     resume : bool
-        Continue unfinished work of the same fingerprint, if there is any.
+        Continue unfinished work with the same fingerprint, if there is any.
 
     Attributes
     ----------
     out, path, state, result : Path
-        The local folder to make, and where the work is until it is moved there.
+        The local folder to create, and where the work is until it is moved there.
     finished : bool
-        `out` is the finished result of this fingerprint: there is nothing to do.
+        `out` is already the finished result with this fingerprint: nothing is left to do.
     resumed : bool
         Unfinished work is being continued.
     versions : list of dict
-        Versions of polyseme and torch that have worked on it, the present ones last.
+        Versions of polyseme and torch used so far, the current ones last.
 
     Raises
     ------
     InputError
-        Both flags at once, an output without a name or with one that is too long, or a fingerprint
-        that is not JSON.
+        Both flags were given, the output has no name or too long a name, or the fingerprint is not
+        JSON.
     RunError
-        Something is in the way, belongs to other work, or is in use.
+        The output or its ``.partial`` folder is in the way, belongs to other work, or is in use.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Partial(AbstractContextManager["Partial"]):
     ) -> None:
         if overwrite and resume:
             raise InputError(
-                f"{OVERWRITE} and {RESUME} exclude each other: the first starts again, the second "
-                "continues. Give only one of them."
+                f"{OVERWRITE} and {RESUME} are mutually exclusive: the first starts over, the "
+                f"second continues. Give only one of them."
             )
         self.kind = kind
         self.upload = Upload(str(out), kind) if is_url(out) else None
@@ -120,13 +120,13 @@ class Partial(AbstractContextManager["Partial"]):
         self.path = self.out.with_name(self.out.name + ENDING)
         self.state, self.result = self.path / STATE, self.path / RESULT
         content = {"format": kind.format, **fingerprint}
-        # A run.json holds most of it twice, and more: refused now, not when all is done.
+        # run.json will hold most of it twice, and more: better refused now than at the end.
         self.fingerprint = plain_json("fingerprint", content, LONGEST_RUN_JSON // 3)
         self.finished = self.resumed = False
         self.versions: list[dict[str, str]] = [_versions()]
         self._overwrite = overwrite
         self._lock = ExitStack()
-        # What checks look at: the output itself, or what shows how it is at a URL.
+        # What checks look at: the output itself, or a local outline of the output at a URL.
         standing: AbstractContextManager[Path] = nullcontext(self.out)
         if self.upload:
             standing = self.upload.standing(overwrite=overwrite, resume=resume)
@@ -143,7 +143,7 @@ class Partial(AbstractContextManager["Partial"]):
             if not os.path.lexists(self.path):
                 self._check_output(resume=resume)
                 if resume and self._stands():
-                    # There is nothing to remove, so nothing need be written, nor may be.
+                    # There is nothing to remove, so nothing may be written.
                     self._check_result(begun=False)
                     self.finished = True
                     return
@@ -157,12 +157,12 @@ class Partial(AbstractContextManager["Partial"]):
                     self._lock = lock.pop_all()
 
     def _refuse_foreign(self) -> None:
-        """Refuse a folder that is not recognisably ours, before anything in it is touched."""
+        """Refuse a folder that is not recognisably ours, before touching anything in it."""
         if not os.path.lexists(self.path):
             return
         ours = self.path.is_dir() and not self.path.is_symlink()
         if ours:
-            # A process killed at its start leaves no more than the lock and half a file.
+            # A process killed at its start leaves at most the lock and half a file.
             entries = {entry.name for entry in self.path.iterdir()} - LITTER
             ours = entries <= {LOCK, PARTIAL_JSON + ASIDE} or (
                 entries <= {LOCK, PARTIAL_JSON, PARTIAL_JSON + ASIDE, STATE, RESULT, OLD}
@@ -170,16 +170,16 @@ class Partial(AbstractContextManager["Partial"]):
             )
         if not ours:
             raise RunError(
-                f"{self.path} is in the way: polyseme keeps unfinished work there, but this is not "
-                "from this version of polyseme. Move it away, or choose another output."
+                f"{self.path} is in the way: polyseme keeps unfinished work there, but this folder "
+                f"is not from this version of polyseme. Move it away, or choose another output."
             )
 
     def _settle(self) -> None:
-        """Clean up after a process that was killed while it moved things."""
+        """Clean up after a process that was killed while moving folders."""
         if not self._begun:
             self._forget()
         elif (self.path / OLD).is_dir() and not self._stands():
-            # A replacement was killed between its two renames: the old result goes back.
+            # A replacement was killed between its two renames: restore the old result.
             os.rename(self.path / OLD, self.out)
 
     def _begin(self, *, resume: bool) -> None:
@@ -187,7 +187,7 @@ class Partial(AbstractContextManager["Partial"]):
         begun = self._begun
         known: JSON = before.get("fingerprint")
         same = begun and not changes(known, self.fingerprint)
-        # An interrupted overwrite=True is resumed as one: the permission was given then.
+        # An interrupted overwrite=True resumes with the permission it was given.
         replacing = resume and same and before.get("overwrite") is True
         self._overwrite |= replacing
         self._check_output(resume=resume and not replacing)
@@ -199,21 +199,21 @@ class Partial(AbstractContextManager["Partial"]):
         elif begun and resume:
             if not same:
                 raise RunError(
-                    f"{self.path} holds another unfinished {self.kind.work}: "
+                    f"{self.path} holds a different unfinished {self.kind.work}: "
                     f"{differences(known, self.fingerprint)}. Resume with the same settings, model "
-                    f"and data, or discard it and start again with {OVERWRITE}."
+                    f"and data, or discard it and start over with {OVERWRITE}."
                 )
             self._go_on(before)
         elif begun and self.saved and self.kind.resumable and not self._overwrite:
             raise RunError(
                 f"{self.path} holds an unfinished {self.kind.work}. Continue it with {RESUME}, or "
-                f"discard it and start again with {OVERWRITE}."
+                f"discard it and start over with {OVERWRITE}."
             )
         else:
             self._start()
 
     def _check_output(self, *, resume: bool) -> None:
-        """Refuse an output that exists, unless it is to be replaced and may be."""
+        """Refuse an existing output, unless it may be replaced and is to be."""
         if not self._stands():
             return
         if self._overwrite:
@@ -226,7 +226,7 @@ class Partial(AbstractContextManager["Partial"]):
             )
 
     def _check_result(self, *, begun: bool) -> None:
-        """Refuse a result that is there unless it is whole and the one of this fingerprint."""
+        """Refuse an existing result unless it is complete and has this fingerprint."""
         finished = self.kind.fingerprint(self._standing)
         if finished is None:
             raise RunError(
@@ -242,26 +242,26 @@ class Partial(AbstractContextManager["Partial"]):
                 f"Move the first away and continue with {RESUME}, or replace both with {OVERWRITE}."
             )
         raise RunError(
-            f"{self.shown} is the result of another {self.kind.work}, so it cannot be resumed: "
+            f"{self.shown} is the result of a different {self.kind.work}, so it cannot be resumed: "
             f"{differences(finished, self.fingerprint)}. Choose another output, or replace it with "
             f"{OVERWRITE}."
         )
 
     def _refuse_to_replace(self, standing: Path) -> None:
-        """Refuse to replace what neither polyseme nor its kind of result has written."""
+        """Refuse to replace anything that is not a result of this kind written by polyseme."""
         if self.kind.fingerprint(standing) is None:
             raise RunError(
-                f"{self.shown} is not {self.kind.result}, so it is not replaced. Choose another "
-                "output, or move it away yourself."
+                f"{self.shown} is not {self.kind.result}, so it will not be replaced. Choose "
+                f"another output, or move it away yourself."
             )
         if foreign := self.kind.foreign(standing) - LITTER:
             raise RunError(
                 f"{self.shown} holds {min(foreign)!r}, which is not part of {self.kind.result}, so "
-                "it is not replaced. Move that away, or choose another output."
+                f"the folder will not be replaced. Move that away, or choose another output."
             )
 
     def _stands(self) -> bool:
-        """Whether something has the name of the output; an empty folder is as good as nothing."""
+        """Whether the output exists; an empty folder does not count."""
         standing = self._standing
         if standing.is_dir() and not standing.is_symlink():
             return any(standing.iterdir())
@@ -269,20 +269,20 @@ class Partial(AbstractContextManager["Partial"]):
 
     @property
     def _begun(self) -> bool:
-        """Whether there is work that was begun and is not published yet."""
+        """Whether there is work that was begun but not yet published."""
         known = read_json(self.path / PARTIAL_JSON).get("fingerprint")
         return isinstance(known, dict) and self.result.is_dir()
 
     @property
     def saved(self) -> bool:
-        """Whether anything was written that a resume could use."""
+        """Whether there is anything that a resume could use."""
         folders = (self.state, self.result)
         return any(entry.is_file() for folder in folders for entry in folder.rglob("*"))
 
     def _start(self) -> None:
-        """Discard what earlier work left and begin afresh."""
-        # Without a fingerprint the folder is ours but cannot be resumed: so it is until the old
-        # work is gone, should the process be killed here.
+        """Discard earlier work and start over."""
+        # Without a fingerprint, the folder is ours but cannot be resumed. It stays so until the old
+        # work is gone, in case the process is killed here.
         self._write()
         for folder in self._inner:
             if folder.exists():
@@ -303,7 +303,7 @@ class Partial(AbstractContextManager["Partial"]):
             was, now = (_named(used[-1] if used else {}) for used in (earlier, self.versions))
             warnings.warn(
                 f"{self.path} was started with {was} and continues with {now}: their results may "
-                f"differ. {OVERWRITE} starts again.",
+                f"differ. {OVERWRITE} starts over.",
                 stacklevel=5,
             )
             self._write(begun=True)
@@ -317,13 +317,13 @@ class Partial(AbstractContextManager["Partial"]):
         replace_bytes(self.path / PARTIAL_JSON, encode_json(content))
 
     def publish(self) -> None:
-        """Rename the complete result into place, replacing an old one if that is allowed.
+        """Rename the complete result into place, replacing an old one if allowed.
 
         Raises
         ------
         RunError
-            Something that may not be replaced is in the way, or a rename fails: the old result is
-            then where it was, and the new one can be resumed.
+            Something that may not be replaced is in the way, or a rename failed: the old result is
+            then still in place, and the new one can be resumed.
         """
         old = self.path / OLD
         with writing(self.out, resumable=self.kind.resumable):
@@ -357,25 +357,25 @@ class Partial(AbstractContextManager["Partial"]):
         return [self.path / OLD, self.result, self.state]
 
     def _forget(self) -> None:
-        """Delete what is in the folder. What cannot be deleted stays, for a person to remove."""
-        # The old result first: it must not come back once the new one has its name.
+        """Delete the folder's contents. What cannot be deleted stays, for a person to remove."""
+        # The old result first: it must not be restored once the new one has its name.
         for folder in self._inner:
             shutil.rmtree(folder, ignore_errors=True)
-        # partial.json last: it is what makes the rest recognisable.
+        # partial.json last: it marks the rest as ours.
         if not any(folder.exists() for folder in self._inner):
             for name in (PARTIAL_JSON + ASIDE, PARTIAL_JSON):
                 with suppress(OSError):
                     (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Let another process in. What was written stays; a folder with nothing in it goes."""
+        """Unlock the folder. Its contents stay; an empty folder is removed."""
         self._lock.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, *trace: Any
     ) -> None:
         if error is not None and not self.finished:
-            # A mistake that was refused at once must not be in the way of its correction.
+            # A mistake refused at the start must not block its correction.
             refused = isinstance(error, Exception) and not (self.resumed or self._overwrite)
             if (refused and not self.saved) or not self.kind.resumable:
                 self._forget()
@@ -383,7 +383,7 @@ class Partial(AbstractContextManager["Partial"]):
 
 
 def _checked(out: Path) -> Path:
-    """Where an output is to be: what a link leads to, as replacing means renaming."""
+    """Path of an output, with links resolved, as replacing means renaming."""
     if out.name in ("", ".."):
         raise InputError(f"The output {str(out)!r} has no name. Give a folder such as runs/new.")
     target = Path(os.path.realpath(out)) if os.path.islink(out) else out.absolute()
@@ -392,13 +392,13 @@ def _checked(out: Path) -> Path:
     if (n := len(os.fsencode(longest))) > _LONGEST_NAME:
         raise InputError(
             f"The output's name {longest.removesuffix(ENDING)[:40]}… is too long: with {ENDING} "
-            f"after it, it has {n} bytes, and a file system takes {_LONGEST_NAME}. Choose a "
-            "shorter one."
+            f"after it, it has {n} bytes, but file systems allow {_LONGEST_NAME}. Choose a shorter "
+            f"one."
         )
     if os.path.ismount(target):
         raise InputError(
-            f"{out} is a mount point, so nothing can be moved into its place. Give a folder in it, "
-            f"such as {out / 'new'}."
+            f"{out} is a mount point, so it cannot be replaced. Give a folder inside it, such as "
+            f"{out / 'new'}."
         )
     return target
 
@@ -419,10 +419,10 @@ def _named(versions: Mapping[str, str]) -> str:
 
 
 def changes(before: JSON, now: JSON) -> list[str]:
-    """What differs between two fingerprints, with both values; nothing if they are the same.
+    """Differences between two fingerprints, with both values; empty if they are the same.
 
-    Lists under a key "outputs" may differ in their last digits: by 2e-5 of the largest, or by four
-    times the number under "precision" beside it.
+    Lists under a key "outputs" may differ in their last digits: by 2e-5 of the largest value, or by
+    four times the number under "precision" beside it.
     """
     old, new = dict(_leaves(before, "")), dict(_leaves(now, ""))
     return [change for name in old | new if (change := _change(name, old, new))]

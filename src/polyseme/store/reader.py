@@ -1,4 +1,4 @@
-"""Reading a run, with no trust in the folder: it may be a stranger's, cut short or hostile."""
+"""Reading an untrusted run folder, which may be truncated or hostile."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from polyseme.store.remote_runs import local_run
 from polyseme.store.run_json import read_run_json, refuse_altered
 from polyseme.store.safetensors_files import Arrays
 
-# Checked together in all tables: enough to read in long stretches, few enough to fit in memory.
+# Neurons checked at a time in all tables: enough for long reads, few enough to fit in memory.
 NEURONS_AT_A_TIME = 4096
 
 
 class RunFolder:
     """A finished run on disk.
 
-    Opening checks everything that is cheap: the metadata, that each file is there at its
-    recorded size, that the files agree on their sizes, and the neurons table. The other tables
-    and the arrays are loaded, and checked, when they are first asked for; `rows`, `site_rows`
-    and `contexts` read no more of them than what concerns some neurons or inputs.
+    Opening makes the cheap checks: of the metadata, that each file exists with its recorded size,
+    that the files agree on their sizes, and of the neurons table. The other tables and the arrays
+    are loaded and checked on first access; `rows`, `site_rows` and `contexts` read only the part
+    that concerns some neurons or inputs.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class RunFolder:
     Attributes
     ----------
     path : Path
-        The run folder, as given; of a run at a URL, its copy.
+        The run folder, as given; for a run at a URL, its local copy.
     metadata : dict
         run.json.
     sites : tuple of SiteInfo
@@ -60,8 +60,8 @@ class RunFolder:
     Raises
     ------
     RunError
-        From the constructor and from every member: the folder is missing, no run, unfinished,
-        of another version, damaged, or not what the format asks. The message names the file,
+        From the constructor and every member: the folder is missing, not a run, unfinished, of
+        another version or damaged, or does not conform to the format. The message names the file,
         what is wrong and what to do.
     """
 
@@ -74,10 +74,10 @@ class RunFolder:
 
     @classmethod
     def salvaged(cls, path: str | Path) -> RunFolder:
-        """A run that may have damaged files, to look at the rest.
+        """Open a run that may have damaged files, to read the rest.
 
-        run.json and the table of neurons have to be whole. Whatever is asked of a damaged file
-        raises what `damage` says of it.
+        run.json and the table of neurons must be intact. Reading a damaged file raises the
+        problem that `damage` reports for it.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            It is no run, or what everything else depends on is damaged.
+            It is not a run, or run.json or the table of neurons is damaged.
         """
         folder = cls.__new__(cls)
         folder._open(local_run(path), tolerant=True)
@@ -95,12 +95,12 @@ class RunFolder:
 
     @property
     def damage(self) -> list[str]:
-        """What is wrong with each damaged file; empty unless the run was `salvaged`."""
+        """What is wrong with each damaged file; empty unless the run was opened with `salvaged`."""
         return [str(problem) for problem in self._contents.damage.values()]
 
     @classmethod
     def unsealed(cls, path: Path, metadata: dict[str, JSON]) -> RunFolder:
-        """A folder that lacks only its run.json, for the writer's check before it seals it."""
+        """Open a folder that lacks only its run.json, for the writer's check before sealing it."""
         folder = cls.__new__(cls)
         folder._open(path, metadata)
         return folder
@@ -116,18 +116,18 @@ class RunFolder:
 
     @property
     def neurons(self) -> pd.DataFrame:
-        """One row a neuron, dead ones too, ordered by site, then neuron number."""
+        """One row per neuron, dead ones included, ordered by site, then neuron number."""
         return self._contents.neurons
 
     @property
     def examples(self) -> pd.DataFrame:
-        """One row an example, in the order of `neurons`, then example number."""
+        """One row per example, in the order of `neurons`, then example number."""
         with reporting(self.path):
             return self._contents.whole("examples")
 
     @property
     def features(self) -> pd.DataFrame:
-        """One row a feature cluster, in the order of `neurons`, then feature number."""
+        """One row per feature cluster, in the order of `neurons`, then feature number."""
         with reporting(self.path):
             return self._contents.whole("features")
 
@@ -138,26 +138,26 @@ class RunFolder:
             return self._contents.whole("random")
 
     def rows(self, table: str, start: int, stop: int) -> pd.DataFrame:
-        """What a table says of a range of neurons, without reading the rest of it.
+        """Rows of a table that belong to a range of neurons, without reading the rest.
 
-        Every rule of the format that concerns these rows is checked, so no index in them
-        leads outside the run.
+        Every rule of the format on these rows is checked, so no index in them points outside
+        the run.
 
         Parameters
         ----------
         table : {"neurons", "examples", "features", "random"}
         start, stop : int
-            Rows of `neurons`, from ``start`` to ``stop - 1``, whatever their sites.
+            Rows ``start`` to ``stop - 1`` of `neurons`, in any sites.
 
         Returns
         -------
         pandas.DataFrame
-            In the order of the table; numbered from 0.
+            In the order of the table, indexed from 0.
 
         Raises
         ------
         InputError
-            The run has no such table, or not so many neurons.
+            The run has no such table, or fewer neurons.
         """
         if table not in TABLES:
             raise InputError(one_of("table", table, TABLES))
@@ -166,15 +166,15 @@ class RunFolder:
             return self._contents.read(table, start, stop)
 
     def column(self, table: str, name: str) -> pd.Series[Any]:
-        """All rows of one column of a table, without reading the rest of it.
+        """All rows of one column of a table, without reading the rest.
 
-        Unlike the rows of `rows` it is not checked against the rest of the run.
+        Unlike `rows`, this does not check the values against the rest of the run.
 
         Parameters
         ----------
         table : {"neurons", "examples", "features", "random"}
         name : str
-            A column that it has.
+            A column of the table.
         """
         if table not in TABLES:
             raise InputError(one_of("table", table, TABLES))
@@ -189,19 +189,19 @@ class RunFolder:
             return self._contents.table(table).columns
 
     def offsets(self, unit: str) -> np.ndarray:
-        """Where the rows of each neuron start.
+        """Index of the first row of each neuron.
 
         Parameters
         ----------
         unit : str
-            What the rows are: a table, ``"neurons"``, ``"examples"``, ``"features"`` or
-            ``"random"``, or ``"merges"``, the rows of trees.
+            Unit of the rows: a table (``"neurons"``, ``"examples"``, ``"features"`` or
+            ``"random"``), or ``"merges"`` for the rows of trees.
 
         Returns
         -------
         ndarray of int64, shape (n_neurons + 1,)
-            For each row of `neurons` the first row that belongs to it, and one past the last.
-            In a site's arrays the rows are numbered from those of the site's neuron 0.
+            For each row of `neurons`, the first row that belongs to it; then one past the last. A
+            site's arrays are indexed relative to the first row of the site's neuron 0.
         """
         if unit != "merges" and unit not in TABLES:
             raise InputError(one_of("unit", unit, [*TABLES, "merges"]))
@@ -209,31 +209,31 @@ class RunFolder:
             return self._contents.offsets(unit)
 
     def first_neuron(self, number: int) -> int:
-        """Row of `neurons` of neuron 0 of the site with this number."""
+        """Row of `neurons` for neuron 0 of the site with this number."""
         return int(neuron_offsets(self.sites)[number])
 
     def site_rows(self, number: int, array: str, start: int, stop: int) -> np.ndarray:
-        """What an array of a site says of a range of its neurons, without reading the rest.
+        """Rows of a site's array that belong to a range of its neurons, without reading the rest.
 
         Parameters
         ----------
         number : int
             Which site.
         array : str
-            An array whose rows belong to neurons, or to their examples, features or merges;
-            see docs/run-format.md. Rows of ``vectors`` are shared: ``site(number).take``.
+            An array whose rows belong to neurons, or to their examples, features or merges; see
+            docs/run-format.md. Not ``vectors``, whose rows are shared: use ``site(number).take``.
         start, stop : int
-            Neurons of the site, from ``start`` to ``stop - 1``.
+            Neurons ``start`` to ``stop - 1`` of the site.
 
         Returns
         -------
         ndarray
-            Checked as the whole array would be.
+            Checked as for the whole array.
 
         Raises
         ------
         InputError
-            The run has no such site, or the site no such array or not so many neurons.
+            The run has no such site, or the site has no such array or fewer neurons.
         """
         arrays = self.site(number)
         known = SITE_ARRAYS.get(array)
@@ -253,7 +253,7 @@ class RunFolder:
         return rows
 
     def contexts(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Some of the contexts of a run of texts, without reading the rest.
+        """Some contexts of a run of texts, without reading the rest.
 
         Parameters
         ----------
@@ -263,7 +263,7 @@ class RunFolder:
         Returns
         -------
         tokens : ndarray of int32, shape (n, L)
-            Each of them is in `token_texts`, but for the padding.
+            All in `token_texts`, except the padding.
         lengths : ndarray of int32, shape (n,)
         """
         with reporting(self.path):
@@ -273,17 +273,17 @@ class RunFolder:
         return tokens, lengths
 
     def features_of_token(self, row: int) -> np.ndarray:
-        """Rows of `features` that a token stands for, the feature with most examples first.
+        """Rows of `features` that a token represents, the feature with the most examples first.
 
         Parameters
         ----------
         row : int
-            Of the token in ``inputs["vocabulary"]``.
+            Row of the token in ``inputs["vocabulary"]``.
 
         Returns
         -------
         ndarray of int64
-            Empty where the run has no index by token.
+            Empty if the run has no token index.
         """
         with reporting(self.path):
             inputs = self._texts()
@@ -305,22 +305,22 @@ class RunFolder:
     def _range(start: int, stop: int, length: int, what: str) -> tuple[int, int]:
         start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= length:
-            raise InputError(f"Rows {start} to {stop} are asked for; {what} has {length}.")
+            raise InputError(f"Rows {start} to {stop} were requested; {what} has {length}.")
         return start, stop
 
     @property
     def inputs(self) -> Arrays:
-        """The inputs that examples point at; each array is loaded when it is first used.
+        """The inputs that examples refer to; each array is loaded on first access.
 
-        ``index`` int64 (M,); for images ``pixels`` uint8 or float32 (M, ...), and where the
-        data has them ``labels`` int64 (M,); for texts ``tokens`` int32 (M, L) and ``lengths``
-        int32 (M,), see `token_texts`. Row i is the input with number ``index[i]``.
+        ``index`` int64 (M,); for images, ``pixels`` uint8 or float32 (M, ...) and, if the data
+        has them, ``labels`` int64 (M,); for texts, ``tokens`` int32 (M, L) and ``lengths``
+        int32 (M,), see `token_texts`. Row i is input number ``index[i]``.
         """
         with reporting(self.path):
             return self._contents.inputs
 
     def site(self, number: int) -> Arrays:
-        """The arrays of one site; each is loaded when it is first used.
+        """The arrays of one site; each is loaded on first access.
 
         Parameters
         ----------
@@ -332,7 +332,7 @@ class RunFolder:
         mapping of str to ndarray
             ``weights`` float32 (n_neurons, d_in), ``vectors`` float16 or float32 (R, d_in),
             ``tree`` float64 (merges, 4), ``histogram`` int64 (n_neurons, bins), ``histogram_upper``
-            float64 (n_neurons,), and what else the run holds.
+            float64 (n_neurons,), and any others in the run.
 
         Raises
         ------
@@ -349,24 +349,24 @@ class RunFolder:
             return self._contents.site(number)
 
     def verify(self) -> None:
-        """Check every byte: the SHA-256 of each file, and all that the format asks of values.
+        """Check everything: the SHA-256 of each file, and every rule of the format on values.
 
-        It reads the whole run, so it takes as long as the run is large.
+        This reads the whole run.
 
         Raises
         ------
         RunError
-            A file is not the one that was written, or breaks the format.
+            A file has changed since it was written, or violates the format.
         """
         refuse_altered(self.path)
         self.load_all()
 
     def load_all(self) -> None:
-        """Check all that the format asks of values, reading a part at a time."""
+        """Check every rule of the format on values, reading a part at a time."""
         contents, n = self._contents, len(self.neurons)
 
         def read(start: int) -> None:
-            for table in ("features", "random"):  # the features with their examples
+            for table in ("features", "random"):  # checking features checks their examples too
                 contents.read(table, start, min(start + NEURONS_AT_A_TIME, n))
 
         def check(arrays: Arrays) -> None:
@@ -374,7 +374,7 @@ class RunFolder:
                 arrays.load(name)
 
         with reporting(self.path):
-            contents.offsets("random")  # which threads would else make several times
+            contents.offsets("random")  # computed once here, rather than by several threads
             sites = [contents.site(site.number) for site in self.sites]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 for done in (
@@ -387,6 +387,6 @@ class RunFolder:
 
     @cached_property
     def token_texts(self) -> pd.Series[str]:
-        """How each token of a run of texts reads, by its number."""
+        """Text of each token of a run of texts, by token id."""
         with reporting(self.path):
             return token_texts(self._texts())

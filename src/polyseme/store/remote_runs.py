@@ -1,4 +1,4 @@
-"""Runs at URLs, which are read from a copy."""
+"""Runs at URLs, read from a local copy."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from polyseme.store.run_json import parse_files, parse_sites, read_run_json
 
 
 def local_run(path: str | Path, *, again: bool = False) -> Path:
-    """The folder of a run: its own, or of a run at a URL a copy of it in the cache.
+    """The folder of a run; for a run at a URL, its copy in the cache.
 
-    The copy belongs to one run.json, so a run that has changed is copied anew. Each file is what
-    that run.json says, and only files that the format knows are copied.
+    A copy is keyed by its run.json, so a run that has changed is copied again. Each file is checked
+    against that run.json, and only files that the format names are copied.
 
     Parameters
     ----------
     path : str or Path
         A folder or a URL.
     again : bool
-        Copy, and so check, a run that was copied before.
+        Copy and check the run even if it was copied before.
 
     Raises
     ------
@@ -44,8 +44,8 @@ def local_run(path: str | Path, *, again: bool = False) -> Path:
         raw = (remote / RUN_JSON).read(LONGEST_RUN_JSON + 1)
     except NothingThereError as error:
         raise RunError(
-            f"{error} A run has a {RUN_JSON}, which is written when it is complete: give the URL "
-            "that polyseme analyse wrote to (its --out, or out= in Python)."
+            f"{error} A complete run has a {RUN_JSON}: give the URL that polyseme analyse wrote to "
+            f"(its --out, or out= in Python)."
         ) from None
     copy = copy_of(remote, raw)
     if copy.is_dir() and not again:
@@ -71,13 +71,13 @@ def _copy_files(remote: RemotePath, run: Path) -> None:
             file.parent.mkdir(exist_ok=True)
             if (remote / name).copy(file, show) != digest:
                 raise RunError(
-                    f"{remote / name} is not as written: the SHA-256 that {RUN_JSON} records is "
-                    "another. If the run was being replaced just now, open it again; if not, copy "
-                    "it again from where it came, or analyse again with overwrite=True "
-                    "(--overwrite)."
+                    f"{remote / name} has changed since it was written: its SHA-256 is not the one "
+                    f"that {RUN_JSON} records. If the run was just being replaced, open it again; "
+                    "otherwise copy it again from its source, or analyse again with "
+                    "overwrite=True (--overwrite)."
                 )
 
 
 def copy_of(remote: RemotePath, run_json: bytes) -> Path:
-    """Where the copy of a run with this run.json is, or is to be."""
+    """Path of the copy of a run with this run.json, whether or not it exists."""
     return cache_folder() / "copies" / key_of(remote, run_json) / remote.name

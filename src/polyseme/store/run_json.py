@@ -1,4 +1,4 @@
-"""run.json: what makes a folder a run, what the run holds, and what its files must be."""
+"""run.json: it makes a folder a run, says what the run holds, and records its files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from polyseme.store.format import (
     is_text,
 )
 
-# What the writer adds to run.json by itself, and what else describes the analysis.
+# Keys that the writer itself adds to run.json, and the others that describe the analysis.
 WRITTEN = (
     "format",
     "format_version",
@@ -51,7 +51,7 @@ _OF_THE_ANALYSIS = frozenset({*WRITTEN, "sites", "settings", "model", "data", "s
 
 
 def read_run_json(path: Path) -> dict[str, JSON]:
-    """The metadata of a finished run of a version that this reader knows.
+    """Read the metadata of a finished run in a supported version.
 
     Raises
     ------
@@ -59,14 +59,14 @@ def read_run_json(path: Path) -> dict[str, JSON]:
         There is no such run, or its run.json is damaged or of another version.
     """
     unfinished = (
-        "continue it with resume=True (--resume), or start again with overwrite=True (--overwrite)"
+        "continue it with resume=True (--resume), or start over with overwrite=True (--overwrite)"
     )
     aside = path.with_name(path.name + ".partial") if path.name else path
     if (path / "partial.json").is_file():
         raise RunError(f"{path} is an unfinished analysis: {unfinished}.")
     if not os.path.lexists(path):
         if (aside / "partial.json").is_file():
-            raise RunError(f"{path} is not finished; {aside} holds what there is: {unfinished}.")
+            raise RunError(f"{path} is not finished; {aside} holds the work so far: {unfinished}.")
         raise RunError(
             f"{path} does not exist. Give the folder that polyseme analyse wrote "
             "(its --out, or out= in Python)."
@@ -151,7 +151,7 @@ _LINKAGE: Rule = ('"average" or "single"', lambda v: v in ("average", "single"))
 _THRESHOLD: Rule = ("a number from 0 to 2", lambda v: _is_number(v) and 0 <= v <= 2)
 _BASELINE: Rule = ("a number or a string", lambda v: _is_number(v) or _is_string(v))
 
-#: object of run.json -> key -> what it must be, of every run
+#: object of run.json -> key -> what it must be, in every run
 _REQUIRED: Mapping[str, Mapping[str, Rule]] = {
     "": {
         "polyseme_version": _STRING,
@@ -178,7 +178,7 @@ _REQUIRED_OF_TEXTS: Mapping[str, Mapping[str, Rule]] = {
 _REQUIRED_OF_IMAGES: Mapping[str, Mapping[str, Rule]] = {
     "data": {"shape": _SHAPE, "mean": _SCALE, "std": _SCALE, "low": _NUMBER, "high": _NUMBER},
 }
-#: likewise, what may be missing or null
+#: likewise, keys that may be missing or null
 _OPTIONAL: Mapping[str, Mapping[str, Rule]] = {
     "": {"fingerprint": _OBJECT, "evaluation": _OBJECT},
     "settings": {"baseline": _BASELINE},
@@ -199,14 +199,14 @@ _OPTIONAL: Mapping[str, Mapping[str, Rule]] = {
 
 
 def check_metadata(metadata: Mapping[str, JSON]) -> None:
-    """Check that run.json has what readers rely on, of the right kind.
+    """Check the presence and types of the keys of run.json that readers rely on.
 
-    Its ``sites`` are those of `parse_sites`, which has been called.
+    Assumes that `parse_sites` has checked ``sites``.
 
     Raises
     ------
     Problem
-        Something is missing or of another kind, or two values contradict each other.
+        A key is missing, a value has the wrong type, or two values contradict each other.
     """
     _check_object(metadata, "", "", False)
     text = is_text(metadata)
@@ -228,7 +228,7 @@ def _check_object(entry: Mapping[str, JSON], name: str, where: str, text: bool) 
 
 
 def _check_sizes(data: Mapping[str, JSON], sites: list[Mapping[str, JSON]]) -> None:
-    """Check that what says how inputs are shaped agrees."""
+    """Check that the entries on the shapes of inputs agree."""
     size = math.prod(data["shape"])
     if data.get("image_shape") and math.prod(data["image_shape"]) != size:
         raise Problem(
@@ -260,7 +260,7 @@ def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
     Raises
     ------
     Problem
-        ``sites`` is missing, empty, or says something that no site can be.
+        ``sites`` is missing, empty, or describes an impossible site.
     """
     listed = require(metadata, "sites", list)
     if not listed:
@@ -293,8 +293,7 @@ def parse_sites(metadata: Mapping[str, JSON]) -> tuple[SiteInfo, ...]:
 def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of each named file, as run.json records them.
 
-    Only the names that the format fixes are looked up: a name that run.json makes up is never
-    followed.
+    Only the format's own names are looked up; other names in run.json are ignored.
 
     Raises
     ------
@@ -318,12 +317,12 @@ def parse_files(metadata: Mapping[str, JSON], names: Sequence[str]) -> dict[str,
 
 
 def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
-    """A value of run.json that must be there and be of the given type."""
+    """A required value of run.json, of the given type."""
     words = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
     if key not in metadata:
         raise Problem(RUN_JSON, f"{key!r} is missing")
     value = metadata[key]
-    if type(value) is not kind:  # not isinstance: true is no whole number here
+    if type(value) is not kind:  # not isinstance: true is not a whole number here
         raise Problem(RUN_JSON, f"{key!r} must be {words[kind]}, not {kind_of(value)}")
     return value
 
@@ -332,12 +331,12 @@ def require(metadata: Mapping[str, JSON], key: str, kind: type) -> JSON:
 
 
 def digest_of(metadata: Mapping[str, JSON]) -> str:
-    """SHA-256, in hex, of run.json as it would be without its own ``sha256``."""
+    """SHA-256, in hex, of run.json without its own ``sha256``."""
     return hashlib.sha256(encode_json(_without_digest(metadata))).hexdigest()
 
 
 def write_run_json(folder: Path, metadata: Mapping[str, JSON], *, resumable: bool) -> None:
-    """Write run.json in one step, with its own digest at the end."""
+    """Write run.json atomically, with its own digest at the end."""
     signed = {**_without_digest(metadata), "sha256": digest_of(metadata)}
     with writing(folder / RUN_JSON, resumable=resumable):
         replace_bytes(folder / RUN_JSON, short_json(RUN_JSON, signed))
@@ -348,28 +347,28 @@ def _without_digest(metadata: Mapping[str, JSON]) -> dict[str, JSON]:
 
 
 def altered_files(path: str | Path, metadata: dict[str, JSON] | None = None) -> list[str]:
-    """Names of the files of a run that are not, byte for byte, the ones that were written.
+    """Names of the files of a run that have changed since they were written.
 
-    It compares digests, and reads every byte once. Forgery it does not find: who can change a
-    file can change its digest too.
+    This reads every byte once and compares digests. It does not detect forgery: anyone who can
+    change a file can change its digest too.
 
     Parameters
     ----------
     path : str or Path
-        The run folder. Whether anything but its run.json can be read does not matter.
+        The run folder. Only its run.json has to be readable.
     metadata : dict, optional
-        run.json, where it was read already.
+        run.json, if already read.
 
     Returns
     -------
     list of str
-        Relative to the folder; missing and unreadable files are among them, and run.json is
-        where it does not have its own digest.
+        Relative to the folder. Includes missing and unreadable files, and run.json if it does not
+        match its own digest.
 
     Raises
     ------
     RunError
-        It is no run, or its run.json cannot be read.
+        It is not a run, or its run.json cannot be read.
     """
     path = Path(path)
     metadata = read_run_json(path) if metadata is None else metadata
@@ -387,36 +386,36 @@ def altered_files(path: str | Path, metadata: dict[str, JSON] | None = None) -> 
 
 
 def refuse_altered(path: Path) -> None:
-    """Refuse a run of which a file is not the one that was written.
+    """Refuse a run with files that have changed since they were written.
 
     Raises
     ------
     RunError
-        It names all such files.
+        The message names all such files.
     """
     if altered := altered_files(path):
         *others, last = altered
         names = f"{', '.join(others)} and {last}" if others else last
         raise RunError(
-            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 that "
-            "run.json records is another. Copy the run again from where it came, or analyse again "
-            "with overwrite=True (--overwrite)."
+            f"{path}: {names} {'are' if others else 'is'} not as written: the SHA-256 is not the "
+            f"one that run.json records. Copy the run again from its source, or analyse again with "
+            f"overwrite=True (--overwrite)."
         )
 
 
 def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
-    """Add to the run.json of a finished run what was found out about it later, in one step.
+    """Add later findings to the run.json of a finished run, atomically.
 
     Parameters
     ----------
     path : str or Path
     metadata : mapping
-        JSON by top-level key; a key that was added before is replaced.
+        JSON by top-level key; a key added before is replaced.
 
     Raises
     ------
     InputError
-        The metadata is not JSON, or is of a key that describes the analysis itself.
+        The metadata is not JSON, or has a key that describes the analysis itself.
     RunError
         There is no such run, or its run.json is damaged or cannot be written.
     """
@@ -424,10 +423,10 @@ def add_metadata(path: str | Path, metadata: Mapping[str, JSON]) -> None:
     content = read_run_json(path)
     with reporting(path):
         if content.get("sha256") != digest_of(content):
-            raise Problem(RUN_JSON, "it is not as written, by its own SHA-256")
+            raise Problem(RUN_JSON, "it does not match its own SHA-256")
     taken = [key for key in metadata if key in _OF_THE_ANALYSIS]
     if taken:
-        raise InputError(f"{taken[0]!r} describes the analysis itself, and cannot be added later.")
+        raise InputError(f"{taken[0]!r} describes the analysis itself, so cannot be added later.")
     added = {**content, **plain_json("metadata", metadata)}
     if added != content:
         write_run_json(path, added, resumable=False)

@@ -1,4 +1,4 @@
-"""The arrays of one safetensors file: written, and read whole or in parts with no trust in it."""
+"""The arrays of a safetensors file: writing them, and reading untrusted files whole or in part."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from polyseme.errors import InputError, RunError
 from polyseme.store.files import OVERWRITE, decoding, plain_json, reporting, whole, writing
 from polyseme.store.format import JSON, SAFETENSORS_DTYPES, Array, Problem
 
-_METADATA = "metadata.json"  # an array of a state, as a safetensors header has a limited size
+_METADATA = "metadata.json"  # stored as an array, as a safetensors header has a limited size
 
 
 class Arrays(Mapping[str, np.ndarray]):
-    """Arrays by name. Each is read when it is first asked for, and then kept.
+    """Arrays by name. Each is read on first access, and then cached.
 
-    `between` and `take` read, and keep, no more than some rows of one. Made by `RunFolder`.
+    `between` and `take` read only some rows of an array. Made by `RunFolder`.
 
     Parameters
     ----------
     folder : Path
         The run, for messages.
     locate : callable
-        Path of a file of the run, checked anew.
+        Returns the path of a file of the run, checked on each call.
     file : str
-        Which one.
+        Name of the file.
     schema, sizes
         As for `check_headers`.
     checks : mapping of str to callable
-        What the values of an array must satisfy.
+        Check of the values of an array; raises `Problem`.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Arrays(Mapping[str, np.ndarray]):
         return [name for name in self if name in self._checks]
 
     def load(self, name: str) -> np.ndarray:
-        """Read one array and check it, without keeping it."""
-        # The file is not held open between reads: it is memory-mapped, and one that is cut
-        # short under a map kills the process.
+        """Read one array and check it, without caching it."""
+        # The file is not kept open between reads: truncating a memory-mapped file kills the
+        # process.
         path = self._locate(self.file)
         with decoding(self.file), safe_open(path, framework="numpy") as opened:
             array: np.ndarray = opened.get_tensor(name)
@@ -79,30 +79,30 @@ class Arrays(Mapping[str, np.ndarray]):
         return array
 
     def between(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop - 1`` of one array; what they hold is not checked.
+        """Rows ``start`` to ``stop - 1`` of one array; their values are not checked.
 
         Raises
         ------
         KeyError
             There is no such array.
         InputError
-            It has not so many rows.
+            It has fewer rows.
         """
         length = self._length(name)
         if not 0 <= start <= stop <= length:
-            raise InputError(f"Rows {start} to {stop} of {name!r} are asked for; it has {length}.")
+            raise InputError(f"Rows {start} to {stop} of {name!r} were requested; it has {length}.")
         if name in self._loaded:
             return self._loaded[name][start:stop]
         return self._read(name, [(start, stop)])
 
     def take(self, name: str, rows: Any) -> np.ndarray:
-        """Some rows of one array, in the order asked for; what they hold is not checked.
+        """Some rows of one array, in the order requested; their values are not checked.
 
         Parameters
         ----------
         name : str
         rows : array of int, shape (n,)
-            In any order, repeated or not.
+            In any order; may repeat.
 
         Returns
         -------
@@ -113,13 +113,14 @@ class Arrays(Mapping[str, np.ndarray]):
         KeyError
             There is no such array.
         InputError
-            A row is beyond its end.
+            A row is out of range.
         """
         length = self._length(name)
         wanted = np.asarray(rows, dtype=np.int64)
         if wanted.size and not 0 <= int(wanted.min()) <= int(wanted.max()) < length:
             raise InputError(
-                f"Rows {wanted.min()} to {wanted.max()} of {name!r} are asked for; it has {length}."
+                f"Rows {wanted.min()} to {wanted.max()} of {name!r} were requested; it has "
+                f"{length}."
             )
         if name in self._loaded:
             return np.asarray(self._loaded[name][wanted])
@@ -170,12 +171,12 @@ class Arrays(Mapping[str, np.ndarray]):
 
 
 def overwrite(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Put other values in the place of some arrays of a file that this process wrote.
+    """Replace the values of some arrays in a file that this process wrote.
 
     Raises
     ------
     InputError
-        There is no such array, or it is of another dtype or shape.
+        There is no such array, or it has another dtype or shape.
     """
     with safe_open(file, framework="numpy") as opened:
         for name, array in arrays.items():
@@ -184,8 +185,8 @@ def overwrite(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
             old = header and (SAFETENSORS_DTYPES.get(header.get_dtype()), header.get_shape())
             if new != old:
                 raise InputError(
-                    f"{name!r} is {new} and stands in {file.name} as {old}; the same is "
-                    "expected, to put it in its place."
+                    f"{name!r} is {new}, but in {file.name} it is {old}; it can be replaced only "
+                    f"by the same dtype and shape."
                 )
     with file.open("r+b") as raw:
         length = int.from_bytes(raw.read(8), "little")
@@ -201,18 +202,18 @@ def check_headers(
     schema: Mapping[str, Array],
     sizes: Mapping[str, int],
 ) -> None:
-    """Check the dtype and shape of each array of a file that the format names.
+    """Check the dtype and shape of each of the format's arrays in a file.
 
     Parameters
     ----------
     file : str
         Name of the file, for the message.
     headers : mapping of str to (dtype name, shape)
-        What the file has; arrays that the format does not name pass.
+        What the file has; arrays that the format does not name are accepted.
     schema : mapping of str to Array
-        What the format asks.
+        What the format requires.
     sizes : mapping of str to int
-        The named dimensions that are known already; the others take the size seen first.
+        The known named dimensions; the others take the first size seen.
 
     Raises
     ------
@@ -244,7 +245,7 @@ def check_headers(
 
 
 def storable(where: str, name: str, value: np.ndarray) -> np.ndarray:
-    """An array as safetensors takes it: contiguous, little-endian, of a dtype that it has."""
+    """An array as safetensors requires: contiguous, little-endian, of a supported dtype."""
     if not isinstance(name, str) or name == "__metadata__":
         raise InputError(f"An array of {where} cannot be named {name!r}.")
     array = np.asarray(value, order="C")
@@ -256,9 +257,9 @@ def storable(where: str, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def cast(what: str, array: np.ndarray, dtypes: tuple[str, ...]) -> np.ndarray:
-    """Cast to the last of the format's dtypes, if it is of a kind that keeps the values.
+    """Cast to the last of the format's dtypes, unless that would change values.
 
-    A float may lose precision; nothing may wrap round, overflow or lose a fraction.
+    A float may lose precision, but nothing may wrap around, overflow or lose a fraction.
     """
     wanted = np.dtype(dtypes[-1])
     whole = wanted.kind == "i"
@@ -286,7 +287,7 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def save_state(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, JSON]) -> None:
-    """Keep arrays and plain JSON in one file, replacing it in one step.
+    """Save arrays and plain JSON in one file, replacing it atomically.
 
     Raises
     ------
@@ -305,7 +306,7 @@ def save_state(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[s
 def load_state(
     file: Path, beginnings: Sequence[str] = ("",)
 ) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | None:
-    """What `save_state` kept; None where there is no such file.
+    """Load what `save_state` saved; None if there is no such file.
 
     Parameters
     ----------
@@ -329,5 +330,5 @@ def load_state(
             }
         metadata = json.loads(arrays.pop(_METADATA).tobytes())
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{file} is damaged ({error}). Start again with {OVERWRITE}.") from error
+        raise RunError(f"{file} is damaged ({error}). Start over with {OVERWRITE}.") from error
     return arrays, metadata

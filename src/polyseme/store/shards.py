@@ -1,6 +1,6 @@
-"""A shard: what the pass over a part of the data found, to be merged with the other parts.
+"""A shard: the results of the pass over one part of the data, to be merged with the others.
 
-A folder holds ``shard.json`` (format, fingerprint, range and the digests of the other files),
+Its folder holds ``shard.json`` (format, fingerprint, range and the digests of the other files),
 ``site-0.safetensors`` and so on, one for each site, and ``inputs.safetensors``.
 """
 
@@ -61,11 +61,11 @@ class ShardWriter(Writer):
     kind = SHARD
 
     def write_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write what was found at one site."""
+        """Write the results of one site."""
         save_state(self._at_work().result / _site_file(number), arrays, {})
 
     def write_inputs(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the inputs that examples may point at."""
+        """Write the inputs that examples may refer to."""
         save_state(self._at_work().result / _INPUTS, arrays, {})
 
     def finish(self, metadata: Mapping[str, JSON]) -> str | Path:
@@ -87,7 +87,7 @@ class ShardWriter(Writer):
 
 
 class Shard:
-    """A finished shard, read with no trust in its files.
+    """A finished shard, whose files are not trusted.
 
     Parameters
     ----------
@@ -99,18 +99,18 @@ class Shard:
     path : str or Path
         As given.
     start, stop : int
-        The inputs that it is of.
+        Its range of inputs, ``start`` to ``stop - 1``.
     total : int
-        Inputs of all the data.
+        Number of inputs in all of the data.
     fingerprint : dict
-        Of the run that the shards make together.
+        Of the run into which the shards merge.
     metadata : dict
-        What else shard.json says.
+        The other entries of shard.json.
 
     Raises
     ------
     RunError
-        There is no shard, it is of another version, or it is damaged.
+        There is no shard, or it is damaged or of another version.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -118,12 +118,10 @@ class Shard:
         self._folder = fetched(path)
         content = read_json(self._folder / SHARD_JSON)
         if content.get("format") != FORMAT:
-            raise RunError(
-                f"{self.path} is not a shard; give the folders that analyse made with --shard."
-            )
+            raise RunError(f"{self.path} is not a shard; give folders that analyse --shard wrote.")
         if content.get("version") != VERSION:
             raise RunError(
-                f"{self.path} is a shard of version {content.get('version')!r}, and this polyseme "
+                f"{self.path} is a shard of version {content.get('version')!r}, but this polyseme "
                 f"reads version {VERSION}; make it again with the version that merges."
             )
         try:
@@ -145,7 +143,7 @@ class Shard:
         return RunError(f"The shard {self.path} is damaged: {why}. Make it again.")
 
     def check(self) -> None:
-        """Compare the files with the digests that shard.json has of them."""
+        """Compare the files with their digests in shard.json."""
         for name, digest in self._files.items():
             if Path(name).name != name or not (self._folder / name).is_file():
                 raise self._damaged(f"{name} is missing")
@@ -153,11 +151,11 @@ class Shard:
                 raise self._damaged(f"{name} was changed after it was written")
 
     def site(self, number: int, parts: Sequence[str] = ("",)) -> Arrays:
-        """What was found at one site: all of it, or the arrays of these parts."""
+        """The results of one site: all arrays, or only those of these parts."""
         return self._arrays(_site_file(number), parts)
 
     def inputs(self) -> Arrays:
-        """The inputs that examples may point at."""
+        """The inputs that examples may refer to."""
         return self._arrays(_INPUTS)
 
     def _arrays(self, name: str, parts: Sequence[str] = ("",)) -> Arrays:

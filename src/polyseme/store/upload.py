@@ -1,8 +1,8 @@
-"""Sending a finished result to a URL: its manifest last, so that it is there whole or not at all.
+"""Uploading a finished result to a URL, its manifest last, so that it appears whole or not at all.
 
-Storages of objects have no rename. So the work is done in a local folder, as any other, and its
-files are then sent one by one. What was sent is written down, so that an upload that was
-interrupted goes on, and what it left behind is known to be ours.
+Object storage has no rename. So the work is done in a local folder, as usual, and its files are
+then uploaded one by one. A record of uploaded files lets an interrupted upload continue, and
+identifies what it left behind as ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SENT = "sent.jsonl"
 
 
 class Upload:
-    """The way of a result from the local folder in which it is made to a URL.
+    """Upload of a result from the local folder where it is made to a URL.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Upload:
     Attributes
     ----------
     folder : Path
-        Where the result is to be once it is finished. While it stands, it is still to be sent.
+        Where the finished result goes. While it exists, the upload is not complete.
     """
 
     def __init__(self, url: str, kind: Kind) -> None:
@@ -44,22 +44,23 @@ class Upload:
         bucket, _, path = str(self._remote).partition("://")[2].partition("/")
         if not bucket or not path or {*path} & {*"*?["}:
             raise InputError(
-                f"The output {url!r} is no folder in a bucket. Give one such as s3://bucket/runs/new."
+                f"The output {url!r} is not a folder in a bucket. Give one such as "
+                f"s3://bucket/runs/new."
             )
         work = cache_folder() / "outputs" / key_of(self._remote)
         self.folder, self._log = work / self._remote.name, work / _SENT
 
     @contextmanager
     def standing(self, *, overwrite: bool, resume: bool) -> Iterator[Path]:
-        """A folder that shows what stands at the URL; of most files the names alone.
+        """A folder that mirrors what is at the URL; most files by name only.
 
-        It is the finished result itself, where that is still to be sent and the work is resumed.
-        What an interrupted upload of ours left at the URL does not count.
+        If a finished result is still to be sent and the work is resumed, it is that result.
+        Leftovers of our own interrupted upload do not count.
 
         Raises
         ------
         RunError
-            There is a finished result to be sent, and it is neither resumed nor discarded.
+            A finished result is still to be sent, and the call neither resumes nor discards it.
         """
         there, sent = self._remote.files(), self._sent()
         pending = self.folder.is_dir()
@@ -69,7 +70,7 @@ class Upload:
             return
         if pending and free and self.kind.resumable and not overwrite:
             raise RunError(
-                f"{self.folder} is finished and still to be sent to {self._remote}. Send it with "
+                f"{self.folder} is finished but not yet sent to {self._remote}. Send it with "
                 f"{RESUME}, or discard it and start again with {OVERWRITE}."
             )
         if free and there.keys() <= sent.keys():
@@ -82,20 +83,20 @@ class Upload:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def send(self, refuse: Callable[[Path], None], *, overwrite: bool) -> None:
-        """Send what is still to be sent.
+        """Send whatever has not been sent.
 
         Parameters
         ----------
         refuse : callable (Path)
-            Raises if what a folder shows may not be replaced.
+            Raises if what a folder mirrors may not be replaced.
         overwrite : bool
             Whether anything may be.
 
         Raises
         ------
         RunError
-            Something has appeared at the URL, or the storage fails for too long. The result
-            stays where it is, for a resume.
+            Something has appeared at the URL, or the storage failed for too long. The result stays
+            in its folder, for a resume.
         """
         if not self.folder.is_dir():
             return
@@ -105,7 +106,7 @@ class Upload:
         except StorageError as error:
             how = f"send it with {RESUME}" if self.kind.resumable else "try again"
             raise RunError(
-                f"{error} Nothing is lost: what was made is in {self.folder}; then {how}."
+                f"{error} Nothing is lost: the result is in {self.folder}; then {how}."
             ) from None
 
     def _send(self, refuse: Callable[[Path], None], overwrite: bool) -> None:
@@ -116,18 +117,19 @@ class Upload:
                 if not (overwrite or "" in sent):
                     raise RunError(
                         f"{self._remote} appeared while the {self.kind.work} ran. Move it away, "
-                        f"then send what was made with {RESUME}."
+                        f"then send the result with {RESUME}."
                     )
                 with self._outline(there) as folder:
                     refuse(folder)
-                # From now on it is no more what it was: an empty name says that it may be replaced.
+                # From here on the old result is gone: the empty name records that it may be
+                # replaced.
                 for name in ("", *unknown):
                     self._write_down(name)
             self._replace(there, sent)
         self._keep()
 
     def _replace(self, there: Mapping[str, RemotePath], sent: Mapping[str, list[JSON]]) -> None:
-        """First no manifest, then the files, then the manifest."""
+        """Remove the manifest, then send the files, then the manifest."""
         files = [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
         names = {file.relative_to(self.folder).as_posix(): file for file in files}
         manifest = self.kind.manifest
@@ -146,7 +148,7 @@ class Upload:
                 show(file.stat().st_size)
 
     def _is_there(self, there: Mapping[str, RemotePath]) -> bool:
-        """Whether the very result that is to be sent is there, and so all of it."""
+        """Whether the result to be sent is already there, complete."""
         manifest = self.folder / self.kind.manifest
         if self.kind.manifest not in there or not manifest.is_file():
             return False
@@ -154,7 +156,7 @@ class Upload:
         return there[self.kind.manifest].read(len(raw) + 1) == raw
 
     def _keep(self) -> None:
-        """Have what was sent be the copy that the run is read from."""
+        """Make the result that was sent the cached copy that the run is read from."""
         if self.kind.manifest == RUN_JSON:
             copy = copy_of(self._remote, (self.folder / RUN_JSON).read_bytes())
             if not copy.is_dir():
@@ -165,7 +167,7 @@ class Upload:
 
     @contextmanager
     def _outline(self, there: Mapping[str, RemotePath]) -> Iterator[Path]:
-        """A folder with the names of files, and the contents of what tells of the others."""
+        """A folder with the names of all files, and the contents of those that describe others."""
         with tempfile.TemporaryDirectory() as above:
             folder = Path(above)
             for name, remote in there.items():
@@ -176,7 +178,7 @@ class Upload:
             yield folder
 
     def _sent(self) -> dict[str, list[JSON]]:
-        """SHA-256 and stamp of each file at the URL that is ours, by its name."""
+        """SHA-256 and stamp of each of our files at the URL, by name."""
         if not self._log.is_file():
             return {}
         sent = {}
@@ -184,7 +186,7 @@ class Upload:
             try:
                 name, *about = json.loads(line)
                 sent[name] = about
-            except ValueError:  # half a line, of a process that was killed
+            except ValueError:  # half a line, from a process that was killed
                 continue
         return sent
 

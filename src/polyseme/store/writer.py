@@ -1,4 +1,4 @@
-"""Writing a run: aside, in steps that can be resumed, and never half visible."""
+"""Writing a run: in a separate folder, in resumable steps, published atomically."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ _STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def _fingerprint(path: Path) -> dict[str, JSON] | None:
-    """That of a run of any version and in any state; None where a folder is no run."""
+    """Fingerprint of a run of any version, in any state; None if the folder is not a run."""
     content = read_json(path / RUN_JSON) if path.is_dir() else {}
     return content.get("fingerprint", {}) if content.get("format") == FORMAT else None
 
 
 def _foreign(path: Path) -> set[str]:
-    """What a run holds that polyseme did not write."""
+    """Names in a run folder that polyseme did not write."""
     ours = {RUN_JSON, RUN_JSON + ASIDE, INPUTS_FILE, SITES_FOLDER, *map(table_file, TABLES)}
     foreign = {entry.name for entry in path.iterdir()} - ours
     sites = path / SITES_FOLDER
@@ -93,36 +93,36 @@ RUN = Kind(
 class Writer(AbstractContextManager[Any]):
     """Writes one result of its kind into ``<out>.partial`` and renames it to `out` at the end.
 
-    Use it as a context manager: leaving it, with or without an error, lets another process in
-    and keeps what was written for a resume.
+    Use it as a context manager: on exit, with or without an error, it unlocks the folder and keeps
+    what was written for a resume.
 
     Parameters
     ----------
     out : str or Path
-        The folder to make, with its parents, or a URL.
+        The folder to create, with its parents, or a URL.
     fingerprint : mapping
-        JSON that identifies the work: settings, model and data. Two of equal fingerprints are
-        taken for the same.
+        JSON that identifies the work: settings, model and data. Work with equal fingerprints is
+        taken to be the same.
     overwrite : bool
-        Replace an existing result, once the new one is complete, and discard an unfinished one.
+        Replace an existing result once the new one is complete, and discard an unfinished one.
     resume : bool
-        Continue unfinished work of the same fingerprint, if there is any.
+        Continue unfinished work with the same fingerprint, if there is any.
 
     Attributes
     ----------
     path : str or Path
-        The folder to make, or its URL.
+        The folder to create, or its URL.
     finished : bool
-        `out` is the finished result of this fingerprint: there is nothing to do.
+        `out` is already the finished result with this fingerprint: nothing is left to do.
     resumed : bool
-        Unfinished work is being continued; `load_state` gives its checkpoints.
+        Unfinished work is being continued; `load_state` returns its checkpoints.
 
     Raises
     ------
     InputError
-        Both flags at once, an output without a name, or a fingerprint that is not JSON.
+        Both flags were given, the output has no name, or the fingerprint is not JSON.
     RunError
-        Something is in the way, belongs to other work, or is in use.
+        The output is in the way, belongs to other work, or is in use.
     """
 
     kind: ClassVar[Kind]
@@ -151,7 +151,7 @@ class Writer(AbstractContextManager[Any]):
             self._partial = None
 
     def close(self) -> None:
-        """Let another process in; what was written stays for a resume."""
+        """Unlock the folder; what was written stays for a resume."""
         self.__exit__(None, None, None)
 
     def _at_work(self) -> Partial:
@@ -165,7 +165,7 @@ class Writer(AbstractContextManager[Any]):
     def save_state(
         self, name: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, JSON]
     ) -> None:
-        """Keep a checkpoint, replacing one of the same name in one step.
+        """Save a checkpoint, atomically replacing one of the same name.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class Writer(AbstractContextManager[Any]):
         arrays : mapping of str to ndarray
             Booleans, integers or floats, of any shape.
         metadata : mapping
-            JSON to keep with them.
+            JSON to save with them.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class Writer(AbstractContextManager[Any]):
         save_state(self._state_file(name), arrays, metadata)
 
     def load_state(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, JSON]] | None:
-        """The checkpoint that `save_state` kept under a name; None if there is none.
+        """Load the checkpoint that `save_state` saved under a name; None if there is none.
 
         Raises
         ------
@@ -195,7 +195,7 @@ class Writer(AbstractContextManager[Any]):
 
     @property
     def state_folder(self) -> Path:
-        """Where checkpoints are, and what else is needed until the run is finished."""
+        """Folder of checkpoints, and of anything else needed until the run is finished."""
         return self._at_work().state
 
     def _state_file(self, name: str) -> Path:
@@ -215,14 +215,14 @@ class RunWriter(Writer):
     # --------------------------------------------------------------------------- contents
 
     def write_inputs(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the inputs that examples point at.
+        """Write the inputs that examples refer to.
 
         Parameters
         ----------
         arrays : mapping of str to ndarray
             ``index`` int64 (M,), strictly increasing. Images: ``pixels`` uint8 or float32
             (M, ...), optionally ``labels`` int64 (M,). Texts: ``tokens`` int32 (M, L), ``lengths``
-            int32 (M,), and `vocabulary_arrays`. Others are kept as they are.
+            int32 (M,), and `vocabulary_arrays`. Others are kept unchanged.
 
         Raises
         ------
@@ -237,12 +237,12 @@ class RunWriter(Writer):
         Parameters
         ----------
         number : int
-            Position of the site in the ``sites`` that `finish` is given.
+            Position of the site in the ``sites`` given to `finish`.
         arrays : mapping of str to ndarray
             ``weights`` float32 (n_neurons, d_in); ``vectors`` float16 or float32 (R, d_in);
             ``tree`` float64 (sum of max(n_examples - 1, 0), 4); ``histogram`` int64
-            (n_neurons, bins); ``histogram_upper`` float64 (n_neurons,); and those that may be
-            missing, see docs/run-format.md. Other arrays are kept as they are.
+            (n_neurons, bins); ``histogram_upper`` float64 (n_neurons,); and optional ones, see
+            docs/run-format.md. Other arrays are kept unchanged.
 
         Raises
         ------
@@ -254,7 +254,7 @@ class RunWriter(Writer):
         self._write_arrays(site_file(int(number)), arrays, SITE_ARRAYS)
 
     def overwrite_in_site(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Put other values in the place of some arrays that `write_site` wrote."""
+        """Replace the values of some arrays that `write_site` wrote."""
         file = self._at_work().result / site_file(number)
         with writing(file):
             overwrite(file, arrays)
@@ -288,8 +288,8 @@ class RunWriter(Writer):
         Parameters
         ----------
         neurons, examples, features, random : DataFrame
-            With at least the columns of the format, in any order, cast where no value changes
-            but by rounding a float. Other columns of numbers, booleans or text are kept.
+            With at least the columns of the format, in any order, cast if no value changes except
+            by rounding floats. Other columns of numbers, booleans or text are kept.
 
         Raises
         ------
@@ -311,13 +311,13 @@ class RunWriter(Writer):
     # ----------------------------------------------------------------------------- finish
 
     def finish(self, metadata: Mapping[str, JSON]) -> str | Path:
-        """Check everything that was written, seal it with run.json and move it into place.
+        """Check everything written, seal it with run.json and move it into place.
 
         Parameters
         ----------
         metadata : mapping
-            JSON for run.json: ``sites``, ``settings``, ``model``, ``data`` and whatever else.
-            The format, the versions, the date, the fingerprint and the files are added.
+            JSON for run.json: ``sites``, ``settings``, ``model``, ``data`` and any other keys. The
+            format, the versions, the date, the fingerprint and the files are added.
 
         Returns
         -------
@@ -327,10 +327,10 @@ class RunWriter(Writer):
         Raises
         ------
         InputError
-            The metadata is not JSON, or sets what the writer adds.
+            The metadata is not JSON, or sets a key that the writer adds.
         RunError
-            What was written is not a valid run, or it cannot be moved into place. All of it
-            stays, for a resume.
+            What was written is not a valid run, or cannot be moved into place. Everything stays for
+            a resume.
         """
         partial = self._at_work()
         if taken := [key for key in WRITTEN if key in metadata]:
@@ -374,7 +374,7 @@ def _now() -> str:
 
 
 def _remove_others(run: Path, names: set[str]) -> None:
-    """Remove what an interrupted write left, so that a run is the files of the format."""
+    """Remove leftovers of an interrupted write, so that the run holds only files of the format."""
     for file in sorted(run.rglob("*")):
         if not file.is_dir() and file.relative_to(run).as_posix() not in names:
             file.unlink()
