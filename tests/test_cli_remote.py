@@ -48,7 +48,10 @@ def test_from_a_bucket_to_a_bucket(s3, place, capsys):
     remote = (*analyse, "--data", f"{s3}/data/flat.npz", "--out", run)
     status, out, err = said(capsys, *remote)
     assert (status, err) == (0, "")
-    assert f"polyseme explore {run}, or open it with polyseme.open_run({run!r})" in out
+    assert (
+        f"View it with polyseme explore {run}, or open it in Python with polyseme.open_run({run!r})"
+        in out
+    )
     status, _, err = said(capsys, *analyse, "--data", "flat.npz", "--out", "local")
     assert (status, err) == (0, "")
     ours, theirs = ps.open_run(run), ps.open_run("local")
@@ -56,7 +59,7 @@ def test_from_a_bucket_to_a_bucket(s3, place, capsys):
     fingerprint = ours.metadata["fingerprint"]
     assert fingerprint == theirs.metadata["fingerprint"]
     status, out, err = said(capsys, "verify", run)
-    assert (status, out, err) == (0, f"{run} is as it was written.\n", "")
+    assert (status, out, err) == (0, f"{run} is intact.\n", "")
     status, _, err = said(capsys, *remote)
     assert status == 1
     assert f"polyseme: {run} already exists. Replace it with overwrite=True (--overwrite)" in err

@@ -163,7 +163,7 @@ def test_from_the_command_line(text_run, grey_run, tmp_path, capsys):
     assert cli.main([*arguments, "--quiet"]) == 0
     said = capsys.readouterr()
     assert re.match(
-        rf"The pages are in {out}: \d+ files, [\d.]+ MB\. Put them on any web", said.out
+        rf"The pages are in {out}: \d+ files, [\d.]+ MB\. Copy them to any web", said.out
     )
     assert (out / "data" / "compare.json").is_file()
     assert cli.main(arguments) == 1
