@@ -278,7 +278,10 @@ REFUSED = {
     ),
     "no name": (["sites", "models.py:"], r"expected MODULE:NAME or FILE\.py:NAME"),
     "a number": (["sites", "models.py:number"], r"gives a int; expected a torch\.nn\.Module"),
-    "a function that gives text": (["sites", "models.py:gives_text"], r"gives a str; a torch"),
+    "a function that gives text": (
+        ["sites", "models.py:gives_text"],
+        r"gives a str; expected a torch",
+    ),
     "a function that fails": (
         ["sites", "models.py:asks_for_too_much"],
         r"models\.py:asks_for_too_much cannot be loaded: its code raised KeyError in .*models\.py, "
@@ -287,7 +290,7 @@ REFUSED = {
     "a function that leaves": (["sites", "models.py:leaves"], r"SystemExit in .*: not today\."),
     "a file that is no Python": (
         ["sites", "notes.py:net"],
-        r"raises SyntaxError: .*notes\.py, line 1",
+        r"raised SyntaxError: .*notes\.py, line 1",
     ),
     "a file that needs another": (
         ["sites", "needs.py:net"],
@@ -297,7 +300,10 @@ REFUSED = {
         ["sites", "models.py:needs"],
         r"gives a function; expected a torch\.nn\.Module, or a function that takes no arguments",
     ),
-    "no layers": (["sites", "models.py:nothing"], r"no layer that polyseme knows: Linear, Conv1D"),
+    "no layers": (
+        ["sites", "models.py:nothing"],
+        r"no layer that polyseme can read: Linear, Conv1D",
+    ),
     "no data": (analyse(data="falt.npz"), r"'falt\.npz' does not exist\. Did you mean 'flat\.npz'"),
     "wrong data": (analyse(data="models.py"), r"models\.py: not a file of images"),
     "wrong shape": (analyse(data="rgb.npz"), r"cannot take a batch of inputs of shape \(3, 8, 8\)"),

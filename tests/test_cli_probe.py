@@ -272,7 +272,7 @@ def test_texts_that_are_odd_but_good(place, capsys):
     status, out, _ = said(capsys, *analyse("--overwrite", text="one.txt"))
     assert status == 0
     assert "48" not in out
-    assert out.count("24 neurons, all dead: no input activates them") == 2
+    assert out.count("24 neurons, all dead: no input activates any of them") == 2
 
 
 def test_half_precision_is_read_in_full(place, capsys):

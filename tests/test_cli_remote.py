@@ -99,7 +99,7 @@ def test_pages_at_a_url(memory, place, capsys):
         ),
         (
             ("analyse", "s3://KEY:hunter2@b/model", "--text", "--out", "r"),
-            "The folder of a model must be local, and s3://… is a URL",
+            "A model folder must be local, and s3://… is a URL",
         ),
         (("explore", "s3://none/run"), "There is nothing at s3://none/run/run.json (The specified"),
         (("verify", "memory://none/run"), "There is nothing at memory://none/run/run.json. Check"),

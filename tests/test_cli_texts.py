@@ -137,7 +137,7 @@ def test_sites(folder, capsys):
     ("arguments", "message"),
     [
         (["models.py:net"], "Give either --data for images or --text for a language model; --text"),
-        (["x", "--text", "text.txt", "--data", "x.npz"], "Give --data for images or --text"),
+        (["x", "--text", "text.txt", "--data", "x.npz"], "Give either --data for images or --text"),
         (
             ["models.py:net", "--text", "text.txt"],
             "with --text, expected a language model with its",

@@ -53,28 +53,28 @@ def _median_ratio(run: Run) -> tuple[float, int | None]:
 #: group, key, name, how it is written, and how it is measured
 _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
     (
-        "as published",
+        "published metrics",
         "neurons",
         "neurons",
         "integer",
         lambda run: (float(len(run.folder.neurons)), None),
     ),
     (
-        "as published",
+        "published metrics",
         "dead_share",
         "dead neurons (no input activates them)",
         "percent",
         _share_of(is_dead),
     ),
     (
-        "as published",
+        "published metrics",
         "without_examples_share",
         "active neurons without examples",
         "percent",
         _share_of(is_without_examples),
     ),
     *(
-        ("as published", column, name, "distance", _mean_of(column))
+        ("published metrics", column, name, "distance", _mean_of(column))
         for column, name in (
             ("max_distance", "max distance"),
             ("mean_distance", "mean distance"),
@@ -82,18 +82,18 @@ _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
             ("inter_cluster_distance", "inter-cluster distance"),
         )
     ),
-    ("as published", "mean_examples", "examples a neuron", "number", _mean_of("n_examples")),
-    ("as published", "mean_clusters", "features a neuron", "number", _mean_of("n_clusters")),
-    ("what it cost", "l0", "L0 (neurons active on an input, or a token)", "number", _l0),
+    ("published metrics", "mean_examples", "examples per neuron", "number", _mean_of("n_examples")),
+    ("published metrics", "mean_clusters", "features per neuron", "number", _mean_of("n_clusters")),
+    ("cost", "l0", "L0 (active neurons per input or token)", "number", _l0),
     (
-        "what to doubt",
+        "caveats",
         "median_participation_ratio",
         "participation ratio (median)",
         "number",
         _median_ratio,
     ),
     (
-        "what to doubt",
+        "caveats",
         "calibrated_distance",
         "calibrated distance",
         "signed",
@@ -102,15 +102,15 @@ _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
 )
 #: what the evaluation of an SAE adds, where a run's metadata have it under ``evaluation``
 _EVALUATED = (
-    ("what it cost", "fvu", "FVU (variance unexplained)", "distance"),
-    ("what it cost", "mse", "MSE", "distance"),
-    ("what it cost", "accuracy", "accuracy of the model", "percent"),
-    ("what it cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
-    ("what it cost", "cross_entropy", "cross-entropy of the model", "distance"),
-    ("what it cost", "spliced_cross_entropy", "cross-entropy with the SAE", "distance"),
-    ("what it cost", "recovered", "cross-entropy recovered", "percent"),
-    ("what to doubt", "purity", "label purity", "distance"),
-    ("what to doubt", "purity_null", "label purity, labels shuffled", "distance"),
+    ("cost", "fvu", "FVU (variance unexplained)", "distance"),
+    ("cost", "mse", "MSE", "distance"),
+    ("cost", "accuracy", "accuracy of the model", "percent"),
+    ("cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
+    ("cost", "cross_entropy", "cross-entropy of the model", "distance"),
+    ("cost", "spliced_cross_entropy", "cross-entropy with the SAE", "distance"),
+    ("cost", "recovered", "cross-entropy recovered", "percent"),
+    ("caveats", "purity", "label purity", "distance"),
+    ("caveats", "purity_null", "label purity, labels shuffled", "distance"),
 )
 
 
