@@ -116,7 +116,7 @@ def test_unlike_runs_say_so(page, serve, image_run, two_runs):
     visit(page, serve("live", image_run, two_runs[0]), "#/compare")
     notices = page.locator(".notice").all_inner_texts()
     assert notices[0].startswith("These runs also differ in the selection of examples")
-    assert notices[1].startswith("No neuron has a match, as only directions of the same length")
+    assert notices[1].startswith("No neuron has a match, because only vectors of the same length")
 
 
 def test_one_run_has_nothing_to_compare(page, image_site):

@@ -266,7 +266,10 @@ class TestOverview:
         visit(page, text_site, "#/")
         n = text_run.metadata["sites"][0]["n_moments"]
         assert n < 1728
-        words = f"The statistics come from {n:,} vectors; numbers of meanings are reliable from about 1,728."
+        words = (
+            f"The statistics come from {n:,} vectors; numbers of meanings are reliable from about "
+            "1,728."
+        )
         said = page.get_by_label("Too few vectors").locator("li").all_inner_texts()
         assert said == [f"8 · {text_run.sites[0]}: {words}", f"20 · {text_run.sites[1]}: {words}"]
 
