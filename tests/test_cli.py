@@ -142,7 +142,7 @@ def test_the_demos_classifier(place, capsys):
     status, _, err = said(capsys, "sites", "polyseme.demo:load_classifier")
     assert status == 1
     assert err == (
-        "polyseme: There is no classifier at 'runs/demo/classifier.safetensors'; make one with: "
+        "polyseme: There is no classifier at 'runs/demo/classifier.safetensors'; train one with: "
         "polyseme demo\n"
     )
 

@@ -83,7 +83,7 @@ def test_probe(place, capsys, monkeypatch):
     command = ["probe", "run", "the river bank", "--model", "tiny", "-k", "2"]
     status, out, err = said(capsys, *command)
     assert (status, err) == (0, "")
-    assert out.startswith("The 2 neurons of largest share of their maximum at each token")
+    assert out.startswith("The 2 neurons with the largest share of their maximum at each token")
     assert out.count("model.layers.") == 4
     words = [line.split()[0] for line in out.splitlines() if "model.layers" in line]
     assert [word for word in words if word in ("the", "river", "bank")] == ["river", "bank"]

@@ -91,24 +91,27 @@ def test_pages_at_a_url(memory, place, capsys):
     [
         (
             ("analyse", "m.py:net", "--data", "s3://KEY:hunter2@b/x", "--sites", "0", "--out", "r"),
-            "A URL with credentials in it was given (s3://…): they would be written",
+            "The URL s3://… contains credentials, which would end up in logs and runs.",
         ),
         (
             (*("analyse", "models.py:net", "--data", "flat.npz", "--sites", "0"), *KEY_IN_OUT),
-            "A URL with credentials in it was given (s3://…): they would be written",
+            "The URL s3://… contains credentials, which would end up in logs and runs.",
         ),
         (
             ("analyse", "s3://KEY:hunter2@b/model", "--text", "--out", "r"),
-            "A model folder must be local, and s3://… is a URL",
+            "A model folder must be local, but s3://… is a URL",
         ),
-        (("explore", "s3://none/run"), "There is nothing at s3://none/run/run.json (The specified"),
-        (("verify", "memory://none/run"), "There is nothing at memory://none/run/run.json. Check"),
-        (("probe", "gs://none/run", "text"), "gs://none/run needs a package that is not installed"),
+        (("explore", "s3://none/run"), "Nothing exists at s3://none/run/run.json (The specified"),
+        (("verify", "memory://none/run"), "Nothing exists at memory://none/run/run.json. Check"),
+        (
+            ("probe", "gs://none/run", "text"),
+            "gs://none/run requires a package that is not installed",
+        ),
         (
             ("benchmark", "meanings", "--out", "s3://b/x", "--part", "synthetic"),
-            "The folder of a benchmark must be local, and s3://… is a URL",
+            "The folder of a benchmark must be local, but s3://… is a URL",
         ),
-        (("demo", "--out", "s3://b/x"), "The folder of the demo must be local"),
+        (("demo", "--out", "s3://b/x"), "The demo's folder must be local"),
     ],
 )
 def test_bad_input(s3, place, capsys, monkeypatch, arguments, message):

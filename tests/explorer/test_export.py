@@ -124,7 +124,7 @@ def test_an_export_says_what_of_a_damaged_run_it_lacks(
     assert said.err == (
         f"polyseme: The export in {out} is of a damaged run: {folder / name}: the file is "
         "missing. What cannot be read is left out, and the rest may be wrong. Copy the run again "
-        "from where it came, or analyse again, and then export it with overwrite=True "
+        "from its source, or repeat the analysis, then export again with overwrite=True "
         "(--overwrite).\n"
     )
     with pytest.warns(UserWarning, match=f"of a damaged run: .*{name}: the file is missing"):

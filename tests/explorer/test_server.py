@@ -222,7 +222,9 @@ def test_other_names_are_not(ask, host):
 
 def test_a_given_host_is_answered_by_its_name(text_run, monkeypatch):
     monkeypatch.setattr(server.socket, "gethostname", lambda: "Workstation")
-    with pytest.warns(UserWarning, match="whoever reaches this machine over the network can read"):
+    with pytest.warns(
+        UserWarning, match="anyone who can reach this machine over the network can read"
+    ):
         explorer = ps.explore(text_run, host="0.0.0.0", open_browser=False)
     with explorer:
         for name in ("localhost:1", "192.168.1.7:1", "workstation:1", "[fe80::1]"):
