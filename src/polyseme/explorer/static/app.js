@@ -4,7 +4,7 @@
 //
 //     export async function render(main, ctx)
 //
-// which fills `main` (an element of its own, laid out but not seen until the promise resolves,
+// which fills `main` (its own element, laid out but hidden until the promise resolves,
 // so that it can be measured; it should hold one <h1>). ctx:
 //
 //   runs      what data/runs.json lists: [{title, kind}, ...]

@@ -90,7 +90,7 @@ export function featureCards(view, lines) {
     element.querySelector(`[data-feature="${feature}"] > button`)?.focus({ preventScroll: true });
   }
 
-  /** All examples, whatever their feature. */
+  /** All examples, across features. */
   function strongest() {
     const list = h("ol", { class: "lines by-strength" });
     const examples = Array.from({ length: neuron.n }, (_, i) => i).sort(strongestFirst(neuron));

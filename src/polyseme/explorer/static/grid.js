@@ -62,7 +62,7 @@ export class Grid {
     this._fill();
   }
 
-  /** Marks the row that is shown beside the table. */
+  /** Marks the row that is shown next to the table. */
   mark(row) {
     this._marked = row;
     for (const line of this._body.querySelectorAll("tr[data-at]")) this._setMark(line);

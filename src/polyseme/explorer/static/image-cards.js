@@ -81,7 +81,7 @@ export function imageCards(view, pictures, tiles) {
       more > 0 && h("span", { class: "quiet-text small" }, `and ${more} more`));
   }
 
-  /** All examples, whatever their feature. */
+  /** All examples, across features. */
   function strongest() {
     const list = h("ol", { class: "tiles by-strength" });
     const all = Array.from({ length: neuron.n }, (_, i) => i).sort(strongestFirst(neuron));

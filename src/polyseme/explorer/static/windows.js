@@ -169,16 +169,16 @@ export function exampleLines(neuron, { link, signal }) {
   signal.addEventListener("abort", hideTip);
 
   return {
-    /** The line of an example, as it's to look now; with a mark where its feature isn't told above it. */
+    /** The line of an example in its current state, with a mark if no heading names its feature. */
     line(example, mark = null) {
       const line = lines.get(example) ?? make(example);
       paint(example, line);
       replace(line.mark, mark);
       return line.element;
     },
-    /** The same where it is already. */
+    /** The element of an example's line. */
     element: (example) => (lines.get(example) ?? make(example)).element,
-    /** What tokens are shaded by from now on; lines that are asked for follow. */
+    /** Sets what the shading shows; lines are repainted when they are next requested. */
     setShade(next) {
       if (shade === next) return;
       shade = next;

@@ -81,7 +81,7 @@ function limits() {
       "p",
       {},
       h("strong", {}, "Small distances alone do not make a neuron monosemantic."),
-      " If nearly all of the weight lies on one input, every embedding points along that input and all distances go to 0, whatever the examples are. Such a neuron has a participation ratio near 1 and a background distance near 0, so its calibrated distance is near 0 too.",
+      " If nearly all the weight is on one input, every embedding points along that input, and all distances go to 0, whatever the examples are. Such a neuron has a participation ratio near 1 and a background distance near 0, so its calibrated distance is near 0 too.",
     ),
     h(
       "p",
