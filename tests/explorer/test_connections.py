@@ -153,7 +153,7 @@ def test_what_follows_a_refusal_is_never_a_request(send, own, name):
         ("GET / HTTP/1.1|Host: OWN|Content-Length: 5", "A GET request must have no body."),
         ("GET / HTTP/1.1|Host: OWN|HOST: OWN", "The header host is given twice; give it once"),
         ("BREW / HTTP/1.1|Host: OWN", "Unknown method; expected GET, HEAD or POST."),
-        ("GET / HTTP/1.1|Host: OWN|X", "This is not an HTTP/1.1 request."),
+        ("GET / HTTP/1.1|Host: OWN|X", "The request is not valid HTTP/1.1."),
         ("GET / HTTP/1.1|X: " + 70_000 * "x", "The headers are too long; the limit is 65536 bytes"),
         (
             "POST / HTTP/1.1|Host: OWN|Transfer-Encoding: chunked",

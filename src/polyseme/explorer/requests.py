@@ -147,7 +147,7 @@ class Request:
         asked = _FIRST_LINE.fullmatch(first)
         matches = [_HEADER.fullmatch(line) for line in lines]
         if not asked or not all(matches):
-            raise Refused(400, "This is not an HTTP/1.1 request.")
+            raise Refused(400, "The request is not valid HTTP/1.1.")
         headers: dict[str, str] = {}
         for header in filter(None, matches):
             name = header[1].decode().lower()
