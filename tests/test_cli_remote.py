@@ -101,8 +101,8 @@ def test_pages_at_a_url(memory, place, capsys):
             ("analyse", "s3://KEY:hunter2@b/model", "--text", "--out", "r"),
             "A model folder must be local, but s3://… is a URL",
         ),
-        (("explore", "s3://none/run"), "Nothing exists at s3://none/run/run.json (The specified"),
-        (("verify", "memory://none/run"), "Nothing exists at memory://none/run/run.json. Check"),
+        (("explore", "s3://none/run"), "There is nothing at s3://none/run/run.json (The specified"),
+        (("verify", "memory://none/run"), "There is nothing at memory://none/run/run.json. Check"),
         (
             ("probe", "gs://none/run", "text"),
             "gs://none/run requires a package that is not installed",

@@ -181,7 +181,7 @@ def test_a_storage_that_fails_for_a_while(memory: str, monkeypatch: pytest.Monke
     write(f"{memory}/file", b"content")
     remote = RemotePath(f"{memory}/file")
     flaky = Flaky(monkeypatch, remote._storage, "open", 2)
-    said = r"memory://tests/file cannot be read now \(Please reduce your request rate\)\. Trying"
+    said = r"memory://tests/file could not be read \(Please reduce your request rate\)\. Trying"
     with pytest.warns(UserWarning, match=said) as warned:
         assert remote.read(99) == b"content"
     assert len(warned) == 2
@@ -191,7 +191,7 @@ def test_a_storage_that_fails_for_a_while(memory: str, monkeypatch: pytest.Monke
 def test_a_storage_that_fails_for_long(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = RemotePath(f"{memory}/file")
     Flaky(monkeypatch, remote._storage, "find", 99)
-    said = r"could not be read, at 3 attempts \(Please reduce your request rate\)\. Check"
+    said = r"could not be read after 3 attempts \(Please reduce your request rate\)\. Check"
     with pytest.warns(UserWarning, match="Trying again"), pytest.raises(StorageError, match=said):
         remote.files()
 

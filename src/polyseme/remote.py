@@ -68,7 +68,7 @@ class StorageError(InputError, RunError):
 
 
 class NothingThereError(StorageError):
-    """A URL where nothing exists."""
+    """There is nothing at a URL."""
 
 
 def is_url(path: object) -> bool:
@@ -315,9 +315,9 @@ class RemotePath:
         raise AssertionError
 
     def nothing(self, reason: str = "") -> NothingThereError:
-        """The error for a URL where nothing exists."""
+        """The error for a URL with nothing there."""
         why = f" ({reason})" if reason and reason not in self._path else ""
-        return NothingThereError(f"Nothing exists at {self}{why}. Check the bucket and the path.")
+        return NothingThereError(f"There is nothing at {self}{why}. Check the bucket and the path.")
 
     def _refused(self, reason: str) -> StorageError:
         _, where = _STORAGES.get(self._url.partition(":")[0].lower(), ("", ""))

@@ -154,7 +154,9 @@ def test_inputs_by_rows_and_by_numbers(grey_run):
             InputError, match=r"expected rows of .* or their numbers, such as \[0, 1\]"
         ):
             neuron.inputs(bad)
-    with pytest.raises(InputError, match=r"does not hold input 999: it keeps the \d+ that are"):
+    with pytest.raises(
+        InputError, match=r"does not have input 999: it stores only the \d+ inputs that are"
+    ):
         neuron.inputs(frame.assign(input=999))
 
 
