@@ -142,7 +142,7 @@ def test_the_demos_classifier(place, capsys):
     status, _, err = said(capsys, "sites", "polyseme.demo:load_classifier")
     assert status == 1
     assert err == (
-        "polyseme: There is no classifier at 'runs/demo/classifier.safetensors'; make one with: "
+        "polyseme: There is no classifier at 'runs/demo/classifier.safetensors'; train one with: "
         "polyseme demo\n"
     )
 
@@ -169,16 +169,16 @@ def test_analyse_is_the_librarys_analyse(place, capsys):
             continue
         unlisted = f"{row.without_examples} without examples, " if row.without_examples else ""
         if row.dead + row.without_examples == row.neurons:
-            assert line.endswith("none with any: no activation meets the selection")
+            assert line.endswith("none with examples: no activation meets the selection")
             continue
         assert line == (
             f"{row.site}: {row.neurons} neurons, {row.dead} dead, {unlisted}"
-            f"{row.mean_meanings:.1f} meanings and {row.mean_clusters:.1f} features a neuron, "
+            f"{row.mean_meanings:.1f} meanings and {row.mean_clusters:.1f} features per neuron, "
             f"mean distance {row.mean_distance:.3f} "
             f"(over {row.mean_distance_n})"
         )
     assert lines[-1] == (
-        "The run is at run; look at it with polyseme explore run, or open it with "
+        "The run is at run. View it with polyseme explore run, or open it in Python with "
         "polyseme.open_run('run')."
     )
     images = ps.read_images("flat.npz", limit=30)
@@ -262,26 +262,35 @@ def test_a_mistake_is_not_in_the_way_of_its_correction(place, capsys):
 REFUSED = {
     "no file": (
         ["sites", "modles.py:net"],
-        r"There is no file 'modles\.py' to load the model from\. Python files there: models\.py",
+        r"The model's file 'modles\.py' does not exist\. Python files there: models\.py",
     ),
-    "no module": (["sites", "no_such.nets:net"], r"There is no module 'no_such' to load the model"),
-    "no submodule": (["sites", "json.nets:net"], r"There is no module 'json\.nets' to load"),
+    "no module": (["sites", "no_such.nets:net"], r"The model's module 'no_such' was not found"),
+    "no submodule": (["sites", "json.nets:net"], r"The model's module 'json\.nets' was not found"),
     "no attribute": (["sites", "models.py:nett"], r"has no 'nett'.* Did you mean 'net'"),
     "no inner attribute": (["sites", "models.py:Box.nett"], r"has no 'Box\.nett'"),
-    "no colon": (["sites", "models.py"], r"given as 'models\.py'; MODULE:NAME or FILE\.py:NAME is"),
-    "no language model": (["sites", "./models"], r"A model of your own is given as MODULE:NAME or"),
-    "no name": (["sites", "models.py:"], r"MODULE:NAME or FILE\.py:NAME is expected"),
-    "a number": (["sites", "models.py:number"], r"gives a int; a torch\.nn\.Module is expected"),
-    "a function that gives text": (["sites", "models.py:gives_text"], r"gives a str; a torch"),
+    "no colon": (
+        ["sites", "models.py"],
+        r"The model is 'models\.py'; expected MODULE:NAME or FILE\.py:NAME",
+    ),
+    "no language model": (
+        ["sites", "./models"],
+        r"To give a model of your own, use MODULE:NAME or",
+    ),
+    "no name": (["sites", "models.py:"], r"expected MODULE:NAME or FILE\.py:NAME"),
+    "a number": (["sites", "models.py:number"], r"gives a int; expected a torch\.nn\.Module"),
+    "a function that gives text": (
+        ["sites", "models.py:gives_text"],
+        r"gives a str; expected a torch",
+    ),
     "a function that fails": (
         ["sites", "models.py:asks_for_too_much"],
-        r"models\.py:asks_for_too_much cannot be loaded: its code raises KeyError in .*models\.py, "
+        r"models\.py:asks_for_too_much cannot be loaded: its code raised KeyError in .*models\.py, "
         r"line \d+: 'weights'\.",
     ),
     "a function that leaves": (["sites", "models.py:leaves"], r"SystemExit in .*: not today\."),
     "a file that is no Python": (
         ["sites", "notes.py:net"],
-        r"raises SyntaxError: .*notes\.py, line 1",
+        r"raised SyntaxError: .*notes\.py, line 1",
     ),
     "a file that needs another": (
         ["sites", "needs.py:net"],
@@ -289,9 +298,12 @@ REFUSED = {
     ),
     "a function of something": (
         ["sites", "models.py:needs"],
-        r"gives a function; a torch\.nn\.Module is expected, or a function without arguments",
+        r"gives a function; expected a torch\.nn\.Module, or a function that takes no arguments",
     ),
-    "no layers": (["sites", "models.py:nothing"], r"no layer that polyseme knows: Linear, Conv1D"),
+    "no layers": (
+        ["sites", "models.py:nothing"],
+        r"no layer that polyseme can read: Linear, Conv1D",
+    ),
     "no data": (analyse(data="falt.npz"), r"'falt\.npz' does not exist\. Did you mean 'flat\.npz'"),
     "wrong data": (analyse(data="models.py"), r"models\.py: not a file of images"),
     "wrong shape": (
@@ -320,7 +332,7 @@ REFUSED = {
     ),
     "no numbers": (
         analyse("--device", "meta"),
-        r"device 'meta', which holds no numbers\. Give cpu",
+        r"device 'meta', which stores no values\. Use cpu",
     ),
     "not a run": (analyse("--overwrite", out="."), r"output '\.' has no name"),
     "in the way": (analyse(out="flat.npz"), r"flat\.npz already exists"),
@@ -379,7 +391,10 @@ def test_no_selector_is_ever_evaluated(place, capsys, text):
     status, _, err = said(capsys, *analyse("--select", text))
     assert status == 1
     assert err.startswith("polyseme: --select is ")
-    assert "is not a selector; TopK(100) or FirstActive(100, minimum=0.005) is the form" in err
+    assert (
+        "is not a selector; expected a call such as TopK(100) or FirstActive(100, minimum=0.005)"
+        in err
+    )
     assert not Path("evaluated").exists()
     assert not Path("run").exists()
 
@@ -494,10 +509,11 @@ def test_help(capsys, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (analyse(), "; nothing is lost: the same command with --resume goes on."),
+        (analyse(), "; nothing is lost. To continue, run the same command with --resume."),
         (
             analyse("--overwrite"),
-            "; nothing is lost: the same command with --resume instead of --overwrite goes on.",
+            "; nothing is lost. To continue, run the same command with --resume instead of "
+            "--overwrite.",
         ),
         (["sites", "models.py:net"], "."),
     ],
@@ -558,7 +574,7 @@ def test_a_real_interrupt_and_then_resume(place, capsys, signals, status):
     done = command(place, *arguments, SIGNALS=signals)
     assert done.returncode == status
     assert done.stderr == (
-        "polyseme: interrupted; nothing is lost: the same command with --resume goes on.\n"
+        "polyseme: interrupted; nothing is lost. To continue, run the same command with --resume.\n"
     )
     assert not Path("run").exists()
     status, _, err = said(capsys, *arguments)

@@ -114,10 +114,10 @@ def test_live_functions(run, tmp_path, monkeypatch, about, arguments, functions)
 def test_saes_are_refused_where_nothing_reads_them(run, tmp_path, capsys):
     assert cli.main(["explore", str(run.path), "--sae", "mine"]) == 1
     said = capsys.readouterr().err
-    assert f"--sae is given, but {run.path} is not a run of texts; leave it out." in said
+    assert f"--sae is given, but {run.path} is not a run on texts; leave it out." in said
     texts = renamed(run, tmp_path, data={"kind": "text"})
     assert cli.main(["explore", str(texts), "--sae", "mine"]) == 1
-    assert "--sae is for --model; give the model that was analysed too." in capsys.readouterr().err
+    assert "--sae requires --model; give the model that was analysed." in capsys.readouterr().err
 
 
 def test_the_packaged_models_are_these():
@@ -173,7 +173,7 @@ def test_a_pipe_in_the_place_of_a_run_is_not_read(tmp_path):
 def test_a_run_is_verified(run, tmp_path, capsys):
     folder = shutil.copytree(run.path, tmp_path / "run")
     assert cli.main(["verify", str(folder)]) == 0
-    assert capsys.readouterr().out == f"{folder} is as it was written.\n"
+    assert capsys.readouterr().out == f"{folder} is intact.\n"
     assert run.verify() is None
     raw = bytearray((folder / "features.parquet").read_bytes())
     raw[40] ^= 8

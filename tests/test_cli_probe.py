@@ -83,7 +83,7 @@ def test_probe(place, capsys, monkeypatch):
     command = ["probe", "run", "the river bank", "--model", "tiny", "-k", "2"]
     status, out, err = said(capsys, *command)
     assert (status, err) == (0, "")
-    assert out.startswith("The 2 neurons of largest share of their maximum at each token")
+    assert out.startswith("The 2 neurons with the largest share of their maximum at each token")
     assert out.count("model.layers.") == 4
     words = [line.split()[0] for line in out.splitlines() if "model.layers" in line]
     assert [word for word in words if word in ("the", "river", "bank")] == ["river", "bank"]
@@ -104,7 +104,7 @@ def test_probe(place, capsys, monkeypatch):
             ["run", " ", "--model", "tiny"],
             "text is ' '; expected text with a character other than white",
         ),
-        (["run", "bank", "--device", "cpu"], "--device is for --model; give the model too."),
+        (["run", "bank", "--device", "cpu"], "--device requires --model; give the model."),
         (["run", "bank", "--model", "half", "-k", "0"], "k is 0; a whole number of at least 1"),
         (["nowhere", "bank"], "nowhere does not exist. Give the folder that polyseme analyse"),
         (["run", "bank", "--model", "t5"], "'t5' is an encoder-decoder (t5)"),
@@ -173,7 +173,10 @@ def test_an_sae_at_a_hook_point(place, capsys):
     ("arguments", "message"),
     [
         (["--sae", "nowhere"], "There is no file or folder 'nowhere'"),
-        (["--hook", "blocks.0.hook_resid_post"], "--hook says where an SAE belongs; give the SAE"),
+        (
+            ["--hook", "blocks.0.hook_resid_post"],
+            "--hook is given without an SAE; give the SAE with --sae.",
+        ),
         (["--sae", "a", "--hook", "b", "--hook", "c"], "--hook is given 2 times and --sae 1 times"),
         (
             ["--context", "5000"],
@@ -194,7 +197,9 @@ def test_saes_are_for_texts(place, capsys):
     arguments = ["analyse", "models.py:net", "--data", "x.npz", "--sites", "0", "--out", "run"]
     status, _, err = said(capsys, *arguments, "--sae", "x")
     assert status == 1
-    assert err.startswith("polyseme: --sae and --hook are for --text; SAEs of an image model are")
+    assert err.startswith(
+        "polyseme: --sae and --hook require --text; to analyse SAEs of an image model"
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,15 +271,15 @@ def test_texts_that_are_odd_but_good(place, capsys):
     ):
         status, out, err = said(capsys, *analyse("--overwrite", *more, text=text))
         assert (status, err) == (0, ""), text
-        assert "features a neuron" in out
+        assert "features per neuron" in out
         assert ps.open_run("run").metadata["data"]["n_inputs"] == contexts, text
-    assert "no two examples of a neuron to compare" in out
+    assert "no neuron has two examples to compare" in out
     # A single token, which stands first: nothing counts.
     Path("one.txt").write_text("bank")
     status, out, _ = said(capsys, *analyse("--overwrite", text="one.txt"))
     assert status == 0
     assert "48" not in out
-    assert out.count("24 neurons, all dead: no input activates them") == 2
+    assert out.count("24 neurons, all dead: no input activates any of them") == 2
 
 
 def test_half_precision_is_read_in_full(place, capsys):

@@ -48,7 +48,10 @@ def test_from_a_bucket_to_a_bucket(s3, place, capsys):
     remote = (*analyse, "--data", f"{s3}/data/flat.npz", "--out", run)
     status, out, err = said(capsys, *remote)
     assert (status, err) == (0, "")
-    assert f"polyseme explore {run}, or open it with polyseme.open_run({run!r})" in out
+    assert (
+        f"View it with polyseme explore {run}, or open it in Python with polyseme.open_run({run!r})"
+        in out
+    )
     status, _, err = said(capsys, *analyse, "--data", "flat.npz", "--out", "local")
     assert (status, err) == (0, "")
     ours, theirs = ps.open_run(run), ps.open_run("local")
@@ -56,7 +59,7 @@ def test_from_a_bucket_to_a_bucket(s3, place, capsys):
     fingerprint = ours.metadata["fingerprint"]
     assert fingerprint == theirs.metadata["fingerprint"]
     status, out, err = said(capsys, "verify", run)
-    assert (status, out, err) == (0, f"{run} is as it was written.\n", "")
+    assert (status, out, err) == (0, f"{run} is intact.\n", "")
     status, _, err = said(capsys, *remote)
     assert status == 1
     assert f"polyseme: {run} already exists. Replace it with overwrite=True (--overwrite)" in err
@@ -88,24 +91,27 @@ def test_pages_at_a_url(memory, place, capsys):
     [
         (
             ("analyse", "m.py:net", "--data", "s3://KEY:hunter2@b/x", "--sites", "0", "--out", "r"),
-            "A URL with credentials in it was given (s3://…): they would be written",
+            "The URL s3://… contains credentials, which would end up in logs and runs.",
         ),
         (
             (*("analyse", "models.py:net", "--data", "flat.npz", "--sites", "0"), *KEY_IN_OUT),
-            "A URL with credentials in it was given (s3://…): they would be written",
+            "The URL s3://… contains credentials, which would end up in logs and runs.",
         ),
         (
             ("analyse", "s3://KEY:hunter2@b/model", "--text", "--out", "r"),
-            "The folder of a model must be local, and s3://… is a URL",
+            "A model folder must be local, but s3://… is a URL",
         ),
         (("explore", "s3://none/run"), "There is nothing at s3://none/run/run.json (The specified"),
         (("verify", "memory://none/run"), "There is nothing at memory://none/run/run.json. Check"),
-        (("probe", "gs://none/run", "text"), "gs://none/run needs a package that is not installed"),
+        (
+            ("probe", "gs://none/run", "text"),
+            "gs://none/run requires a package that is not installed",
+        ),
         (
             ("benchmark", "meanings", "--out", "s3://b/x", "--part", "synthetic"),
-            "The folder of a benchmark must be local, and s3://… is a URL",
+            "The folder of a benchmark must be local, but s3://… is a URL",
         ),
-        (("demo", "--out", "s3://b/x"), "The folder of the demo must be local"),
+        (("demo", "--out", "s3://b/x"), "The demo's folder must be local"),
     ],
 )
 def test_bad_input(s3, place, capsys, monkeypatch, arguments, message):

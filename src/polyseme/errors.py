@@ -1,7 +1,7 @@
 """The exceptions that polyseme raises on bad input.
 
-Every message is one sentence, or two: what was wrong, the value that was given, what is
-expected, and what to do about it.
+Every message is one or two sentences: what was wrong, the value given, what is expected, and the
+remedy.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class SiteError(InputError):
 
 
 class RunError(PolysemeError):
-    """A run folder that is missing, in the way, damaged or of another version."""
+    """A run folder that is missing, already exists, is damaged or has another version."""
 
 
 class MissingDependencyError(PolysemeError, ImportError):
-    """An optional library that is needed here and is not installed."""
+    """An optional library that is required here and not installed."""
 
     def __init__(self, what: str, library: str, extra: str) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class MissingDependencyError(PolysemeError, ImportError):
 
 
 def one_of(kind: str, value: str, allowed: Iterable[str], *, limit: int = 12) -> str:
-    """Sentence for a name that is not among the allowed ones: near matches, then all of them."""
+    """Message for an unknown name: close matches, then the allowed names."""
     names = list(allowed)
     near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

@@ -1,4 +1,4 @@
-"""Interrupts that come when nothing is half done."""
+"""Delays interrupts until no step is half done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Terminated(SystemExit):
-    """SIGTERM, by which schedulers and containers ask a process to end. Its status is 143."""
+    """SIGTERM, with which schedulers and containers end a process. Its exit status is 143."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -25,16 +25,16 @@ _Handler = Callable[[int, FrameType | None], Any]
 
 
 def interrupt(number: int, frame: FrameType | None = None) -> None:
-    """The handler of SIGINT and SIGTERM that raises at once."""
+    """A handler of SIGINT and SIGTERM that raises at once."""
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager
 def handling(handler: _Handler) -> Iterator[dict[int, Any]]:
-    """Handle SIGINT and SIGTERM for a while; yields the handlers before.
+    """Handle SIGINT and SIGTERM within the context; yields the previous handlers.
 
-    Signals that are ignored stay ignored. In any thread but the main one nothing is handled, as
-    only that one is interrupted.
+    Ignored signals stay ignored. Outside the main thread this does nothing, because only the main
+    thread is interrupted.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -50,10 +50,10 @@ def handling(handler: _Handler) -> Iterator[dict[int, Any]]:
 
 @contextmanager
 def interrupt_between_steps(patience: float = math.inf) -> Iterator[Callable[[], None]]:
-    """Hold back an interrupt until the caller calls what this yields; a second one acts at once.
+    """Hold back an interrupt until the caller calls the yielded function; a second acts at once.
 
-    In the middle of a step some of the work has seen a batch and some has not, and there is
-    nothing whole to save. A step that takes so many seconds more is not waited for.
+    In the middle of a step, only part of the state includes the batch, so nothing consistent can
+    be saved. After `patience` seconds the interrupt acts even within a step.
     """
     caught: list[int] = []
     waiting = threading.Timer(patience, lambda: signal.raise_signal(caught[0]))
@@ -61,7 +61,7 @@ def interrupt_between_steps(patience: float = math.inf) -> Iterator[Callable[[],
 
     def act(number: int, frame: FrameType | None = None) -> None:
         former = before.get(number)
-        # What would have handled it is not asked if it would end the process without a word.
+        # A previous handler that is not callable would end the process without an exception.
         (former if callable(former) else interrupt)(number, frame)
         interrupt(number)
 

@@ -1,7 +1,7 @@
-"""Files at URLs, such as ``s3://bucket/run``: of any storage that fsspec knows.
+"""Files at URLs such as ``s3://bucket/run``, on any storage that fsspec supports.
 
-Credentials come from the environment, as each storage's own package looks for them. They are
-never a part of a URL, nor of a message.
+Credentials come from the environment, where each storage's own package looks for them. They are
+never part of a URL or a message.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from polyseme.errors import InputError, RunError
 
-WAITS = (1, 4, 16)  # seconds, before a storage that fails is asked again
+WAITS = (1, 4, 16)  # seconds between retries
 _CHUNK_BYTES = 1 << 20
-_BLOCK_BYTES = 8 << 20  # asked for at a time, of a file that is read in order
+_BLOCK_BYTES = 8 << 20  # per request, when a file is read sequentially
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FLATTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\][^/\\]")
-# A secret may hold a slash, so it need not end where the host of a URL does.
+# A secret may contain a slash, so it need not end where the host of a URL does.
 _CREDENTIALS = re.compile(r"(s3a?|gc?s)://[^/]*@|[^:]+://([^@]*:[^@]*@|.*\?.*=)", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 
-# The package of a scheme, and where it finds credentials.
+# The package for each scheme, and where it finds credentials.
 _S3 = ("s3fs", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
 _GS = ("gcsfs", "GOOGLE_APPLICATION_CREDENTIALS, or gcloud's own login")
 _ABFS = ("adlfs", "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and its key")
@@ -53,7 +53,7 @@ _STORAGES = {
     "https": ("aiohttp", "~/.netrc"),
     "memory": ("fsspec", ""),
 }
-# What tells one content of a file from the next, in the words of each storage.
+# The fields that identify the contents of a file, in the terms of each storage.
 _STAMPS = (
     *("ETag", "etag", "md5Hash", "content_md5", "blob_id", "oid"),
     *("LastModified", "last_modified", "updated", "mtime", "created"),
@@ -68,7 +68,7 @@ class StorageError(InputError, RunError):
 
 
 class NothingThereError(StorageError):
-    """A URL at which there is nothing."""
+    """There is nothing at a URL."""
 
 
 def is_url(path: object) -> bool:
@@ -77,39 +77,39 @@ def is_url(path: object) -> bool:
     Raises
     ------
     InputError
-        It was one, until it became a `pathlib.Path`.
+        It was a URL before it became a `pathlib.Path`.
     """
     if isinstance(path, Path) and _FLATTENED.match(str(path)):
         raise InputError(
-            f"The path {str(path)!r} was a URL before pathlib took a slash from it. Give the URL "
-            "as a str."
+            f"The path {str(path)!r} was a URL before pathlib removed a slash. Give the URL as a "
+            "str."
         )
     return isinstance(path, str) and _SCHEME.match(path) is not None
 
 
 def local_path(path: str | Path, what: str) -> Path:
-    """A path where URLs are not taken.
+    """A path where URLs are not accepted.
 
     Raises
     ------
     InputError
-        It is one.
+        The path is a URL.
     """
     if is_url(path):
         raise InputError(
-            f"{what} must be local, and {str(path).partition(':')[0]}://… is a URL. Give a local "
-            "path, and copy what is there yourself."
+            f"{what} must be local, but {str(path).partition(':')[0]}://… is a URL. Copy it to "
+            "this machine and give the local path."
         )
     return Path(path)
 
 
 def fetched(path: str | Path) -> Path:
-    """A local path: the one that is given, or of a URL a copy in the cache."""
+    """A local path: the path itself, or for a URL a copy in the cache."""
     return RemotePath(str(path)).fetch() if is_url(path) else Path(path).expanduser()
 
 
 def cache_folder() -> Path:
-    """Where copies of what lies at URLs are, and what is to be sent there."""
+    """The folder for copies of remote files, and for files to upload."""
     if chosen := os.environ.get("POLYSEME_CACHE"):
         return Path(chosen).expanduser().absolute()
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -117,14 +117,14 @@ def cache_folder() -> Path:
 
 
 def key_of(*parts: object) -> str:
-    """A name for a folder of the cache."""
+    """A name for a folder in the cache."""
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:32]
 
 
 class RemotePath:
     """A file at a URL, or a folder with the files below it.
 
-    While the storage fails in a way that may pass, it is asked again a few times, with a warning.
+    Failures that may be temporary are retried a few times, with a warning.
 
     Parameters
     ----------
@@ -139,8 +139,8 @@ class RemotePath:
     Raises
     ------
     StorageError
-        From the constructor and from every method: the URL holds credentials, its scheme is
-        unknown or its package is missing, access is refused, or the storage fails for too long.
+        From the constructor and every method: the URL contains credentials, its scheme is
+        unknown, its package is missing, access is refused, or retries fail.
     NothingThereError
         There is no such file, folder or bucket.
     """
@@ -163,7 +163,7 @@ class RemotePath:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the storage says of the file."""
+        """The storage's information about the file."""
         if self._info is None:
             self._info = cast(
                 Mapping[str, Any], self._ask("read", lambda: self._fresh().info(self._path))
@@ -172,21 +172,21 @@ class RemotePath:
 
     @property
     def size(self) -> int:
-        """Of the file, in bytes."""
+        """Size of the file in bytes."""
         return int(self.info.get("size") or 0)
 
     @property
     def stamp(self) -> str | None:
-        """What another content of the file would have otherwise: an ETag, or a date."""
+        """A value that changes with the file's contents: an ETag, or a date."""
         stamp = next((self.info[name] for name in _STAMPS if self.info.get(name)), None)
         if isinstance(stamp, datetime):
-            stamp = stamp.timestamp()  # as other answers of the same storage have it
+            stamp = stamp.timestamp()  # the form in which the same storage also reports it
         return None if stamp is None else str(stamp).strip('"')
 
     def files(self) -> dict[str, RemotePath]:
-        """What is there, sorted by name: the files below a folder, by their names in it.
+        """The files below a folder, by their names in it, sorted.
 
-        A file is the only one of its own, and a pattern gives all that match it.
+        A file gives only itself, and a pattern all files that match.
         """
         above = self
         if _GLOB.search(self._url):
@@ -209,19 +209,19 @@ class RemotePath:
         try:
             return cast(dict[str, dict[str, Any]], self._fresh().find(self._path, detail=True))
         except FileNotFoundError:
-            # Some storages say so of a folder without files; others only of a bucket.
+            # Some storages raise this for an empty folder, others only for a missing bucket.
             parts = self._path.split("/")
             if any(self._storage.exists("/".join(parts[:n])) for n in range(1, len(parts))):
                 return {}
             raise
 
     def _fresh(self) -> Any:
-        """The storage, without what it remembers: others may have changed what is there."""
+        """The storage with its cache cleared: others may have changed the files."""
         self._storage.invalidate_cache()
         return self._storage
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """The file, to be read."""
+        """Open the file for reading."""
         assert mode == "rb"
         return cast(BinaryIO, io.BufferedReader(_Stream(self), _CHUNK_BYTES))
 
@@ -231,7 +231,7 @@ class RemotePath:
             return file.read(most)
 
     def copy(self, file: Path, show: Callable[[int], None] = lambda n: None) -> str:
-        """Write what is there to a local file; gives its SHA-256."""
+        """Copy the file to a local file; returns its SHA-256."""
         sha = hashlib.sha256()
         with self.open() as source, file.open("wb") as copy:
             while chunk := source.read(_CHUNK_BYTES):
@@ -241,7 +241,7 @@ class RemotePath:
         return sha.hexdigest()
 
     def put(self, file: Path) -> None:
-        """Write a local file there, whole or not at all."""
+        """Upload a local file, completely or not at all."""
 
         def put() -> None:
             self._storage.put_file(str(file), self._path)
@@ -252,7 +252,7 @@ class RemotePath:
         self._ask("written", put)
 
     def remove(self) -> None:
-        """Remove the file, if it is still there."""
+        """Remove the file, if it still exists."""
 
         def remove() -> None:
             with suppress(FileNotFoundError):
@@ -263,9 +263,9 @@ class RemotePath:
     def fetch(
         self, wanted: Callable[[str], bool] = lambda name: True, *, shown: bool = True
     ) -> Path:
-        """A local copy, of a file or of what is wanted below a folder, by the same name.
+        """A local copy of a file, or of the wanted files below a folder, with the same name.
 
-        It is made once, and again when anything there has changed.
+        The copy is cached, and made again when anything at the URL has changed.
         """
         files = {name: file for name, file in self.files().items() if wanted(name)}
         if not files:
@@ -285,17 +285,17 @@ class RemotePath:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     file.copy(copy, show)
                     if copy.stat().st_size != file.size:
-                        raise StorageError(f"{file} changed while it was read. Try again.")
+                        raise StorageError(f"{file} changed while it was being read. Try again.")
         return folder / self.name
 
     # ------------------------------------------------------------------------- failures
 
     def _ask(self, done: str, action: Callable[[], Result]) -> Result:
-        """What an action gives, which is tried again while that may help."""
+        """The result of an action, which is retried while that may help."""
         for wait in (*WAITS, None):
             try:
                 return action()
-            # Every exception: each storage raises those of its own HTTP client too.
+            # Every exception: storages also raise those of their own HTTP clients.
             except Exception as error:
                 reason = _reason(error)
                 if isinstance(error, FileNotFoundError):
@@ -304,18 +304,18 @@ class RemotePath:
                     raise self._refused(reason) from None
                 if wait is None:
                     raise StorageError(
-                        f"{self} could not be {done}, at {len(WAITS) + 1} attempts ({reason}). "
+                        f"{self} could not be {done} after {len(WAITS) + 1} attempts ({reason}). "
                         "Check the connection, and try again later."
                     ) from None
                 warnings.warn(
-                    f"{self} cannot be {done} now ({reason}). Trying again in {wait} s.",
+                    f"{self} could not be {done} ({reason}). Trying again in {wait} s.",
                     stacklevel=3,
                 )
                 time.sleep(wait)
         raise AssertionError
 
     def nothing(self, reason: str = "") -> NothingThereError:
-        """The error that says that there is nothing."""
+        """The error for a URL with nothing there."""
         why = f" ({reason})" if reason and reason not in self._path else ""
         return NothingThereError(f"There is nothing at {self}{why}. Check the bucket and the path.")
 
@@ -323,12 +323,12 @@ class RemotePath:
         _, where = _STORAGES.get(self._url.partition(":")[0].lower(), ("", ""))
         return StorageError(
             f"{self}: access was refused ({reason}). Credentials come from the environment"
-            f"{f': {where}' * bool(where)}. Check them, and what they allow."
+            f"{f': {where}' * bool(where)}. Check them and their permissions."
         )
 
 
 class _Stream(io.RawIOBase):
-    """A file that is opened again, where it stood, when its storage fails for a while."""
+    """A file that is reopened at the same position when its storage fails temporarily."""
 
     def __init__(self, path: RemotePath) -> None:
         self._remote, self._file, self._at = path, cast(Any, None), 0
@@ -374,28 +374,27 @@ class _Stream(io.RawIOBase):
 
 
 def safe_name(folder: RemotePath, name: str) -> str:
-    """A name of a file below a folder, refused if it would lead out of it."""
+    """The name of a file below a folder, refused if it would lead outside."""
     parts = name.split("/")
     if {"", ".", ".."} & {*parts} or "\\" in name or "\0" in name or Path(name).drive:
         raise StorageError(
-            f"{folder} holds a file by the name {name!r}, which cannot be copied safely. Rename or "
-            "remove it."
+            f"{folder} has a file named {name!r}, which cannot be copied safely. Rename or remove "
+            "it."
         )
     return name
 
 
 def _storage(url: str) -> tuple[Any, str]:
-    """The storage of a URL, and the path in it."""
+    """The storage of a URL, and the path within it."""
     scheme = url.partition(":")[0]
     if _CREDENTIALS.match(url):
         raise StorageError(
-            f"A URL with credentials in it was given ({scheme}://…): they would be written to "
-            "logs and runs. Take them out of the URL, and put them into the environment."
+            f"The URL {scheme}://… contains credentials, which would end up in logs and runs. "
+            "Remove them from the URL, and set them in the environment."
         )
     if scheme in ("file", "local") or "::" in url:
         raise StorageError(
-            f"The URL {url!r} is not one of a storage. Give a local file by its path alone, and "
-            "no chain of URLs."
+            f"The URL {url!r} is not supported. Give a local file by its path, and no chained URLs."
         )
     package, _ = _STORAGES.get(scheme.lower(), ("", ""))
     try:
@@ -404,15 +403,15 @@ def _storage(url: str) -> tuple[Any, str]:
         storage, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise StorageError(
-            f"{url} needs a package that is not installed ({_reason(error)})."
+            f"{url} requires a package that is not installed ({_reason(error)})."
             f"{f' Install it with: pip install {package}' * bool(package)}"
         ) from None
     except ValueError as error:
         if "Protocol not known" not in str(error):
-            raise StorageError(f"{url} is no URL of a storage ({_reason(error)}).") from None
+            raise StorageError(f"{url} is not a valid storage URL ({_reason(error)}).") from None
         raise StorageError(
-            f"The URL {url} has the unknown scheme {scheme!r}. Such as {', '.join(_STORAGES)} are "
-            "expected."
+            f"The URL {url} has the unknown scheme {scheme!r}; expected one such as "
+            f"{', '.join(_STORAGES)}."
         ) from None
     return storage, str(path)
 
@@ -424,7 +423,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error of a storage says, in one line without a secret."""
+    """The message of a storage's error, as one line without secrets."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET.search(name.upper()):
@@ -434,7 +433,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def placed(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then gets its name, unless another process has made it by then."""
+    """A folder to fill, then renamed into place unless another process has already made it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as above:
@@ -448,14 +447,14 @@ def placed(folder: Path) -> Iterator[Path]:
                     raise
     except OSError as error:
         raise StorageError(
-            f"Cannot write {error.filename or folder}: {error.strerror or error}. Make room, or "
-            "name another folder by POLYSEME_CACHE, and try again."
+            f"Cannot write {error.filename or folder}: {error.strerror or error}. Free some space, "
+            "or set POLYSEME_CACHE to another folder, and try again."
         ) from error
 
 
 @contextmanager
 def showing(what: str, n_bytes: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one, for so many bytes."""
+    """A progress bar for a number of bytes, if there is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -92,7 +92,9 @@ def test_windows_carry_them(exact):
         [window.tokens[window.centre]] for window in neuron.texts()
     ]
     for wrong in (-1, 1.5, True):
-        with pytest.raises(InputError, match=f"before is {wrong}; a number of tokens, 0 or more"):
+        with pytest.raises(
+            InputError, match=f"before is {wrong}; expected a non-negative number of tokens"
+        ):
             neuron.texts(before=wrong)
 
 

@@ -156,7 +156,9 @@ def test_a_neuron_that_the_run_never_saw_active_comes_last(run, model, tokenizer
 def test_it_reads_well(run, model, tokenizer):
     found = run.probe("the river bank", model, tokenizer, k=2)
     text = str(found)
-    assert text.startswith("The 2 neurons of largest share of their maximum at each token; 1 tok")
+    assert text.startswith(
+        "The 2 neurons with the largest share of their maximum at each token; 1 tok"
+    )
     lines = text.splitlines()
     assert [line.split()[0] for line in lines if "/" in line][:1] == ["river"]
     for row in found.neurons.itertuples():
@@ -296,7 +298,7 @@ def test_a_model_is_loaded_only_if_it_comes_as_a_package(run, model, tokenizer, 
 
 def test_a_run_opened_without_models(run):
     with pytest.raises(
-        InputError, match=r"^This run was opened by polyseme\.views, which knows no"
+        InputError, match=r"^This run was opened with polyseme\.views, which cannot"
     ):
         views.open_run(run.path).probe(NEW)
 

@@ -210,7 +210,7 @@ def test_windows(analysed):
 def test_texts_are_no_images(analysed):
     neuron = analysed[3].neuron(analysed[3].neurons()["site"].iloc[0], 3)
     for look in (neuron.figure, neuron.panel, neuron.inputs):
-        with pytest.raises(InputError, match=r"one of texts, not images; see its examples with te"):
+        with pytest.raises(InputError, match=r"on texts, not images; show its examples with te"):
             look()
     window = neuron.texts(neuron.examples.iloc[[neuron.features[0].medoid]])[0]
     words = [html.escape(word) for word in window.tokens]

@@ -28,7 +28,7 @@ def test_figures_are_those_of_the_runs(page, two_site, two_runs):
         assert [one, other] == [f"{mean:.3f}" for mean in means]
         assert float(difference.replace("−", "-")) == pytest.approx(means[1] - means[0], abs=6e-4)
     l0 = [run.neurons()["density"].sum() for run in two_runs]
-    shown = figure(page, "L0 (neurons active on an input, or a token)")
+    shown = figure(page, "L0 (active neurons per input or token)")
     assert shown[:2] == [f"{value:.1f}" for value in l0]
 
 
@@ -115,12 +115,12 @@ def test_every_column_of_the_pairs_is_in_sight(open_page, serve, two_runs):
 def test_unlike_runs_say_so(page, serve, image_run, two_runs):
     visit(page, serve("live", image_run, two_runs[0]), "#/compare")
     notices = page.locator(".notice").all_inner_texts()
-    assert notices[0].startswith("These runs differ in the selection of examples")
-    assert notices[1].startswith("No neuron has a match, as only directions of the same length")
+    assert notices[0].startswith("These runs also differ in the selection of examples")
+    assert notices[1].startswith("No neuron has a match, because only vectors of the same length")
 
 
 def test_one_run_has_nothing_to_compare(page, image_site):
     page.goto(f"{image_site}#/compare")
     page.wait_for_selector(READY)
-    assert "There’s one run here" in page.locator(".notice").inner_text()
+    assert "There’s only one run here" in page.locator(".notice").inner_text()
     assert page.get_by_role("link", name="Compare").count() == 0

@@ -112,7 +112,7 @@ class TestProbe:
         assert page.locator(".probe-tokens .t").all_text_contents() == TOKENS
         status = page.locator(".probe-status").inner_text()
         assert status.startswith("11 tokens")
-        assert "this is its beginning" in status
+        assert "Only the beginning of the text was read" in status
         # Without a chosen token, the strongest anywhere.
         shares = page.locator(".share-cell").all_inner_texts()
         assert len(shares) == 20
@@ -123,7 +123,7 @@ class TestProbe:
         assert rows.count() == 4
         assert "8/30" in rows.nth(0).inner_text()
         assert "<i>label</i>" in rows.nth(0).inner_text()
-        assert "none of its features is near" in rows.nth(1).inner_text()
+        assert "not close to any of its features" in rows.nth(1).inner_text()
         assert rows.nth(3).locator(".share-cell").inner_text() == "–"
 
     def test_bars_of_shares_over_100_per_cent(self, page, text_live):
@@ -165,7 +165,7 @@ class TestProbe:
         visit(page, text_live, f"#/probe?q={TEXT}")
         page.locator(".probe-tokens .t").first.focus()
         page.keyboard.press("Enter")
-        assert "leaves this token out" in page.locator(".probe-neurons").inner_text()
+        assert "leaves out tokens like this one" in page.locator(".probe-neurons").inner_text()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("ArrowRight")
         assert query(page)["token"] == "2"
@@ -267,7 +267,7 @@ class TestClassify:
         assert [row.locator("a").inner_text() for row in rows.all()] == ["3", "11", "20"]
         assert "−2" in rows.nth(0).inner_text()
         assert "+1" in rows.nth(1).inner_text()
-        assert "none of its features is near" in rows.nth(1).inner_text()
+        assert "not close to any of its features" in rows.nth(1).inner_text()
         assert "21 active neurons add" in page.locator(".classify-neurons").inner_text()
         # The picture beside a neuron is the average of the feature.
         neuron = image_run.neuron("layers.0", 3)

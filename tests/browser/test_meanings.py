@@ -89,7 +89,7 @@ def test_a_page_opens_on_meanings_and_a_card_on_its_features(page, image_site, n
 
 def overlap_field(page):
     """Once the page knows all cuts."""
-    field = page.get_by_label("Overlap, exactly")
+    field = page.get_by_label("Exact overlap")
     page.wait_for_function("field => !field.disabled", arg=field.element_handle())
     return field
 
@@ -182,8 +182,8 @@ def test_an_overlap_that_there_is_not_is_told(page, image_site, neuron, asked):
     visit(page, image_site, f"{IMAGE_ADDRESS}?overlap={asked}")
     said = page.locator(".neuron-head [role=status]").inner_text()
     assert said == (
-        f"The address has overlap={asked}, but an overlap is above 0 and at most 1; meanings are "
-        "shown as the run has them, at 0.57."
+        f"The address has overlap={asked}, but the overlap must be above 0 and at most 1; meanings "
+        "are shown at the run's own overlap, 0.57."
     )
     assert cards(page).count() == len(neuron.meanings)
 
@@ -206,7 +206,7 @@ def test_texts_too(page, serve, text_run):
     card = page.locator(".meaning[data-meaning='0']")
     assert card.locator("details").get_attribute("open") is not None
     card.locator(".meaning-part .line").first.wait_for()
-    assert "Statistics of" in page.locator(".meaning-head .notice").inner_text()
+    assert "The statistics come from" in page.locator(".meaning-head .notice").inner_text()
     # The parts follow the cut into features.
     visit(page, serve("live", text_run), f"{TEXT_ADDRESS}?meaning=0&threshold=2&level=meanings")
     card.locator(".meaning-part").first.wait_for()
@@ -221,12 +221,12 @@ def test_texts_too(page, serve, text_run):
 def test_an_export_of_a_large_run_says_what_it_lacks(page, serve, text_run):
     visit(page, serve("exported", text_run), TEXT_ADDRESS)
     assert cards(page).count() == len(text_run.neuron(*TEXT).meanings)
-    page.get_by_text("isn’t in these pages").wait_for()
-    page.get_by_text("The meanings at other cuts aren’t in these pages.").wait_for()
-    assert page.get_by_label("Overlap, exactly").is_disabled()
+    page.get_by_text("whether chance explains the groups, aren’t in this export").wait_for()
+    page.get_by_text("Meanings at other thresholds aren’t in this export.").wait_for()
+    assert page.get_by_label("Exact overlap").is_disabled()
     visit(page, serve("exported", text_run), f"{TEXT_ADDRESS}?overlap=0.9")
     said = page.locator(".neuron-head [role=status]").inner_text()
-    assert said.endswith("as the run has them: other cuts aren't in these pages.")
+    assert said.endswith("meanings at other overlaps aren't in this export.")
 
 
 def test_examples_are_coloured_by_meaning(page, serve, image_run, neuron):

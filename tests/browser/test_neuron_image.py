@@ -70,8 +70,8 @@ def test_the_figures_are_the_runs(page, image_site, neuron, panel):
     assert page.locator("h1").inner_text() == f"layers.0 / {NUMBER}"
     active = int(panel.histogram.sum())
     assert fraction(page) == f"{len(neuron.examples)} of {active:,}"
-    assert f"{len(neuron.examples)} of {active:,} inputs" in page.locator(".reads").inner_text()
-    assert f"{active:,} inputs activate it" in page.locator(".neuron-side").inner_text()
+    assert f"{len(neuron.examples)} of the {active:,} inputs" in page.locator(".reads").inner_text()
+    assert f"Activated by {active:,} inputs" in page.locator(".neuron-side").inner_text()
     assert (
         f"{len(neuron.random_examples)} of the {active:,}"
         in page.locator(".neuron-rest").inner_text()
@@ -120,7 +120,7 @@ def test_each_feature_has_its_average_and_its_feature(page, image_site, neuron, 
 
 def test_pictures_follow_the_slider(page, image_site, neuron):
     visit(page, image_site, FEATURES)
-    page.get_by_label("Threshold, exactly").fill("2")
+    page.get_by_label("Exact threshold").fill("2")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelectorAll('.feature').length === 1")
     everything = neuron.inputs().mean(axis=0)

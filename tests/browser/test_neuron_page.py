@@ -111,7 +111,7 @@ class TestDamage:
 
 def test_a_run_as_it_was_written_is_verified(page, text_site):
     visit(page, text_site, TEXT_ADDRESS)
-    page.locator("footer", has_text="verified: the run’s files are as they were written").wait_for()
+    page.locator("footer", has_text="verified: the run’s files are unchanged").wait_for()
     assert page.locator("#altered").inner_text() == ""
 
 
@@ -120,15 +120,15 @@ class TestAddress:
         "asked",
         [
             {
-                "threshold=0": "a threshold is above 0 and at most 2",
-                "feature=999": "the features at this threshold are 0 to",
-                "example=20": "the neuron's examples are 0 to 19; none is opened",
-                "order=best": "an order is one of size, maximum, strongest",
-                "shade=grey": "tokens are shaded by one of activation, importance",
+                "threshold=0": "the threshold must be above 0 and at most 2",
+                "feature=999": "the feature must be from 0 to",
+                "example=20": "the example must be from 0 to 19; none is open",
+                "order=best": "the order must be one of size, maximum, strongest",
+                "shade=grey": "the shade must be one of activation, importance",
             },
             {
-                "threshold=2.5": "a threshold is above 0 and at most 2",
-                "feature=-1": "the features at this threshold are",
+                "threshold=2.5": "the threshold must be above 0 and at most 2",
+                "feature=-1": "the feature must be",
                 "example=": "the neuron's examples are",
             },
         ],
@@ -144,7 +144,7 @@ class TestAddress:
         shared = sum(feature.n_examples > 1 for feature in neuron.features)
         assert page.locator(".feature-tab").count() == 1 + shared + (shared < len(neuron.features))
         assert page.locator(".feature").count() == page.locator(".feature-tab").count() - 1
-        page.get_by_label("Threshold, exactly").fill("0.7")
+        page.get_by_label("Exact threshold").fill("0.7")
         page.keyboard.press("Enter")
         arrive(page, "location.hash.includes('threshold=0.7')")
         assert page.locator(".neuron-head .notice").count() == 0
@@ -225,7 +225,7 @@ class TestOrder:
             alone = sizes[label] == 1
             visit(page, image, f"#/neuron/0/{row}?level=features")
             folds = page.locator(".feature > details > summary").all_inner_texts()
-            assert ("with the strongest example of all" in " ".join(folds)) == alone
+            assert ("including the strongest example" in " ".join(folds)) == alone
             if alone:
                 return
         raise AssertionError("no neuron's strongest example is a single")
@@ -323,7 +323,7 @@ class TestTakingAway:
     def test_a_context_is_copied(self, open_page, text, text_run, neuron):
         page = open_page(permissions=["clipboard-read", "clipboard-write"])
         visit(page, text, f"{TEXT_ADDRESS}?threshold=2&example=3")
-        page.get_by_role("button", name="Copy the text").click()
+        page.get_by_role("button", name="Copy text").click()
         page.get_by_role("button", name="Copied").wait_for()
         inputs = text_run.folder.inputs
         row = int(np.searchsorted(inputs["index"], neuron.examples["input"][3]))

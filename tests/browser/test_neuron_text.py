@@ -173,7 +173,7 @@ class TestWhatItShows:
 
         rewritten(kill)
         visit(page, text_site, ADDRESS)
-        assert "A dead neuron" in page.locator(".notice").inner_text()
+        assert "This neuron is dead" in page.locator(".notice").inner_text()
         assert page.get_by_role("region", name="Table of metrics").count() == 1
 
     def test_no_such_neuron(self, page, text_site):
@@ -181,7 +181,7 @@ class TestWhatItShows:
         assert "no neuron 99999; its neurons are 0 to 1,535" in page.locator(".notice").inner_text()
         # The second of the run's layers is no layer 1.
         visit(page, text_site, "#/neuron/1/345")
-        sentence = "There is no layer 1 in this run; it has 8 and 20."
+        sentence = "There is no layer 1 in this run; it has layers 8 and 20."
         assert sentence in page.locator(".notice").inner_text()
 
 
@@ -223,7 +223,7 @@ class TestRecut:
     @pytest.mark.parametrize("threshold", [0.05, 0.6, 0.85, 2])
     def test_every_part_follows(self, page, text_site, neuron, threshold):
         visit(page, text_site, FEATURES)
-        page.get_by_label("Threshold, exactly").fill(str(threshold))
+        page.get_by_label("Exact threshold").fill(str(threshold))
         page.keyboard.press("Enter")
         cut = neuron.recut(threshold)
         sizes = [feature.n_examples for feature in cut.features]
@@ -462,7 +462,7 @@ class TestPictures:
         line.get_by_role("link").click()
         arrive(page, "location.hash === '#/neuron/20/77?feature=2'")
         visit(page, text_site, f"{ADDRESS}?threshold=1.9")
-        assert page.get_by_text("known at the run’s own cut").count() > 0
+        assert page.get_by_text("known only at the run’s own cut").count() > 0
 
     def test_importances_that_the_run_has(self, page, text_site, rewritten):
         def importances(found):

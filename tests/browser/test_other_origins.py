@@ -118,6 +118,6 @@ def test_a_name_made_to_lead_here_reads_nothing(attack, explorer, asked):
     port = urlsplit(explorer.url).port
     address = f"http://evil.localhost:{port}/"
     read = attack(f"{address}page", address, "<!doctype html><title>x</title><body>hello")
-    assert any("This server is not the host that was asked for." in entry for entry in read)
+    assert any("The Host header does not name this server." in entry for entry in read)
     assert not any('"runs"' in entry or "n_neurons" in entry for entry in read)
     assert asked == []

@@ -226,13 +226,13 @@ class TestOverview:
 
     def test_axes_of_the_map_are_in_the_address(self, page, image_site):
         visit(page, image_site, "#/?x=density&y=participation_ratio&colour=mean_distance")
-        assert page.get_by_role("combobox", name="Across").input_value() == "density"
-        page.get_by_role("combobox", name="Up", exact=True).select_option("n_clusters")
+        assert page.get_by_role("combobox", name="X axis").input_value() == "density"
+        page.get_by_role("combobox", name="Y axis", exact=True).select_option("n_clusters")
         arrive(page, "location.hash.includes('y=n_clusters')")
         page.go_back()
         arrive(page, "location.hash.includes('y=participation_ratio')")
         assert (
-            page.get_by_role("combobox", name="Up", exact=True).input_value()
+            page.get_by_role("combobox", name="Y axis", exact=True).input_value()
             == "participation_ratio"
         )
 
@@ -266,7 +266,10 @@ class TestOverview:
         visit(page, text_site, "#/")
         n = text_run.metadata["sites"][0]["n_moments"]
         assert n < 1728
-        words = f"Statistics of {n:,} vectors; numbers of meanings are reliable from about 1,728."
+        words = (
+            f"The statistics come from {n:,} vectors; numbers of meanings are reliable from about "
+            "1,728."
+        )
         said = page.get_by_label("Too few vectors").locator("li").all_inner_texts()
         assert said == [f"8 · {text_run.sites[0]}: {words}", f"20 · {text_run.sites[1]}: {words}"]
 
@@ -275,7 +278,7 @@ class TestOverview:
             page, text_site, "#/?layer=99&metric=<b>&sort=nothing&x=site&n_clusters=a..b&density=.."
         )
         assert selected(page) == 3072
-        sentence = "There is no layer 99 in this run; it has 8 and 20."
+        sentence = "There is no layer 99 in this run; it has layers 8 and 20."
         assert sentence in page.locator(".selection .result").inner_text()
         assert cells(page)["Meanings"] == str(text_run.neurons()["n_meanings"].max())
 
@@ -346,21 +349,21 @@ class TestFrame:
             "() => document.querySelector('h1').textContent.startsWith('Search')"
         )
         assert (
-            "“12/<b>9” is not a neuron or a layer of this run." in page.locator("main").inner_text()
+            "“12/<b>9” is not a neuron or layer of this run." in page.locator("main").inner_text()
         )
 
     @pytest.mark.parametrize(
         ("address", "sentence"),
         [
             ("#/nothing", "There's no page “nothing”."),
-            ("#/?run=7", "There's no run 7; the runs here are 0 to 0."),
-            ("#/?run=x", "There's no run x; the runs here are 0 to 0."),
+            ("#/?run=7", "There is no run 7; runs are numbered 0 to 0."),
+            ("#/?run=x", "There is no run x; runs are numbered 0 to 0."),
         ],
     )
     def test_a_wrong_address_is_explained(self, page, text_site, address, sentence):
         visit(page, text_site, address)
         assert sentence in page.locator(".notice").inner_text()
-        page.get_by_role("link", name="To the overview").click()
+        page.get_by_role("link", name="Go to the overview").click()
         page.wait_for_selector(".rows")
 
     def test_about_holds_the_method_and_the_runs_settings(self, page, text_site):
@@ -377,7 +380,7 @@ class TestFrame:
         for address in ("#/about", "#/neuron/0/11"):  # neither its module nor its data is here
             page.evaluate(f"location.hash = '{address}'")
             page.wait_for_selector(".notice.bad")
-            sentence = "The explorer’s server doesn’t answer: it has stopped. Start it again"
+            sentence = "The explorer’s server has stopped. Start it again"
             assert sentence in page.locator(".notice.bad").inner_text()
         page.close()
 
@@ -521,7 +524,7 @@ class TestSearch:
     def test_a_word_that_is_unknown_is_said_to_be_left_out(self, page, text_site, labelled, hits):
         address, word, _ = labelled
         visit(page, text_site, f"#/search?q={word}%20qqxqq")
-        assert "begins with “qqxqq”, so that is left out" in page.locator(".notice").inner_text()
+        assert "begins with “qqxqq”, so it is ignored" in page.locator(".notice").inner_text()
         assert address in hits()
 
     @pytest.mark.parametrize("typed", ["layer 20", "20", "layers.20"])
@@ -532,7 +535,7 @@ class TestSearch:
 
     def test_a_layer_that_is_missing_is_explained(self, page, text_site):
         visit(page, text_site, "#/search?q=12/345")
-        sentence = "There is no layer 12 in this run; it has 8 and 20."
+        sentence = "There is no layer 12 in this run; it has layers 8 and 20."
         assert sentence in page.locator(".notice").first.inner_text()
 
     def test_words_are_suggested_by_their_beginnings(self, page, text_site, labelled):
@@ -595,8 +598,8 @@ class TestLookup:
     def test_a_miss_is_explained(self, ask):
         for typed, sentence in (
             ("3/8", "Layer 3 has 2 sites in this run; give the name of one: encoder.3.fc, decod"),
-            ("4/8", "There is no layer 4 in this run; it has 3 and 5."),
-            ("0/8", "There is no layer 0 in this run; it has 3 and 5."),
+            ("4/8", "There is no layer 4 in this run; it has layers 3 and 5."),
+            ("0/8", "There is no layer 0 in this run; it has layers 3 and 5."),
             ("5/9", "5 · h.5 has no neuron 9; its neurons are 0 to 8."),
             ("none/8", "There is no site “none” in this run; it has encoder.3.fc, decoder.3.fc"),
         ):
@@ -613,7 +616,7 @@ class TestLookup:
     def test_ranges_of_layers(self, ask):
         names = "[1, 10, 11, 12, 14, 15].map((layer) => ({ name: `h.${layer}`, layer }))"
         sentence = ask(f"noSite({{ sites: {names} }}, '9')")
-        assert sentence == "There is no layer 9 in this run; it has 1, 10 to 12, 14 and 15."
+        assert sentence == "There is no layer 9 in this run; it has layers 1, 10 to 12, 14 and 15."
 
     def test_a_table_for_elsewhere_runs_no_formula(self, page, ask):
         text = page.evaluate(

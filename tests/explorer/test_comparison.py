@@ -38,7 +38,7 @@ def test_every_measure_of_each_run(root):
     rows = {row["key"]: row for row in compared["rows"]}
     assert [row["group"] for row in compared["rows"]] == sorted(
         (row["group"] for row in compared["rows"]),
-        key=["as published", "what it cost", "what to doubt"].index,
+        key=["published metrics", "cost", "caveats"].index,
     )
     for number, files in enumerate(root.runs):
         neurons = files.run.neurons()
@@ -98,7 +98,7 @@ def test_best_matches(root, monkeypatch, block):
 def test_sites_of_other_names_are_matched_where_none_is_shared(root, rgb_run, grey_run):
     arrays, metadata = comparison.best_matches(rgb_run.folder, grey_run.folder)
     assert (arrays["row"] == -1).all()  # no vectors are of one length
-    assert metadata["reason"].startswith("No neuron has a match, as only directions of the same")
+    assert metadata["reason"].startswith("No neuron has a match, because only vectors of the same")
     found, metadata = decoded(root.file("data/pairs.safetensors"))
     assert metadata == {"by": "weights"}
     assert len(found["row"]) == len(found["similarity"]) == len(root.runs[0].run.neurons())

@@ -146,15 +146,18 @@ def test_what_follows_a_refusal_is_never_a_request(send, own, name):
 @pytest.mark.parametrize(
     ("head", "sentence"),
     [
-        ("POST / HTTP/1.1|Host: evil.example", "A question has a length, of 1048576 bytes at most"),
-        ("GET / HTTP/1.1|Host: OWN|Content-Length: 5", "A GET request has no body."),
-        ("GET / HTTP/1.1|Host: OWN|HOST: OWN", "The header host is there twice; it is expected"),
-        ("BREW / HTTP/1.1|Host: OWN", "none of those that are known: GET, HEAD, POST."),
-        ("GET / HTTP/1.1|Host: OWN|X", "This is not a request of HTTP/1.1."),
-        ("GET / HTTP/1.1|X: " + 70_000 * "x", "The headers are too long; 65536 bytes are the most"),
+        (
+            "POST / HTTP/1.1|Host: evil.example",
+            "Content-Length is missing or too large; the limit is 1048576",
+        ),
+        ("GET / HTTP/1.1|Host: OWN|Content-Length: 5", "A GET request must have no body."),
+        ("GET / HTTP/1.1|Host: OWN|HOST: OWN", "The header host is given twice; give it once"),
+        ("BREW / HTTP/1.1|Host: OWN", "Unknown method; expected GET, HEAD or POST."),
+        ("GET / HTTP/1.1|Host: OWN|X", "The request is not valid HTTP/1.1."),
+        ("GET / HTTP/1.1|X: " + 70_000 * "x", "The headers are too long; the limit is 65536 bytes"),
         (
             "POST / HTTP/1.1|Host: OWN|Transfer-Encoding: chunked",
-            "A body has a Content-Length here; Transfer-Encoding is not accepted.",
+            "Transfer-Encoding is not accepted; give a Content-Length.",
         ),
     ],
 )

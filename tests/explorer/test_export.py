@@ -124,7 +124,7 @@ def test_an_export_says_what_of_a_damaged_run_it_lacks(
     assert said.err == (
         f"polyseme: The export in {out} is of a damaged run: {folder / name}: the file is "
         "missing. What cannot be read is left out, and the rest may be wrong. Copy the run again "
-        "from where it came, or analyse again, and then export it with overwrite=True "
+        "from its source, or repeat the analysis, then export again with overwrite=True "
         "(--overwrite).\n"
     )
     with pytest.warns(UserWarning, match=f"of a damaged run: .*{name}: the file is missing"):
@@ -163,7 +163,7 @@ def test_from_the_command_line(text_run, grey_run, tmp_path, capsys):
     assert cli.main([*arguments, "--quiet"]) == 0
     said = capsys.readouterr()
     assert re.match(
-        rf"The pages are in {out}: \d+ files, [\d.]+ MB\. Put them on any web", said.out
+        rf"The pages are in {out}: \d+ files, [\d.]+ MB\. Copy them to any web", said.out
     )
     assert (out / "data" / "compare.json").is_file()
     assert cli.main(arguments) == 1

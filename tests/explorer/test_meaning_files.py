@@ -183,7 +183,7 @@ def test_gaps_between_meanings_are_told(text_run, monkeypatch):
     assert told == {
         "cuts": [],
         "groups": [],
-        "problem": "What the run holds of its meanings contradicts itself.",
+        "problem": "The run's data on the meanings of this neuron is inconsistent.",
     }
 
 
@@ -197,4 +197,4 @@ def test_too_many_examples_cost_no_memory(text_run, monkeypatch, limit, kept):
         # The run's own cut alone.
         assert [cut["threshold"] for cut in told["cuts"]] == [OVERLAP]
     else:
-        assert told["problem"].startswith("It has 5 examples; ")
+        assert told["problem"].startswith("This neuron has 5 examples; ")

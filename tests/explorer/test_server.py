@@ -215,14 +215,16 @@ def test_other_names_are_not(ask, host):
     for path in ("/", "/data/0/run.json"):
         status, _, body = ask(path, Host=host)
         assert status == 421
-        assert json.loads(body)["error"] == "This server is not the host that was asked for."
+        assert json.loads(body)["error"] == "The Host header does not name this server."
     body = b'{"run": 0, "text": "x"}'
     assert ask("/api/probe", "POST", body, Host=host, X_Polyseme="1")[0] == 421
 
 
 def test_a_given_host_is_answered_by_its_name(text_run, monkeypatch):
     monkeypatch.setattr(server.socket, "gethostname", lambda: "Workstation")
-    with pytest.warns(UserWarning, match="whoever reaches this machine over the network can read"):
+    with pytest.warns(
+        UserWarning, match="anyone who can reach this machine over the network can read"
+    ):
         explorer = ps.explore(text_run, host="0.0.0.0", open_browser=False)
     with explorer:
         for name in ("localhost:1", "192.168.1.7:1", "workstation:1", "[fe80::1]"):
@@ -232,7 +234,7 @@ def test_a_given_host_is_answered_by_its_name(text_run, monkeypatch):
 
 def test_an_empty_host_is_refused(text_run):
     with pytest.raises(
-        InputError, match=r"host is empty; an address of this machine is expected, such as 127"
+        InputError, match=r"host is empty; expected an address of this machine, such as 127"
     ):
         ps.explore(text_run, host="", open_browser=False)
 
@@ -274,24 +276,24 @@ def test_a_question_is_answered(post, text_run):
 def test_only_our_own_pages_may_ask(post, headers):
     status, answer = post("probe", {"run": 0, "text": "x"}, **headers)
     assert status == 403
-    assert "X-Polyseme" in error(answer) or "own pages alone" in error(answer)
+    assert "X-Polyseme" in error(answer) or "Only the explorer's own pages" in error(answer)
     assert post("probe", {"run": 0, "text": "x"})[0] == 200
 
 
 @pytest.mark.parametrize(
     ("question", "status", "message"),
     [
-        (b"", 400, "A question is a JSON object"),
-        (b"[]", 400, "A question is a JSON object"),
-        (b"[" * 100_000, 400, "A question is a JSON object"),
-        (b"\xff", 400, "A question is a JSON object"),
-        ({"run": 0}, 400, "text must be a text that is not empty"),
-        ({"run": 0, "text": " \n"}, 400, "text must be a text that is not empty"),
-        ({"run": 0, "text": 3}, 400, "text must be a text"),
+        (b"", 400, "The request body must be a JSON object"),
+        (b"[]", 400, "The request body must be a JSON object"),
+        (b"[" * 100_000, 400, "The request body must be a JSON object"),
+        (b"\xff", 400, "The request body must be a JSON object"),
+        ({"run": 0}, 400, "text must be a non-empty string"),
+        ({"run": 0, "text": " \n"}, 400, "text must be a non-empty string"),
+        ({"run": 0, "text": 3}, 400, "text must be a non-empty string"),
         ({"run": 1, "text": "x"}, 400, "run must be a number from 0 to 0"),
         ({"run": True, "text": "x"}, 400, "run must be a number from 0 to 0"),
-        ({"run": 0, "text": "x" * 10_001}, 413, "10,001 characters; 10,000 at most"),
-        ({"run": 0, "text": "x", "k": "many"}, 400, "k must be a whole number"),
+        ({"run": 0, "text": "x" * 10_001}, 413, "10,001 characters; the limit is 10,000"),
+        ({"run": 0, "text": "x", "k": "many"}, 400, "k must be a non-negative integer"),
         ({"run": 0, "text": "refuse"}, 400, "The text is refused."),
     ],
 )
@@ -302,7 +304,7 @@ def test_questions_that_are_refused(post, question, status, message):
 
 def test_a_failure_is_told_at_the_terminal_alone(post, capsys):
     status, answer = post("probe", {"run": 0, "text": "fail"})
-    assert (status, error(answer)) == (500, "The server has an error; its terminal tells more.")
+    assert (status, error(answer)) == (500, "Internal server error; see the terminal for details.")
     assert "a secret of the traceback" in capsys.readouterr().err
 
 
@@ -313,7 +315,7 @@ def test_an_error_while_a_file_is_made_is_not_a_missing_file(ask, explorer, monk
     monkeypatch.setattr(explorer.root.runs[0], "describe", fail)
     explorer._cache.pop("data/0/run.json", None)
     status, _, answer = ask("/data/0/run.json")
-    assert (status, b"its terminal tells more" in answer) == (500, True)
+    assert (status, b"see the terminal for details" in answer) == (500, True)
     assert "a table's column" in capsys.readouterr().err
     assert ask("/data/0/packs/999.safetensors")[0] == 404
 
@@ -345,7 +347,7 @@ def test_other_methods_are_refused(ask, method):
 def test_examples_that_are_refused(post, question):
     status, answer = post("importances", {"site": 0, "neuron": 0, **question})
     assert status == 400
-    assert "examples must be a list of 1 to 100 numbers of examples" in error(answer)
+    assert "examples must be a list of 1 to 100 example numbers" in error(answer)
 
 
 def test_one_question_at_a_time(text_run):
@@ -441,7 +443,7 @@ def test_closing_lets_go_of_the_port(text_run):
 
 @pytest.mark.parametrize("port", [-1, 65_536])
 def test_a_port_is_a_port(text_run, port):
-    with pytest.raises(InputError, match=f"port is {port}; 0 to 65535 is expected"):
+    with pytest.raises(InputError, match=f"port is {port}; expected 0 to 65535"):
         ps.explore(text_run, port=port, open_browser=False)
 
 

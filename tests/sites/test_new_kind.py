@@ -195,7 +195,7 @@ def test_embeddings_are_those_of_the_oracle(analysed: tuple[Net, Any, Any]) -> N
         np.testing.assert_allclose(found[active], expected[active], rtol=1e-3, atol=1e-4)
     stored = run.neuron("middle", 4)
     if layer.is_general:
-        with pytest.raises(RunError, match="neurons of 'middle' are made of, as polyseme kn"):
+        with pytest.raises(RunError, match="neurons of 'middle', because polyseme has"):
             _ = stored.embeddings
     else:
         of = np.full(len(stored.vectors), 4)

@@ -180,7 +180,7 @@ def test_a_storage_that_refuses_for_a_while(memory: str, monkeypatch: pytest.Mon
     failures[0] = 1000
     other = f"{memory}/other"
     said = (
-        r"could not be written, at 3 attempts \(SlowDown\).*Nothing is lost: the result is in "
+        r"could not be written after 3 attempts \(SlowDown\).*Nothing is lost: the result is in "
         r".*; then send it with resume=True \(--resume\)\."
     )
     with pytest.warns(UserWarning, match="SlowDown"), pytest.raises(RunError, match=said):

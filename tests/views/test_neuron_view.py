@@ -145,12 +145,18 @@ def test_inputs_by_rows_and_by_numbers(grey_run):
     assert neuron.inputs([]).shape == (0, *pixels.shape[1:])
     np.testing.assert_array_equal(neuron.inputs(range(len(frame))), neuron.inputs())
     for bad in ([len(frame)], [-1]):
-        with pytest.raises(InputError, match=rf"the neuron has {len(frame)}, numbered from 0"):
+        with pytest.raises(
+            InputError, match=rf"the neuron has {len(frame)} examples, numbered from 0"
+        ):
             neuron.inputs(bad)
     for bad in (0, [0.5], frame["input"], neuron.similar()):
-        with pytest.raises(InputError, match=r"or their numbers, such as \[0, 1\], are expected"):
+        with pytest.raises(
+            InputError, match=r"expected rows of .* or their numbers, such as \[0, 1\]"
+        ):
             neuron.inputs(bad)
-    with pytest.raises(InputError, match=r"does not hold input 999: it keeps the \d+ that are"):
+    with pytest.raises(
+        InputError, match=r"does not have input 999: it stores only the \d+ inputs that are"
+    ):
         neuron.inputs(frame.assign(input=999))
 
 
@@ -243,7 +249,9 @@ def test_assign_gives_tight_members_back(grey_run):
 
 @pytest.mark.parametrize("shape", [(20,), (3, 19), (2, 3, 20), ()])
 def test_assign_to_the_wrong_shape(grey_run, shape):
-    with pytest.raises(InputError, match=r"h has shape .*; \(n, 20\) is expected: what site 'fi"):
+    with pytest.raises(
+        InputError, match=r"h has shape .*; expected \(n, 20\): the input of site 'fi"
+    ):
         grey_run.neuron("first", 0).assign(np.zeros(shape))
 
 
@@ -341,6 +349,6 @@ def test_neurons_of_which_a_run_holds_too_little_to_embed(kind: str, extra: dict
     info = SiteInfo(number=0, name="a", kind=kind, n_neurons=2, d_in=3, extra=extra)
     with pytest.raises(
         RunError,
-        match=r"^The run does not hold what the embeddings of the neurons of 'a' are made of",
+        match=r"^The run cannot compute embeddings of the neurons of 'a', because",
     ):
         neurons_of(info, {"weights": np.ones((2, 3))})

@@ -260,7 +260,7 @@ def test_figure_of_a_neuron_that_reads_pixels(grey_run, tmp_path):
     )
     assert f"mean {m.mean_distance:.3f}, max {m.max_distance:.3f}" in text
     assert "(cut at 0.35)" in text
-    assert "activation map\nfrom an input of 0" in text
+    assert "activation map\nrelative to an input of 0" in text
     assert "average ⊙ weights" in text
     assert "$\\bad{$" in text
     rows = [line for line in text.split("\n") if re.fullmatch(r"(meaning|feature) \d+", line)]
@@ -272,7 +272,7 @@ def test_figure_of_a_neuron_that_reads_pixels(grey_run, tmp_path):
         assert [inside[feature] for feature in most] == sorted(inside, reverse=True)[: len(most)]
         for feature in most:
             size = neuron.features[feature].n_examples
-            assert f"{inside[feature]} of its {size} example" in text
+            assert f"{inside[feature]} of {size} example" in text
         expected += [f"meaning {meaning.number}", *(f"feature {feature}" for feature in most)]
     assert rows == expected
 
@@ -329,7 +329,7 @@ def test_the_images_are_the_examples(grey_run):
         assert all(is_drawn(image) for image in feature.examples)
 
 
-@pytest.mark.parametrize(("number", "title"), [(3, "dead, no input"), (5, "1 feature in 1 exa")])
+@pytest.mark.parametrize(("number", "title"), [(3, "dead: no input"), (5, "1 feature in 1 exa")])
 def test_figure_of_a_dead_neuron_and_of_a_lone_example(grey_run, number, title):
     figure = grey_run.neuron("first", number).figure()
     assert title in words(figure)
@@ -419,13 +419,15 @@ def test_a_baseline_that_was_given(tmp_path):
     low, high = -0.4 / 0.3, 0.6 / 0.3
     far = np.where(np.abs(high - baseline) > np.abs(low - baseline), high, low)
     np.testing.assert_allclose(neuron.panel().activation_map, weights * (far - baseline), atol=1e-5)
-    assert "from a given baseline" in words(neuron.figure())
+    assert "relative to a given baseline" in words(neuron.figure())
 
 
 def test_flat_inputs_need_a_shape(tmp_path):
     model = small.make(small.MLP)
     run = ps.analyse(model, small.flat_inputs(), sites="first", out=tmp_path / "a", progress=False)
-    with pytest.raises(InputError, match=r"shape \(12,\), which is no image; analyse with image_s"):
+    with pytest.raises(
+        InputError, match=r"shape \(12,\), which is not an image; analyse with image_s"
+    ):
         run.neuron(0).figure()
     shaped = ps.analyse(
         model,

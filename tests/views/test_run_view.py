@@ -98,7 +98,7 @@ def test_neurons_by_name_and_number(grey_run, tmp_path):
     [
         (
             (2,),
-            r"The run has 3 sites, so a neuron needs its site's name: run\.neuron\('first', 2\)",
+            r"The run has 3 sites; give the site's name too: run\.neuron\('first', 2\)",
         ),
         (("first",), r"neuron is None; site 'first' has neurons 0 to 9"),
         (("first", 10), r"neuron is 10; site 'first' has neurons 0 to 9"),
@@ -188,7 +188,7 @@ def test_a_neuron_in_a_notebook(grey_run, hostile_run):
     assert HOSTILE in page.text
     assert "<img src=x onerror=alert(1)> ×" in page.text
     meanings = hostile.meanings
-    assert f"verdict on its meanings: {meanings.verdict}" in page.text
+    assert f"verdict on the meanings: {meanings.verdict}" in page.text
     for meaning in meanings:
         assert f"meaning {meaning.number}" in page.text
         assert meaning.label in page.text

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Each command is one call of the library."""
+"""The command line: parse, call, print. Each command is one library call."""
 
 from polyseme.cli.commands import build_parser, main
 

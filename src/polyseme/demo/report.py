@@ -1,4 +1,4 @@
-"""What the demo found, for people and as JSON."""
+"""Reports the demo's results, on the console and as JSON."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from polyseme.views import Run
 
 
 def report(demo: Demo, console: Console) -> None:
-    """Print what the demo found."""
+    """Print the demo's results."""
     data = demo.run.metadata["data"]
     summary = demo.run.summary().iloc[0]
     console.print(
-        f"\nA classifier of {data['n_inputs']:,} digits ({data['name']}) with 64 hidden neurons, "
-        f"{demo.accuracy:.1%} right on digits that it has not seen."
+        f"\nA classifier with 64 hidden neurons, trained on {data['n_inputs']:,} digits "
+        f"({data['name']}): {demo.accuracy:.1%} accuracy on test digits."
     )
     table = Table(
-        title="Its hidden neurons",
+        title="Hidden neurons",
         title_justify="left",
         show_header=False,
         box=None,
@@ -57,19 +57,19 @@ def report(demo: Demo, console: Console) -> None:
     ):
         console.print(_ranking(demo.run, title, rows))
     folder = demo.run.path.parent
-    console.print("Figures, one panel a neuron:")
+    console.print("Figures, one panel per neuron:")
     for path in demo.figures[:-1]:
         console.print(f"  {path}", soft_wrap=True)
     console.print(
-        "\nTwo sparse autoencoders of the hidden layer: a standard one, and one trained with the "
-        "NE loss.",
+        "\nTwo sparse autoencoders of the hidden layer, one standard and one trained with the NE "
+        "loss.",
         soft_wrap=True,
     )
     console.print(demo.comparison.table())
     console.print(
-        "Small distances prove nothing by themselves: look at the participation ratio and the "
-        "label purity too. How to read the table, and a form of the loss without this trap: "
-        f"docs/saes.md.\nThe distributions: {demo.figures[-1]}\n"
+        "Small distances alone prove nothing: check the participation ratio and the label purity "
+        "too. docs/saes.md explains the table, and a form of the loss that avoids this trap."
+        f"\nThe distributions: {demo.figures[-1]}\n"
         f"The SAEs: {folder / 'saes'}   the runs of their latents: {folder / 'latents'}",
         soft_wrap=True,
     )
@@ -83,36 +83,36 @@ def report(demo: Demo, console: Console) -> None:
 
 
 def _next(demo: Demo) -> str:
-    """Commands to paste, and where they are to be pasted."""
+    """Commands to try next."""
     command, folder = _command(), demo.run.path.parent
     latents = [shlex.quote(str(folder / "latents" / name)) for name in ("standard", "ne")]
     hidden = shlex.quote(str(demo.run.path))
-    # The command's model takes no path: it reads the classifier where the demo puts it unasked.
+    # `load_classifier` takes no path here: it reads the classifier from the demo's default folder.
     usual = folder.absolute() == (Path.cwd() / "runs" / "demo")
     model = " --model polyseme.demo:load_classifier" if usual else ""
-    draw = ", and draw digits for the classifier" if usual else ""
+    draw = " and draw digits for the classifier" if usual else ""
     return (
-        "Next, look at the two autoencoders side by side, in the browser:\n"
+        "Next, compare the two autoencoders in the browser:\n"
         f"  {command} explore {' '.join(latents)}\n"
-        f"at the hidden neurons{draw}:\n"
+        f"view the hidden neurons{draw}:\n"
         f"  {command} explore {hidden}{model}\n"
-        "or at any neuron from Python:\n"
+        "or view any neuron from Python:\n"
         "  import polyseme as ps\n"
         f"  run = ps.open_run({str(demo.run.path)!r})\n"
         f"  run.neuron({_first(demo.most)}).figure('neuron.png')\n"
-        "Analyse a layer of a small language model (a minute or two), and see what a sentence "
-        "sets off in it:\n"
+        "Analyse a layer of a small language model (a minute or two), and see which neurons a "
+        "sentence activates:\n"
         f"  {command} analyse smollm2 --text --tokens 5k --sites model.layers.8.mlp "
         "--out runs/smollm2\n"
         f"  {command} probe runs/smollm2 'They sat on the bank of the river.'\n"
-        "or analyse a model of your own:\n"
+        "or analyse your own model:\n"
         f"  {command} analyse mypackage.models:load --data images.npz --sites 'features.*' "
         "--out runs/mine"
     )
 
 
 def _command() -> str:
-    """How the shell calls polyseme, whether or not its environment is activated."""
+    """The shell command for polyseme, whether or not its environment is activated."""
     script = Path(sys.executable).with_name("polyseme")
     installed = shutil.which("polyseme")
     if installed and (not script.exists() or Path(installed).absolute() == script.absolute()):
@@ -126,7 +126,7 @@ def _command() -> str:
 
 
 def _first(rows: pd.DataFrame) -> int:
-    # Of few digits, no neuron may have examples enough to be ranked.
+    # With few digits, no neuron may have enough examples to be ranked.
     return int(rows["neuron"].iloc[0]) if len(rows) else 0
 
 

@@ -1,4 +1,4 @@
-"""The explorer: look at any neuron of a run in a browser, from a server or from static files."""
+"""The explorer: shows any neuron of a run in the browser, from a server or from static files."""
 
 from polyseme.explorer.export import export
 from polyseme.explorer.server import Explorer, explore

@@ -1,4 +1,4 @@
-"""What sites are called in addresses, such as 12/345: the layer of the site, or else its name."""
+"""Names of sites in addresses such as 12/345: the layer number of the site, or its name."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a site's name carries: the one part between dots that is a number.
+    """The layer number in a site's name: the only part between dots that is a number.
 
-    None where no part is, or several are, of which any might be the layer:
-    ``model.layers.12.mlp`` carries 12, ``layers.3.experts.7`` carries none.
+    None if no part is a number, or if several are, since any of them might be the layer:
+    ``model.layers.12.mlp`` gives 12, ``layers.3.experts.7`` gives None.
     """
     numbers = [part for part in name.split(".") if _NUMBER.fullmatch(part)]
     return int(numbers[0]) if len(numbers) == 1 else None
 
 
 def site_addresses(sites: Sequence[SiteInfo]) -> list[str]:
-    """What each site is called: its layer, where no other site carries the same; else its name."""
+    """The address of each site: its layer number, if no other site has it, or its name."""
     layers = [layer_of(site.name) for site in sites]
     times = Counter(layers)
     return [

@@ -1,4 +1,4 @@
-"""Runs side by side: what each measures, and which neurons of two of them are most alike."""
+"""Compares runs: the measures of each, and the most similar neurons of two of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polyseme.views import Run, is_dead, is_without_examples
 Array = NDArray[Any]
 Measure = Callable[[Run], tuple[float, int | None]]
 
-# Of similarities held at a time.
+# Number of similarities in memory at once.
 _BLOCK = 2**24
 
 
@@ -39,7 +39,7 @@ def _l0(run: Run) -> tuple[float, int | None]:
     neurons = run.folder.neurons
     if "token_density" in neurons:
         return float(neurons["token_density"].sum()), None
-    # The share of contexts in which a neuron is active anywhere says nothing of L0.
+    # The share of contexts in which a neuron is active anywhere says nothing about L0.
     is_text = run.metadata["data"].get("kind") == "text"
     return np.nan if is_text else float(neurons["density"].sum()), None
 
@@ -50,31 +50,31 @@ def _median_ratio(run: Run) -> tuple[float, int | None]:
     return float(values.median()), len(values)
 
 
-#: group, key, name, how it is written, and how it is measured
+#: group, key, name, format and measure
 _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
     (
-        "as published",
+        "published metrics",
         "neurons",
         "neurons",
         "integer",
         lambda run: (float(len(run.folder.neurons)), None),
     ),
     (
-        "as published",
+        "published metrics",
         "dead_share",
         "dead neurons (no input activates them)",
         "percent",
         _share_of(is_dead),
     ),
     (
-        "as published",
+        "published metrics",
         "without_examples_share",
         "active neurons without examples",
         "percent",
         _share_of(is_without_examples),
     ),
     *(
-        ("as published", column, name, "distance", _mean_of(column))
+        ("published metrics", column, name, "distance", _mean_of(column))
         for column, name in (
             ("max_distance", "max distance"),
             ("mean_distance", "mean distance"),
@@ -82,35 +82,35 @@ _MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
             ("inter_cluster_distance", "inter-cluster distance"),
         )
     ),
-    ("as published", "mean_examples", "examples a neuron", "number", _mean_of("n_examples")),
-    ("as published", "mean_clusters", "features a neuron", "number", _mean_of("n_clusters")),
-    ("what it cost", "l0", "L0 (neurons active on an input, or a token)", "number", _l0),
+    ("published metrics", "mean_examples", "examples per neuron", "number", _mean_of("n_examples")),
+    ("published metrics", "mean_clusters", "features per neuron", "number", _mean_of("n_clusters")),
+    ("cost", "l0", "L0 (active neurons per input or token)", "number", _l0),
     (
-        "what to doubt",
+        "caveats",
         "median_participation_ratio",
         "participation ratio (median)",
         "number",
         _median_ratio,
     ),
     (
-        "what to doubt",
+        "caveats",
         "calibrated_distance",
         "calibrated distance",
         "signed",
         _mean_of("calibrated_distance"),
     ),
 )
-#: what the evaluation of an SAE adds, where a run's metadata have it under ``evaluation``
+#: measures from the evaluation of an SAE, if a run's metadata have them under ``evaluation``
 _EVALUATED = (
-    ("what it cost", "fvu", "FVU (variance unexplained)", "distance"),
-    ("what it cost", "mse", "MSE", "distance"),
-    ("what it cost", "accuracy", "accuracy of the model", "percent"),
-    ("what it cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
-    ("what it cost", "cross_entropy", "cross-entropy of the model", "distance"),
-    ("what it cost", "spliced_cross_entropy", "cross-entropy with the SAE", "distance"),
-    ("what it cost", "recovered", "cross-entropy recovered", "percent"),
-    ("what to doubt", "purity", "label purity", "distance"),
-    ("what to doubt", "purity_null", "label purity, labels shuffled", "distance"),
+    ("cost", "fvu", "FVU (variance unexplained)", "distance"),
+    ("cost", "mse", "MSE", "distance"),
+    ("cost", "accuracy", "accuracy of the model", "percent"),
+    ("cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
+    ("cost", "cross_entropy", "cross-entropy of the model", "distance"),
+    ("cost", "spliced_cross_entropy", "cross-entropy with the SAE", "distance"),
+    ("cost", "recovered", "cross-entropy recovered", "percent"),
+    ("caveats", "purity", "label purity", "distance"),
+    ("caveats", "purity_null", "label purity, labels shuffled", "distance"),
 )
 
 
@@ -125,10 +125,10 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``titles``; ``unlike``, what the runs differ in that their figures depend on; ``rows``,
-        each with ``group``, ``key``, ``name``, ``format`` (``integer``,
-        ``percent``, ``distance``, ``number`` or ``signed``), ``values``, one a run, None where it
-        is not defined, and ``counts``: over how many neurons it is a mean, or None.
+        ``titles``; ``unlike``: what the runs differ in that affects their measures; ``rows``,
+        each with ``group``, ``key``, ``name``, ``format`` (``integer``, ``percent``,
+        ``distance``, ``number`` or ``signed``), ``values``: one per run, None where undefined,
+        and ``counts``: the number of neurons in each mean, or None.
     """
     rows = []
     for group, key, name, form, measure in _MEASURES:
@@ -156,7 +156,7 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
 
 
 def _unlike(runs: Sequence[Run]) -> list[str]:
-    """In what the runs differ, in words, of what their figures depend on."""
+    """What the runs differ in, in words, that affects their measures."""
 
     def made(run: Run) -> dict[str, Any]:
         data, settings = run.metadata["data"], run.metadata["settings"]
@@ -172,19 +172,19 @@ def _unlike(runs: Sequence[Run]) -> list[str]:
 
 
 def best_matches(base: RunFolder, other: RunFolder) -> tuple[dict[str, Array], dict[str, str]]:
-    """For each neuron of a run the neuron of another whose direction is most like its own.
+    """For each neuron of one run, the neuron of another with the most similar direction.
 
-    A latent's direction is what it writes, its decoder; where a run holds none, and for other
-    neurons, what they read, their weights. Sites of the same name are compared, or, where
-    the runs share no name, all whose vectors have the same length.
+    The direction of an SAE latent is its decoder vector. If a run has no decoders, and for other
+    neurons, it is the weight vector. Sites with the same name are compared or, if the runs share
+    no names, all sites whose vectors have the same length.
 
     Returns
     -------
     arrays : dict of str to ndarray
-        ``row`` int64 (n_neurons,): row of the other run's table of neurons, -1 for none;
+        ``row`` int64 (n_neurons,): row in the other run's table of neurons, -1 for none;
         ``similarity`` float32: cosine.
     metadata : dict of str to str
-        ``by``: ``decoder`` or ``weights``; ``reason``, where no neuron has a match.
+        ``by``: ``decoder`` or ``weights``; ``reason``, if no neuron has a match.
     """
     by = "decoder" if all(_has_decoders(folder) for folder in (base, other)) else "weights"
     row = np.full(len(base.neurons), -1, dtype=np.int64)
@@ -217,8 +217,8 @@ def best_matches(base: RunFolder, other: RunFolder) -> tuple[dict[str, Array], d
         ours, theirs = (" or ".join(map(str, sorted(sizes))) for sizes in lengths)
         where = "in sites of the same name" if shared else "in the two runs"
         metadata["reason"] = (
-            "No neuron has a match, as only directions of the same length can be compared: "
-            f"{where} they have {ours} numbers and {theirs}."
+            "No neuron has a match, because only vectors of the same length can be compared: "
+            f"{where}, the lengths are {ours} and {theirs}."
         )
     return {"row": row, "similarity": similarity}, metadata
 

@@ -1,4 +1,4 @@
-"""Connections of browsers: many at once, some of them slow, silent or hostile."""
+"""Connections from browsers: many at once, some of them slow, silent or hostile."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from polyseme.explorer.requests import LONGEST_HEAD, Answer, Refused, Request
 
 _MOST_CONNECTIONS = 512
 _KEPT_FREE = 32
-"""Files that are left to the rest of the process, where it may open only few."""
+"""Open files reserved for the rest of the process, if its limit is low."""
 _SECONDS = 60
-"""That a request may take to arrive, and a part of an answer to be taken."""
+"""Timeout for a request to arrive, and for the client to receive part of an answer."""
 _LAST_SECONDS = 1
 _PART = 2**16
 _END = b"\r\n\r\n"
 
 
 class Service(Protocol):
-    """What requests are answered by."""
+    """Answers requests."""
 
     def admit(self, head: bytes) -> Request:
-        """Check what comes before a body, before any of that is read."""
+        """Check the head of a request, before its body is read."""
 
     async def answer(self, request: Request, body: bytes) -> Answer:
-        """Answer a request that was admitted; it raises nothing."""
+        """Answer an admitted request; never raises."""
 
 
 class Connections:
-    """What comes in at a port, all in one thread.
+    """The connections to a port, all in one thread.
 
     Parameters
     ----------
     host : str
     port : int
-        0 takes one that is free.
+        0 chooses a free port.
     service : Service
 
     Attributes
@@ -49,28 +49,28 @@ class Connections:
     Raises
     ------
     InputError
-        The port is taken, or the host is empty or not this machine's.
+        The port is in use, or the host is empty or not an address of this machine.
     """
 
     def __init__(self, host: str, port: int, service: Service) -> None:
         self._service = service
         self._socket = _listening(host, port)
         self.port: int = self._socket.getsockname()[1]
-        # Those that have yet to send a request, or the rest of one: the oldest first.
+        # Connections that have yet to send a request, or the rest of one: oldest first.
         self._waiting: dict[asyncio.Task[Any], None] = {}
-        self._changed = asyncio.Event()  # one has begun to wait, or ended
+        self._changed = asyncio.Event()  # a connection has started to wait, or has ended
         self._loop = asyncio.new_event_loop()
         self._serving = self._loop.create_task(self._serve())
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end; whether it has come."""
+        """Wait until serving ends; returns whether it has."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Hang up on all, and let go of the port; a second time does nothing."""
+        """Close all connections and release the port; calling it again does nothing."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join()
@@ -87,7 +87,7 @@ class Connections:
             while True:
                 try:
                     connection, _ = await self._loop.sock_accept(self._socket)
-                except OSError:  # the process may open no other file
+                except OSError:  # the process has no free file descriptors
                     self._hang_up()
                     await asyncio.sleep(0.05)
                     continue
@@ -107,14 +107,14 @@ class Connections:
             await asyncio.gather(*rest, return_exceptions=True)
 
     def _hang_up(self) -> None:
-        """Make room: whoever has been silent the longest can come again."""
+        """Make room: close the connection that has been silent longest; it can reconnect."""
         if self._waiting:
             next(iter(self._waiting)).cancel()
 
     async def _converse(self, connection: socket.socket) -> None:
-        """Answer one request after the other, until one is refused or has no successor."""
+        """Answer requests one by one, until one is refused or is the last."""
         received = bytearray()
-        # A browser that hangs up, or falls silent, is nothing to report.
+        # A browser that disconnects or falls silent is not an error.
         with connection, suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             closes = False
@@ -125,19 +125,19 @@ class Connections:
                     closes = request.closes or answer.status >= 400
                     bodiless = request.method == "HEAD"
                 except Refused as refused:
-                    # Its body is never read, so nothing that follows is known to be a request.
+                    # Its body is never read, so what follows cannot be trusted to be a request.
                     answer, closes = refused.answer, True
                     bodiless = received.startswith(b"HEAD ")
                 body = b"" if bodiless else answer.body
                 await self._send(connection, answer.head(closes=closes), body)
-            # What was not read would make closing cut the answer short.
+            # Closing with unread data would cut the answer short.
             connection.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(_LAST_SECONDS):
                 while await self._loop.sock_recv(connection, _PART):
                     pass
 
     async def _next(self, connection: socket.socket, received: bytearray) -> tuple[Request, bytes]:
-        """The next request, once it is there with its body; it is taken off what was received."""
+        """Wait for the next request and its body, and remove them from what was received."""
         task = asyncio.current_task()
         assert task is not None
         self._waiting[task] = None
@@ -166,20 +166,20 @@ class Connections:
         for start in range(0, len(body) or 1, _PART):
             async with asyncio.timeout(_SECONDS):
                 await self._loop.sock_sendall(connection, head + body[start : start + _PART])
-            head = b""  # which left with the first part
+            head = b""  # sent with the first part
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    if not host:  # a socket would take it for every address
+    if not host:  # a socket would listen on every address
         raise InputError(
-            "host is empty; an address of this machine is expected, such as 127.0.0.1, which no "
-            "other machine reaches."
+            "host is empty; expected an address of this machine, such as 127.0.0.1, which no other "
+            "machine can reach."
         )
     if not 0 <= port < 65536:
-        raise InputError(f"port is {port}; 0 to 65535 is expected, 0 for any that is free.")
+        raise InputError(f"port is {port}; expected 0 to 65535, where 0 chooses a free port.")
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        if os.name == "posix":  # elsewhere it lets two listen at one port
+        if os.name == "posix":  # on Windows it would let two servers share a port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(1024)
@@ -188,7 +188,7 @@ def _listening(host: str, port: int) -> socket.socket:
         made.close()
         raise InputError(
             f"Cannot listen on {host}, port {port}: {error.strerror or error}. Give another port "
-            "(--port), 0 for any that is free, and as host an address of this machine."
+            "(--port), or 0 for any free port, and a host that is an address of this machine."
         ) from error
     return made
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polyseme.views import Run
 
 _MARK = "polyseme-export"
-"""Name of the file that says that a folder is an export, and so may be replaced by another."""
+"""Name of the file that marks a folder as an export, which another export may replace."""
 
 
 def export(
@@ -26,23 +26,22 @@ def export(
 ) -> str | Path:
     """Write the pages of one run, or of several to compare, as static files.
 
-    They are the files that `explore` serves, byte for byte, but for the page itself, which says
-    that there is no server behind it. Paths are relative, so they work in any folder of any
-    web host, and from a plain ``python -m http.server``.
+    These are the files that `explore` serves, byte for byte, except for the page itself, which
+    says that there is no live server. Paths are relative, so the pages work in any folder of any
+    web host, and with ``python -m http.server``.
 
-    Of a run that is damaged in part the rest is written. A warning says what was left out, and so
-    do the pages.
+    If a run is partly damaged, the rest is written. A warning and the pages say what was left out.
 
     Parameters
     ----------
     runs : Run, str, Path, or sequence of these
         Runs, or their folders or URLs.
     out : str or Path
-        The folder to make, with its parents, or a URL.
+        The folder to create, with its parents, or a URL.
     overwrite : bool
-        Replace an earlier export. Nothing else is ever replaced.
+        Replace an existing export. Nothing else is ever replaced.
     progress : bool
-        Show how far it is.
+        Show progress on the terminal.
 
     Returns
     -------
@@ -52,7 +51,7 @@ def export(
     Raises
     ------
     RunError
-        There is something at `out`, or a run cannot be opened at all.
+        `out` exists, or a run cannot be opened at all.
     """
     from polyseme.explorer.open_runs import open_all
     from polyseme.store.kind import Kind
@@ -60,7 +59,7 @@ def export(
 
     sources = list(runs) if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
     root = WebRoot(lambda: open_all(sources))
-    root.runs  # noqa: B018 - before anything is made
+    root.runs  # noqa: B018 - raises before anything is written
     kind = Kind(
         work="export",
         result="an export of polyseme",
@@ -76,23 +75,23 @@ def export(
     lost += [f"{run.run.path / problem}" for run in root.runs for problem in run.damage]
     if lost:
         warnings.warn(
-            f"The export in {out} is of a damaged run: {'; '.join(lost)}. What cannot be read "
-            "is left out, and the rest may be wrong. Copy the run again from where it came, or "
-            "analyse again, and then export it with overwrite=True (--overwrite).",
+            f"The export in {out} is of a damaged run: {'; '.join(lost)}. What cannot be read is "
+            "left out, and the rest may be wrong. Copy the run again from its source, or repeat "
+            "the analysis, then export again with overwrite=True (--overwrite).",
             stacklevel=2,
         )
     return out if is_url(out) else Path(out)
 
 
 def _write(root: WebRoot, folder: Path, progress: bool) -> list[str]:
-    """Write every file; what cannot be made is left out, and the reasons are given."""
+    """Write every file that can be made; returns why the others could not."""
     from rich.console import Console
     from rich.progress import track
 
     from polyseme.store.files import DamagedRunError, writing
 
     for run in root.runs:
-        run.check.join()  # an export says once and for all whether the files are as written
+        run.check.join()  # the pages of an export state the result of the check
     paths = list(root.paths())
     shown = track(
         paths, "Exporting", console=Console(stderr=True), disable=not progress, transient=True

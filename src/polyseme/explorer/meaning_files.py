@@ -1,4 +1,4 @@
-"""What the page of a neuron is told of its meanings, beyond which examples each has."""
+"""Details of a neuron's meanings for its page, beyond the examples of each meaning."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from polyseme.explorer.strict_json import finite
 from polyseme.views import Run
 from polyseme.views.meanings import NeuronMeanings
 
-# Cosines between all of a neuron's examples have to fit in memory; those of some hundred draws
-# of as many, for stability and verdict, take the cube of that in time.
+# The cosines between all of a neuron's examples must fit in memory. Stability and verdict need
+# about a hundred random draws of as many, in time cubic in the number of examples.
 _MOST_EXAMPLES = 3_000
 _MOST_DRAWN = 300
 
@@ -33,9 +33,9 @@ def neuron_meanings(run: Run, site: str, neuron: int) -> dict[str, Any]:
     dict
         ``groups``: a list of dicts with ``examples`` (numbers of examples), ``medoid`` and
         ``label``; ``cuts``: a list of dicts with ``threshold``, the largest overlap at which the
-        examples fall into these groups, and ``groups``, their places in the former; ``separation``,
-        ``stability`` and ``verdict`` of the run's own cut, which are None where they are unknown.
-        What cannot be told is left out, and ``problem`` says why.
+        examples form these groups, and ``groups``, their indices in the former; ``separation``,
+        ``stability`` and ``verdict`` of the run's own cut, None if unknown. What cannot be
+        computed is left out, and ``problem`` says why.
 
     Raises
     ------
@@ -47,12 +47,12 @@ def neuron_meanings(run: Run, site: str, neuron: int) -> dict[str, Any]:
     except InputError as error:
         return nothing(page_message(error))
     except (ArithmeticError, IndexError, KeyError, ValueError):
-        # The format has no rules for these arrays that would rule out every contradiction.
-        return nothing("What the run holds of its meanings contradicts itself.")
+        # The checks of the format do not rule out every contradiction between these arrays.
+        return nothing("The run's data on the meanings of this neuron is inconsistent.")
 
 
 def nothing(problem: str | None = None) -> dict[str, Any]:
-    """What is told of a neuron without meanings, or of one whose meanings are lost."""
+    """The details of a neuron without meanings, or with unreadable ones."""
     return {"cuts": [], "groups": [], **({"problem": problem} if problem else {})}
 
 
@@ -63,7 +63,7 @@ def _described(run: Run, site: str, neuron: int) -> dict[str, Any]:
         return nothing()
     if n > _MOST_EXAMPLES:
         raise InputError(
-            f"It has {n:,} examples; its meanings are described where there are at most "
+            f"This neuron has {n:,} examples; meanings are described for at most "
             f"{_MOST_EXAMPLES:,}."
         )
     labels = found.examples.get("meaning")
@@ -86,10 +86,10 @@ def _described(run: Run, site: str, neuron: int) -> dict[str, Any]:
 
 
 def _cuts(meanings: NeuronMeanings, *, all_cuts: bool) -> dict[str, Any]:
-    """All cuts, or the run's own alone, and the groups that they make, each described once."""
+    """All cuts, or only the run's own, and their groups, each described once."""
     own = meanings.groups
     cuts = own.cuts() if all_cuts else [own]
-    # What the run holds, and not what may come out otherwise in the last digit.
+    # Use the run's stored cut: a recomputed one may differ in the last digit.
     at = next(n for n, cut in enumerate(cuts) if own.threshold <= cut.threshold)
     cuts[at] = dataclasses.replace(own, threshold=cuts[at].threshold)
     places: dict[bytes, int] = {}  # by the group's examples

@@ -1,4 +1,4 @@
-"""Which meanings are called by a word: the words of their labels, for all neurons of a run."""
+"""Finds meanings by the words in their labels, for all neurons of a run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from polyseme.views.meanings import NAMED, are_spaced, joined, label_of
 
 Ints = NDArray[np.int64]
 
-_EXAMPLES = 200_000  # at a time
+_EXAMPLES = 200_000  # per batch
 
 
 class MeaningWords:
-    """The words that meanings of a run of texts are called by.
+    """The words that name the meanings of a run on texts.
 
-    They are the words at the maxima of a meaning's examples that its label begins with, see
-    `polyseme.views.meanings.Meaning.label`; what is near its examples takes a test of each neuron.
+    These are the words at the maxima of a meaning's examples, with which its label begins, see
+    `polyseme.views.meanings.Meaning.label`. Words near the examples are not included, because they
+    would need a test for each neuron.
 
     Parameters
     ----------
     folder : RunFolder
-        Of a run of texts with meanings.
+        Of a run on texts with meanings.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -52,7 +53,7 @@ class MeaningWords:
         self._number = number
 
     def meanings(self, word: str, most: int) -> list[list[Any]]:
-        """The meanings that are called by a word, those where it comes most often first.
+        """The meanings that a word names, most frequent first.
 
         Returns
         -------
@@ -86,14 +87,14 @@ class MeaningWords:
         stop = 0
         while stop < ends[-1]:
             start = stop
-            # Whole neurons, one at least.
+            # Whole neurons, at least one.
             last = int(np.searchsorted(ends, start + _EXAMPLES, side="right")) - 1
             stop = int(ends[last]) if ends[last] > start else int(ends[ends > start][0])
             inputs, positions, meanings = (column[start:stop] for column in columns)
             self._name(self._first[neuron[start:stop]] + meanings, inputs, positions)
 
     def _name(self, meaning: Ints, inputs: Ints, positions: Ints) -> None:
-        """Name the meanings of some neurons, by their examples."""
+        """Name the meanings of some neurons by their examples."""
         size = np.bincount(meaning)
         self._sizes[: len(size)] += size
         word = self._reader.read(inputs, positions)
@@ -113,7 +114,7 @@ class MeaningWords:
 class _WordReader:
     """The words of a run's contexts.
 
-    A page joins the tokens of an example's window alone: a word that is cut by its end differs.
+    A page joins only the tokens of an example's window, so a word cut by the window's end differs.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -136,5 +137,5 @@ class _WordReader:
         self.words = list(number)
 
     def read(self, inputs: Ints, positions: Ints) -> Ints:
-        """Numbers in ``words`` of the words at some places, -1 where there is none."""
+        """Indices in ``words`` of the words at some positions, -1 where there is none."""
         return self._word[np.searchsorted(self._index, inputs), positions]

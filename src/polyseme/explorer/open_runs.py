@@ -1,4 +1,4 @@
-"""Opening the runs that are to be shown."""
+"""Opens the runs to show."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyseme.views import Run
 
 
 def open_all(sources: Sequence[Run | str | Path]) -> list[RunFiles]:
-    """The runs, each with a title that no other has.
+    """Open runs, each with a unique title.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def open_all(sources: Sequence[Run | str | Path]) -> list[RunFiles]:
 
 
 def titles(runs: Sequence[Run]) -> list[str]:
-    """The folders' names; where two are alike, with the folder above, and then numbered."""
+    """The folders' names; duplicates get the parent folder's name, then numbers."""
     paths = [run.path.absolute() for run in runs]
     names = [path.name for path in paths]
     alike = Counter(names)

@@ -1,4 +1,4 @@
-"""Packs: everything that is shown of a few consecutive neurons, in one file."""
+"""Packs: everything that the pages show of a few consecutive neurons, in one file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from polyseme.store.format import neuron_offsets
 Array = NDArray[Any]
 
 SIMILAR_WINDOW = (8, 4)
-"""Tokens on either side of the sample of a similar feature."""
+"""Tokens before and after the maximum in a sample of a similar feature."""
 _LARGEST_KERNEL = 1152
-"""Longest input vector of a convolution of which the examples' embeddings are sent."""
+"""Longest input vector of a convolution whose examples' embeddings are included."""
 
 
 class Pack:
@@ -33,7 +33,7 @@ class Pack:
     site : SiteInfo
     start, stop : int
     content : RunTexts, Pictures or None
-        Of the same run; None if its inputs are damaged.
+        Of the same run; None if the inputs are damaged.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Pack:
         self._site = site
         self._range = (start, stop)
         first = folder.first_neuron(site.number)
-        self._rows = (first + start, first + stop)  # of the table of neurons
+        self._rows = (first + start, first + stop)  # in the table of neurons
         self._content = content
         self._arrays: dict[str, Array] = {}
         self._tokens: dict[str, Array] = {}
         self._metadata: dict[str, Any] = {}
-        #: what of the run turned out to be damaged, in sentences
+        #: sentences about damage found in the run
         self.damage: list[str] = []
 
     def encode(self) -> bytes:
@@ -62,7 +62,7 @@ class Pack:
             try:
                 section()
             except RunError as error:
-                # Without the folder's path, which is nobody else's business.
+                # Without the folder's path, which the pages must not reveal.
                 problem = page_message(error)
                 if problem not in self.damage:
                     self.damage.append(problem)
@@ -183,7 +183,7 @@ class Pack:
                 self._arrays[f"{side}_logits"] = logits
 
     def _add_similar(self) -> None:
-        """The nearest features anywhere in the model, each with a sample of its text."""
+        """The most similar features anywhere in the model, each with a sample of its text."""
         assert isinstance(self._content, RunTexts)
         rows = self._part("similar_features")
         similarity = self._part("similar_similarity")
@@ -241,7 +241,7 @@ class Pack:
             weights = self._part("weights")
             if weights is not None:
                 neuron = np.repeat(np.arange(len(weights)), self._arrays["counts"])
-                # Added up over channels: one picture an example, however many channels it read.
+                # Summed over channels: one picture per example, however many channels it has.
                 embeddings = patches.astype(np.float32) * weights[neuron]
                 pictures = kernels(embeddings, kernel).sum(axis=3, keepdims=True)
                 self._arrays["embedding"] = pictures.astype(np.float16)
@@ -249,7 +249,7 @@ class Pack:
     # -------------------------------------------------------------------------- reading
 
     def _part(self, name: str) -> Array | None:
-        """What an array of the site says of the neurons; None where there is no such array."""
+        """The rows of a site's array for these neurons; None if there is no such array."""
         if name not in self._folder.site(self._site.number):
             return None
         return self._folder.site_rows(self._site.number, name, *self._range)

@@ -1,10 +1,10 @@
-"""What a page is told of an error."""
+"""Error messages for pages."""
 
 from __future__ import annotations
 
 import re
 
-# Of an absolute path all but the last part: POSIX, Windows, or a file's URL, but no other URL.
+# All but the last part of an absolute path: POSIX, Windows or a file URL, but no other URL.
 _FOLDERS = re.compile(
     r"(?<![\w.~</\\-])(?!(?<=:)//\w)"
     r"(?:[A-Za-z]:[\\/]+|\\\\+|/+)(?=[\w.~@%+-])(?:[^\\/:,;'\"\n]+[\\/]+)*"
@@ -12,15 +12,15 @@ _FOLDERS = re.compile(
 
 
 class NoSuchFileError(KeyError):
-    """No file has the path that was asked for."""
+    """No file has the requested path."""
 
 
 def page_message(error: Exception | str) -> str:
-    """The sentence of an error, with names of files alone: where they lie is no page's business.
+    """The message of an error, with file names instead of paths: pages must not reveal folders.
 
     Parameters
     ----------
     error : Exception or str
-        Of one that knows its problem apart from the folder, the problem.
+        If the error has a ``problem``, apart from the folder, that is used.
     """
     return _FOLDERS.sub("", str(getattr(error, "problem", error)))

@@ -1,4 +1,4 @@
-"""The images of a run as the pages draw them: height, width, channels, and of modest size."""
+"""The images of a run as the pages draw them: (height, width, channels), reduced in size."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from polyseme.store import RunFolder, SiteInfo
 Array = NDArray[Any]
 
 LARGEST_SIDE = 64
-"""Larger images are averaged over squares until they fit."""
+"""Larger images are reduced by averaging over squares."""
 
 
 class Pictures:
-    """How arrays of the run's inputs become pictures.
+    """Converts arrays of the run's inputs to pictures.
 
     Parameters
     ----------
     folder : RunFolder
-        Of a run of images.
+        Of a run on images.
 
     Attributes
     ----------
     shape : tuple of int or None
         Of an image as stored: (height, width), (channels, height, width) or (height, width,
-        channels); None where the inputs are no images.
+        channels); None if the inputs are not images.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -56,12 +56,12 @@ class Pictures:
         return -(-max(height, width) // LARGEST_SIDE)
 
     def arrays(self, values: Array) -> NDArray[np.float32]:
-        """Arrays of the shape of an image as pictures of floats, shape (n, h, w, c)."""
+        """Arrays with the shape of an image, as float pictures of shape (n, h, w, c)."""
         assert self.shape is not None
         if values[0:1].size not in (0, math.prod(self.shape)):
             raise RunError(
-                f"An array of shape {values.shape} should have that of an image, {self.shape}, in "
-                "each row."
+                f"An array has shape {values.shape}; expected rows with the shape of an image, "
+                f"{self.shape}."
             )
         images = values.reshape(len(values), *self.shape).astype(np.float32)
         if len(self.shape) == 2:
@@ -71,7 +71,7 @@ class Pictures:
         return _averaged(images, self._step)
 
     def thumbs(self, rows: Array) -> NDArray[np.uint8]:
-        """Inputs, by row, as pictures of bytes, shape (n, h, w, c)."""
+        """Inputs, by row, as uint8 pictures of shape (n, h, w, c)."""
         pictures = self.arrays(self._folder.inputs.take("pixels", rows))
         if self.floats:
             pictures = (pictures - self.low) / max(self.high - self.low, 1e-12) * 255
@@ -95,19 +95,19 @@ class Pictures:
 
 
 def kernel_shape(site: SiteInfo) -> tuple[int, int, int] | None:
-    """Channels, height and width of what a convolution's neurons read; None for other sites."""
+    """Channels, height and width of a convolution's kernel; None for other sites."""
     kernel = site.extra.get("kernel_shape")
     return (kernel[0], kernel[1], kernel[2]) if kernel else None
 
 
 def convolution(site: SiteInfo) -> dict[str, Any] | None:
-    """Where in the input a convolution's positions lie; None where that is not known.
+    """The positions of a convolution in its input; None if unknown.
 
     Returns
     -------
     dict
-        ``grid``: rows and columns of positions; ``covers``: the share of the rows, and of the
-        columns, that the kernel covers in what the layer reads.
+        ``grid``: rows and columns of positions; ``covers``: the shares of the height and width
+        of the layer's input that the kernel covers.
     """
     kernel = kernel_shape(site)
     grid, stride = site.extra.get("grid"), site.extra.get("stride")
@@ -137,7 +137,7 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 def _averaged(images: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     if step == 1:
         return images
-    # An edge that is no multiple of the step is averaged over what there is of it.
+    # Incomplete squares at the edges are averaged over the pixels that they have.
     padding = [(0, 0), *((0, -side % step) for side in images.shape[1:3]), (0, 0)]
     padded = np.pad(images, padding, constant_values=np.nan)
     n, height, width, channels = padded.shape

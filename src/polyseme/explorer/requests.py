@@ -1,4 +1,4 @@
-"""One request of a browser and its answer: what is accepted, what is checked, what is sent back."""
+"""A request from a browser and its answer: parsing, checks and response headers."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _SAFETY = {
     "X-Content-Type-Options": "nosniff",
 }
 LONGEST_HEAD = 2**16
-"""Bytes before the body of a request; a browser sends no more, whatever its cookies."""
+"""Most bytes before the body of a request; no browser sends more, whatever its cookies."""
 MOST_BODY = 2**20
-"""Bytes that a question to a live function may have."""
+"""Most bytes in a request to a live function."""
 LONGEST_TEXT = 10_000
-"""Characters that a text to probe may have."""
+"""Most characters in a text to probe."""
 MOST_EXAMPLES = 100
 
 _FIRST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/1\.([01])")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*)")
-# Whatever decides anything; a second one would leave open which of them counts.
+# Headers that are read; a duplicate would be ambiguous.
 _READ = {
     "connection",
     "content-length",
@@ -54,14 +54,14 @@ _READ = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back.
+    """A response.
 
     Attributes
     ----------
     status : int
     body : bytes
     suffix : str
-        Of a file of this kind; it says the type.
+        File name suffix, which determines the content type.
     tag : str
         The entity tag, if it has one.
     """
@@ -72,12 +72,12 @@ class Answer:
     tag: str = ""
 
     def head(self, *, closes: bool) -> bytes:
-        """All that comes before the body.
+        """The response up to the body.
 
         Parameters
         ----------
         closes : bool
-            No other request is answered on this connection.
+            Whether the connection closes after this response.
         """
         headers = {"Date": formatdate(usegmt=True), **_SAFETY}
         if self.tag:
@@ -93,7 +93,7 @@ class Answer:
 
 
 class Refused(Exception):
-    """A request that gets a sentence instead of what it asks for."""
+    """A request that is answered with an error message."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -109,13 +109,13 @@ class Request:
     method : str
         ``GET``, ``HEAD`` or ``POST``.
     path : str
-        Without what follows a question mark, and otherwise as it was sent.
+        As sent, without the query.
     headers : dict of str to str
-        Those that are looked at, by their names in small letters.
+        The headers that are read, by lower-case name.
     length : int
         Of the body.
     closes : bool
-        The browser sends no other on this connection.
+        Whether the browser sends no further request on this connection.
     """
 
     method: str
@@ -126,10 +126,10 @@ class Request:
 
     @classmethod
     def parse(cls, head: bytes) -> Request:
-        """Read what comes before the body.
+        """Parse the head of a request.
 
-        Where a request ends must be beyond doubt: what follows is the next one, and whoever
-        can make the end of one look like another asks in somebody else's name.
+        The end of a request must be unambiguous, because the next one follows: an attacker who
+        could make the end of one request look like another could send requests as someone else.
 
         Parameters
         ----------
@@ -139,25 +139,25 @@ class Request:
         Raises
         ------
         Refused
-            It is malformed, of another method, or it has a body that it cannot have.
+            It is malformed, has another method, or has a body that it must not have.
         """
         if len(head) > LONGEST_HEAD:
-            raise Refused(431, f"The headers are too long; {LONGEST_HEAD} bytes are the most.")
+            raise Refused(431, f"The headers are too long; the limit is {LONGEST_HEAD} bytes.")
         first, *lines = head.split(b"\r\n")
         asked = _FIRST_LINE.fullmatch(first)
         matches = [_HEADER.fullmatch(line) for line in lines]
         if not asked or not all(matches):
-            raise Refused(400, "This is not a request of HTTP/1.1.")
+            raise Refused(400, "The request is not valid HTTP/1.1.")
         headers: dict[str, str] = {}
         for header in filter(None, matches):
             name = header[1].decode().lower()
             if name in _READ and name in headers:
-                raise Refused(400, f"The header {name} is there twice; it is expected once.")
+                raise Refused(400, f"The header {name} is given twice; give it once.")
             if name in _READ:
                 headers[name] = header[2].decode("latin-1").strip(" \t")
         method, target = asked[1].decode(), asked[2].decode()
         if method not in ("GET", "HEAD", "POST"):
-            raise Refused(501, "The method is none of those that are known: GET, HEAD, POST.")
+            raise Refused(501, "Unknown method; expected GET, HEAD or POST.")
         return cls(
             method,
             target.partition("?")[0],
@@ -169,36 +169,38 @@ class Request:
 
 def _length(method: str, headers: Mapping[str, str]) -> int:
     if "transfer-encoding" in headers:
-        raise Refused(400, "A body has a Content-Length here; Transfer-Encoding is not accepted.")
+        raise Refused(400, "Transfer-Encoding is not accepted; give a Content-Length.")
     content_length = headers.get("content-length")
     if method != "POST":
         if content_length not in (None, "0"):
-            raise Refused(400, f"A {method} request has no body.")
+            raise Refused(400, f"A {method} request must have no body.")
         return 0
     length = (
         int(content_length) if content_length and re.fullmatch("[0-9]{1,9}", content_length) else -1
     )
     if not 0 <= length <= MOST_BODY:
-        raise Refused(413, f"A question has a length, of {MOST_BODY} bytes at most.")
+        raise Refused(
+            413, f"Content-Length is missing or too large; the limit is {MOST_BODY} bytes."
+        )
     return length
 
 
-# ------------------------------------------------------------------------------ questions
+# ------------------------------------------------------------------------ live functions
 
 
 def question(body: bytes) -> dict[str, Any]:
-    """What is asked of a live function."""
+    """Parse the body of a request to a live function."""
     try:
         read = json.loads(body)
     except (ValueError, RecursionError):
         read = None
     if not isinstance(read, dict):
-        raise Refused(400, "A question is a JSON object.")
+        raise Refused(400, "The request body must be a JSON object.")
     return read
 
 
 def arguments(name: str, question: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a live function, but for the run.
+    """Check the arguments of a live function, except for the run.
 
     Parameters
     ----------
@@ -211,18 +213,16 @@ def arguments(name: str, question: Mapping[str, Any]) -> dict[str, Any]:
 def _probe_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
     text = question.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise Refused(400, "text must be a text that is not empty.")
+        raise Refused(400, "text must be a non-empty string.")
     if len(text) > LONGEST_TEXT:
-        raise Refused(
-            413, f"The text has {len(text):,} characters; {LONGEST_TEXT:,} at most can be probed."
-        )
+        raise Refused(413, f"The text has {len(text):,} characters; the limit is {LONGEST_TEXT:,}.")
     return {"text": text, "k": _whole(question, "k")} if "k" in question else {"text": text}
 
 
 def _classify_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
     index, pixels = question.get("index"), question.get("pixels")
     if (index is None) == (pixels is None):
-        raise Refused(400, "Give pixels or index, one of them.")
+        raise Refused(400, "Give either pixels or index.")
     if index is not None:
         return {"index": _whole(question, "index")}
     return {"pixels": pixels}
@@ -232,7 +232,7 @@ def _importances_arguments(question: Mapping[str, Any]) -> dict[str, Any]:
     examples = question.get("examples")
     fine = isinstance(examples, list) and 0 < len(examples) <= MOST_EXAMPLES
     if not fine or not all(type(number) is int and number >= 0 for number in examples or []):
-        raise Refused(400, f"examples must be a list of 1 to {MOST_EXAMPLES} numbers of examples.")
+        raise Refused(400, f"examples must be a list of 1 to {MOST_EXAMPLES} example numbers.")
     return {
         "site": _whole(question, "site"),
         "neuron": _whole(question, "neuron"),
@@ -250,5 +250,5 @@ _ARGUMENTS = {
 def _whole(question: Mapping[str, Any], key: str) -> int:
     value = question.get(key)
     if type(value) is not int or not 0 <= value < 2**53:
-        raise Refused(400, f"{key} must be a whole number, 0 or more.")
+        raise Refused(400, f"{key} must be a non-negative integer.")
     return value

@@ -1,4 +1,4 @@
-"""Everything that a browser can ask for, by path: what the server sends, and an export writes."""
+"""All files of the explorer by path: those that the server sends and an export writes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATIC = Path(__file__).parent / "static"
 """The front end: plain files, served as they are."""
 
 _HEAD = b'<meta charset="utf-8">'
-# A server says more, and in a header; for files on any web host the page itself can.
+# The server sends a longer policy in a header; in an export, the page itself has this one.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -26,16 +26,16 @@ POLICY = (
 
 
 class WebRoot:
-    """The front end and the data of one run or several, as files in a tree.
+    """The front end and the data of one or more runs, as a tree of files.
 
     Parameters
     ----------
     open_runs : callable
-        Gives the runs; called once, when they are first needed, so that the front end can be
-        served meanwhile.
+        Returns the runs; called once, on first use, so that the front end can be served
+        meanwhile.
     live : collection of str, optional
-        The live functions that a server has: some of ``probe``, ``classify``, ``importances``.
-        An export has no server, and its page says nothing of them.
+        The server's live functions: some of ``probe``, ``classify``, ``importances``. None for
+        an export, which has no server.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WebRoot:
 
     @property
     def runs(self) -> list[RunFiles]:
-        """The runs, opened if they are not yet.
+        """The runs, opened on first use.
 
         Raises
         ------
@@ -73,21 +73,21 @@ class WebRoot:
     def file(self, path: str) -> bytes:
         """The contents of a file.
 
-        A path is looked up among those of `paths`; it is never joined to a folder, so that
-        there is nothing to climb out of.
+        Paths are looked up among those of `paths` and never joined to a folder, so they cannot
+        escape it.
 
         Raises
         ------
         NoSuchFileError
             There is no such file.
         RunError
-            What it is made from is damaged.
+            Its source is damaged.
         """
         if path == "index.html":
             return self._index()
         if path in self._front:
             return self._front[path]
-        if not path.startswith("data/"):  # told without a run, which may yet have to be opened
+        if not path.startswith("data/"):  # known without opening the runs
             raise NoSuchFileError(path)
         if path == "data/runs.json":
             return compact_json({"runs": [run.summary() for run in self.runs]}).encode()
@@ -101,11 +101,11 @@ class WebRoot:
 
     @staticmethod
     def changes(path: str) -> bool:
-        """Whether a file may have other contents the next time it is asked for."""
+        """Whether the contents of a file may change between requests."""
         return path.endswith("/verified.json")
 
     def _compared(self, path: str) -> bytes:
-        # Here, not above: what it needs takes longer to load than a server to start.
+        # Imported here because these take longer to load than the server takes to start.
         from polyseme.explorer.comparison import best_matches, comparison
         from polyseme.explorer.tensors import encode
 
@@ -117,7 +117,7 @@ class WebRoot:
 
     @cached_property
     def _front(self) -> dict[str, bytes]:
-        """The files of the front end, by path: the page itself, and what it loads."""
+        """The files of the front end by path: the page itself and what it loads."""
         files = {"index.html": (STATIC / "index.html").read_bytes()}
         for file in sorted(STATIC.rglob("*")):
             name = file.relative_to(STATIC).as_posix()

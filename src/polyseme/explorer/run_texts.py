@@ -1,4 +1,4 @@
-"""The text of a run as the pages read it: windows of tokens, with a vocabulary of their own."""
+"""The texts of a run for the pages: windows of tokens, each file with its own vocabulary."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Array = NDArray[Any]
 
 _MOST_KEPT_TOKENS = 2**23
 BEYOND = -1
-"""Stands for a token where there is no context."""
+"""Stands for a token beyond the context."""
 
 
 class RunTexts:
-    """The contexts of a run and how their tokens read.
+    """The contexts of a run and the texts of their tokens.
 
     Parameters
     ----------
     folder : RunFolder
-        Of a run of texts.
+        Of a run on texts.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -35,7 +35,7 @@ class RunTexts:
     def windows(
         self, contexts: Array, positions: Array, before: int | None = None, after: int | None = None
     ) -> NDArray[np.int64]:
-        """The tokens around places in contexts.
+        """The tokens around positions in contexts.
 
         Parameters
         ----------
@@ -43,12 +43,12 @@ class RunTexts:
             Rows of the inputs.
         positions : ndarray of int64, shape (n,)
         before, after : int, optional
-            How many tokens on either side; the run's own window by default.
+            Number of tokens on each side; the run's own window by default.
 
         Returns
         -------
         ndarray of int64, shape (n, before + 1 + after)
-            Numbers of tokens; `BEYOND` outside of the context.
+            Token ids; `BEYOND` outside the context.
         """
         before = self.window[0] if before is None else before
         after = self.window[1] if after is None else after
@@ -59,7 +59,7 @@ class RunTexts:
         return np.where(inside, ids, BEYOND)
 
     def _contexts(self, rows: Array) -> tuple[Array, Array, Array]:
-        """Contexts and their lengths, and where each of the rows is among them."""
+        """Contexts and their lengths, and the index of each row among them."""
         if self._all is not None:
             return *self._all, rows
         unique, back = np.unique(rows, return_inverse=True)
@@ -67,12 +67,12 @@ class RunTexts:
 
     @cached_property
     def _all(self) -> tuple[Array, Array] | None:
-        """All contexts, unless they are too many to keep."""
+        """All contexts, unless they are too many to keep in memory."""
         n, length = self._folder.inputs.headers["tokens"][1]
         return self._folder.contexts(np.arange(n)) if n * length <= _MOST_KEPT_TOKENS else None
 
     def samples(self, features: Array, before: int, after: int) -> NDArray[np.int64] | None:
-        """Windows around the most central examples of features, wherever in the run they are.
+        """Windows around the medoids of features anywhere in the run.
 
         Parameters
         ----------
@@ -83,7 +83,7 @@ class RunTexts:
         Returns
         -------
         ndarray of int64, shape (n, before + 1 + after), or None
-            None where the run does not say where these examples are.
+            None if the run does not record the positions of the medoids.
         """
         if self._medoids is None:
             return None
@@ -92,7 +92,7 @@ class RunTexts:
 
     @cached_property
     def _medoids(self) -> tuple[Array, Array] | None:
-        """Row of the inputs and position of every feature's most central example."""
+        """Input row and position of every feature's medoid."""
         folder = self._folder
         if not {"input", "position"} <= set(folder.columns("features")):
             return None
@@ -100,18 +100,18 @@ class RunTexts:
         index = folder.inputs["index"]
         rows = np.searchsorted(index, numbers).clip(max=len(index) - 1)
         if not np.array_equal(index[rows], numbers):
-            raise RunError("features.parquet names inputs that inputs.safetensors lacks.")
-        # Half of the memory of int64, for two million features.
+            raise RunError("features.parquet refers to inputs that inputs.safetensors lacks.")
+        # int32, to halve the memory for two million features.
         positions = folder.column("features", "position").to_numpy(np.int64)
         return rows.astype(np.int32), positions.clip(-1, 2**31 - 1).astype(np.int32)
 
     def contexts(self, start: int, stop: int) -> tuple[dict[str, Array], list[str]]:
-        """Whole contexts, with a vocabulary of their own.
+        """Whole contexts, with their own vocabulary.
 
         Returns
         -------
         arrays : dict of str to ndarray
-            ``tokens`` (n, L), ``lengths`` (n,), ``number`` (n,): in the user's data.
+            ``tokens`` (n, L), ``lengths`` (n,), ``number`` (n,): index in the user's data.
         vocabulary : list of str
         """
         tokens, lengths = self._folder.contexts(np.arange(start, stop))
@@ -124,7 +124,7 @@ class RunTexts:
         }, vocabulary
 
     def local(self, arrays: dict[str, Array]) -> tuple[dict[str, Array], list[str]]:
-        """Renumber tokens, so that a file needs to tell only how its own tokens read.
+        """Renumber tokens, so that a file needs only the texts of its own tokens.
 
         Parameters
         ----------
@@ -133,12 +133,12 @@ class RunTexts:
         Returns
         -------
         arrays : dict of str to ndarray of int64
-            Places in the vocabulary; `BEYOND` stays.
+            Indices in the vocabulary; `BEYOND` is unchanged.
         vocabulary : list of str
-            How each reads.
+            The text of each.
         """
         largest = max((int(array.max(initial=-1)) for array in arrays.values()), default=-1)
-        # Marks, not sorting: that is ten times as fast. The last place is for `BEYOND`, -1.
+        # Marking is ten times as fast as sorting. The last element is for `BEYOND`, -1.
         used = np.zeros(largest + 2, dtype=bool)
         for array in arrays.values():
             used[array] = True
@@ -146,7 +146,7 @@ class RunTexts:
         place = np.cumsum(used, dtype=np.int32) - 1
         place[BEYOND] = BEYOND
         local = {name: place[array] for name, array in arrays.items()}
-        # A token that a neuron promotes need not occur in the run's texts.
+        # A token that a neuron promotes may not occur in the run's texts.
         words = [self._words.get(number, f"<{number}>") for number in np.flatnonzero(used).tolist()]
         return local, words
 

@@ -1,4 +1,4 @@
-"""The files that the pages read of one run; a server and an export give the same bytes."""
+"""The data files of one run; the server and an export produce the same bytes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from polyseme.explorer.tensors import encode
 from polyseme.store import SiteInfo, altered_files
 from polyseme.views import Run
 
-# A pack is one request, and so long as this at most; more files than this no web host likes.
+# A pack is one request, so its size is limited; web hosts limit the number of files.
 _PACK_BYTES = 800_000
 _MOST_PACKS = 1_600
 _CONTEXT_TOKENS = 65_536
 _MOST_CONTEXT_FILES = 100
-# A server describes the meanings of any neuron that is looked at. An export would have to do so
-# for all, which takes a hundred times as long as the rest of it, so that of a larger run has
-# none: its pages show the meanings without labels, stability and verdict.
+# The server describes the meanings of a neuron on request. An export would have to do so for all
+# neurons, which takes a hundred times as long as the rest, so an export of a larger run has no
+# descriptions: its pages show the meanings without labels, stability and verdict.
 _MOST_MEANINGS = 2_048
 _NUMBERED = re.compile(
     r"(packs/(?P<pack>N)|contexts/(?P<contexts>N))\.safetensors"
@@ -45,13 +45,13 @@ _NUMBERED = re.compile(
 
 
 class RunFiles:
-    """One run as files.
+    """The data files of one run.
 
     Parameters
     ----------
     run : Run
     title : str
-        What the pages call the run.
+        The run's title on the pages.
     """
 
     def __init__(self, run: Run, title: str) -> None:
@@ -59,18 +59,18 @@ class RunFiles:
         self.folder = folder = run.folder
         self.title = title
         self._content: RunTexts | Pictures | None = None
-        self._met: dict[str, None] = {}  # damage that was found when a part was read
+        self._met: dict[str, None] = {}  # damage found while reading
         self._altered: list[str] | None = None
         try:
             self.is_text = "tokens" in folder.inputs
-        except RunError:  # which `damage` tells
+        except RunError:  # reported by `damage`
             self.is_text = folder.metadata["data"].get("kind") == "text"
         else:
             self._content = RunTexts(folder) if self.is_text else Pictures(folder)
 
     @property
     def damage(self) -> list[str]:
-        """What is known of its damage so far, in sentences that begin with the file's name."""
+        """The damage found so far, in sentences that begin with the file's name."""
         problems = list(dict.fromkeys([*self.folder.damage, *self._met]))
         for name in self._altered or []:
             if not any(problem.startswith(f"{name}:") for problem in problems):
@@ -84,7 +84,7 @@ class RunFiles:
 
     @cached_property
     def check(self) -> threading.Thread:
-        """Compares the run's files with their digests; begun when it is first asked for."""
+        """The thread that compares the run's files with their digests, started on first use."""
 
         def compare() -> None:
             self._altered = altered_files(self.folder.path, self.folder.metadata)
@@ -94,7 +94,7 @@ class RunFiles:
         return thread
 
     def _verified(self) -> dict[str, Any]:
-        """Whether the run's files are the ones that were written, as far as that is known."""
+        """Whether the run's files are unchanged, as far as is known."""
         if self.check.is_alive() or self._altered is None:
             return {"state": "checking", "files": []}
         return {"state": "altered" if self._altered else "verified", "files": self._altered}
@@ -103,7 +103,7 @@ class RunFiles:
 
     @cached_property
     def pack(self) -> int:
-        """Neurons in a pack: a power of two."""
+        """Neurons per pack: a power of two."""
         bytes_a_neuron = self._bytes_an_example * self._mean_examples + 2_000
         size = 1
         while size < 1024 and 2 * size * bytes_a_neuron <= _PACK_BYTES:
@@ -118,7 +118,7 @@ class RunFiles:
 
     @property
     def _bytes_an_example(self) -> float:
-        """About how much an example takes before compression."""
+        """Approximate bytes of an example before compression."""
         if isinstance(self._content, RunTexts):
             return 40 + 5 * (sum(self._content.window) + 1)
         if self._content is None or self._content.shape is None:
@@ -127,7 +127,7 @@ class RunFiles:
 
     @cached_property
     def _with_meanings(self) -> range:
-        """Rows of the neurons that have meanings: all of the run's, or none."""
+        """Rows of the neurons with meanings: all of the run, or none."""
         has = "n_meanings" in self.folder.neurons
         return range(len(self.folder.neurons) if has else 0)
 
@@ -140,7 +140,7 @@ class RunFiles:
 
     @cached_property
     def _first_packs(self) -> list[int]:
-        """Number of each site's first pack, and the number of packs."""
+        """Number of each site's first pack, then the number of packs."""
         counts = (-(-site.n_neurons // self.pack) for site in self.folder.sites)
         return list(accumulate(counts, initial=0))
 
@@ -158,7 +158,7 @@ class RunFiles:
     # ---------------------------------------------------------------------------- files
 
     def paths(self) -> Iterator[str]:
-        """Every file's path, relative to the run's own folder."""
+        """The path of every file, relative to the run's own folder."""
         yield "run.json"
         yield "verified.json"
         yield "neurons.safetensors"
@@ -182,7 +182,7 @@ class RunFiles:
         NoSuchFileError
             There is no such file.
         RunError
-            What it is made from is damaged.
+            Its source is damaged.
         """
         if path == "run.json":
             return compact_json(self.describe()).encode()
@@ -207,7 +207,7 @@ class RunFiles:
         raise NoSuchFileError(path)
 
     def summary(self) -> dict[str, Any]:
-        """What the list of runs tells of it."""
+        """The run's entry in the list of runs."""
         return {
             "title": self.title,
             "kind": "text" if self.is_text else "image",
@@ -216,7 +216,7 @@ class RunFiles:
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the pages need to know of the run before any neuron."""
+        """What the pages need to know about the run as a whole."""
         metadata = self.folder.metadata
         return {
             **self.summary(),
@@ -260,7 +260,7 @@ class RunFiles:
         }
 
     def _has(self) -> dict[str, bool]:
-        """Which of what a run may have it has, at any site that is not damaged."""
+        """Which optional parts the run has, at any undamaged site."""
         folder = self.folder
         names: set[str] = set()
         for site in folder.sites:
@@ -327,5 +327,5 @@ class RunFiles:
 
 
 def _count(value: Any) -> int | None:
-    """A whole number that a run says it counted; None for anything else."""
+    """A count that the run records; None if it is not a valid count."""
     return value if type(value) is int and 0 <= value < 2**53 else None

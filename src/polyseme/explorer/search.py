@@ -1,4 +1,4 @@
-"""Which neurons have a meaning or a feature for a word: an index in files of modest size."""
+"""An index from words to the meanings and features of neurons, in small files."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from polyseme.store.format import neuron_offsets
 Array = NDArray[Any]
 
 MOST_LISTED = 100
-"""Meanings of one word that are listed, and features: of these the ones whose label begins with
-it, then those with most examples."""
+"""Meanings, and features, listed per word. Features whose label begins with the word come first,
+then those with most examples."""
 _MOST_LABELS = 400
 MOST_SHARDS = 128
 _WORDS_IN_SHARD = 64
 
 
 class WordIndex:
-    """The words of a run of texts that have meanings or features.
+    """The words of a run on texts that have meanings or features.
 
-    A word is how tokens read, without the spaces around them and whatever their case.
+    A word is the text of a token, trimmed and case-folded.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class WordIndex:
 
     @property
     def exists(self) -> bool:
-        """Whether the run has features by token, as runs of format 3 and later may."""
+        """Whether the run has features by token, as runs of format 3 and later may have."""
         try:
             return "token_features" in self._folder.inputs and bool(self._columns)
         except RunError:
@@ -51,7 +51,7 @@ class WordIndex:
 
     @cached_property
     def _tokens(self) -> dict[str, list[int]]:
-        """Rows of the vocabulary with features, by word, in the order of the words."""
+        """Rows of the vocabulary with features, by word, sorted by word."""
         inputs = self._folder.inputs
         ends = inputs["token_features_ends"]
         used = np.flatnonzero(np.diff(ends, prepend=0) > 0)
@@ -65,13 +65,13 @@ class WordIndex:
 
     @cached_property
     def _meanings(self) -> MeaningWords | None:
-        """None where the run has none, or its examples are damaged."""
+        """None if the run has no meanings, or its examples are damaged."""
         if "n_meanings" not in self._folder.neurons:
             return None
         try:
             return MeaningWords(self._folder)
         except (IndexError, KeyError, RunError, ValueError):
-            # Not all that would rule out every contradiction has been checked here.
+            # The run is not fully checked here, so its data may be inconsistent.
             return None
 
     @cached_property
@@ -80,7 +80,7 @@ class WordIndex:
 
     @cached_property
     def _bounds(self) -> list[int]:
-        """Where each shard's words begin, and their number."""
+        """Index of each shard's first word, then the number of words."""
         n = len(self._words)
         shards = min(MOST_SHARDS, -(-n // _WORDS_IN_SHARD)) if n else 0
         return np.linspace(0, n, shards + 1).astype(int).tolist() if shards else [0]
@@ -91,7 +91,7 @@ class WordIndex:
         return len(self._bounds) - 1
 
     def words(self) -> dict[str, Any]:
-        """All words, sorted, and the number of the shard that each is in."""
+        """All words, sorted, and the shard of each."""
         sizes = np.diff(self._bounds)
         shards = np.repeat(np.arange(len(sizes)), sizes)
         return {"words": self._words, "shards": shards.tolist()}
@@ -102,10 +102,9 @@ class WordIndex:
         Returns
         -------
         dict of str to dict
-            For each word, ``meanings`` as ``[site, neuron, meaning, examples, label]``, those
-            where the word comes most often first; and ``features`` as ``[site, neuron, feature,
-            examples, label]``: of the 400 with most examples those whose label begins with it
-            first.
+            For each word, ``meanings`` as ``[site, neuron, meaning, examples, label]``, most
+            frequent first; and ``features`` as ``[site, neuron, feature, examples, label]``: of
+            the 400 with most examples, those whose label begins with the word first.
         """
         start, stop = self._bounds[number : number + 2]
         meanings = self._meanings
@@ -124,7 +123,7 @@ class WordIndex:
         order = np.argsort(-sizes, kind="stable")[:_MOST_LABELS]
         rows = rows[order]
         labels = [""] * len(rows) if self._labels is None else self._labels.iloc[rows].tolist()
-        # A label begins with what sets the feature apart most; a large feature has any word.
+        # A label begins with the most distinctive word; large features contain almost any word.
         other = [label.partition(" ")[0].casefold() != word for label in labels]
         order = np.argsort(other, kind="stable")[:MOST_LISTED]
         rows, labels = rows[order], [labels[n] for n in order]

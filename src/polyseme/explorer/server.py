@@ -1,4 +1,4 @@
-"""The explorer's server: on this machine alone, unless it is told otherwise."""
+"""The explorer's server, which listens only on this machine by default."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def explore(
     classify: Callable[..., Any] | None = None,
     importances: Callable[..., Any] | None = None,
 ) -> Explorer:
-    """Look at runs in the browser.
+    """View runs in the browser.
 
     Parameters
     ----------
     run : Run, str or Path
         A run, or its folder.
     *others : Run, str or Path
-        Runs to set beside it, such as the same analysis of another model.
+        Runs to compare it with, such as the same analysis of another model.
     port : int
-        0 takes one that is free.
+        0 chooses a free port.
     host : str
-        The address to listen on. Any but this machine's own loopback address lets other
-        machines see the runs, and is warned about.
+        The address to listen on. Anything but a loopback address lets other machines see the
+        runs, and causes a warning.
     open_browser : bool
-        Open the page at once.
+        Open the page in the browser.
     probe : callable, optional
-        ``probe(run, text)``: what a text activates, as JSON. Without it there is no such page.
+        ``probe(run, text)``: what a text activates, as JSON. Without it, there is no Probe page.
     classify : callable, optional
         ``classify(run, pixels=..., index=...)``: what an image activates, as JSON.
     importances : callable, optional
@@ -68,20 +68,20 @@ def explore(
     Returns
     -------
     Explorer
-        Serving, in threads of its own, until it is closed.
+        A server that runs in its own threads until it is closed.
 
     Raises
     ------
     InputError
-        The port is taken, or the host is not this machine's.
+        The port is in use, or the host is not an address of this machine.
     RunError
-        A run cannot be opened at all. One that is damaged in part is shown as far as it goes.
+        A run cannot be opened at all. A partly damaged run is shown as far as possible.
     """
     functions = {"probe": probe, "classify": classify, "importances": importances}
     live = {name: function for name, function in functions.items() if function is not None}
 
     def open_runs() -> list[Any]:
-        # Here, not above: pandas takes longer to load than a server to start.
+        # Imported here because pandas takes longer to load than the server takes to start.
         from polyseme.explorer.open_runs import open_all
 
         return open_all((run, *others))
@@ -90,7 +90,7 @@ def explore(
     if explorer.exposed:
         warnings.warn(explorer.exposed, stacklevel=2)
     try:
-        explorer.root.runs  # noqa: B018 - raises what there is to raise
+        explorer.root.runs  # noqa: B018 - raises if a run cannot be opened
     except BaseException:
         explorer.close()
         raise
@@ -100,7 +100,7 @@ def explore(
 
 
 class Explorer(AbstractContextManager["Explorer"]):
-    """A server of the explorer's pages; `explore` makes one.
+    """A server of the explorer's pages, created by `explore`.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Explorer(AbstractContextManager["Explorer"]):
     Attributes
     ----------
     url : str
-        Where the pages are.
+        The address of the pages.
     """
 
     def __init__(
@@ -122,32 +122,32 @@ class Explorer(AbstractContextManager["Explorer"]):
         self.root = root
         self._live = live
         self._host = host
-        # All of these are the connections' thread's alone, so that none needs a lock.
+        # Only the connections' thread uses these, so they need no lock.
         self._cache: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._cached_bytes = 0
         self._building: dict[str, asyncio.Task[tuple[str, bytes]]] = {}
         self._builder = Worker()  # one file at a time bounds the memory
-        self._model = Worker()  # a model answers one question at a time
+        self._model = Worker()  # a model answers one request at a time
         self._connections = Connections(host, port, self)
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._connections.port}/"
 
     @property
     def exposed(self) -> str | None:
-        """A warning, where other machines can reach it."""
+        """A warning, if other machines can reach the server."""
         if _is_loopback(self._host):
             return None
         where = "every address of this machine" if _is_everywhere(self._host) else self._host
         return (
-            f"The explorer listens on {where}: whoever reaches this machine over the network "
-            "can read the runs, without a password. For this machine alone leave the host out."
+            f"The explorer listens on {where}: anyone who can reach this machine over the network "
+            "can read the runs, without a password. To listen only on this machine, omit the host."
         )
 
     def accepts_host(self, header: str | None) -> bool:
         """Whether a Host header names this server.
 
-        A page elsewhere can have a name of its own lead to this machine (DNS rebinding), but
-        its requests then carry that name.
+        Another site can point its own domain name to this machine (DNS rebinding), but its
+        requests then carry that name.
         """
         match = _HOST.fullmatch(header or "")
         if not match:
@@ -157,33 +157,33 @@ class Explorer(AbstractContextManager["Explorer"]):
             return True
         if not _is_everywhere(self._host):
             return False
-        # Any address of this machine will do, or its name; an address cannot be rebound.
+        # Accept any IP address, which cannot be rebound, or this machine's name.
         return _address(name) is not None or name == socket.gethostname().lower()
 
     # -------------------------------------------------------------------------- answers
 
     def admit(self, head: bytes) -> Request:
-        """Check what comes before the body of a request.
+        """Check the head of a request.
 
         Raises
         ------
         Refused
-            It is malformed, or not from one of our own pages.
+            It is malformed, or not from one of the explorer's own pages.
         """
         request = Request.parse(head)
         host = request.headers.get("host")
         if not self.accepts_host(host):
-            raise Refused(421, "This server is not the host that was asked for.")
+            raise Refused(421, "The Host header does not name this server.")
         if request.method == "POST":
-            # A page elsewhere can send a form here, but not with our origin or this header.
+            # Another site can submit a form here, but not with our origin or this header.
             if request.headers.get("origin") != f"http://{host}":
-                raise Refused(403, "Questions are answered to the explorer's own pages alone.")
+                raise Refused(403, "Only the explorer's own pages may call live functions.")
             if request.headers.get("x-polyseme") != "1":
-                raise Refused(403, "A question needs the header X-Polyseme: 1.")
+                raise Refused(403, "Calling a live function requires the header X-Polyseme: 1.")
         return request
 
     async def answer(self, request: Request, body: bytes) -> Answer:
-        """Answer a request that was admitted; an error of any kind is an answer too."""
+        """Answer an admitted request; errors of any kind become answers too."""
         try:
             if request.method == "POST":
                 return await self._model.do(lambda: self._ask(request.path, body))
@@ -196,7 +196,7 @@ class Explorer(AbstractContextManager["Explorer"]):
             return Refused(400, page_message(error)).answer
         except Exception:
             traceback.print_exc(file=sys.stderr)
-            return Refused(500, "The server has an error; its terminal tells more.").answer
+            return Refused(500, "Internal server error; see the terminal for details.").answer
 
     async def _get(self, request: Request) -> Answer:
         path = "index.html" if request.path == "/" else request.path.removeprefix("/")
@@ -213,23 +213,26 @@ class Explorer(AbstractContextManager["Explorer"]):
         name = path.removeprefix("/api/")
         function = self._live.get(name) if path.startswith("/api/") else None
         if function is None:
-            raise Refused(404, "There is no such function; it needs a model that is at hand.")
+            raise Refused(
+                404,
+                "There is no such function. Live functions need a model; start with --model.",
+            )
         runs = self.root.runs
         number = asked.get("run", 0)
         if type(number) is not int or not 0 <= number < len(runs):
             raise Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
         answer = finite(function(runs[number].run, **arguments(name, asked)))
-        # Importances are an array, the others say what they answer.
+        # Importances are an array; the other answers are objects.
         answer = answer if isinstance(answer, dict) else {name: answer}
         return Answer(200, compact_json(answer).encode())
 
     async def _file(self, path: str) -> tuple[str, bytes]:
-        """The entity tag and contents of a file; whoever asks for it meanwhile shares them."""
+        """The entity tag and contents of a file; concurrent requests share the work."""
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
         if not path.startswith("data/"):
-            return self._made(path)  # at hand, and never to wait for a run
+            return self._made(path)  # in memory, so it must not wait for a run
         if path not in self._building:
             self._building[path] = asyncio.create_task(self._build(path))
         return await asyncio.shield(self._building[path])
@@ -265,7 +268,7 @@ class Explorer(AbstractContextManager["Explorer"]):
             self.close()
 
     def close(self) -> None:
-        """Stop serving and let go of the port; a second time does nothing."""
+        """Stop serving and release the port; calling it again does nothing."""
         self._connections.close()
         self._builder.close()
         self._model.close()

@@ -1,4 +1,4 @@
-"""JSON as browsers read it; without numpy, which takes longer to load than a server to start."""
+"""JSON for browsers, without importing numpy, which loads slower than the server starts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def compact_json(value: Any) -> str:
-    """JSON without spaces, in ASCII: half a surrogate pair in a stranger's text stays harmless."""
+    """Compact ASCII JSON: escaping makes lone surrogates in untrusted texts harmless."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A value that `compact_json` can write: arrays as lists, what is no finite number as None."""
+    """A value that `compact_json` can write: arrays as lists, NaN and infinities as None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):

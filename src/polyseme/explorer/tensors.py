@@ -1,4 +1,4 @@
-"""Arrays as the pages read them: safetensors, small, and the same bytes each time."""
+"""Arrays for the pages: small, deterministic safetensors files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMES = {
         "f8": "F64",
     }.items()
 }
-# Deflated; no name, no time; by the fastest method, on no system in particular.
+# Deflate, no name, no time, fastest method, unknown system.
 _GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 4, 255])
 _INTEGERS = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "i4"))
 
@@ -34,16 +34,16 @@ _INTEGERS = tuple(np.dtype(name) for name in ("u1", "i1", "u2", "i2", "i4"))
 def encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | None = None) -> bytes:
     """A gzipped safetensors file.
 
-    Integers are stored in the smallest dtype that holds them, and as float64, which JavaScript
-    reads as a number, where int32 does not. Arrays are in the order of their items' sizes, so that
-    each is aligned. Equal arrays give equal bytes, as the library's own writer, whose metadata has
-    no fixed order, does not promise.
+    Integers are stored in the smallest dtype that holds them, or as float64, which JavaScript
+    reads as a number, if int32 does not. Arrays are ordered by item size, so that each is aligned.
+    Equal arrays give equal bytes, which the safetensors library does not guarantee, because the
+    order of its metadata varies.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray
     metadata : mapping of str to JSON, optional
-        A text is stored as it is, any other value as its JSON text.
+        Strings are stored as they are, other values as JSON.
     """
     small = {name: _shrunk(np.asarray(array)) for name, array in arrays.items()}
     header: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def encode(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | Non
 
 
 def _gzipped(plain: bytes) -> bytes:
-    """One gzip member, made by two threads, as it is half of the work of a pack.
+    """One gzip member, compressed by two threads, because this is half the work of a pack.
 
     Level 1 halves a pack in a few milliseconds; higher levels gain little and cost much.
     """
@@ -81,7 +81,7 @@ def _gzipped(plain: bytes) -> bytes:
 
     middle = len(plain) // 2
     with ThreadPoolExecutor(1) as beside:
-        # A stream that is flushed ends on a whole byte, and another can follow it.
+        # A flushed stream ends on a whole byte, so another can follow it.
         first = beside.submit(deflated, plain[:middle], zlib.Z_SYNC_FLUSH)
         second = deflated(plain[middle:], zlib.Z_FINISH)
         checks = struct.pack("<II", zlib.crc32(plain), len(plain) % 2**32)

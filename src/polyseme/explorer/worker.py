@@ -1,4 +1,4 @@
-"""Work that takes long, away from the thread that answers."""
+"""Runs slow jobs outside the thread that answers requests."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 class Worker:
-    """A thread that does one job after the other; there is none until the first.
+    """A thread that runs jobs one by one, started with the first job.
 
-    Unlike a pool's it is a daemon: whoever stops the program does not wait for a model.
+    Unlike a pool's threads it is a daemon, so stopping the program does not wait for a model.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def do(self, job: Callable[[], T]) -> asyncio.Future[T]:
-        """Have a job done; from the thread of the event loop alone."""
+        """Submit a job; call this only from the event loop's thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -32,7 +32,7 @@ class Worker:
         return asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Let the thread end once it is at rest."""
+        """End the thread after its last job."""
         self._jobs.put(None)
 
     def _work(self) -> None:
@@ -43,4 +43,4 @@ class Worker:
                     future.set_result(job())
                 except BaseException as error:
                     future.set_exception(error)
-            del entry, future, job  # what is done is not kept until the next
+            del entry, future, job  # do not keep a finished job until the next

@@ -1,4 +1,4 @@
-"""Views of a run: the run as a whole, one neuron, its features, its figure. No torch."""
+"""Views of a run: the whole run, one neuron, its features, its figure. Without torch."""
 
 from polyseme.views.features import Feature
 from polyseme.views.neuron import Neuron

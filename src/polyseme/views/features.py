@@ -1,4 +1,4 @@
-"""One feature of a neuron, and all of them."""
+"""The features of a neuron."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Feature:
     examples : pandas.DataFrame
         Its rows of `Neuron.examples`.
     medoid : int
-        Number of the example that is nearest, on average, to the others.
+        Number of the example nearest, on average, to the others.
     centre : ndarray, shape (d_in,)
         Direction of the mean of its unit embeddings.
     """
@@ -47,7 +47,7 @@ class Feature:
         return float(self.examples["activation"].mean())
 
     def label_counts(self) -> dict[Any, int]:
-        """How many examples each class gives, most first; empty without labels."""
+        """Number of examples of each class, most frequent first; empty without labels."""
         return label_counts(self.examples)
 
     def __repr__(self) -> str:
@@ -57,25 +57,25 @@ class Feature:
 
 
 def label_counts(examples: pd.DataFrame) -> dict[Any, int]:
-    """How many of some examples are of each class, most first; empty without labels."""
+    """Number of examples of each class, most frequent first; empty without labels."""
     if "label" not in examples:
         return {}
     return {k: int(v) for k, v in examples["label"].value_counts().items()}
 
 
 def class_name(label: Any) -> str:
-    """What to call a class; a number alone does not say what it is: "class 0"."""
+    """The display name of a class: "class 0" for a number, which alone would be unclear."""
     name = str(label)
     return f"class {name}" if name.isdigit() else name
 
 
 def counted(counts: Mapping[Any, int], most: int = 4) -> str:
-    """How often there is what: "class 0 ×8, class 6 ×3"."""
+    """Counts in words: "class 0 ×8, class 6 ×3"."""
     return ", ".join(f"{class_name(label)} ×{n}" for label, n in list(counts.items())[:most])
 
 
 class Features(list[Feature]):
-    """A neuron's features, the largest first. It prints one a line."""
+    """A neuron's features, largest first. Prints one per line."""
 
     def __repr__(self) -> str:
         lines = [repr(feature) for feature in self[:_PRINTED]]

@@ -1,4 +1,4 @@
-"""The image panel of a neuron as one matplotlib figure."""
+"""The image panel of a neuron as a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-# Blue is negative and red positive: told apart with every common colour blindness.
+# Blue is negative, red is positive: distinct under common colour blindness.
 _SIGNED = "RdBu_r"
 _INK, _MUTED, _BAR = "#222222", "#666666", "#4c72b0"
-# Names are anybody's, and a dollar in one is no formula.
+# Names are arbitrary, so a dollar sign in one is not a formula.
 _PLAIN: dict[str, Any] = {"parse_math": False}
-_WIDTH, _LEFT, _RIGHT = 14.5, 0.02, 0.985  # inches; where the drawing starts and ends, of that
+_WIDTH, _LEFT, _RIGHT = (
+    14.5,
+    0.02,
+    0.985,
+)  # inches; left and right edges of the drawing, as shares of the width
 _CLASSES = 12
 _LABEL_POINTS = 130
 
 
 class _Row(NamedTuple):
-    """A meaning or a feature, and what stands beside its pictures."""
+    """A meaning or a feature, and the text next to its pictures."""
 
     group: FeaturePanel
     name: str
@@ -42,7 +46,7 @@ class _Row(NamedTuple):
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
-    """Save a matplotlib figure whole, with the folders that it is in; the ending is the format."""
+    """Save a matplotlib figure atomically, creating folders; the suffix sets the format."""
     file, drawn = local_path(path, "A figure"), BytesIO()
     figure.savefig(drawn, format=file.suffix.removeprefix(".") or None)
     with writing(file, resumable=False):
@@ -57,12 +61,12 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
     ----------
     panel : ImagePanel
     n_features : int
-        Most features drawn, the largest: of each meaning as many as of any other.
+        Most features to draw, largest first, divided equally among meanings.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Not shown and in no window, so that it can be made anywhere.
+        Not shown in a window, so it can be created anywhere.
     """
     try:
         from matplotlib.figure import Figure
@@ -97,7 +101,7 @@ def draw_panel(panel: ImagePanel, *, n_features: int = 8) -> Any:
 
 
 def _rows(panel: ImagePanel, n_features: int) -> list[_Row]:
-    """Meaning after meaning with its features below each, or features alone without meanings."""
+    """Each meaning followed by its features, or only features if there are no meanings."""
     total = panel.metrics.n_examples
     if not panel.meanings:
         return [
@@ -109,7 +113,7 @@ def _rows(panel: ImagePanel, n_features: int) -> list[_Row]:
     for meaning in panel.meanings[:n_features]:
         rows.append(_Row(meaning, f"meaning {meaning.number}", f"of {total} examples", True))
         rows += [
-            _Row(part, f"feature {part.number}", f"of its {_examples(sizes[part.number])}", False)
+            _Row(part, f"feature {part.number}", f"of {_examples(sizes[part.number])}", False)
             for part in meaning.features[: _parts_of_each(panel, n_features)]
         ]
     return rows
@@ -120,11 +124,11 @@ def _parts_of_each(panel: ImagePanel, n_features: int) -> int:
 
 
 def _foot(panel: ImagePanel, n_features: int) -> str:
-    """What is not drawn."""
+    """A note on what is not drawn."""
     if panel.meanings:
         rest = len(panel.meanings[n_features:])
         more = f"{rest} smaller meanings are not drawn. " if rest else ""
-        return f"{more}Below each meaning are the features with most examples in it."
+        return f"{more}Below each meaning are the features with the most examples in it."
     features = panel.features[n_features:]
     n = sum(feature.n_examples for feature in features)
     return f"{len(features)} smaller features hold the other {n} examples." if features else ""
@@ -138,7 +142,7 @@ def _title(panel: ImagePanel) -> str:
     m = panel.metrics
     if not m.n_examples:
         dead = panel.statistics["density"] == 0
-        why = "dead, no input activates it" if dead else "active, but without examples"
+        why = "dead: no input activates it" if dead else "active, but without examples"
         return f"{panel.site} / {panel.neuron}: {why}"
     features = f"{m.n_clusters} feature{'s' * (m.n_clusters != 1)}"
     if n := len(panel.meanings):
@@ -156,7 +160,7 @@ def _subtitle(panel: ImagePanel) -> str:
         f"cosine distances: mean {number(m.mean_distance)}, max {number(m.max_distance)}, "
         f"within features {number(m.intra_cluster_distance)}, between "
         f"{number(m.inter_cluster_distance)} (cut at {panel.threshold:g})    "
-        f"active on {s['density']:.1%} of {panel.n_inputs:,} inputs, at most "
+        f"active on {s['density']:.1%} of {panel.n_inputs:,} inputs, maximum "
         f"{s['max_activation']:.3g}    participation ratio {s['participation_ratio']:.3g}    "
         f"f: {panel.activation}"
     )
@@ -165,7 +169,7 @@ def _subtitle(panel: ImagePanel) -> str:
 def _draw_summary(figure: Any, place: Any, panel: ImagePanel) -> None:
     shown = _strongest_effects(panel)
     names = [] if shown is None else [_fitting(str(name), 100, 7.5) for name in shown["class"]]
-    # In inches: what the scales beside the pictures take, and the names of the classes.
+    # In inches: room for the colour bars of the pictures, and for the names of the classes.
     gaps = [0.5, 0.5, 0.35, 0.6 + max((_points(name, 7.5) for name in names), default=0) / 72, 0.5]
     shares = np.array([1, 1, 1, 1, 1.25, 1.25])
     widths = shares / shares.sum() * ((_RIGHT - _LEFT) * _WIDTH - sum(gaps))
@@ -174,9 +178,9 @@ def _draw_summary(figure: Any, place: Any, panel: ImagePanel) -> None:
     axes = [figure.add_subplot(grid[0, 2 * number]) for number in range(len(widths))]
     _signed(figure, axes[0], panel.input_weights, "input weights", "no pixels at this depth")
     from_what = (
-        f"from an input of {panel.baseline:g}"
+        f"relative to an input of {panel.baseline:g}"
         if isinstance(panel.baseline, int | float)
-        else "from a given baseline"
+        else "relative to a given baseline"
     )
     _signed(figure, axes[1], panel.activation_map, f"activation map\n{from_what}", "not computed")
     if panel.average_example is None:
@@ -191,7 +195,7 @@ def _draw_summary(figure: Any, place: Any, panel: ImagePanel) -> None:
 
 
 def _strongest_effects(panel: ImagePanel) -> pd.DataFrame | None:
-    """The classes whose logits the neuron moves most; None where that is not known."""
+    """The classes whose logits the neuron changes most; None if unknown."""
     effects = panel.logit_effects
     if effects is None or effects["ablation"].isna().all():
         return None
@@ -285,7 +289,7 @@ def _draw_row(figure: Any, place: Any, panel: ImagePanel, row: _Row, *, with_hea
 
 
 def _labels(group: FeaturePanel) -> list[str]:
-    """What a meaning or a feature is about, in lines that end before the pictures."""
+    """What a meaning or a feature is about, in lines that fit next to the pictures."""
     if isinstance(group, MeaningPanel) and not group.label_counts:
         return [group.label] if group.label else []
     counts = list(group.label_counts.items())[:4]
@@ -317,7 +321,7 @@ def _points(text: str, size: float) -> float:
 
 
 def _fitting(text: str, most: float, size: float) -> str:
-    """A line of text, cut short where it is wider than so many points."""
+    """A line of text, shortened to at most `most` points in width."""
     if _points(text, size) <= most:
         return text
     kept = len(text) - 1
@@ -354,7 +358,7 @@ def _image(axes: Any, image: Array) -> None:
 def _signed_image(axes: Any, values: Array) -> Any:
     flat = np.asarray(values)
     if flat.ndim == 3:
-        # What the channels say together; each alone would need a panel of its own.
+        # Summed over channels, because each channel would need its own panel.
         flat = flat.sum(axis=0 if flat.shape[-1] not in (1, 3) or flat.shape[0] in (1, 3) else -1)
     limit = float(np.abs(flat).max()) or 1.0
     drawn = axes.imshow(flat, cmap=_SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")

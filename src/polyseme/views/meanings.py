@@ -1,4 +1,4 @@
-"""The meanings of one neuron of a run, and what to call them."""
+"""The meanings of one neuron of a run, and their labels."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from polyseme.store import RunFolder, SiteInfo
 from polyseme.views.features import class_name
 from polyseme.views.token_windows import TextWindow
 
-# Words to both sides of an example that its label may come from.
+# Number of words on each side of an example that its label may use.
 _AROUND = 10
-#: Words or classes that a label names, and words near.
+#: Most words or classes that a label names, and most words near.
 NAMED = 4
-# Chance, over all words that are looked at, that a word is in so many examples by accident.
+# Significance level, over all words tested, for a word near that many examples by chance.
 _SIGNIFICANT = 0.01
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """One thing that a neuron means: a group of its examples.
+    """One meaning of a neuron: a group of its examples.
 
     Attributes
     ----------
@@ -40,16 +40,16 @@ class Meaning:
     examples : pandas.DataFrame
         Its rows of `Neuron.examples`.
     share : float
-        Of the neuron's examples.
+        Share of the neuron's examples.
     medoid : int
-        Number of the example that is most like the others.
+        Number of the example most similar to the others.
     counts : dict of str to int
-        How often each word is where the neuron fires most, or each class is the input's; most
-        first. Empty for images without labels.
+        How often each word is at the maximum or, for images, each class is that of the input;
+        most frequent first. Empty for images without labels.
     context : tuple of str
-        Words near its examples more often than chance gives, the surest first.
+        Words near its examples more often than chance explains, most significant first.
     features : dict of int to int
-        The features that its examples are in, and how many of them each has; most first.
+        The features of its examples, and how many of them each has; largest first.
     """
 
     number: int
@@ -72,10 +72,10 @@ class Meaning:
 
     @property
     def label(self) -> str:
-        """What to call it: "January ×8, June ×6; near: war"; empty if nothing is distinctive.
+        """Its label: "January ×8, June ×6; near: war"; empty if nothing is distinctive.
 
-        The words at its maxima, or classes of its inputs, that come more than once; then those of
-        its contexts.
+        The words at its maxima, or classes of its inputs, that occur more than once; then words
+        from its contexts.
         """
         return label_of(self.counts, self.context)
 
@@ -92,12 +92,12 @@ def label_of(counts: Mapping[str, int], context: Sequence[str] = ()) -> str:
 
 
 class Described:
-    """What a neuron's examples are about, whatever their groups.
+    """What a neuron's examples are about, independent of their groups.
 
     Parameters
     ----------
     examples : pandas.DataFrame
-        All of them, as `Neuron.examples`.
+        All examples, as in `Neuron.examples`.
     windows : list of TextWindow, optional
         The text around each example.
     frequency : dict of str to float
@@ -128,7 +128,7 @@ class Described:
             self._names = [class_name(label) for label in examples["label"].tolist()]
 
     def meaning(self, number: int, rows: NDArray[np.int64]) -> Meaning:
-        """The meaning whose examples are these."""
+        """The meaning with the given rows as its examples."""
         counts = {} if self._names is None else _most_common(self._names[row] for row in rows)
         context: tuple[str, ...] = ()
         if self._near is not None:
@@ -150,7 +150,7 @@ class Described:
 
 
 class NeuronMeanings(list[Meaning]):
-    """A neuron's meanings, the largest first.
+    """A neuron's meanings, largest first.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class NeuronMeanings(list[Meaning]):
     ----------
     described : Described
     groups : Meanings
-        How they were told apart: their tree, separation, stability and verdict.
+        How they were found: their tree, separation, stability and verdict.
     """
 
     def __init__(self, described: Described, groups: Meanings) -> None:
@@ -178,7 +178,7 @@ class NeuronMeanings(list[Meaning]):
 
     @property
     def number(self) -> int:
-        """How many there are."""
+        """Number of meanings."""
         return len(self)
 
     @property
@@ -206,7 +206,7 @@ class NeuronMeanings(list[Meaning]):
 
 
 class StoredMeanings:
-    """A neuron's meanings as a run holds them.
+    """A neuron's meanings as stored in a run.
 
     Parameters
     ----------
@@ -216,12 +216,12 @@ class StoredMeanings:
     examples : pandas.DataFrame
         Its rows of the table of examples.
     vectors : ndarray, shape (n_examples, d_in)
-        What it read in them.
+        Its inputs in these examples.
 
     Raises
     ------
     InputError
-        The run holds none.
+        The run has no meanings.
     """
 
     def __init__(
@@ -235,8 +235,8 @@ class StoredMeanings:
         arrays = folder.site(info.number)
         if "meaning_tree" not in arrays or "meaning" not in examples:
             raise InputError(
-                f"The run {str(folder.path)!r} holds no meanings; make it again with this version "
-                "of polyseme."
+                f"The run {str(folder.path)!r} has no meanings; repeat the analysis with this "
+                "version of polyseme."
             )
         tree, overlaps, drives = (
             folder.site_rows(info.number, f"meaning_{part}", neuron, neuron + 1)
@@ -262,7 +262,7 @@ class StoredMeanings:
         )
 
     def assign(self, h: NDArray[Any]) -> NDArray[np.int64]:
-        """The meaning that new inputs (m, d_in) are of, see `Neuron.assign_meaning`."""
+        """The meaning of new inputs (m, d_in), see `Neuron.assign_meaning`."""
         groups = self.groups
         if not len(groups.labels):
             return np.full(len(h), -1, np.int64)
@@ -271,16 +271,16 @@ class StoredMeanings:
         member = np.eye(groups.number)[groups.labels]
         sizes = member.sum(axis=0)
         sums = (groups.cosines @ member)[np.arange(len(member)), groups.labels]
-        # Each example's mean cosine with the others of its meaning; a lone one has none.
+        # Each example's mean cosine with the others of its meaning; undefined for a lone example.
         alike = (sums - np.diagonal(groups.cosines)) / np.maximum(sizes[groups.labels] - 1, 1)
         least = np.array([alike[groups.labels == n].min() for n in range(groups.number)])
         return np.where(similar.max(axis=1) >= least[nearest], nearest, -1)
 
 
 def word_shares(words: Iterable[str], counts: Iterable[int]) -> dict[str, float]:
-    """Share of each word, in small letters, by how often each token of some texts comes.
+    """Share of each lower-case word, from the number of times each token occurs in some texts.
 
-    Words of one token alone; of others it is that of their first piece.
+    Exact only for words of a single token; for others it is the share of their first token.
     """
     totals: Counter[str] = Counter()
     for word, n in zip(words, counts, strict=True):
@@ -290,16 +290,16 @@ def word_shares(words: Iterable[str], counts: Iterable[int]) -> dict[str, float]
 
 
 def are_spaced(tokens: Iterable[str]) -> bool:
-    """Whether a vocabulary has tokens that begin with a space, as all but WordPiece's have."""
+    """Whether tokens of a vocabulary begin with spaces, as in all schemes but WordPiece."""
     return any(bool(token[:1].isspace() and token.strip()) for token in tokens)
 
 
 def joined(tokens: Iterable[str], *, spaced: bool) -> tuple[list[str], list[int]]:
-    """The words that tokens make up, and which of them each token is of.
+    """The words that tokens form, and the index of each token's word.
 
-    White space is of the word before it. Where words have a space before them, see `are_spaced`, a
-    token without one goes on with the last word. In WordPiece one that begins with ## does, and
-    every other one is a word.
+    White space belongs to the word before it. If words begin with a space, see `are_spaced`, a
+    token without one continues the last word. In WordPiece a token that begins with ## continues
+    the last word, and every other token is a word.
     """
     words: list[str] = []
     word_of = []
@@ -321,7 +321,7 @@ def joined(tokens: Iterable[str], *, spaced: bool) -> tuple[list[str], list[int]
 
 
 def words_around(window: TextWindow, *, spaced: bool) -> tuple[set[str], str]:
-    """The words near an example, in small letters, and the word that it is itself."""
+    """The lower-case words near an example, and the example's own word."""
     words, word_of = joined(window.tokens, spaced=spaced)
     centre = word_of[window.centre]
     near = words[max(0, centre - _AROUND) : centre] + words[centre + 1 : centre + 1 + _AROUND]
@@ -338,21 +338,21 @@ def distinctive_words(
     frequency: dict[str, float],
     known: set[str],
 ) -> tuple[str, ...]:
-    """Words near some examples more often than near the others and in the texts at large.
+    """Words near some examples more often than near the others and in the texts in general.
 
-    By a binomial test against the texts and a hypergeometric one against the other examples,
-    both at 0.01 over all words that are tried; at least 3 examples have a word.
+    Uses a binomial test against the texts and a hypergeometric test against the other examples,
+    both at 0.01, corrected for the number of words tested; a word must be near at least 3 examples.
 
     Parameters
     ----------
     near : list of set of str
         Words near each example.
     inside : ndarray of bool, shape (n,)
-        Which examples are in question.
+        Which examples to describe.
     frequency : dict of str to float
         Share of each word among the words of the texts.
     known : set of str
-        Words that the label has already.
+        Words that the label already has.
     """
     size, total = int(inside.sum()), len(near)
     inner = [words for words, is_in in zip(near, inside, strict=True) if is_in]

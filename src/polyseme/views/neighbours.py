@@ -1,4 +1,4 @@
-"""Features of other neurons that are like a neuron's: as a run holds them, or worked out."""
+"""Features of other neurons similar to a neuron's: stored in the run, or computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polyseme.views.neuron_rows import Tables
 
 
 def stored_similar(folder: RunFolder, info: SiteInfo, neuron: int, k: int) -> pd.DataFrame | None:
-    """The k most similar features of each of a neuron's, or None if the run has not so many.
+    """The k features most similar to each of a neuron's, or None if the run stores fewer than k.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def stored_similar(folder: RunFolder, info: SiteInfo, neuron: int, k: int) -> pd
         return None
     feature, rank = np.nonzero(rows[:, :k] >= 0)
     neighbours = rows[feature, rank]
-    # A feature's row in the table says whose it is, so the table itself is not needed.
+    # A feature's row number identifies its neuron, so the table itself is not needed.
     starts = folder.offsets("features")
     owner = np.searchsorted(starts, neighbours, side="right") - 1
     first = neuron_offsets(folder.sites)
@@ -66,18 +66,18 @@ def compared(
     embeddings: NDArray[np.floating[Any]],
     k: int,
 ) -> pd.DataFrame:
-    """The k most similar features of other neurons, by comparison with all of them.
+    """The k most similar features of other neurons, compared exhaustively.
 
     Parameters
     ----------
     tables : Tables
     info : SiteInfo
     neuron : int
-        Whose features are left out.
+        The neuron, whose own features are left out.
     numbers : sequence of int
         The neuron's features.
     embeddings : ndarray, shape (len(numbers), d_in)
-        The neuron embeddings of their most central examples.
+        The neuron embeddings of their medoids.
     k : int
 
     Returns

@@ -39,7 +39,7 @@ _IN_NOTEBOOK = 10
 
 
 class Neuron:
-    """One neuron of a run, at one threshold. Made by `Run.neuron`.
+    """One neuron of a run, at one threshold. Created by `Run.neuron`.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Neuron:
     info : SiteInfo
     number : int
     clustering : Clustering, optional
-        A cut of its tree other than the run's.
+        A cut of its tree other than the run's own.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Neuron:
         Returns
         -------
         pandas.DataFrame
-            ``example``, ``input`` (number in the data), ``position`` (where in the input),
+            ``example``, ``input`` (index in the data), ``position`` (in the input),
             ``activation``, ``feature`` at the current threshold, ``meaning``, and ``label`` if
             known.
         """
@@ -108,13 +108,14 @@ class Neuron:
         index, wanted = np.asarray(self._folder.inputs["index"]), inputs.to_numpy(np.int64)
         if not (held := np.isin(wanted, index)).all():
             raise InputError(
-                f"The run does not hold input {wanted[np.argmin(held)]}: it keeps the {len(index)} "
-                "that are examples of some neuron. Give rows of the neuron's examples."
+                f"The run does not have input {wanted[np.argmin(held)]}: it stores only the "
+                f"{len(index)} inputs that are examples of a neuron. Give rows of the neuron's "
+                "examples."
             )
         return np.asarray(np.searchsorted(index, wanted), dtype=np.int64)
 
     def _chosen(self, examples: Any) -> pd.DataFrame:
-        """Rows of `examples` from such rows, or from their numbers; None stands for all."""
+        """Rows of `examples`, given as rows or as numbers; None stands for all."""
         if examples is None:
             return self.examples
         if isinstance(examples, pd.DataFrame) and "input" in examples:
@@ -123,12 +124,14 @@ class Neuron:
         other = getattr(examples, "name", "example") != "example" or numbers.ndim != 1
         if other or (numbers.size and numbers.dtype.kind not in "iu"):
             raise InputError(
-                f"examples is a {type(examples).__name__}; rows of the neuron's examples, such as "
-                "neuron.examples[:5], or their numbers, such as [0, 1], are expected."
+                f"examples is a {type(examples).__name__}; expected rows of the neuron's examples, "
+                "such as neuron.examples[:5], or their numbers, such as [0, 1]."
             )
         n = self.metrics.n_examples
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < n:
-            raise InputError(f"examples is {examples!r}; the neuron has {n}, numbered from 0.")
+            raise InputError(
+                f"examples is {examples!r}; the neuron has {n} examples, numbered from 0."
+            )
         return self.examples.iloc[numbers.astype(int)]
 
     def texts(
@@ -143,21 +146,21 @@ class Neuron:
         Parameters
         ----------
         examples : pandas.DataFrame or array of int, optional
-            Rows of `examples`, or their numbers; by default all of them.
+            Rows of `examples`, or their numbers; by default all.
         before, after : int, optional
-            Tokens to both sides; by default those of the run's window. More of a context can
-            be seen, but its activations are known in that window alone.
+            Number of tokens on each side; by default those of the run's window. More context
+            can be shown, but activations are known only within that window.
 
         Raises
         ------
         InputError
-            The run is one of images.
+            The run is on images.
         """
         chosen = self._chosen(examples)
         return windows_of(self._folder, self.info, self.number, chosen, before, after)
 
     def tokens(self) -> dict[str, pd.DataFrame]:
-        """Tokens whose logits it promotes and suppresses most: ``token`` and ``logit``."""
+        """Tokens whose logits it raises and lowers most: ``token`` and ``logit``."""
         return top_tokens(self._folder, self.info, self.number)
 
     def inputs(self, examples: Any = None) -> NDArray[Any]:
@@ -175,7 +178,7 @@ class Neuron:
 
     def _refuse_texts(self) -> None:
         if "pixels" not in self._folder.inputs:
-            raise InputError("The run is one of texts, not images; see its examples with texts().")
+            raise InputError("The run is on texts, not images; show its examples with texts().")
 
     @cached_property
     def weights(self) -> Floats:
@@ -228,7 +231,7 @@ class Neuron:
 
     @cached_property
     def features(self) -> Features:
-        """Its features at the current threshold, the largest first."""
+        """Its features at the current threshold, largest first."""
         labels = self.clustering.labels
         if not len(labels):
             return Features()
@@ -245,14 +248,14 @@ class Neuron:
 
     @cached_property
     def meanings(self) -> NeuronMeanings:
-        """What it means: the groups that its examples fall into, the largest first.
+        """Its meanings: the groups that its examples fall into, largest first.
 
-        They do not depend on the threshold of its features; see `polyseme.meanings`.
+        They do not depend on the threshold of the features; see `polyseme.meanings`.
 
         Raises
         ------
         InputError
-            The run holds none.
+            The run has no meanings.
         """
         groups = self._meanings.groups
         is_text = "tokens" in self._folder.inputs
@@ -267,7 +270,7 @@ class Neuron:
 
     @cached_property
     def _told_meanings(self) -> NeuronMeanings | None:
-        """Its meanings where the run tells them: a card shows what there is, whatever is lost."""
+        """Its meanings, or None if unreadable: cards show what is left of a damaged run."""
         try:
             with np.errstate(all="ignore"):
                 return self.meanings
@@ -275,7 +278,7 @@ class Neuron:
             return None
 
     def _parts(self, meaning: Meaning) -> list[Feature]:
-        """What of each feature lies in a meaning, most first."""
+        """The part of each feature that is in a meaning, largest first."""
         parts = []
         for number in meaning.features:
             feature = self.features[number]
@@ -289,23 +292,23 @@ class Neuron:
         return StoredMeanings(self._folder, self.info, self.number, self._stored, self.vectors)
 
     def assign_meaning(self, h: Any) -> NDArray[np.int64]:
-        """Which meaning fired: label new pre-neuron embeddings.
+        """Assign new pre-neuron embeddings to meanings.
 
         Parameters
         ----------
         h : array or tensor, shape (n, d_in)
-            Pre-neuron embeddings: what the site is given, not the model.
+            Pre-neuron embeddings: the input of the site, not of the model.
 
         Returns
         -------
         ndarray of int64, shape (n,)
-            Number of the meaning whose examples each row is most like, by mean cosine; -1 where
-            it is less like them than any one of them is like the others.
+            Number of the meaning whose examples are most similar to each row, by mean cosine;
+            -1 if the row is less similar to them than each of them is to the others.
         """
         return self._meanings.assign(self._checked_rows(h))
 
     def meaning_cosines(self, h: Any) -> NDArray[np.float64]:
-        """How near new pre-neuron embeddings are to each meaning.
+        """How close new pre-neuron embeddings are to each meaning.
 
         Parameters
         ----------
@@ -315,7 +318,7 @@ class Neuron:
         Returns
         -------
         ndarray of float64, shape (n, n_meanings)
-            Mean cosine with the meaning's examples, in the space in which meanings are told apart.
+            Mean cosine with the meaning's examples, in the space in which meanings are found.
         """
         return self._meanings.cosines(self._checked_rows(h))
 
@@ -338,20 +341,20 @@ class Neuron:
         return Neuron(self._tables, self.info, self.number, self.clustering.cut(threshold))
 
     def assign(self, h: Any) -> NDArray[np.int64]:
-        """Which feature fired: label new pre-neuron embeddings.
+        """Assign new pre-neuron embeddings to features.
 
-        A row belongs to the feature whose centre is nearest to its neuron embedding, if that
-        is nearer than the threshold; see `polyseme.core.assign`.
+        A row belongs to the feature whose centre is nearest to its neuron embedding, if it is
+        closer than the threshold; see `polyseme.core.assign`.
 
         Parameters
         ----------
         h : array or tensor, shape (n, d_in)
-            Pre-neuron embeddings: what the site is given, not the model.
+            Pre-neuron embeddings: the input of the site, not of the model.
 
         Returns
         -------
         ndarray of int64, shape (n,)
-            Feature numbers; -1 where none is near.
+            Feature numbers; -1 if no feature is close.
         """
         rows = self._checked_rows(h)
         if not len(self.clustering.labels):
@@ -362,27 +365,27 @@ class Neuron:
         rows = to_numpy(h)
         if rows.ndim != 2 or rows.shape[1] != self.info.d_in:
             raise InputError(
-                f"h has shape {rows.shape}; (n, {self.info.d_in}) is expected: what site "
-                f"{self.site!r} is given, one row for each input."
+                f"h has shape {rows.shape}; expected (n, {self.info.d_in}): the input of site "
+                f"{self.site!r}, one row per input."
             )
         return rows
 
     def similar(self, k: int = 5) -> pd.DataFrame:
-        """The features of other neurons that are most like this neuron's.
+        """The features of other neurons most similar to this neuron's.
 
-        Features are compared by their most central examples, by cosine similarity, with those
-        of all sites of the run that read vectors of the same length, cut at the run's own
-        threshold. Features of fewer than 3 examples are left out, here and there.
+        Features are compared by the cosine similarity of their medoids, with the features of all
+        sites of the run that read vectors of the same length, cut at the run's own threshold.
+        Features with fewer than 3 examples are left out on both sides.
 
-        A run holds the 5 most similar of each of its features; those of a large run come from
-        a search that may miss some of the less similar (see `polyseme.core.similar`). For more
-        of them, or at another threshold, all features are compared, which takes a while in a
-        large run.
+        A run stores the 5 features most similar to each of its features. In a large run these
+        come from a search that may miss some of the less similar ones (see
+        `polyseme.core.similar`). For a larger `k` or another threshold, all features are
+        compared, which takes a while in a large run.
 
         Parameters
         ----------
         k : int
-            Most rows for each of this neuron's features.
+            Most rows per feature of this neuron.
 
         Returns
         -------
@@ -401,22 +404,22 @@ class Neuron:
         return compared(self._tables, self.info, self.number, list(mine), vectors, int(k))
 
     def panel(self, *, n_shown: int = 10) -> ImagePanel:
-        """Everything that is shown of a neuron of an image model, as arrays.
+        """Everything that is shown of an image model's neuron, as arrays.
 
         Parameters
         ----------
         n_shown : int
-            Most examples of each feature: the medoid, then the strongest.
+            Most examples per feature: the medoid, then the strongest.
         """
         return image_panel(self, n_shown)
 
     def figure(self, path: str | Path | None = None) -> Any:
-        """The image panel as one matplotlib figure.
+        """The image panel as a matplotlib figure.
 
         Parameters
         ----------
         path : str or Path, optional
-            Where to save it as well; the ending gives the format.
+            Also save the figure here; the suffix sets the format.
 
         Returns
         -------
@@ -453,10 +456,10 @@ class Neuron:
         for meaning in shown:
             parts = self._parts(meaning)[: max(1, _IN_NOTEBOOK // len(shown))]
             rows += [self._html_row(meaning), *map(self._html_row, parts)]
-        about = f"{self!r}; verdict on its meanings: {meanings.verdict}"
-        more = "Below each meaning are the largest parts of features that lie in it."
+        about = f"{self!r}; verdict on the meanings: {meanings.verdict}"
+        more = "Below each meaning are the features with the most examples in it."
         if n_more := len(meanings) - len(shown):
-            more += f" There are {n_more} more meanings."
+            more += f" {n_more} more meanings are not shown."
         return neuron_html(heading, about, rows, more)
 
     def _html_row(self, group: Feature | Meaning) -> HtmlRow:

@@ -1,4 +1,4 @@
-"""Where one neuron's rows lie in the tables and arrays of a run."""
+"""Reads the rows of single neurons from the tables and arrays of a run."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from polyseme.views.meanings import are_spaced, word_shares
 
 
 def neurons_of(info: SiteInfo, arrays: Mapping[str, NDArray[Any]]) -> Neurons:
-    """How the neurons of a site read their input, as a run holds it.
+    """How the neurons of a site read their input, as stored in a run.
 
     Parameters
     ----------
     info : SiteInfo
     arrays : mapping of str to ndarray
-        Of the site's file, or the rows in them of some of its neurons.
+        Arrays of the site's file, or the rows of some of its neurons.
 
     Raises
     ------
     RunError
-        Their embeddings come from a gradient, which takes the model, or arrays are missing.
+        Their embeddings come from a gradient, which needs the model, or arrays are missing.
     """
     gate = info.extra.get("gate")
     general = info.extra.get("general") or (info.kind == "gated" and gate is None)
     if general or (gate is not None and "up_weights" not in arrays):
         raise RunError(
-            f"The run does not hold what the embeddings of the neurons of {info.name!r} are made "
-            "of, as polyseme knows no closed form of them; linear neurons have one, and gated "
-            f"ones of {', '.join(GATES[:-1])} or {GATES[-1]}."
+            f"The run cannot compute embeddings of the neurons of {info.name!r}, because polyseme "
+            "has no closed form for them. It has one for linear neurons, and for gated neurons "
+            f"with {', '.join(GATES[:-1])} or {GATES[-1]}."
         )
     return stored_neurons(arrays, gate)
 
@@ -57,7 +57,7 @@ class Tables:
         self._medoids: dict[int, tuple[pd.DataFrame, NDArray[np.floating[Any]]]] = {}
 
     def of_neuron(self, table: str, info: SiteInfo, neuron: int) -> pd.DataFrame:
-        """What the table of examples, features or random examples says of one neuron."""
+        """The rows of one neuron in the table of examples, features or random examples."""
         row = self.folder.first_neuron(info.number) + neuron
         return self.folder.rows(table, row, row + 1)
 
@@ -67,7 +67,7 @@ class Tables:
 
     @cached_property
     def word_shares(self) -> dict[str, float]:
-        """Share of each word among those of the run's texts; see `polyseme.views.meanings`."""
+        """Share of each word in the run's texts; see `polyseme.views.meanings`."""
         inputs = self.folder.inputs
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         ids, counts = np.unique(
@@ -77,17 +77,17 @@ class Tables:
 
     @cached_property
     def are_spaced(self) -> bool:
-        """Whether words of the run's texts have a space before them; see `views.meanings`."""
+        """Whether tokens of the run begin with spaces; see `polyseme.views.meanings.are_spaced`."""
         return are_spaced(self.folder.token_texts)
 
     def medoid_embeddings(self, info: SiteInfo) -> tuple[pd.DataFrame, NDArray[np.floating[Any]]]:
-        """The most central neuron embedding of features of a site, as unit vectors.
+        """The medoids' neuron embeddings of a site's features, as unit vectors.
 
         Returns
         -------
         features : pandas.DataFrame
-            The site's rows of the table of features that have `MIN_EXAMPLES` or more.
-        embeddings : ndarray of float32, shape (n of these, d_in)
+            The site's features with at least `MIN_EXAMPLES` examples.
+        embeddings : ndarray of float32, shape (n_features, d_in)
         """
         if info.number not in self._medoids:
             first = self.folder.first_neuron(info.number)

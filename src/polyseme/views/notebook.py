@@ -1,4 +1,4 @@
-"""A neuron at the end of a notebook's cell: its meanings and features, with examples."""
+"""The HTML card of a neuron in a notebook: its meanings and features, with examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_SIDE = 128
 
 
 class HtmlRow(NamedTuple):
-    """A meaning or a feature of a neuron's table.
+    """A meaning or a feature in a neuron's table.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class HtmlRow(NamedTuple):
     mean_activation : float
     about : str
     examples : list
-        `TextWindow`, or images.
+        `TextWindow` objects, or images.
     bold : bool
     """
 
@@ -40,14 +40,14 @@ class HtmlRow(NamedTuple):
 
 
 def neuron_html(heading: str, about: str, rows: Sequence[HtmlRow], more: str) -> str:
-    """A heading, a table and a last line, in which everything that the run says is escaped.
+    """A heading, a table and a last line; all text from the run is escaped.
 
     Parameters
     ----------
     heading, about : str
     rows : sequence of HtmlRow
     more : str
-        What is not shown; nothing if empty.
+        The last line, about what is not shown; none if empty.
     """
     heads = ("", "n", "mean activation", "about", "examples")
     lines = ["".join(f"<th>{head}</th>" for head in heads)]
@@ -95,7 +95,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
     image : ndarray of uint8, shape (height, width) or (height, width, 3)
     """
     height, width = image.shape[:2]
-    # Each row begins with its filter, 0 for none.
+    # Each row begins with its filter type, 0 for none.
     rows = np.zeros((height, 1 + image[0].size), np.uint8)
     rows[:, 1:] = image.reshape(height, -1)
     colours = 2 if image.ndim == 3 else 0

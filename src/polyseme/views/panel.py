@@ -1,4 +1,4 @@
-"""What is shown of a neuron of an image model, as arrays."""
+"""The panel of an image model's neuron, as arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STATISTICS = ("density", "max_activation", "mean_activation", "participation_ra
 
 @dataclass(frozen=True)
 class Scale:
-    """How stored pixels become a model's input, and what is shown.
+    """Converts stored pixels to model inputs, and to images to show.
 
     Attributes
     ----------
@@ -59,9 +59,9 @@ class FeaturePanel:
     Attributes
     ----------
     number, n_examples : int
-        0 is the largest; examples in all.
+        Number of the feature, 0 is the largest; number of its examples.
     examples : ndarray, shape (n_shown, *image)
-        The medoid, then the strongest, as stored.
+        The medoid, then the strongest examples, as stored.
     activations : ndarray of float, shape (n_shown,)
     average : ndarray of float32, shape of an image
         Mean of all of the feature's inputs, in the model's units.
@@ -69,7 +69,7 @@ class FeaturePanel:
         Average ⊙ weights for a neuron that reads pixels; for a convolution, the average patch
         ⊙ the kernel; for a deeper neuron, average ⊙ activation map.
     label_counts : dict
-        How many examples each class gives.
+        Number of examples of each class.
     """
 
     number: int
@@ -83,14 +83,14 @@ class FeaturePanel:
 
 @dataclass(frozen=True)
 class MeaningPanel(FeaturePanel):
-    """One meaning of a panel, with the pictures that a feature has.
+    """One meaning of a panel, with the same pictures as a feature.
 
     Attributes
     ----------
     label : str
         What it is about; empty if nothing is distinctive.
     features : list of FeaturePanel
-        What of each feature lies in it, most first.
+        The part of each feature that is in it, largest first.
     """
 
     label: str
@@ -99,7 +99,7 @@ class MeaningPanel(FeaturePanel):
 
 @dataclass(frozen=True)
 class ImagePanel:
-    """Everything that is shown of a neuron of an image model.
+    """Everything that is shown of an image model's neuron.
 
     Attributes
     ----------
@@ -109,23 +109,23 @@ class ImagePanel:
         Names of the functions between the layer's output and the activation.
     metrics : Polysemanticity
     threshold : float
-        Where the tree is cut.
+        Cosine distance at which the tree is cut.
     n_inputs : int
-        Inputs that were looked at.
+        Number of inputs read.
     statistics : dict of str to float
         ``density``, ``max_activation``, ``mean_activation``, ``participation_ratio``.
     input_weights : ndarray or None
-        As an image, or for a convolution as its kernel; None for a deeper linear neuron.
+        As an image, or the kernel of a convolution; None for a deeper linear neuron.
     activation_map : ndarray or None, shape of an image
         See `polyseme.capture.activation_maps`.
     baseline : float or str
-        The input from which the activation map starts: a constant, or the digest of an array.
+        The baseline input of the activation map: a constant, or the digest of an array.
     average_example : ndarray or None, shape of an image
         Mean of the examples, in the model's units.
     importance_map : ndarray or None, shape of an image
         Activation map ⊙ average example.
     logit_effects : pandas.DataFrame or None
-        ``class``, ``gradient`` (to first order), ``ablation`` (exactly).
+        ``class``, ``gradient`` (first order), ``ablation`` (exact).
     histogram : ndarray of int64, shape (64,)
         Counts of positive activations in equal bins over [0, ``histogram_upper``).
     histogram_upper : float
@@ -133,9 +133,9 @@ class ImagePanel:
         A random sample of the inputs that activate the neuron, as stored.
     random_activations : ndarray of float, shape (n,)
     features : list of FeaturePanel
-        The largest first.
+        Largest first.
     meanings : list of MeaningPanel
-        The largest first; none if the run holds none.
+        Largest first; empty if the run has no meanings.
     verdict : str
         See `polyseme.Meanings.verdict`; empty without meanings.
     """
@@ -163,15 +163,15 @@ class ImagePanel:
 
 
 def image_panel(neuron: Any, n_shown: int) -> ImagePanel:
-    """Everything that is shown of a `Neuron`, see its `panel`."""
+    """The panel of a `Neuron`, see `Neuron.panel`."""
     neuron._refuse_texts()
     folder = neuron._folder
     data, extra = folder.metadata["data"], neuron.info.extra
     shape = data.get("image_shape")
     if shape is None:
         raise InputError(
-            f"The run's inputs have shape {tuple(data['shape'])}, which is no image; analyse "
-            "with image_shape=(height, width) to see them as images."
+            f"The run's inputs have shape {tuple(data['shape'])}, which is not an image; analyse "
+            "with image_shape=(height, width) to show them as images."
         )
     scale = Scale(tuple(shape), data["mean"], data["std"])
     stored = neuron.inputs()

@@ -1,4 +1,4 @@
-"""What a text does to a run's neurons: which of them fire at each token, and in which meaning."""
+"""Probing a run with a text: which neurons fire at each token, and in which meaning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 #: How neurons are ranked at a token: by activation as a share of the neuron's own maximum, so
-#: that neurons of large scale do not always win, or by activation itself.
+#: that neurons with large activations do not always come first, or by activation itself.
 RANKINGS = ("share", "activation")
 
 _JSON_COLUMNS = (
@@ -35,27 +35,27 @@ _JSON_COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Tokens of a text and the neurons most active at each of them. Made by `Run.probe`.
+    """The tokens of a text and the most active neurons at each. Created by `Run.probe`.
 
     Attributes
     ----------
     tokens : list of str
-        How the tokens read, special ones too.
+        The texts of the tokens, including special ones.
     mask : ndarray of bool, shape (n_tokens,)
-        False for tokens that the run leaves out, such as special ones: no neuron is listed there.
+        False for tokens that the run leaves out, such as special ones: these have no neurons.
     neurons : pandas.DataFrame
-        One row a token and neuron, in the order of the text, the first in rank first: ``token``
-        (number in ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the
-        neuron's maximum in the run; NaN where no text of the run activates it), ``meaning`` and
-        ``feature`` (-1 where none is near), ``meaning_cosine`` (how near the nearest meaning is,
-        see `Neuron.meaning_cosines`; NaN without meanings), ``label`` and ``n_examples`` of that
+        One row per token and neuron, in the order of the text, then by rank: ``token`` (index in
+        ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the neuron's
+        maximum in the run; NaN if no text of the run activates it), ``meaning`` and ``feature``
+        (-1 if none is close), ``meaning_cosine`` (similarity to the nearest meaning, see
+        `Neuron.meaning_cosines`; NaN without meanings), ``label`` and ``n_examples`` of the
         feature.
     by : str
-        What neurons are ranked by: "share" or "activation".
+        The ranking of neurons: "share" or "activation".
     k : int
-        Most neurons a token.
+        Most neurons per token.
     truncated : bool
-        Whether the text goes on after these tokens.
+        Whether the text is longer than these tokens.
     """
 
     tokens: list[str]
@@ -66,13 +66,13 @@ class Probe:
     truncated: bool = False
 
     def table(self) -> Table:
-        """The rows as a table of rich, to print."""
+        """The rows as a rich table, to print."""
         table = Table(title=self._title(), title_justify="left", box=None, pad_edge=False)
         known = bool((self.neurons["meaning"] >= 0).any())
-        names = ["token", "neuron", "activation", "of its max"]
-        names += [*(["meaning"] if known else []), "feature", "which is about"]
+        names = ["token", "neuron", "activation", "of max"]
+        names += [*(["meaning"] if known else []), "feature", "about"]
         for name in names:
-            number = name in ("activation", "of its max", "meaning", "feature")
+            number = name in ("activation", "of max", "meaning", "feature")
             table.add_column(
                 name,
                 justify="right" if number else "left",
@@ -85,7 +85,7 @@ class Probe:
             *columns, strict=True
         ):
             table.add_row(
-                # As text of rich: a token may look like its markup.
+                # As rich text: a token may look like rich's markup.
                 Text(_visible(text) if token != last else ""),
                 Text(f"{site}/{neuron}"),
                 f"{activation:.3g}",
@@ -100,14 +100,14 @@ class Probe:
     def _title(self) -> str:
         ranked = "share of their maximum" if self.by == "share" else "activation"
         silent = int(self.mask.sum()) - self.neurons["token"].nunique()
-        notes = [f"The {self.k} neurons of largest {ranked} at each token"]
+        notes = [f"The {self.k} neurons with the largest {ranked} at each token"]
         if silent:
             notes.append(f"{_tokens(silent)} activate{'s' * (silent == 1)} none")
         if left_out := int((~self.mask).sum()):
             verb = "is" if left_out == 1 else "are"
             notes.append(f"{_tokens(left_out)} {verb} left out, as in the run")
         if self.truncated:
-            notes.append("the text goes on")
+            notes.append("the text was cut off here")
         return "; ".join(notes) + "."
 
     def __str__(self) -> str:
@@ -124,12 +124,12 @@ class Probe:
         return f"<p>{html.escape(self._title())}</p>{shown}"
 
     def as_json(self, sites: Sequence[str]) -> dict[str, Any]:
-        """The same as JSON can hold it, for the explorer.
+        """The same in a form for JSON, for the explorer.
 
         Parameters
         ----------
         sites : sequence of str
-            All of the run's, whose numbers stand for their names.
+            All sites of the run; their indices replace their names.
         """
         number = {name: n for n, name in enumerate(sites)}
         frame = self.neurons

@@ -1,4 +1,4 @@
-"""A run as a whole."""
+"""The view of a whole run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_dead(neurons: pd.DataFrame) -> pd.Series[bool]:
 
 
 def is_without_examples(neurons: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows of `Run.neurons` are active, but have no example under the run's selection."""
+    """Which rows of `Run.neurons` are active but have no examples under the run's selection."""
     return ~is_dead(neurons) & (neurons["n_examples"] == 0)
 
 
@@ -40,27 +40,27 @@ def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> 
     Parameters
     ----------
     path : str or Path
-        A folder or a URL that `analyse` wrote to.
+        The folder or URL that `analyse` wrote to.
     probe : callable, optional
-        What `Run.probe` calls. ``polyseme.open_run`` gives it.
+        The function that `Run.probe` calls, supplied by ``polyseme.open_run``.
 
     Raises
     ------
     RunError
-        If it is missing, no run, unfinished, of a newer version, or damaged.
+        The path is missing or not a run, or the run is unfinished, newer or damaged.
     """
     return Run(RunFolder(path), probe)
 
 
 class Run:
-    """What one analysis found. Made by `open_run` and `analyse`.
+    """The results of one analysis. Created by `open_run` and `analyse`.
 
     Parameters
     ----------
     folder : RunFolder
     probe : callable, optional
-        Called by `probe` with the run and all that it is given. It needs a model, and a view
-        knows none.
+        Called by `Run.probe` with the run and all arguments: probing needs a model, which views
+        do not import.
     """
 
     def __init__(self, folder: RunFolder, probe: Callable[..., Probe] | None = None) -> None:
@@ -80,33 +80,33 @@ class Run:
         return [site.name for site in self.folder.sites]
 
     def neurons(self) -> pd.DataFrame:
-        """All neurons, dead ones too, one row each.
+        """All neurons, including dead ones, one row each.
 
         Returns
         -------
         pandas.DataFrame
             ``site``, ``neuron``, ``n_examples``, ``n_clusters``; ``n_meanings``,
             ``effective_meanings`` and ``separation``, see `polyseme.Meanings`; the metrics
-            ``max_distance``,
-            ``mean_distance``, ``intra_cluster_distance``, ``inter_cluster_distance`` (NaN
-            where undefined); ``density`` (share of inputs that activate it; 0 for a dead
-            neuron) and, of texts, ``token_density`` (share of tokens); ``max_activation``,
-            ``mean_activation``; ``participation_ratio`` of its weights;
-            ``background_distance``, the mean distance that the same weights give to random
-            inputs, and ``calibrated_distance``, the mean distance less that.
+            ``max_distance``, ``mean_distance``, ``intra_cluster_distance``,
+            ``inter_cluster_distance`` (NaN if undefined); ``density`` (share of inputs that
+            activate it; 0 for a dead neuron) and, for texts, ``token_density`` (share of
+            tokens); ``max_activation``, ``mean_activation``; ``participation_ratio`` of its
+            weights; ``background_distance``, the mean distance that the same weights give to
+            random inputs; and ``calibrated_distance``, the mean distance minus the background
+            distance.
         """
         return self.folder.neurons.copy()
 
     def summary(self) -> pd.DataFrame:
-        """One row a site: its neurons, and each metric's mean with its count.
+        """One row per site: counts of neurons, and the mean of each metric with its count.
 
         Returns
         -------
         pandas.DataFrame
             ``site``, ``neurons``, ``dead`` (no input activates them), ``dead_share``;
-            ``without_examples`` (active, but none of their inputs was selected);
-            ``mean_meanings``, ``mean_clusters``, ``mean_examples`` and each metric averaged over
-            the neurons for which it is defined, and beside each ``<metric>_n``: how many these are.
+            ``without_examples`` (active, but no input that activates them was selected);
+            ``mean_meanings``, ``mean_clusters``, ``mean_examples``; and each metric's mean over the
+            neurons for which it is defined, with their number in ``<metric>_n``.
         """
         rows = []
         for name, group in self.folder.neurons.groupby("site", sort=False):
@@ -135,14 +135,14 @@ class Run:
         Parameters
         ----------
         site : str
-            Name of the site; may be left out where the run has a single one.
+            Name of the site; may be omitted if the run has only one.
         neuron : int
             Its number, from 0.
         """
         if neuron is None and not isinstance(site, str):
             if len(self.sites) != 1:
                 raise InputError(
-                    f"The run has {len(self.sites)} sites, so a neuron needs its site's name: "
+                    f"The run has {len(self.sites)} sites; give the site's name too: "
                     f"run.neuron({self.sites[0]!r}, {site!r})."
                 )
             site, neuron = self.sites[0], site
@@ -166,34 +166,34 @@ class Run:
         saes: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
     ) -> Probe:
-        """Which neurons a text activates, token by token, and in which of their meanings.
+        """Find which neurons each token of a text activates, and in which of their meanings.
 
         The text is read as the run's texts were: in contexts of the same length, with the same
         tokens left out. Each activation is assigned to the neuron's feature whose centre is
-        nearest to the neuron embedding, if that is nearer than the run's threshold; see
+        nearest to the neuron embedding, if it is closer than the run's threshold; see
         `Neuron.assign`.
 
         Parameters
         ----------
         text : str
         model : torch.nn.Module, optional
-            The model that was analysed. It may be left out where that was "smollm2" or "minilm",
-            which is then loaded, and kept for the next time; no other model is loaded because a
-            run names it.
+            The model that was analysed. It may be omitted if that was "smollm2" or "minilm",
+            which is then loaded and kept in memory. No other model is loaded just because a run
+            names it.
         tokenizer : optional
-            The model's; needed with ``model``.
+            The model's tokenizer; required with ``model``.
         sites : str or list of str, optional
-            Names of the run's sites, or globs over them; all by default.
+            Names of sites of the run, or globs; all by default.
         k : int
-            Most neurons listed at a token, over all sites together.
+            Most neurons listed per token, over all sites together.
         by : {"share", "activation"}
-            What they are ranked by. By default activation as a share of the neuron's maximum in
-            the run, so that neurons of large scale do not always win; it favours those that are
-            never more than weakly active.
+            How neurons are ranked. The default is activation as a share of the neuron's maximum
+            in the run, so that neurons with large activations do not always come first; it
+            favours neurons that are only ever weakly active.
         saes : mapping of str to SAE, optional
-            The SAE of each site that is one, by the site's name.
+            The SAEs of the run, by name of their site.
         max_tokens : int, optional
-            Leave out what comes after so many tokens of the text.
+            Read at most this many tokens of the text.
 
         Returns
         -------
@@ -202,12 +202,12 @@ class Run:
         Raises
         ------
         InputError
-            For an empty text, a run of images, a model or tokenizer that is missing or is not
-            the one of the run, an option out of range.
+            The text is empty, the run is on images, the model or the tokenizer is missing or not
+            the run's own, or an option is out of range.
         """
         if self._probe is None:
             raise InputError(
-                "This run was opened by polyseme.views, which knows no models; open it with "
+                "This run was opened with polyseme.views, which cannot load models; open it with "
                 "polyseme.open_run to probe it."
             )
         return self._probe(
@@ -223,15 +223,15 @@ class Run:
         )
 
     def verify(self) -> None:
-        """Check that every byte of the run is as it was written, and valid.
+        """Check that every file of the run is valid and unchanged since it was written.
 
-        It reads the whole run, so it takes as long as the run is large. ``polyseme verify`` does
-        the same for runs that cannot be opened.
+        This reads the whole run, so its time grows with the size of the run. ``polyseme verify``
+        does the same, even for runs that cannot be opened.
 
         Raises
         ------
         RunError
-            It names the files that are altered.
+            Files were altered; the message names them.
         """
         self.folder.verify()
 

@@ -1,4 +1,4 @@
-"""Examples in text: the tokens around each, and the activation at each token."""
+"""Examples in texts: the tokens around each, and the activation at each token."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class TextWindow:
     Attributes
     ----------
     tokens : list of str
-        How they read.
+        The texts of the tokens.
     activations : ndarray of float32, shape (n,)
-        The neuron's, at each of them; NaN beyond the window that the run keeps them for.
+        The neuron's activation at each token; NaN outside the window that the run stores.
     centre : int
-        Which of them the example is: the one that activates the neuron most.
+        Index of the example's own token, which activates the neuron most.
     importances : ndarray of float32, shape (n,), or None
-        How much of the neuron's activation rests on each of them, from 0 to 1; NaN where that
-        is not known. None where the run has no importances.
+        How much of the neuron's activation depends on each token, from 0 to 1; NaN where
+        unknown. None if the run has no importances.
     """
 
     tokens: list[str]
@@ -50,7 +50,7 @@ def windows_of(
     before: int | None = None,
     after: int | None = None,
 ) -> list[TextWindow]:
-    """The windows of examples of one neuron.
+    """The text windows around examples of one neuron.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def windows_of(
     examples : pandas.DataFrame
         With ``example``, ``input``, ``position`` and ``activation``.
     before, after : int, optional
-        Tokens before and after each example; by default as many as the run's window has.
+        Number of tokens before and after each example; by default those of the run's window.
     """
     arrays, inputs = folder.site(info.number), folder.inputs
     if "tokens" not in inputs or "windows" not in arrays:
-        raise InputError("The run is one of images; its examples have no text.")
+        raise InputError("The run is on images; its examples have no text.")
     kept = int(folder.metadata["settings"]["window"][0])
     numbers = examples["example"].to_numpy(np.int64)
     shares = folder.site_rows(info.number, "windows", neuron, neuron + 1)[numbers]
@@ -80,7 +80,7 @@ def windows_of(
         ("after", after, shares.shape[1] - kept - 1),
     ):
         if size is not None and (isinstance(size, bool) or int(size) != size or size < 0):
-            raise InputError(f"{name} is {size!r}; a number of tokens, 0 or more, is expected.")
+            raise InputError(f"{name} is {size!r}; expected a non-negative number of tokens.")
         sizes.append(default if size is None else int(size))
     contexts = np.searchsorted(inputs["index"], examples["input"].to_numpy(np.int64))
     tokens, lengths = folder.contexts(contexts)
@@ -113,7 +113,7 @@ def _moved(values: NDArray[np.float32], start: int, stop: int) -> NDArray[np.flo
 
 
 def top_tokens(folder: RunFolder, info: SiteInfo, neuron: int) -> dict[str, pd.DataFrame]:
-    """Tokens that a neuron promotes and suppresses, by name of the direction; empty if unknown."""
+    """Tokens that a neuron promotes and suppresses most; empty if unknown."""
     if "promoted_tokens" not in folder.site(info.number):
         return {}
     texts = folder.token_texts

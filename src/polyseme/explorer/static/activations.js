@@ -1,5 +1,5 @@
-// How strongly a neuron's inputs activate it: the histogram over all of them, and below it,
-// feature by feature or meaning by meaning, where the examples lie.
+// How strongly inputs activate a neuron: a histogram over all of them and, below it, the positions
+// of the examples, by feature or by meaning.
 
 import { count, number, whole } from "./format.js";
 import { h, replace, svg, redraw } from "./dom.js";
@@ -14,7 +14,7 @@ const LANE = 12;
 const MARGIN = { left: 40, right: 12, top: 8 };
 const AXIS = 20;
 
-/** Without the empty bins at its end: the range grew by doubling as the inputs were read. */
+/** The histogram without its empty last bins: its range doubles as inputs are read. */
 function occupied({ counts, upper }) {
   const end = Math.max(1, counts.findLastIndex((n) => n > 0) + 1);
   return { counts: counts.subarray(0, end), upper: (upper * end) / counts.length };
@@ -40,7 +40,7 @@ export function activations(neuron, { link, signal }) {
   }, bars, axis, lanes, pointer);
   const box = h("div", { class: "chart" }, picture);
   const element = h("div", {}, box,
-    h("p", { class: "quiet-text small" }, `${count(total, inputs)} activate it; the scale of counts is logarithmic.${neuron.examples.activation ? " Below: its examples, each group in a lane of its own." : ""}`),
+    h("p", { class: "quiet-text small" }, `Activated by ${count(total, inputs)}; counts are on a logarithmic scale.${neuron.examples.activation ? " Below: the examples, one lane per group." : ""}`),
     asTable(["From", "to", "count"], () =>
       Array.from(counts, (n, bin) => [number((bin * upper) / counts.length), number(((bin + 1) * upper) / counts.length), whole(n)])));
   let x = null;
@@ -77,7 +77,7 @@ export function activations(neuron, { link, signal }) {
     const laned = Math.min(cut.shared, N_COLOURS);
     for (let feature = 0; feature < laned; feature++) rows.push({ name: String(feature), place: paletteOf(feature, 2), members: cut.features[feature] });
     const rest = cut.features.slice(laned).flat();
-    if (rest.length) rows.push({ name: "rest", place: -1, members: rest });
+    if (rest.length) rows.push({ name: "other", place: -1, members: rest });
     const first = MARGIN.top + BARS + AXIS + 4;
     replace(lanes, rows.map(({ name, place, members }, row) => {
       const top = first + row * LANE;

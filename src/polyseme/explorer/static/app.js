@@ -4,23 +4,23 @@
 //
 //     export async function render(main, ctx)
 //
-// which fills `main` (an element of its own, laid out but not seen until the promise resolves,
+// which fills `main` (its own element, laid out but hidden until the promise resolves,
 // so that it can be measured; it should hold one <h1>). ctx:
 //
 //   runs      what data/runs.json lists: [{title, kind}, ...]
 //   run       data/I/run.json of the run in the address, and its `index`
 //   params    the parts of the path: #/neuron/3/345 -> ["3", "345"]
 //   query     URLSearchParams of the address (of the hash, after its "?")
-//   navigate  (changes, {replace}) => void: changes parameters of the query; null takes one out.
-//             With replace, the address follows what the page already shows: nothing is called.
-//             Without, it's a new entry of the history and the page is updated (see below).
+//   navigate  (changes, {replace}) => void: changes parameters of the query; null removes one.
+//             With replace, only the address changes, to match what the page already shows.
+//             Without, the change is a new history entry and the page is updated (see below).
 //   live      Set of the server's live functions: "probe", "classify", "importances"; empty in an export
 //   signal    AbortSignal: aborts when the reader leaves the page
-//   announce  (text) => void: tells a screen reader
+//   announce  (text) => void: announces a text to screen readers
 //
-// render may return {update(query)}: then a change of nothing but the query (back, forward,
-// navigate) calls that instead of rendering anew. It may return false to be rendered anew.
-// A page that wants keys listens on document with ctx.signal and asks `typing(event)` of keys.js first.
+// render may return {update(query)}: when only the query changes (back, forward, navigate), the
+// app calls update instead of render. update may return false to request a new render.
+// A page that handles keys listens on document with ctx.signal and checks `typing(event)` (keys.js) first.
 
 import * as data from "./data.js";
 import { h, replace } from "./dom.js";
@@ -47,11 +47,11 @@ const progress = document.getElementById("progress");
 
 /** The page on screen: {route, run, controller, update, element}. */
 let current = null;
-/** The page on its way. */
+/** The page that is loading. */
 let coming = null;
-const left = new Map(); // address -> where its reader was: how far down, how far down in its table, at which of its links
+const left = new Map(); // address -> where the reader was: scroll position of the page and of its table, focused link
 
-let returned = false; // to this view by the browser's back or forward, not by a link
+let returned = false; // whether the browser's back or forward led to this view, not a link
 
 history.scrollRestoration = "manual";
 history.replaceState({ seen: true }, "");
@@ -105,7 +105,7 @@ async function fillPage(page, runIndex) {
   const runs = await data.runs();
   if (!Number.isInteger(runIndex) || runIndex < 0 || runIndex >= runs.length) {
     throw new data.DataError(
-      `There's no run ${route.query.get("run")}; the runs here are 0 to ${runs.length - 1}.`,
+      `There is no run ${route.query.get("run")}; runs are numbered 0 to ${runs.length - 1}.`,
     );
   }
   const run = data.run(runIndex);
@@ -150,7 +150,7 @@ function show(page) {
   window.scrollTo(0, place?.page ?? 0);
   if (first) return;
   if (returned && place?.link) return focusRow(rows, place.link);
-  // Whoever listens hears where they are; whoever goes on with the arrow keys keeps the focus.
+  // Screen readers announce the new page; the focus stays in place for the arrow keys.
   const focused = document.activeElement;
   if (!stayed || !focused || focused === document.body) {
     heading?.setAttribute("tabindex", "-1");
@@ -158,7 +158,7 @@ function show(page) {
   } else if (heading) announce(heading.textContent);
 }
 
-/** Back at a table, the reader goes on from the row that they left by. */
+/** On return to a table, focuses the row whose link the reader followed. */
 function focusRow(rows, href) {
   // Rows are drawn in the frame after the table is scrolled.
   requestAnimationFrame(() => requestAnimationFrame(() => rows?.querySelector(`a[href="${CSS.escape(href)}"]`)?.focus({ preventScroll: true })));
@@ -169,9 +169,9 @@ function showError(page, error) {
   if (!known) console.error(error);
   replace(
     page.element,
-    h("h1", {}, "This can't be shown"),
+    h("h1", {}, "This page can’t be shown"),
     h("p", { class: "notice bad" }, known ? error.message : `${error.name}: ${error.message}`),
-    h("p", {}, h("a", { href: address("overview", [], { run: page.run?.index }) }, "To the overview")),
+    h("p", {}, h("a", { href: address("overview", [], { run: page.run?.index }) }, "Go to the overview")),
   );
 }
 
@@ -194,7 +194,7 @@ function navigate(page, changes, { replace: inPlace = false } = {}) {
 }
 
 async function drawFrame() {
-  main.dataset.at = location.hash; // which view this is, now that it's on screen
+  main.dataset.at = location.hash; // the view that is on screen
   const runs = await data.runs().catch(() => []);
   const state = { runs, run: current.run, route: current.route, live };
   header(document.getElementById("top"), state);
@@ -203,6 +203,6 @@ async function drawFrame() {
 
 function announce(text) {
   announcer.textContent = "";
-  // A change is what's read out, so the same words twice need a pause between.
+  // Screen readers announce changes, so repeating the same text needs a pause.
   setTimeout(() => (announcer.textContent = text), 50);
 }

@@ -1,4 +1,4 @@
-// Charts of counts, as SVG: distributions and stacked bars. Each comes with a table that says the same.
+// Charts of counts, as SVG: distributions and stacked bars. Each comes with an equivalent table.
 
 import { h, svg, replace, redraw } from "./dom.js";
 import { whole, percent } from "./format.js";
@@ -6,19 +6,19 @@ import { Scale, tickText } from "./scale.js";
 import { showTip, hideTip } from "./tip.js";
 
 /**
- * One or more distributions over the same bins, one upon the other.
+ * One or more distributions over the same bins, overlaid.
  *
- * @param {HTMLElement} element  filled, and drawn anew when its width changes
+ * @param {HTMLElement} element  filled, and redrawn when its width changes
  * @param {object} chart
  * @param {ArrayLike<number>} chart.edges  of the bins
  * @param {{label: string, counts: ArrayLike<number>, paint: string}[]} chart.series
  *   `paint` is a CSS variable. The first is drawn first.
- * @param {string} chart.title  what it is, for a screen reader
- * @param {string} chart.axis  words under the axis
+ * @param {string} chart.title  description for screen readers
+ * @param {string} chart.axis  label of the axis
  * @param {boolean} [chart.log]
  * @param {boolean} [chart.shares]  heights are shares of each series' own total: for series of different sizes
  * @param {(v: number) => string} chart.text  a value in words
- * @param {boolean} [chart.percent]  ticks in per cent
+ * @param {boolean} [chart.percent]  ticks as percentages
  * @param {{at: number, label: string, paint?: string}[]} [chart.marks]  values to mark, such as a median
  * @param {(lo: number, hi: number) => void} [chart.onPick]  a bin was clicked
  * @param {number} [chart.height]
@@ -27,7 +27,7 @@ import { showTip, hideTip } from "./tip.js";
 export function distribution(element, chart, signal) {
   const figure = h("div", { class: "chart" });
   const table = distributionTable(chart);
-  table.open = element.querySelector("details")?.open ?? false; // a table that's being read stays
+  table.open = element.querySelector("details")?.open ?? false; // keep an open table open
   replace(element, figure, table);
   redraw(figure, signal, () => replace(figure, drawDistribution(figure.clientWidth, chart)));
 }
@@ -101,7 +101,7 @@ function bars(x, y, edges, tall, paint) {
     if (!tall[i]) continue;
     const [from, to] = [x.at(edges[i]), x.at(edges[i + 1])];
     const gap = to - from > 4 ? 1 : 0;
-    // A bin of one neuron among thousands must still be seen.
+    // A bin of one neuron among thousands must stay visible.
     const up = Math.max(1.5, y.at(0) - y.at(tall[i]));
     group.append(svg("rect", { x: from, y: y.at(0) - up, width: Math.max(0.5, to - from - gap), height: up }));
   }
@@ -123,7 +123,7 @@ function distributionTable({ edges, series, text }) {
 }
 
 /**
- * Rows of bars, each divided into the same kinds, as shares of the row.
+ * Stacked bars: every row is divided into the same kinds, as shares of the row.
  *
  * @param {{label: string, counts: number[], total: number}[]} chart.rows
  * @param {{label: string, paint: string}[]} chart.kinds
@@ -190,13 +190,13 @@ function drawRows(width, chart) {
   return root;
 }
 
-/** The end of a name tells layers apart, and so does the number before it. */
+/** Shortens a name in the middle: its number and its end tell layers apart. */
 function shortened(label, fits) {
   const [number] = label.match(/^\d+ · /) ?? [""];
   return `${number}…${label.slice(label.length - Math.max(1, fits - number.length - 1))}`;
 }
 
-/** "As a table", built when it's opened. */
+/** A folded table of the chart's data, built when opened. */
 export function asTable(head, rows) {
   const box = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The chart as a table" });
   const details = h("details", { class: "alternative" }, h("summary", {}, "As a table"), box);

@@ -1,20 +1,20 @@
-// Tables as CSV files (RFC 4180), to go on with elsewhere.
+// Tables as CSV files (RFC 4180).
 
 import { h } from "./dom.js";
 
-/** The text of a file: numbers in full, an empty cell for what isn't a number. */
+/** The text of a file: numbers in full precision, NaN as an empty cell. */
 export function csv(head, rows) {
   return [head, ...rows].map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
 }
 
 function cell(value) {
   if (typeof value === "number") return Number.isNaN(value) ? "" : shortest(value);
-  // A spreadsheet would run a stranger's name that begins as a formula does.
+  // A spreadsheet would evaluate an untrusted name that starts like a formula.
   const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** The fewest digits that give a number back, in the half of the bits that most of ours have where that's all of it. */
+/** The fewest digits that identify a number, among single-precision numbers if it is one. */
 function shortest(value) {
   if (Math.fround(value) !== value) return String(value);
   for (let digits = 6; digits < 9; digits++) {
@@ -24,12 +24,12 @@ function shortest(value) {
   return String(Number(value.toPrecision(9)));
 }
 
-/** Gives the reader a file to keep. */
+/** Saves a text as a file. */
 export function download(name, type, text) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   const link = h("a", { href: url, download: name });
   document.body.append(link);
   link.click();
   link.remove();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000); // once it's read
+  setTimeout(() => URL.revokeObjectURL(url), 10_000); // after the browser has read it
 }

@@ -8,7 +8,7 @@ import { paletteOf } from "./palette.js";
  * @property {number} threshold
  * @property {boolean} own whether this is the run's own cut
  * @property {Int32Array} labels feature of each example
- * @property {number[][]} features examples of each feature, the most active first where that's known
+ * @property {number[][]} features examples of each feature, strongest first if activations are known
  * @property {number} n how many features
  * @property {number} shared how many of them have two examples or more: features 0 to shared - 1
  * @property {(example: number) => number} place palette place of an example
@@ -21,7 +21,7 @@ import { paletteOf } from "./palette.js";
  */
 export function cutNeuron(neuron, threshold) {
   const own = threshold === neuron.site.threshold;
-  // A damaged run may have lost its trees; then there's the one cut that it made itself.
+  // A damaged run may lack its trees; then only its own cut is available.
   const labels = hasTree(neuron) ? cut(neuron.tree, neuron.n, threshold) : Int32Array.from(neuron.examples.feature);
   const features = groups(labels);
   for (const members of features) members.sort(strongestFirst(neuron));
@@ -37,22 +37,22 @@ export function cutNeuron(neuron, threshold) {
   };
 }
 
-/** Whether there's a tree to cut anew. */
+/** Whether there is a tree to cut. */
 export function hasTree(neuron) {
   return neuron.n < 2 || Boolean(neuron.tree.nodes && neuron.tree.heights);
 }
 
-/** Whether anything says which features a neuron has; of a damaged run it may be lost. */
+/** Whether the neuron's features are known; a damaged run may lack them. */
 export function hasFeatures(neuron) {
   return neuron.n > 0 && (hasTree(neuron) || neuron.examples.feature !== null);
 }
 
-/** Compares two examples, for a sort; they stay as they are where their activations are lost. */
+/** Compares two examples by activation, for sorting; keeps their order if activations are missing. */
 export function strongestFirst({ examples: { activation } }) {
   return (a, b) => (activation ? activation[b] - activation[a] : 0) || a - b;
 }
 
-/** Examples that are a feature each, the strongest first. */
+/** Examples that are their own feature, strongest first. */
 export function singlesOf(neuron, cut) {
   return cut.features.slice(cut.shared).flat().sort(strongestFirst(neuron));
 }
@@ -63,9 +63,9 @@ export function cardOf(cut, feature) {
 }
 
 /**
- * Names of what has a card each, as an address says them, in the order in which they're shown.
+ * Names of the cards, as in addresses, in the order in which they are shown.
  *
- * @param {"size" | "maximum"} order  by maximum, single examples come where the strongest of them does
+ * @param {"size" | "maximum"} order  by maximum, single examples are placed by the strongest of them
  * @returns {string[]} features' numbers, and "singles"
  */
 export function namesOf(neuron, cut, order) {
@@ -76,7 +76,7 @@ export function namesOf(neuron, cut, order) {
   return named.map(({ name }) => name);
 }
 
-/** Number of the run's own feature that has just these examples, or -1. */
+/** Number of the run's own feature with exactly these examples, or -1. */
 export function ownFeature(neuron, members) {
   const { feature } = neuron.examples;
   const number = feature[members[0]];

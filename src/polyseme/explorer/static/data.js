@@ -1,23 +1,23 @@
-// Everything that the pages show comes through here: fetched once, kept while there's room.
+// Loads all data that the pages show: fetched once, and cached while there's room.
 // The same addresses exist on the live server and in a static export.
 
 import { Tensors } from "./safetensors.js";
 
 const KEPT_BYTES = 96 * 2 ** 20;
 
-/** Address -> {promise, bytes}, the longest unused first. */
+/** Address -> {promise, bytes}, least recently used first. */
 const cache = new Map();
 
-/** A request that didn't succeed, in a sentence for the reader. */
+/** A failed request, with a message for the reader. */
 export class DataError extends Error {}
 
-/** Whether a server answers, and not a folder of files. */
+/** Whether the pages come from the live server, not from static files. */
 export const LIVE = document.querySelector('meta[name="polyseme-live"]') !== null;
 
-/** Said where nothing answers. */
+/** Shown when nothing answers. */
 export const UNREACHABLE = LIVE
-  ? "The explorer’s server doesn’t answer: it has stopped. Start it again with “polyseme explore”, and open the address that it prints."
-  : "The web host of these pages doesn’t answer. See that it is running and can be reached, and load the page anew.";
+  ? "The explorer’s server has stopped. Start it again with “polyseme explore”, and open the address that it prints."
+  : "The web server doesn’t answer. Check that it is running and reachable, then reload the page.";
 
 async function load(path, decode) {
   const known = cache.get(path);
@@ -33,7 +33,7 @@ async function load(path, decode) {
     evict();
     return value;
   });
-  entry.promise.catch(() => cache.delete(path)); // so that the next visit asks again
+  entry.promise.catch(() => cache.delete(path)); // so that the next visit retries
   cache.set(path, entry);
   return entry.promise;
 }
@@ -48,10 +48,10 @@ async function request(path) {
   if (response.ok) return response;
   let reason = "";
   try {
-    // Damage is told in a sentence as {"error": "..."}.
+    // The server reports damage as {"error": "..."}.
     reason = (await response.json()).error ?? "";
   } catch {
-    // A static host answers with a page of its own.
+    // A static host sends its own error page.
   }
   throw new DataError(reason || `${path} couldn't be fetched: the server answered ${response.status}.`);
 }
@@ -61,7 +61,7 @@ function evict() {
   for (const { bytes } of cache.values()) total += bytes;
   for (const [path, { bytes }] of cache) {
     if (total <= KEPT_BYTES) break;
-    if (bytes === 0) continue; // still on its way
+    if (bytes === 0) continue; // still loading
     cache.delete(path);
     total -= bytes;
   }
@@ -83,7 +83,7 @@ export function tensors(path) {
   });
 }
 
-/** The bytes themselves: large files are stored gzipped, so that any static host serves them small. */
+/** The uncompressed bytes: large files are stored gzipped, so that any static host sends them compressed. */
 async function unpacked(buffer) {
   const [first, second] = new Uint8Array(buffer, 0, Math.min(2, buffer.byteLength));
   if (first !== 0x1f || second !== 0x8b) return buffer;
@@ -92,18 +92,18 @@ async function unpacked(buffer) {
 
 // ------------------------------------------------------------------------------------- runs
 
-/** The runs that this explorer shows, briefly. @returns {Promise<{title: string, kind: string}[]>} */
+/** The runs that this explorer shows, in brief. @returns {Promise<{title: string, kind: string}[]>} */
 export async function runs() {
   return (await json("runs.json")).runs;
 }
 
 /**
- * Whether the files of a run are the ones that were written, once that is known.
+ * Whether the files of a run are unchanged; resolves when the check is done.
  * @returns {Promise<{state: "verified" | "altered", files: string[]}>}
  */
 export async function verified(run) {
   for (;;) {
-    // Not through the cache: what is being checked has another answer a second later.
+    // Not cached: the answer changes when the check is done.
     const answer = await (await request(`data/${run.index}/verified.json`)).json();
     if (answer.state !== "checking") return answer;
     await new Promise((resolve) => setTimeout(resolve, 1000));
@@ -115,7 +115,7 @@ export async function run(index) {
   return { ...(await json(`${index}/run.json`)), index };
 }
 
-/** Global row of a neuron, or -1 where the run has no such neuron. `site` is the site's number. */
+/** Global row of a neuron, or -1 if the run has no such neuron. `site` is the site's number. */
 export function rowOf(run, site, neuron) {
   const found = run.sites.find((s) => s.number === site);
   return found && Number.isInteger(neuron) && neuron >= 0 && neuron < found.n_neurons ? found.first + neuron : -1;
@@ -144,11 +144,11 @@ export async function neurons(run) {
 // --------------------------------------------------------------------------------- one neuron
 
 /**
- * All that is known of the neuron in a global row. Any array may be null: not in the run, or damaged.
+ * Everything about the neuron in a global row. Any array may be null: not in the run, or damaged.
  *
  * - `run`, `row`, `site` (entry of run.sites), `neuron`, `metrics` (name -> number)
- * - `damage`: sentences about what of it can't be read
- * - `n` examples; `nFeatures`; `labels` and `medoids` (example's number), one per feature at the run's own cut
+ * - `damage`: sentences about what can't be read
+ * - `n` examples; `nFeatures`; `labels` and `medoids` (example numbers), one per feature at the run's own cut
  * - `examples`: `input`, `inputNumber`, `position`, `activation`, `feature`, `meaning`, each of length n
  *   (images also `thumb`, `class`)
  * - `tree`: `nodes` (2(n-1)), `heights` (n-1); `meaningTree`: `nodes`, `overlaps` (n-1), or null
@@ -159,7 +159,7 @@ export async function neurons(run) {
  * - `promoted`, `suppressed`: [{token, logit}], or null
  * - `similar`: a list for each feature of {site, neuron, feature, similarity, tokens}, or null
  * - `image`: {shapeOf(name), weights, kernel, activationMap, average, logitGradient, logitAblation, embedding}, each
- *   null where the run hasn't it; `thumbs`: {shape: [h, w, c], of(i) -> Uint8Array}
+ *   null if the run lacks it; `thumbs`: {shape: [h, w, c], of(i) -> Uint8Array}
  */
 export async function neuron(run, row) {
   const { site, neuron } = neuronOf(run, row);
@@ -218,7 +218,7 @@ export async function neuron(run, row) {
   };
 }
 
-/** Fetches what the neuron's page will need, so that going there is instant. Never fails. */
+/** Fetches what the neuron's page needs, so that it opens at once. Never fails. */
 export function prefetch(run, row) {
   if (row < 0 || row >= run.n_neurons) return;
   const { site, neuron } = neuronOf(run, row);
@@ -226,14 +226,14 @@ export function prefetch(run, row) {
 }
 
 const opened = new WeakMap();
-/** The file that holds a neuron (no file holds two sites), with where each of its neurons begins. */
+/** The file that holds a neuron (no file holds two sites), with the offsets of its neurons. */
 async function packOf(run, site, neuron) {
   const file = await tensors(`${run.index}/packs/${site.first_pack + Math.floor(neuron / run.pack)}.safetensors`);
   let pack = opened.get(file);
   if (!pack) {
     const counts = file.array("counts");
     const featureCounts = file.array("feature_counts");
-    // A tree of n examples has n - 1 merges, and so it has none for a dead neuron.
+    // A tree of n examples has n - 1 merges; a dead neuron has none.
     const merges = Array.from(counts, (c) => Math.max(0, c - 1));
     pack = {
       file,
@@ -246,7 +246,7 @@ async function packOf(run, site, neuron) {
       vocabulary: JSON.parse(file.metadata.vocabulary ?? "[]"),
       labels: JSON.parse(file.metadata.labels ?? "[]"),
       damage: JSON.parse(file.metadata.damage ?? "[]"),
-      /** Rows first ... first + n of an array, flat; null where the file hasn't it. */
+      /** Rows first ... first + n of an array, flat; null if the file lacks it. */
       slice(name, first, n) {
         if (!file.has(name)) return null;
         const each = file.shape(name).slice(1).reduce((a, b) => a * b, 1);
@@ -264,7 +264,7 @@ function starts(counts) {
 }
 
 function tokensOf(run, pack, examples) {
-  // Of a damaged run those of the random examples alone may be left.
+  // In a damaged run, only the tokens of the random examples may be left.
   const any = ["window_tokens", "random_tokens"].find((name) => pack.file.has(name));
   if (!any) return null;
   return {
@@ -329,7 +329,7 @@ function similarOf(pack, firstFeature, nFeatures) {
   return lists;
 }
 
-/** The strings of a row of tokens; null where the window is beyond the context. */
+/** The strings of a row of tokens; null where the window extends beyond the context. */
 function words(vocabulary, row) {
   return Array.from(row, (t) => (t < 0 ? null : vocabulary[t]));
 }
@@ -362,7 +362,7 @@ export function windowOf(tokens, i, rows = tokens.window) {
 
 /**
  * A whole context by its row in the run's inputs.
- * @returns {Promise<{tokens: string[], number: number}>} `number` is its place in the user's data.
+ * @returns {Promise<{tokens: string[], number: number}>} `number` is its index in the user's data.
  */
 export async function context(run, input) {
   const each = run.contexts_per_file;
@@ -377,7 +377,7 @@ export async function context(run, input) {
 // ------------------------------------------------------------------------------------ search
 
 /**
- * All words that have meanings or features, sorted by code point, and the file where each one's are.
+ * All words with meanings or features, sorted by code point, and the number of each one's file.
  * @returns {Promise<{words: string[], shards: number[]}>}
  */
 export async function vocabulary(run) {
@@ -385,7 +385,7 @@ export async function vocabulary(run) {
 }
 
 /**
- * Meanings or features for one word (as spelled in the list of words), the likeliest first.
+ * Meanings or features for one word (as spelled in the list of words), best matches first.
  * @param {"meanings" | "features"} kind
  * @returns {Promise<{site: number, neuron: number, number: number, examples: number, label: string}[]>}
  */
@@ -396,12 +396,12 @@ export async function wordHits(run, shard, word, kind) {
 
 // ----------------------------------------------------------------------------------- two runs
 
-/** The comparison of all runs, or null where there's one. */
+/** The comparison of all runs, or null if there is only one. */
 export async function comparison() {
   return (await runs()).length < 2 ? null : json("compare.json");
 }
 
-/** For each neuron of the first run its best match in the second (row -1: none), or a `reason` why none has any. */
+/** For each neuron of the first run its best match in the second (row -1: none), or a `reason` why there are no matches. */
 export async function pairs() {
   const file = await tensors("pairs.safetensors");
   return { row: file.array("row"), similarity: file.array("similarity"), by: file.metadata.by ?? "direction", reason: file.metadata.reason };
@@ -409,7 +409,7 @@ export async function pairs() {
 
 // ------------------------------------------------------------------------------ live functions
 
-/** Calls a function of the live server. @throws {DataError} with the server's sentence. */
+/** Calls a function of the live server. @throws {DataError} with the server's message. */
 export async function live(name, body, signal) {
   let response;
   try {

@@ -1,5 +1,5 @@
-// A tree of examples with the threshold that cuts it: drag the line, tap a height, or use the
-// slider and the field below.
+// A tree of examples with the threshold that cuts it. The reader drags the line, taps a height, or
+// uses the slider and the field below.
 
 import { count, number } from "./format.js";
 import { h, replace, svg, redraw, uniqueId } from "./dom.js";
@@ -12,20 +12,20 @@ const MARGIN = { left: 38, right: 10, top: 10, bottom: 30 };
 const COUNTS = [5, 10, 20];
 
 /**
- * What is drawn, and how it's cut.
+ * What is drawn, and how it is cut.
  *
  * @typedef {object} Plan
- * @property {string} name what the threshold is of
- * @property {string} noun what a cut makes
+ * @property {string} name of the threshold
+ * @property {string} noun what a cut produces
  * @property {number} own the run's own threshold
- * @property {number} most the largest that there is
- * @property {number} step between those that can be dragged to
- * @property {[number, number]} ends thresholds at the foot and at the head of the picture
+ * @property {number} most the largest threshold
+ * @property {number} step between thresholds that can be dragged to
+ * @property {[number, number]} ends thresholds at the bottom and the top of the picture
  * @property {Int32Array} order examples from left to right
  * @property {ArrayLike<number>} place where each example is, from the left
  * @property {(threshold: number) => {corners: [number, number][], example: number}[]} lines
- *   corners (place, threshold) of lines, with an example of the group that each is of, or -1 above the cut
- * @property {[number, number][]} counts buttons: about how many, and the threshold that makes so many
+ *   corners (place, threshold) of lines, each with an example of its group, or -1 above the cut
+ * @property {[number, number][]} counts buttons: an approximate number, and the threshold that produces it
  */
 
 /** The tree of features, by distance. @returns {Plan} */
@@ -52,7 +52,7 @@ export function featurePlan({ tree, n, site }) {
   };
 }
 
-/** The tree of meanings, by overlap: what is split first is at the head. @returns {Plan} */
+/** The tree of meanings, by overlap: the first split is at the top. @returns {Plan} */
 export function meaningPlan({ meaningTree, n, run }) {
   const { overlap: own, smallest } = run.meaning_cut;
   const { order, place, root } = groupTree(meaningTree, n, smallest);
@@ -84,7 +84,7 @@ export function dendrogram(plan, { signal, link, onThreshold }) {
   const n = plan.order.length;
   const top = Math.max(...ends);
   let cut = null;
-  let fixed = false; // it can't be cut elsewhere
+  let fixed = false; // whether the cut is fixed
   let scale = null;
 
   const lines = classes().map((name) => svg("path", { class: `branch ${name}` }));
@@ -104,7 +104,7 @@ export function dendrogram(plan, { signal, link, onThreshold }) {
 
   const id = uniqueId("threshold");
   const slider = h("input", { type: "range", id, min: step, max: top, step });
-  const field = h("input", { type: "number", min: step, max: most, step: "any", "aria-label": `${name}, exactly` });
+  const field = h("input", { type: "number", min: step, max: most, step: "any", "aria-label": `Exact ${name.toLowerCase()}` });
   const readout = h("output", { class: "readout", for: id });
   const fewer = plan.counts.map(([k, threshold]) =>
     h("button", { type: "button", "aria-label": `About ${k} ${noun}s`, onclick: () => onThreshold(threshold, true) }, k));
@@ -113,7 +113,7 @@ export function dendrogram(plan, { signal, link, onThreshold }) {
     picture,
     h("div", { class: "cutter-controls" },
       h("label", { for: id }, name), slider, field),
-    fewer.length > 0 && h("p", { class: "cutter-counts", role: "group", "aria-label": `How many ${noun}s` }, "About ", fewer, ` ${noun}s`),
+    fewer.length > 0 && h("p", { class: "cutter-counts", role: "group", "aria-label": `Number of ${noun}s` }, "About ", fewer, ` ${noun}s`),
     h("p", { class: "cutter-said" }, readout, " ", reset),
   );
 
@@ -138,7 +138,7 @@ export function dendrogram(plan, { signal, link, onThreshold }) {
   };
   picture.addEventListener("pointerdown", (event) => {
     const onGrip = grip.contains(event.target);
-    // A finger that begins elsewhere may want to scroll the page.
+    // A touch that starts elsewhere may be scrolling the page.
     if (fixed || event.button !== 0 || (event.pointerType === "touch" && !onGrip)) return;
     dragging = true;
     picture.setPointerCapture(event.pointerId);
@@ -173,7 +173,7 @@ export function dendrogram(plan, { signal, link, onThreshold }) {
     return place >= 0 && place < n ? plan.order[place] : null;
   }
 
-  /** Everything that depends on the width alone. */
+  /** Draws what depends only on the width. */
   function draw() {
     const width = element.clientWidth;
     if (!width) return;
@@ -196,12 +196,12 @@ export function dendrogram(plan, { signal, link, onThreshold }) {
     if (cut) paint();
   }
 
-  /** Everything that depends on the cut. */
+  /** Draws what depends on the cut. */
   function paint() {
     const { labels, features, threshold } = cut;
     const places = features.map((members, f) => paletteOf(f, noun === "meaning" ? 2 : members.length));
     const made = lines.map(() => []);
-    // The last class is for what's above the cut.
+    // The last class is for branches above the cut.
     for (const { corners, example } of plan.lines(threshold)) {
       const path = corners.map(([x, y]) => `${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join("L");
       made[example < 0 ? N_COLOURS + 1 : slot(places[labels[example]])].push(`M${path}`);

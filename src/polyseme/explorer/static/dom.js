@@ -1,4 +1,4 @@
-// Making elements. Every string from a run is hostile, so text only ever becomes a text node:
+// Creates elements. Every string from a run is untrusted, so text only ever becomes a text node:
 // nothing in the explorer parses markup.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -43,7 +43,7 @@ function add(element, children) {
   }
 }
 
-/** Empties an element and fills it anew. */
+/** Replaces the children of an element. */
 export function replace(element, ...children) {
   element.replaceChildren();
   add(element, children);
@@ -59,7 +59,7 @@ export function uniqueId(prefix = "id") {
 
 let probe = null;
 /**
- * What a colour variable of the design is now, as "rgb(r, g, b)", for drawing on a canvas.
+ * The current value of a colour variable, as "rgb(r, g, b)", for drawing on a canvas.
  * Redraw on the window's "themechange" event.
  */
 export function colour(variable) {

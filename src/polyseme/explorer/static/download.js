@@ -1,10 +1,10 @@
-// A neuron's examples as a file of JSON, as the page shows them: by the present cuts.
+// A neuron's examples as a JSON file, grouped as the page shows them.
 
 import * as data from "./data.js";
 import { h } from "./dom.js";
 import { windowImportances } from "./importances.js";
 
-/** A button that saves the examples; null where they can't be read. @param {import("./neuron-view.js").NeuronView} view */
+/** A button that saves the examples; null if they can't be read. @param {import("./neuron-view.js").NeuronView} view */
 export function downloadButton(view) {
   const { neuron } = view;
   if (!neuron.n || !neuron.examples.activation) return null;
@@ -14,7 +14,7 @@ export function downloadButton(view) {
     h("a", { href: url, download: name }).click();
     URL.revokeObjectURL(url);
   };
-  return h("button", { type: "button", class: "download", title: "Its examples as they are grouped here, as JSON", onclick: save }, "Save examples");
+  return h("button", { type: "button", class: "download", title: "Save the examples as JSON, grouped as shown", onclick: save }, "Save examples");
 }
 
 function asJson(neuron, cut, groups) {
@@ -40,7 +40,7 @@ function asJson(neuron, cut, groups) {
   };
 }
 
-/** The tokens around an example, those beyond its context left out. */
+/** The tokens around an example, without those beyond its context. */
 function windowAsJson(tokens, example, activation) {
   const words = data.windowOf(tokens, example);
   const inside = words.map((word) => word !== null);
@@ -49,13 +49,13 @@ function windowAsJson(tokens, example, activation) {
   const shares = within(tokens.shares?.subarray(at, at + tokens.width));
   return {
     tokens: within(words),
-    token: inside.slice(0, tokens.before).filter(Boolean).length, // which of them is the example
+    token: inside.slice(0, tokens.before).filter(Boolean).length, // index of the example's own token
     activations: shares?.map((share) => single(share * activation)) ?? null,
     importances: within(windowImportances(tokens, example))?.map((share) => single(share)) ?? null,
   };
 }
 
-/** A single-precision number in as many digits as tell it from others; none that's no number. */
+/** A single-precision number with enough digits to identify it; null if not finite. */
 function single(value) {
   return Number.isFinite(value) ? Number(value.toPrecision(9)) : null;
 }

@@ -1,9 +1,9 @@
-// What was analysed and how, in the reader's words; from run.json, which holds what the analysis wrote.
+// What was analysed and how, in words; from run.json.
 
 import { h } from "./dom.js";
 import { whole, number, count } from "./format.js";
 
-/** The run in a few lines: {Model, Data, Examples, Clusters, Made} -> words. */
+/** The run in a few lines: {Model, Data, Examples, Clusters, Created} -> words. */
 export function facts(run) {
   const { model, data, settings } = run;
   return [
@@ -11,7 +11,7 @@ export function facts(run) {
     ["Data", dataWords(run.kind, data)],
     ["Examples", selectWords(settings?.select)],
     ["Clusters", clusterWords(run, settings)],
-    ["Made", madeWords(run)],
+    ["Created", createdWords(run)],
   ].filter(([, words]) => words);
 }
 
@@ -41,7 +41,7 @@ function selectWords(select) {
     case "AboveFraction":
       return `those above ${number(options.fraction)} of the maximum, at most ${whole(options.max_examples)}`;
     case "Stratified":
-      return `${whole(options.k)}, spread over ${whole(options.bins)} bins of activation`;
+      return `${whole(options.k)}, spread over ${whole(options.bins)} activation bins`;
     default:
       return [name, ...Object.entries(options).map(([key, value]) => `${key} ${value}`)].join(", ");
   }
@@ -53,7 +53,7 @@ function clusterWords(run, settings) {
   return `${linkage}cut at a distance of ${thresholds.map(String).join(" or ")}`;
 }
 
-function madeWords(run) {
+function createdWords(run) {
   const day = new Date(run.created);
   const date = Number.isNaN(day.getTime())
     ? run.created
@@ -66,7 +66,7 @@ export function factList(run) {
   return h("dl", { class: "facts" }, facts(run).map(([name, words]) => h("div", {}, h("dt", {}, name), h("dd", {}, words))));
 }
 
-/** What of the run is damaged, or null. */
+/** A list of the run's damage, or null. */
 export function damageNotice(run) {
   if (!run.damage?.length) return null;
   return h(

@@ -1,4 +1,4 @@
-// The features of a neuron that reads texts, side by side, the largest first; single examples
+// The features of a neuron that reads texts, one card each, largest first; single examples
 // are folded into one card at the end.
 
 import { count, number } from "./format.js";
@@ -63,7 +63,7 @@ export function featureCards(view, lines) {
         h("h3", {}, h("span", { class: "visually-hidden" }, "Feature "), badge(feature, place)),
         h("span", { class: "feature-size" }, `${members.length} of ${count(neuron.n, "example")}`),
         h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: percentOf(members.length) } })),
-        h("span", { class: "quiet-text small" }, `activation ${number(activations[0])} at most, ${number(mean)} on average`),
+        h("span", { class: "quiet-text small" }, `activation up to ${number(activations[0])}, mean ${number(mean)}`),
         permalink(view, feature)),
       h("p", { class: "chips", "aria-label": "Distinctive tokens" },
         tokens.map((token) => tokenChip(neuron.tokens.vocabulary[token]))),
@@ -83,21 +83,21 @@ export function featureCards(view, lines) {
     return `${((100 * size) / neuron.n).toFixed(2)}%`;
   }
 
-  /** Draws one card anew, the focus staying on its button. */
+  /** Redraws one card, keeping the focus on its button. */
   function refresh(feature) {
     show(state.cut, state.chosen);
     cards.finish();
     element.querySelector(`[data-feature="${feature}"] > button`)?.focus({ preventScroll: true });
   }
 
-  /** All examples, whatever their feature. */
+  /** All examples, across features. */
   function strongest() {
     const list = h("ol", { class: "lines by-strength" });
     const examples = Array.from({ length: neuron.n }, (_, i) => i).sort(strongestFirst(neuron));
     const { more, show } = partly(list, examples, (example) => lines.line(example, markOf(state.cut, example)));
     show(whole.has("strongest") ? neuron.n : LISTED);
     return h("section", { class: "card feature f-rest" },
-      h("header", {}, h("h3", {}, count(neuron.n, "example")), h("span", { class: "quiet-text small" }, "the strongest first, each with its feature")),
+      h("header", {}, h("h3", {}, count(neuron.n, "example")), h("span", { class: "quiet-text small" }, "strongest first, each with its feature")),
       list, more);
   }
 
@@ -106,7 +106,7 @@ export function featureCards(view, lines) {
     const examples = singlesOf(neuron, cut);
     const list = h("ol", { class: "lines" });
     const { more, show } = partly(list, examples, (example) => lines.line(example));
-    // Lines that nobody sees are not made.
+    // Create lines only when they are shown.
     const fill = () => show(whole.has("singles") ? examples.length : LISTED);
     const details = h("details", { open: unfolded || isFirst },
       singlesSummary(neuron, cut), h("p", { class: "quiet-text small" }, SINGLES, " ", permalink(view, "singles")), list, more);
@@ -122,7 +122,7 @@ export function featureCards(view, lines) {
     if (!neuron.similar) return null;
     const own = ownFeature(neuron, members);
     if (own < 0) {
-      return h("p", { class: "quiet-text small" }, "Features like it are known at the run’s own cut.");
+      return h("p", { class: "quiet-text small" }, "Similar features are known only at the run’s own cut.");
     }
     const found = neuron.similar[own];
     if (!found?.length) return null;
@@ -146,7 +146,7 @@ export function featureCards(view, lines) {
       other.tokens && textSample(other.tokens, SAMPLE_BEFORE, { implied }));
   }
 
-  /** Shows the line of an example wherever it's folded away. */
+  /** Unfolds whatever hides the line of an example. */
   function reveal(example) {
     const { cut, chosen } = state;
     const members = cut.features[cut.labels[example]];
@@ -158,7 +158,7 @@ export function featureCards(view, lines) {
     cards.finish();
   }
 
-  /** Lets go of the examples, which are shown elsewhere. */
+  /** Releases the examples, which are shown elsewhere. */
   function hide() {
     cards.fill([]);
   }

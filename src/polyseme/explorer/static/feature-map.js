@@ -1,11 +1,11 @@
-// Two-dimensional pictures of a neuron's examples, in neuron-embedding space and in the space
-// before the neuron: what is one heap before may be several after, and the other way round.
+// Two-dimensional maps of a neuron's examples, of neuron embeddings and of the raw inputs: one
+// cluster of inputs may be several clusters of embeddings, and the other way round.
 
 import { h, svg, redraw } from "./dom.js";
 import { N_COLOURS, colourClass, shapeOf } from "./palette.js";
 import { hideTip, showTip } from "./tip.js";
 
-const REACH = 24; // how near the pointer must come to an example, in pixels
+const REACH = 24; // largest distance from the pointer to an example, in pixels
 const PAD = 14;
 
 /**
@@ -13,10 +13,10 @@ const PAD = 14;
  * @param {object} options
  * @param {ArrayLike<number>} options.layout 2n coordinates
  * @param {string} options.title
- * @param {string} options.says one sentence
+ * @param {string} options.says a description, one sentence
  * @param {object} options.link see link.js
  * @param {AbortSignal} options.signal
- * @param {(example: number) => Node[]} options.tell what to show of an example
+ * @param {(example: number) => Node[]} options.tell what a tooltip shows of an example
  */
 export function exampleMap(neuron, { layout, title, says, link, signal, tell }) {
   const marks = Array.from({ length: neuron.n }, () => svg("path", { class: "mark" }));
@@ -94,7 +94,7 @@ export function exampleMap(neuron, { layout, title, says, link, signal, tell }) 
   };
 }
 
-/** Whether an example belongs to what the address names: a feature's number, or "singles". */
+/** Whether an example belongs to the chosen feature: a number, or "singles". */
 export function isChosen(cut, example, chosen) {
   const label = cut.labels[example];
   return String(label) === chosen || (chosen === "singles" && label >= cut.shared);

@@ -1,4 +1,4 @@
-// Numbers and words as the reader sees them.
+// Formats numbers and names for display.
 
 const WHOLE = new Intl.NumberFormat("en-GB");
 
@@ -7,7 +7,7 @@ export function whole(value) {
   return Number.isFinite(value) ? WHOLE.format(value).replace("-", "−") : "–";
 }
 
-/** A measured number in as many digits as mean something; NaN is a dash. */
+/** A measured number with a few significant digits; NaN is a dash. */
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -33,7 +33,7 @@ export function percent(value) {
 
 const RIGHT_TO_LEFT = /[\u0590-\u08ff\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
 
-/** A name for the middle of a sentence, an attribute or a chart: one from right to left leaves the rest in its order. */
+/** Isolates a right-to-left name, so that it doesn't reorder the text around it. */
 export function isolated(name) {
   return RIGHT_TO_LEFT.test(name) ? `\u2068${name}\u2069` : name;
 }
@@ -43,7 +43,7 @@ export function count(n, one, many = `${one}s`) {
   return `${whole(n)} ${n === 1 ? one : many}`;
 }
 
-/** A metric's value in its own way. `kind` as in metrics.js. */
+/** Formats a metric's value. `kind` as in metrics.js. */
 export function value(v, kind) {
   if (kind === "share") return percent(v);
   if (kind === "integer") return whole(v);

@@ -6,9 +6,9 @@ import { address, neuronAddress } from "./route.js";
 import { example, findNeuron } from "./lookup.js";
 import { completions } from "./words.js";
 
-let shown = null; // what the header was built for
+let shown = null; // the run that the header was built for
 
-/** Builds the header, or only marks another page where that's all that changed. */
+/** Builds the header; if only the page changed, marks the new page. */
 export function header(element, state) {
   const key = `${state.run?.index}`;
   if (shown !== key) {
@@ -107,7 +107,7 @@ function tools({ run }) {
     run &&
       h(
         "button",
-        { type: "button", class: "quiet", "aria-label": "I’m feeling lucky", title: "A neuron at random, among those with more than one feature", onclick: () => lucky(run) },
+        { type: "button", class: "quiet", "aria-label": "I’m feeling lucky", title: "A random neuron with more than one feature", onclick: () => lucky(run) },
         h("span", { class: "lucky-long" }, "I’m feeling lucky"),
         h("span", { class: "lucky-short" }, "Lucky"),
       ),
@@ -115,7 +115,7 @@ function tools({ run }) {
   );
 }
 
-/** Goes to a random neuron, one with features to tell apart where there is any. */
+/** Goes to a random neuron with more than one feature, if there is one. */
 async function lucky(run) {
   const table = await data.neurons(run);
   const [clusters, examples] = [table.column("n_clusters"), table.column("n_examples")];
@@ -151,7 +151,7 @@ function themeButton() {
     try {
       localStorage.setItem("polyseme-theme", theme);
     } catch {
-      // Storage may be forbidden; the choice then lasts as long as the page.
+      // Storage may be blocked; then the choice lasts until the page is closed.
     }
     changed();
   });
@@ -160,10 +160,10 @@ function themeButton() {
   return button;
 }
 
-/** Of each run that was shown, whether its files are the ones that were written: asked once. */
+/** Results of the file check by run, each requested once. */
 const checks = new Map();
 
-/** Builds the footer, unless it's of this run already. */
+/** Builds the footer, unless it already shows this run. */
 export function footer(element, { run }) {
   const key = `${run?.index}`;
   if (element.dataset.run === key) return;
@@ -178,19 +178,19 @@ export function footer(element, { run }) {
   if (run) showCheck(run, state);
 }
 
-/** Says in the footer what is known of the run's files, and above the page if it's bad. */
+/** Shows the result of the file check in the footer, and altered files above the page. */
 async function showCheck(run, state) {
   if (!checks.has(run.index)) checks.set(run.index, data.verified(run));
   state.textContent = "· checking the run’s files…";
   try {
     const { files } = await checks.get(run.index);
-    if (!state.isConnected) return; // another run is shown by now
-    state.textContent = files.length ? "· altered" : "· verified: the run’s files are as they were written";
+    if (!state.isConnected) return; // another run is shown now
+    state.textContent = files.length ? "· altered files" : "· verified: the run’s files are unchanged";
     if (files.length) {
       replace(document.getElementById("altered"), h("div", { class: "notice bad" },
-        h("strong", {}, files.length === 1 ? "A file of this run is not as it was written: " : "Files of this run are not as they were written: "),
+        h("strong", {}, files.length === 1 ? "A file of this run was altered: " : "Files of this run were altered: "),
         files.map((file, i) => [i > 0 && ", ", h("bdi", {}, file)]),
-        ". What is shown may be wrong. Copy the run again from where it came, or analyse again."));
+        ". The pages may be wrong. Copy the run again from its source, or repeat the analysis."));
     }
   } catch (error) {
     checks.delete(run.index);

@@ -1,12 +1,12 @@
-// Long lists that are made anew many times a second: what is seen first is there at once, the
-// rest within the next pictures.
+// Long lists that are rebuilt many times a second: the first items appear at once, the rest in
+// the next frames.
 
 import { h } from "./dom.js";
 
 const FIRST = 6;
 const BATCH = 8;
 
-/** Fills an element with what functions make, little by little. */
+/** Fills an element step by step with the nodes that functions create. */
 export class Gradual {
   /** @param {HTMLElement} element @param {AbortSignal} signal */
   constructor(element, signal) {
@@ -26,7 +26,7 @@ export class Gradual {
 
   /** @param {(() => Node)[]} makers */
   fill(makers) {
-    // Meanwhile the page keeps its length, so that a reader who has scrolled stays in place.
+    // Keep the page's height meanwhile, so that the scroll position doesn't jump.
     if (this.height) this.element.style.setProperty("min-height", `${this.height}px`);
     this.element.replaceChildren(...makers.slice(0, FIRST).map((make) => make()));
     this.pending = makers.slice(FIRST);
@@ -44,19 +44,19 @@ export class Gradual {
     this._next();
   }
 
-  /** Makes all that is still to come. */
+  /** Creates everything that is still pending. */
   finish() {
     if (this.pending.length) this._more(this.pending.length);
   }
 }
 
 /**
- * A list of which the rest is made when it's asked for.
+ * A list whose remaining items are created on request.
  *
  * @param {HTMLElement} list
  * @param {number[]} items
  * @param {(item: number) => Node} make
- * @returns {{more: HTMLElement, show: (n: number) => void}} a button for the rest, and the first n
+ * @returns {{more: HTMLElement, show: (n: number) => void}} a button that shows the rest, and a function that shows the first n
  */
 export function partly(list, items, make) {
   let shown = 0;

@@ -1,5 +1,5 @@
-// A table of very many rows: only those in view are in the page. It's a real table to a screen reader, with the
-// rows' numbers; the arrow keys go from row to row.
+// A table of very many rows: only the visible rows are in the document. Screen readers see a real table, with
+// row numbers; the arrow keys move between rows.
 
 import { h, replace } from "./dom.js";
 
@@ -49,7 +49,7 @@ export class Grid {
     signal.addEventListener("abort", () => observer.disconnect());
   }
 
-  /** Rows in their order; `sort` is the column they are sorted by, with "-" before it where the largest come first. */
+  /** Shows rows in the given order; `sort` is the column they are sorted by, with "-" in front if descending. */
   show(rows, sort, columns = this._columns) {
     const moved = sort !== this._sort || rows.length !== this._rows.length;
     this._rows = rows;
@@ -62,7 +62,7 @@ export class Grid {
     this._fill();
   }
 
-  /** Marks one row as the one that's shown beside the table. */
+  /** Marks the row that is shown next to the table. */
   mark(row) {
     this._marked = row;
     for (const line of this._body.querySelectorAll("tr[data-at]")) this._setMark(line);

@@ -1,5 +1,5 @@
-// The features of a neuron that reads images: average, feature and examples of each, following
-// the cut; single examples are folded into one card at the end.
+// The features of a neuron that reads images at the current cut: average, feature and examples of
+// each; single examples are folded into one card at the end.
 
 import { h } from "./dom.js";
 import { markOf, permalink, SINGLES, singlesSummary } from "./cards.js";
@@ -50,7 +50,7 @@ export function imageCards(view, pictures, tiles) {
         h("h3", {}, h("span", { class: "visually-hidden" }, "Feature "), badge(feature, place)),
         h("span", { class: "feature-size" }, `${members.length} of ${count(neuron.n, "example")}`),
         h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: `${((100 * members.length) / neuron.n).toFixed(2)}%` } })),
-        h("span", { class: "quiet-text small" }, `activation ${number(examples.activation[members[0]], 2)} at most`),
+        h("span", { class: "quiet-text small" }, `activation up to ${number(examples.activation[members[0]], 2)}`),
         classChips(members), permalink(view, feature)),
       h("div", { class: "feature-body" },
         tiles.summary(members, `feature ${feature}`),
@@ -76,19 +76,19 @@ export function imageCards(view, pictures, tiles) {
     }
     const order = [...counts].sort((a, b) => b[1] - a[1]);
     const more = order.length - CLASSES_SHOWN;
-    return h("span", { class: "chips", "aria-label": "Classes of its examples" },
+    return h("span", { class: "chips", "aria-label": "Classes of the examples" },
       order.slice(0, CLASSES_SHOWN).map(([name, n]) => h("span", { class: "chip" }, h("bdi", {}, h("b", {}, name)), `×${n}`)),
       more > 0 && h("span", { class: "quiet-text small" }, `and ${more} more`));
   }
 
-  /** All examples, whatever their feature. */
+  /** All examples, across features. */
   function strongest() {
     const list = h("ol", { class: "tiles by-strength" });
     const all = Array.from({ length: neuron.n }, (_, i) => i).sort(strongestFirst(neuron));
     const { more, show } = partly(list, all, (example) => tile(example, markOf(state.cut, example)));
     show(unabridged.has("strongest") ? neuron.n : LISTED);
     return h("section", { class: "card feature f-rest" },
-      h("header", {}, h("h3", {}, count(neuron.n, "example")), h("span", { class: "quiet-text small" }, "the strongest first, each with its feature")),
+      h("header", {}, h("h3", {}, count(neuron.n, "example")), h("span", { class: "quiet-text small" }, "strongest first, each with its feature")),
       list, more);
   }
 
@@ -121,7 +121,7 @@ export function imageCards(view, pictures, tiles) {
         h("small", { "aria-hidden": "true" }, `${other.site}/${other.neuron} #${other.feature}`)))));
   }
 
-  /** Shows the tile of an example wherever it's folded away. */
+  /** Unfolds whatever hides the tile of an example. */
   function reveal(example) {
     const { cut, chosen } = state;
     const item = tiles.element(example);
@@ -140,11 +140,11 @@ export function imageCards(view, pictures, tiles) {
     show(cut, chosen) {
       show(cut, chosen);
       if (view.example === null) return;
-      // A card that is made anew keeps the example that was open in it.
+      // A rebuilt card keeps its open example.
       cards.finish();
       tiles.enlarge();
     },
-    /** Lets go of the examples, which are shown elsewhere. */
+    /** Releases the examples, which are shown elsewhere. */
     hide: () => cards.fill([]),
   };
 }

@@ -1,5 +1,5 @@
-// Examples of a neuron that reads images: what its pictures are made of, and a tile for each
-// example, with the one that is open enlarged below.
+// Examples of a neuron that reads images: the arrays behind its pictures, and a tile for each
+// example; the open one is enlarged below.
 
 import { h, replace } from "./dom.js";
 import { number, percent, whole } from "./format.js";
@@ -7,7 +7,7 @@ import { largest, channelSums, legend, meanOf, pixels, product, signed, toInput 
 import { Places } from "./places.js";
 import { address } from "./route.js";
 
-/** What a neuron's pictures are made of. */
+/** The arrays behind a neuron's pictures. */
 export class Pictures {
   constructor(neuron) {
     const { run, thumbs, image } = neuron;
@@ -16,11 +16,11 @@ export class Pictures {
     this.size = this.shape.reduce((a, b) => a * b, 1);
     this.thumb = (example) => thumbs.of(neuron.examples.thumb[example]);
     this.toInput = toInput(run.image, this.shape[2]);
-    /** For a convolution, where in its images it fired; null where that isn't known. */
+    /** For a convolution, where in its images it fired; null if unknown. */
     this.places = neuron.site.convolution && neuron.examples.position ? new Places(neuron.site.convolution, this.shape) : null;
-    // A convolution's neuron reads another part of each image: arrays of the whole image tell nothing of it.
+    // A convolution reads a different part of each image, so arrays of the whole image don't apply.
     const fits = (values) => (values?.length === this.size && !image.kernel ? values : null);
-    /** What an average is multiplied by to show a feature, and what that is called. */
+    /** The array that an average is multiplied by to show a feature, and its name. */
     this.factor = fits(image.weights) ?? fits(image.activationMap);
     this.factorName = fits(image.weights) ? "weights" : "activation map";
   }
@@ -31,13 +31,13 @@ export class Pictures {
     return Float64Array.from(values, (value, i) => this.toInput(value, i % channels));
   }
 
-  /** Average of some examples, 0 to 255, and its shape; of a convolution, of what its kernel covers. */
+  /** Average of some examples, 0 to 255, and its shape; for a convolution, of the patches under its kernel. */
   average(members) {
     if (!this.places) return { average: meanOf(this.thumb, members, this.size), averageShape: this.shape };
     return { average: this.places.average(this.thumb, members, this.neuron.examples.position), averageShape: this.places.part };
   }
 
-  /** {average, averageShape, feature: signed or null, shape of the feature, its name} of some examples. */
+  /** Average and feature of some examples: {average, averageShape, feature: signed or null, shape, name}. */
   of(members) {
     const mean = this.average(members);
     const { kernel, embedding, shapeOf } = this.neuron.image;
@@ -51,13 +51,13 @@ export class Pictures {
     return { ...mean, feature, shape: this.shape, name: `average ⊙ ${this.factorName}` };
   }
 
-  /** An image of the neuron's, with the place where it fired. */
+  /** An image, with the place where the neuron fired. */
   picture(thumb, position, label = "") {
     const picture = pixels(this.neuron.thumbs.of(thumb), this.shape, label);
     return this.places && position !== undefined ? h("span", { class: "placed" }, picture, this.places.mark(position)) : picture;
   }
 
-  /** As `picture`, of an example. */
+  /** The picture of an example. */
   ofExample(example, label = "") {
     const { thumb, position } = this.neuron.examples;
     return this.picture(thumb[example], position?.[example], label);
@@ -70,7 +70,7 @@ export class Pictures {
 }
 
 /**
- * The tiles of one neuron. A tile is made once and moved when a feature changes.
+ * The tiles of one neuron. A tile is created once and moved when the features change.
  *
  * @param {import("./neuron-view.js").NeuronView} view
  * @param {Pictures} pictures
@@ -82,7 +82,7 @@ export function exampleTiles(view, pictures) {
   const items = new Map(); // the tile of an example
   let open = null;
 
-  /** An example's picture; with a mark where its feature isn't told above it. */
+  /** An example's picture, with a mark if no heading names its feature. */
   function tile(example, mark = null) {
     let item = items.get(example);
     if (!item) {
@@ -100,7 +100,7 @@ export function exampleTiles(view, pictures) {
     return item;
   }
 
-  /** The example that is open, enlarged, below the tiles that hold it. */
+  /** The open example, enlarged, for below its tiles. */
   function detail(example) {
     const name = pictures.className(examples.class?.[example]);
     const own = pictures.of([example]);
@@ -116,7 +116,7 @@ export function exampleTiles(view, pictures) {
           view.ctx.live.has("classify") && [" ", h("a", { href: address("classify", [], { run: neuron.run.index, input: examples.inputNumber[example] }) }, "Classify")])]));
   }
 
-  /** Average and feature of some examples, kept as long as these are the same. `name` is what they are: "feature 3". */
+  /** Average and feature of some examples, cached by their numbers. `name` says what they are: "feature 3". */
   function summary(members, name) {
     const key = `${name.split(" ")[0]} of ${members.join()}`;
     let known = made.get(key);
@@ -134,7 +134,7 @@ export function exampleTiles(view, pictures) {
     for (const [other, item] of items) item.classList.toggle("pointed", other === example);
   });
 
-  /** Shows the example that is open, if its tile is there, as what it is. */
+  /** Enlarges the open example, if its tile is in the page. */
   function enlarge() {
     const item = items.get(open);
     if (!item?.isConnected) return;
@@ -147,7 +147,7 @@ export function exampleTiles(view, pictures) {
     element: (example) => items.get(example) ?? tile(example),
     summary,
     enlarge,
-    /** Closes the example that is open, and opens another once its tile is there. */
+    /** Closes the open example, and opens another once its tile is in the page. */
     open(example, reveal) {
       document.querySelector(".example-detail")?.remove();
       items.get(open)?.classList.remove("open");
@@ -159,10 +159,10 @@ export function exampleTiles(view, pictures) {
       item.classList.add("open");
       item.firstChild.setAttribute("aria-expanded", "true");
       enlarge();
-      // A new page is first shown from its top.
+      // A new page is first scrolled to its top.
       setTimeout(() => item.scrollIntoView({ block: "nearest" }));
     },
-    /** Listens on what holds the tiles. */
+    /** Listens on an element that holds tiles. */
     listen(element) {
       element.addEventListener("pointerover", (event) => {
         const item = event.target.closest?.(".tiles [data-e]");

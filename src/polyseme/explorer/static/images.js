@@ -1,12 +1,12 @@
-// Arrays as pictures: pixels as they are, and signed quantities on a scale with zero in its
-// middle. One canvas pixel is one value; the browser enlarges it without smoothing.
+// Arrays as pictures: pixels as they are, and signed quantities on a diverging scale centred on
+// zero. One canvas pixel is one value; the browser enlarges it without smoothing.
 
 import { colourParts, h } from "./dom.js";
 import { number } from "./format.js";
 
 /** @typedef {[number, number, number]} Shape height, width, channels */
 
-/** @param {Shape} shape @param {string} label what it shows, for who can't see it; "" where text beside it says so */
+/** @param {Shape} shape @param {string} label description for screen readers; "" if adjacent text describes it */
 function blank([height, width], label) {
   const described = label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" };
   return h("canvas", { width, height, class: "pixels", ...described });
@@ -34,8 +34,8 @@ export function pixels(values, shape, label = "") {
 }
 
 /**
- * A signed quantity; channels are added up, as each alone would need a picture of its own.
- * @param {number} [limit] what has the full colour; by default the largest magnitude
+ * A signed quantity, summed over channels, because each channel would need its own picture.
+ * @param {number} [limit] magnitude with full colour; by default the largest
  */
 export function signed(values, shape, label = "", limit = 0) {
   const canvas = blank(shape, label);
@@ -52,7 +52,7 @@ export function signed(values, shape, label = "", limit = 0) {
     });
   };
   draw();
-  // A canvas that has left the page draws no more.
+  // A canvas that has left the page stops redrawing.
   const redraw = () => (canvas.isConnected ? draw() : window.removeEventListener("themechange", redraw));
   window.addEventListener("themechange", redraw);
   return canvas;

@@ -1,5 +1,5 @@
 // How much each token of an example matters to the activation: stored with the run, or computed
-// by the live server when asked for.
+// by the live server on request.
 
 import * as data from "./data.js";
 import { h } from "./dom.js";
@@ -9,7 +9,7 @@ const NONE = 255;
 const SCALE = 254;
 const AT_A_TIME = 10;
 
-/** Importances of an example's window, 0 to 1, NaN where there's none; null where all are unknown. */
+/** Importances of an example's window, 0 to 1, NaN where missing; null if all are unknown. */
 export function windowImportances(tokens, example) {
   const at = example * tokens.width;
   const stored = tokens.importances?.subarray(at, at + tokens.width);
@@ -17,13 +17,13 @@ export function windowImportances(tokens, example) {
   return Array.from(stored, (value) => (value === NONE ? NaN : value / SCALE));
 }
 
-/** Computed ones, by run and neuron, for as long as the page lives. */
+/** Computed importances, by run and neuron, kept until the page is closed. */
 const computed = new Map();
 
 /**
  * @param {object} neuron as data.js has it; `tokens.importances` is filled in
  * @param {object} ctx see app.js
- * @returns {{notice: (onChange: () => void) => Node | null}} what to say where there are none
+ * @returns {{notice: (onChange: () => void) => Node | null}} a notice if there are none
  */
 export function importancesOf(neuron, ctx) {
   const { tokens, run } = neuron;
@@ -61,14 +61,14 @@ export function importancesOf(neuron, ctx) {
       if (known(tokens.importances) || working) return null;
       if (!ctx.live.has("importances")) {
         return h("p", { class: "notice" },
-          "This run has no importances of tokens; an analysis with ", h("code", {}, "--importances exact"), " has them.");
+          "This run has no token importances; to store them, analyse with ", h("code", {}, "--importances exact"), ".");
       }
       const status = h("span", { role: "status" });
       const button = h("button", { type: "button", onclick: () => {
         button.disabled = true;
         compute(status, onChange);
       } }, "Compute them now");
-      return h("p", { class: "notice" }, "This run has no importances of tokens. ", button, " ", status);
+      return h("p", { class: "notice" }, "This run has no token importances. ", button, " ", status);
     },
   };
 }

@@ -1,4 +1,4 @@
-/** Whether a key press is meant for what has the focus (a field, a slider, a menu), not for the page. */
+/** Whether a key press is for the focused control (a field, a slider, a menu), not for the page. */
 export function typing(event) {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return true;
   const target = event.target;

@@ -1,5 +1,5 @@
-// What ties the parts of a neuron's page together: the example that is pointed at shows in all
-// of them, and the one that is chosen is opened.
+// Links the parts of a neuron's page: the example under the pointer is highlighted in all of
+// them, and a chosen example is opened.
 
 /**
  * @param {(example: number | null) => void} choose

@@ -4,7 +4,7 @@ import { number } from "./format.js";
 import { h } from "./dom.js";
 import { tokenChip } from "./tokens.js";
 
-/** @returns {HTMLElement | null} null where the run doesn't know */
+/** @returns {HTMLElement | null} null if the run has no logit effects */
 export function tokenLogits(neuron) {
   if (!neuron.promoted?.length && !neuron.suppressed?.length) return null;
   const rows = [...(neuron.promoted ?? []), ...(neuron.suppressed ?? [])];
@@ -28,7 +28,7 @@ const CLASSES_SHOWN = 12;
 /**
  * What a neuron of a classifier does to each class's logit, averaged over its examples.
  * @param {string[]} names of the classes
- * @returns {HTMLElement | null} null where the run doesn't know
+ * @returns {HTMLElement | null} null if the run has no logit effects
  */
 export function classLogits(neuron, names) {
   const { logitAblation: ablation, logitGradient: gradient } = neuron.image;
@@ -49,7 +49,7 @@ export function classLogits(neuron, names) {
         h("td", { class: "num" }, number(gradient[c], 3))))));
 }
 
-/** A bar from the middle; a tick for a second figure. */
+/** A bar from the middle, with a tick for a second value. */
 export function effectBar(value, most, tick = NaN) {
   const share = (v) => Math.max(-1, Math.min(1, v / most)) * 50;
   const width = Math.abs(share(value));

@@ -1,18 +1,18 @@
-// What neurons and their sites are called, and what a reader may type for them. A site's address is the layer that its
-// name carries, where no other site of the run carries the same, and else its name: 12/345, or lm_head/345.
+// Names of neurons and sites, and what a reader may type for them. A site's address is the layer number in its name,
+// if no other site of the run has the same number, or else its name: 12/345, or lm_head/345.
 
 import { isolated, whole } from "./format.js";
 
 const LISTED = 6; // names of sites in a sentence
 
-/** The site that `place` names: by its name, or by its layer, which no other site may have. */
+/** The site that `place` names: by its name, or by its layer number if only one site has it. */
 export function siteOf(run, place) {
   const byName = run.sites.find(({ name }) => name === place);
   if (byName || !/^\d+$/.test(place)) return byName;
   return run.sites.find(({ address }) => address === String(Number(place)));
 }
 
-/** Why `place` names no site of the run, in a sentence. */
+/** A sentence that says why `place` names no site of the run. */
 export function noSite(run, place) {
   const names = (sites) => `${sites.slice(0, LISTED).map(({ name }) => isolated(name)).join(", ")}${sites.length > LISTED ? ` … (${whole(sites.length)} in all)` : ""}`;
   if (!/^\d+$/.test(place)) return `There is no site “${isolated(place)}” in this run; it has ${names(run.sites)}.`;
@@ -20,8 +20,8 @@ export function noSite(run, place) {
   if (sharing.length) return `Layer ${place} has ${whole(sharing.length)} sites in this run; give the name of one: ${names(sharing)}.`;
   const layers = [...new Set(run.sites.map(({ layer }) => layer).filter((layer) => layer !== null))];
   return layers.length
-    ? `There is no layer ${place} in this run; it has ${ranges(layers)}.`
-    : `The sites of this run have names without a layer’s number; it has ${names(run.sites)}.`;
+    ? `There is no layer ${place} in this run; it has layer${layers.length > 1 ? "s" : ""} ${ranges(layers)}.`
+    : `The site names of this run have no layer number; its sites are ${names(run.sites)}.`;
 }
 
 /** [1, 10, 11, 12, 13] -> "1 and 10 to 13" */
@@ -37,11 +37,11 @@ function ranges(numbers) {
 }
 
 /**
- * The neuron of a place and a number; a run of one site needs no place.
+ * The neuron with a number at a place; a run with one site needs no place.
  * @returns {{site: number, neuron: number} | {problem: string}}  `problem` is a sentence
  */
 export function neuronAt(run, place, number) {
-  if (place === undefined && run.sites.length > 1) return { problem: `A neuron of this run is named by its layer and its number, such as ${example(run)}.` };
+  if (place === undefined && run.sites.length > 1) return { problem: `Give a neuron of this run as layer and number, such as ${example(run)}.` };
   const site = place === undefined ? run.sites[0] : siteOf(run, place);
   if (!site) return { problem: noSite(run, place) };
   const neuron = /^\d+$/.test(number ?? "") ? Number(number) : NaN;
@@ -52,31 +52,31 @@ export function neuronAt(run, place, number) {
 
 /**
  * The neuron that `text` names, if it names one: "12/345" by the layer, "layers.2/345" or "layers.2 345" by the site's
- * name, or "345" where the run has one site.
- * @returns {{site: number, neuron: number} | {problem: string} | null}  null for what doesn't look like a neuron
+ * name, or "345" if the run has one site.
+ * @returns {{site: number, neuron: number} | {problem: string} | null}  null if the text doesn't look like a neuron
  */
 export function findNeuron(run, text) {
   const match = text.trim().match(/^(?:(.+?)\s*([/\s:#])\s*)?(\d+)$/);
   if (!match) return null;
   const [, typed, separator, number] = match;
   const place = typed?.replace(/^layer\s+(?=\d+$)/i, "");
-  // Words may end in a number, or be one.
+  // Words may end in a number, or be a number.
   const isWords = place === undefined ? run.sites.length > 1 : !siteOf(run, place) && !/^\d+$/.test(place) && separator !== "/";
   return isWords ? null : neuronAt(run, place, number);
 }
 
-/** How a site is called: its name, and its layer too where that is its address. */
+/** The display name of a site: its name, preceded by its layer if that is its address. */
 export function siteName(run, site) {
   const name = isolated(site.name);
   return run.sites.length === 1 || site.address === site.name ? name : `${site.address} · ${name}`;
 }
 
-/** How a neuron is called, such as 12/345; by its number alone where the run has one site. */
+/** The display name of a neuron, such as 12/345; only its number if the run has one site. */
 export function neuronName(run, site, neuron) {
   return run.sites.length === 1 ? String(neuron) : `${isolated(site.address)}/${neuron}`;
 }
 
-/** A neuron of the run, to show how one is named; a site with a number for its address, where there is one. */
+/** An example of a neuron's name, from a site with a numeric address if there is one. */
 export function example(run) {
   const site = run.sites.findLast(({ address }) => /^\d+$/.test(address)) ?? run.sites[0];
   return neuronName(run, site, Math.min(345, site.n_neurons - 1));

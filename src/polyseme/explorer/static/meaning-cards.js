@@ -1,4 +1,4 @@
-// The meanings of a neuron, a card each: a few examples, or when it's opened all of them, feature
+// The meanings of a neuron, one card each: a few examples or, when opened, all of them, feature
 // by feature.
 
 import { count, percent } from "./format.js";
@@ -13,12 +13,12 @@ const LISTED = 6; // examples of each part of a feature
  * How examples are shown.
  *
  * @typedef {object} Samples
- * @property {string} list class of a list of them
- * @property {number} shown how many stand for a meaning
+ * @property {string} list CSS class of a list of examples
+ * @property {number} shown number of examples per meaning
  * @property {(example: number) => Node} item
- * @property {(example: number) => HTMLElement} element the same where it is already
- * @property {(members: number[], name: string) => Node} [pictures] of all of some examples
- * @property {() => void} [placed] called when items are where they belong
+ * @property {(example: number) => HTMLElement} element the existing element of an example
+ * @property {(members: number[], name: string) => Node} [pictures] pictures of a group of examples
+ * @property {() => void} [placed] called after items are placed
  */
 
 /**
@@ -33,7 +33,7 @@ export function meaningCards(view, samples) {
   const few = tooFewVectors(neuron.site);
   const element = h("div", { class: "meanings" },
     h("div", { class: "meaning-head" }, figures, verdict, few && h("p", { class: "notice" }, few),
-      h("p", { class: "quiet-text small" }, "A card shows the most typical example first, then the strongest.")),
+      h("p", { class: "quiet-text small" }, "Each card shows the most typical example first, then the strongest.")),
     cards);
   const opened = new Set(); // numbers of the meanings whose features are shown
   const whole = new Set(); // parts of features whose examples are all shown
@@ -44,7 +44,7 @@ export function meaningCards(view, samples) {
   /** Shows the meanings, with their features at a cut. */
   function show(next) {
     cut = next;
-    // Meaning 3 of one cut is another in the next.
+    // Meaning 3 at one cut is not meaning 3 at the next.
     if (groups && groups.threshold !== view.groups.threshold) opened.clear();
     groups = view.groups;
     const focused = cards.contains(document.activeElement) ? document.activeElement : null;
@@ -59,7 +59,7 @@ export function meaningCards(view, samples) {
     replace(verdict, verdictOf(view));
   }
 
-  /** Lets go of the examples, which are shown elsewhere. */
+  /** Releases the examples, which are shown elsewhere. */
   function hide() {
     cards.replaceChildren();
   }
@@ -75,7 +75,7 @@ export function meaningCards(view, samples) {
     const body = h("details", { class: "meaning-features", open: opened.has(meaning) },
       h("summary", {}, featureWords(features)), parts);
 
-    /** A meaning's examples are either samples of it or below its features. */
+    /** Shows either a sample of the meaning's examples, or all of them by feature. */
     function fill() {
       replace(sample, body.open ? null : fewOf(meaning, members).map(samples.item));
       sample.hidden = body.open;
@@ -110,7 +110,7 @@ export function meaningCards(view, samples) {
     return [...first, ...members.filter((example) => example !== medoid)].slice(0, samples.shown);
   }
 
-  /** What of each feature lies among some examples, most first; single examples together at the end. */
+  /** Groups examples by feature, largest group first; single examples together at the end. */
   function partsOf(members) {
     const found = new Map();
     for (const example of members) {
@@ -127,7 +127,7 @@ export function meaningCards(view, samples) {
     const n = features.filter(({ name }) => name !== "singles").length;
     const single = features.find(({ name }) => name === "singles")?.examples.length ?? 0;
     const words = [n && count(n, "feature"), single && count(single, "single example")].filter(Boolean);
-    return `All its examples: ${words.join(" and ")}`;
+    return `All examples: ${words.join(" and ")}`;
   }
 
   function partOf(meaning, { name, examples }) {
@@ -138,14 +138,14 @@ export function meaningCards(view, samples) {
     more.addEventListener("click", () => whole.add(key));
     if (name === "singles") {
       return h("section", { class: "meaning-part f-rest" },
-        h("header", {}, h("h4", {}, count(examples.length, "single example")), h("span", { class: "quiet-text small" }, "each a feature of its own")), list, more);
+        h("header", {}, h("h4", {}, count(examples.length, "single example")), h("span", { class: "quiet-text small" }, "each its own feature")), list, more);
     }
     const size = cut.features[name].length;
     const place = paletteOf(name, size);
     return h("section", { class: `meaning-part ${colourClass(place)}`, dataset: { part: name } },
       h("header", {},
         h("h4", {}, h("a", { href: view.addressOfFeature(name) }, h("span", {}, "Feature "), badge(name, place))),
-        h("span", { class: "quiet-text small" }, examples.length === size ? `all its ${count(size, "example")}` : `${examples.length} of its ${count(size, "example")}`)),
+        h("span", { class: "quiet-text small" }, examples.length === size ? `all ${count(size, "example")}` : `${examples.length} of ${count(size, "example")}`)),
       list, more);
   }
 
@@ -158,7 +158,7 @@ export function meaningCards(view, samples) {
     one.fill();
   }
 
-  /** Shows an example wherever it's folded away. */
+  /** Unfolds whatever hides an example. */
   function reveal(example) {
     if (samples.element(example).isConnected) return;
     const meaning = groups.labels[example];
@@ -171,21 +171,21 @@ export function meaningCards(view, samples) {
   return { element, show, hide, open, reveal };
 }
 
-/** Whether chance would make the groups, or why that isn't told. */
+/** Whether chance explains the groups, or why that isn't known. */
 function verdictOf({ neuron, groups, details, lost }) {
   const quiet = (...words) => h("p", { class: "quiet-text" }, words);
   if (!hasDetails(neuron.run)) {
-    return quiet("What the groups are about, and whether chance would make them, isn’t in these pages. ",
+    return quiet("Labels, and whether chance explains the groups, aren’t in this export. ",
       "Open the run itself: ", h("code", {}, "polyseme explore RUN"), ".");
   }
   if (lost) return h("p", { class: "notice bad" }, lost);
-  if (!details) return quiet("Looking whether chance would make such groups…");
+  if (!details) return quiet("Checking whether chance explains the groups…");
   if (details.problem) return h("p", { class: "notice bad" }, details.problem);
   if (!groups.own) {
     const { overlap } = neuron.run.meaning_cut;
-    return quiet(`Cut at an overlap of ${groups.threshold}. Whether chance would make such groups is told at the run’s own cut, ${overlap}.`);
+    return quiet(`Cut at an overlap of ${groups.threshold}. Whether chance explains the groups is known only at the run’s own overlap, ${overlap}.`);
   }
   const words = verdictWords(details.verdict, groups.n);
   return words ? h("p", {}, h("strong", {}, words[0]), ` ${words[1]}`)
-    : quiet("It has too many examples to tell whether chance would make such groups.");
+    : quiet("This neuron has too many examples to test whether chance explains the groups.");
 }

@@ -1,26 +1,26 @@
-// The tree of a neuron's meanings: where an overlap splits its examples. Pure functions of arrays.
+// The tree of a neuron's meanings, which splits its examples by overlap. Pure functions of arrays.
 
 import { arrange } from "./recut.js";
 
 /**
- * A group of examples: where it is split, or one that no overlap splits.
+ * A group of examples: one that an overlap splits, or one that none splits.
  *
  * @typedef {object} Group
- * @property {number} overlap above which it falls into its sides; 1 where it never does
- * @property {number} x place of its line, in examples from the left
- * @property {number} example one of those that stay in the group wherever it's a meaning
- * @property {Group[]} sides the two that it falls into, or none
+ * @property {number} overlap above which it splits into its sides; 1 if it never does
+ * @property {number} x position of its line, in examples from the left
+ * @property {number} example that belongs to the group wherever the group is a meaning
+ * @property {Group[]} sides the two groups that it splits into, or none
  */
 
 /**
  * The groups that a tree can be cut into, as `polyseme.core.Meanings.cut` does: a merge is a split
  * if both of its sides have enough examples and overlap less than the threshold, as do the sides
- * of all splits above it. Fewer examples that come off are no group, and split no other.
+ * of all splits above it. Smaller sides that come off are not groups, and split no other group.
  *
  * @param {{nodes: ArrayLike<number>, overlaps: ArrayLike<number>}} tree
- * @param {number} n how many examples it has
+ * @param {number} n number of examples
  * @param {number} smallest fewest examples of a side
- * @returns {{order: Int32Array, place: Float64Array, root: Group}} examples from left to right, and where each is
+ * @returns {{order: Int32Array, place: Float64Array, root: Group}} examples from left to right, and the position of each
  */
 export function groupTree({ nodes, overlaps }, n, smallest) {
   const { order, x, sizes } = arrange({ nodes, heights: overlaps }, n);
@@ -45,8 +45,8 @@ export function groupTree({ nodes, overlaps }, n, smallest) {
 }
 
 /**
- * The lines of the tree at a cut, as corners (x, overlap): those of groups below the cut with one
- * of the group's examples, those above with -1.
+ * The lines of the tree at a cut, as corners (x, overlap): with an example of the group for groups
+ * below the cut, with -1 above it.
  *
  * @param {Group} root
  * @param {number} threshold
@@ -56,7 +56,7 @@ export function linesOf(root, threshold) {
   const lines = [];
   (function draw(group, above) {
     const { overlap, x, sides } = group;
-    // What is above the cut is of several meanings.
+    // Lines above the cut belong to several meanings.
     if (above < threshold) lines.push({ corners: [[x, above], [x, Math.min(threshold, overlap)]], example: -1 });
     if (overlap >= threshold) lines.push({ corners: [[x, Math.max(above, threshold)], [x, overlap]], example: group.example });
     if (sides.length) lines.push({ corners: sides.map((side) => [side.x, overlap]), example: overlap < threshold ? -1 : group.example });

@@ -1,4 +1,4 @@
-// The distribution of one metric over a run's neurons, the selected ones before all.
+// The distribution of one metric over a run's neurons, with the selected ones in front.
 
 import { distribution } from "./charts.js";
 import { h, replace } from "./dom.js";
@@ -32,12 +32,12 @@ export function metricDistribution(element, { table, names, change, height }, si
       const log = logarithmic(values, wanted);
       const range = extent(values, log);
       const missing = values.length - countFinite(values, log);
-      replace(reading, words, missing ? ` ${whole(missing)} of ${whole(values.length)} neurons ${missing === 1 ? "has" : "have"} none${log ? ", or 0," : ""} and ${missing === 1 ? "is" : "are"} left out.` : "");
+      replace(reading, words, missing ? ` ${whole(missing)} of ${whole(values.length)} neurons ${missing === 1 ? "has" : "have"} no value${log ? ", or 0," : ""} and ${missing === 1 ? "is" : "are"} left out.` : "");
       controller.abort();
       controller = new AbortController();
       if (!range) return replace(chart, h("p", { class: "quiet-text" }, "No neuron has a value."));
       const integer = kind === "integer";
-      // Of few neurons, fewer bins than pixels would allow: one neuron a bin is no distribution.
+      // For few neurons, use fewer bins than would fit: one neuron per bin is not a distribution.
       const n = Math.max(8, Math.min(48, Math.ceil(2 * Math.sqrt(values.length))));
       const edges = binEdges(...range, { log, integer, n });
       const series = [{ label: "all neurons", counts: binCounts(values, edges, { log }), paint: keep ? "--mark-soft" : "--mark" }];

@@ -1,5 +1,5 @@
-// What the pages of neurons share: the head, the choice of features, the metrics, the side with
-// the tree and the pictures.
+// What the pages of neurons share: the head, the choice of features, the metrics, and the side
+// column with the tree and the maps.
 
 import * as data from "./data.js";
 import { h, replace, uniqueId } from "./dom.js";
@@ -16,7 +16,7 @@ import { COLOURS, neighbourKeys, ORDERS } from "./neuron-view.js";
 import { badge, paletteOf } from "./palette.js";
 import { distances } from "./recut.js";
 
-/** The head of a page: which neuron, its neighbours, and what of it can't be shown. */
+/** The head of a page: the neuron's name, its neighbours, and what can't be shown. */
 function head(view) {
   const { neuron } = view;
   const { run, site } = neuron;
@@ -31,7 +31,7 @@ function head(view) {
     for (const link of links) if (link.step) link.element.href = view.addressOf(view.neighbour(link.step));
   };
   view.onQuery.push(follow);
-  // The address also changes where only what the page shows does.
+  // The address also changes when only the view of the page changes.
   for (const { step, element } of links) if (step) element.addEventListener("pointerdown", follow);
   neighbourKeys(view);
   const wrong = h("div", { role: "status" });
@@ -46,14 +46,14 @@ function head(view) {
 }
 
 /**
- * Fills a page: the head, the features beside the tree and the pictures, the rest. What of a
- * damaged run can't be read is left out, and the head says so.
+ * Fills a page: the head, the features next to the tree and the maps, and the rest. What can't be
+ * read from a damaged run is left out, and the head says so.
  *
  * @param {HTMLElement} main
  * @param {import("./neuron-view.js").NeuronView} view
  * @param {object} parts
  * @param {() => Node[]} parts.features
- * @param {(example: number) => Node[]} parts.tell what to show of an example that's pointed at
+ * @param {(example: number) => Node[]} parts.tell what a tooltip shows of an example
  * @param {Node} parts.rest
  */
 export function fillNeuron(main, view, { features, tell, rest }) {
@@ -65,12 +65,12 @@ export function fillNeuron(main, view, { features, tell, rest }) {
   main.append(rest);
 }
 
-/** Said instead of what is damaged. */
+/** A notice in place of what is damaged. */
 export function lost(sentence) {
   return h("p", { class: "notice bad" }, sentence);
 }
 
-/** What features are shown, and how. */
+/** The controls for which features are shown, and how. */
 export function featuresBar(view, ...more) {
   const heading = h("h2", {}, "Features");
   const features = [featureChoice(view), orderChoice(view)];
@@ -89,13 +89,13 @@ export function featuresBar(view, ...more) {
 export function cardsOf(view, features, meanings) {
   if (!meanings) return view.add(features);
   const element = h("div", { class: "levels" });
-  let opened = null; // so that what the reader has closed stays so
+  let opened = null; // so that a meaning that the reader has closed stays closed
   return view.add({
     element,
     show(cut, chosen) {
       const [shown, other] = view.byMeaning ? [meanings, features] : [features, meanings];
       if (shown.element.parentNode !== element) {
-        other.hide(); // an example is in one place only
+        other.hide(); // an example can be in only one place
         replace(element, shown.element);
       }
       shown.show(cut, chosen);
@@ -105,7 +105,7 @@ export function cardsOf(view, features, meanings) {
   });
 }
 
-/** A few radio buttons that look like one control. `choose` is called with what is chosen. */
+/** Radio buttons that look like one control. `choose` is called with the chosen value. */
 function radios(legend, options, choose) {
   const name = uniqueId("choice");
   const labels = options.map(([value, text]) => h("label", {}, h("input", { type: "radio", name, value, onchange: () => choose(value) }), text));
@@ -117,28 +117,28 @@ function radios(legend, options, choose) {
   };
 }
 
-/** Whether a card is a meaning or a feature. */
+/** The choice between cards for meanings and for features. */
 function levelChoice(view) {
   const { element, check } = radios("Show examples by", LEVELS.map((level) => [level, level.replace(/^./, (c) => c.toUpperCase())]),
     (level) => view.go(level, { feature: null, meaning: null }));
   return { element, show: () => check(view.level) };
 }
 
-/** What the pictures are coloured by. */
+/** The choice of colours in the maps. */
 function colourChoice(view) {
   const { element, check } = radios("Colour examples by", COLOURS.map((colour) => [colour, `By ${colour}`]), (colour) => view.ctx.navigate({ colour }));
   return { element, show: () => check(view.colour) };
 }
 
-/** Said instead of everything else of a neuron without examples. */
+/** The notice for a neuron without examples. */
 function deadNotice(neuron) {
   return h("p", { class: "notice" },
     neuron.metrics.density > 0
-      ? "None of the inputs that activate this neuron met the run's selection, so it has no examples and no features."
-      : "A dead neuron: none of the inputs activates it, so it has no examples and no features.");
+      ? "No input that activates this neuron meets the run's selection, so it has no examples or features."
+      : "This neuron is dead: no input activates it, so it has no examples or features.");
 }
 
-/** Figures that follow the cut. @returns {import("./neuron-view.js").Part & {element: HTMLElement}} */
+/** Metrics that follow the cut. @returns {import("./neuron-view.js").Part & {element: HTMLElement}} */
 function figures(view) {
   const { neuron } = view;
   const element = h("dl", { class: `stats neuron-figures${view.groups ? " with-meanings" : ""}` });
@@ -170,12 +170,12 @@ function figures(view) {
   };
 }
 
-/** How many inputs activate a neuron: those that its examples were chosen from. */
+/** Number of inputs that activate a neuron, from which its examples were selected. */
 export function activeInputs(neuron) {
   return neuron.histogram ? neuron.histogram.counts.reduce((a, b) => a + b, 0) : NaN;
 }
 
-/** All metrics of the neuron, each with a sentence on how to read it. */
+/** All metrics of the neuron, each with an explanation. */
 export function metricsTable(neuron) {
   const rows = metricNames(Object.keys(neuron.metrics)).map((name) => {
     const { label, reading, kind } = metric(name);
@@ -189,13 +189,13 @@ export function metricsTable(neuron) {
       h("tbody", {}, rows)));
 }
 
-/** A part of the page in a frame of its own, under a heading. */
+/** A framed part of the page, with a heading. */
 export function card(title, ...children) {
   const id = uniqueId("part");
   return h("section", { class: "card", "aria-labelledby": id }, h("header", {}, h("h2", { id }, title)), children);
 }
 
-/** Which feature is shown: all of them side by side, or one. */
+/** The choice of features: all, or one. */
 function featureChoice(view) {
   const element = h("nav", { class: "feature-choice", "aria-label": "Features" });
   const go = (feature) => view.go("features", { feature });
@@ -207,7 +207,7 @@ function featureChoice(view) {
           type: "button", class: "feature-tab", "aria-pressed": String(chosen === feature), dataset: { tab: feature ?? "all" },
           onclick: () => {
             go(feature);
-            // The buttons are made anew; whoever goes on with the keyboard keeps the place.
+            // The buttons are rebuilt; restore the focus for keyboard users.
             element.querySelector(`[data-tab="${feature ?? "all"}"]`)?.focus();
           },
         }, content);
@@ -221,9 +221,9 @@ function featureChoice(view) {
   };
 }
 
-const ORDER_NAMES = { size: "Largest feature first", maximum: "Feature of the strongest example first", strongest: "Strongest example first, of any feature" };
+const ORDER_NAMES = { size: "Largest feature first", maximum: "Feature with the strongest example first", strongest: "Strongest example first, across features" };
 
-/** In which order features are shown, or examples whatever their feature. */
+/** The choice of order: of features, or of examples across features. */
 function orderChoice(view) {
   const select = h("select", { onchange: () => view.go("features", { order: select.value === ORDERS[0] ? null : select.value }) },
     ORDERS.map((order) => h("option", { value: order }, ORDER_NAMES[order])));
@@ -233,13 +233,13 @@ function orderChoice(view) {
   };
 }
 
-/** The tree, the pictures and the activations, in a column that stays in sight. */
+/** The tree, the maps and the activations, in a column that stays visible. */
 function side(view, { tell }) {
   const { neuron, link, signal } = view;
   const parts = neuron.n > 1 ? [h("div", { class: "side-tree" }, trees(view))] : [];
   const pictures = [
-    ["layout", "As the neuron reads them", "Neuron embeddings: examples near each other meet the neuron's weights alike."],
-    ["layoutInput", "Before the neuron", "The layer's inputs themselves: near each other means alike whatever the neuron reads."],
+    ["layout", "Weighted by the neuron", "Neuron embeddings: nearby examples activate the neuron through the same weights."],
+    ["layoutInput", "Raw input", "The layer's inputs: nearby examples are similar, whatever the neuron reads."],
   ].filter(([name]) => neuron[name]?.length && neuron.n > 1);
   const rest = [];
   if (pictures.length) {
@@ -249,7 +249,7 @@ function side(view, { tell }) {
     rest.push(card("Examples in two dimensions",
       view.groups && h("div", { class: "map-colour" }, view.add(colourChoice(view))),
       h("div", { class: "maps" }, maps),
-      h("p", { class: "quiet-text small" }, "The two leading directions of the cosine geometry, with the neuron's weights (left) and without. A point is an example, its shape and colour the ",
+      h("p", { class: "quiet-text small" }, "The two leading directions of the cosine geometry, with the neuron's weights (left) and without them. Each point is an example; its shape and colour show its ",
         view.add({ element: kind, show: () => (kind.textContent = view.colour) }), ".")));
   }
   if (neuron.histogram) {
@@ -263,16 +263,16 @@ function side(view, { tell }) {
   return element;
 }
 
-/** Where to cut: the tree of what the page shows. */
+/** The threshold, on the tree of meanings or of features. */
 function trees(view) {
   const { neuron, signal, link } = view;
   const features = hasTree(neuron) && dendrogram(featurePlan(neuron), { signal, link, onThreshold: (value, settled) => view.setThreshold(value, settled) });
   const meanings = view.groups && neuron.meaningTree && dendrogram(meaningPlan(neuron), { signal, link, onThreshold: (value, settled) => view.setOverlap(value, settled) });
-  const ofFeatures = h("div", {}, features ? features.element : h("p", { class: "notice" }, "The trees of this run can't be read, so its features are shown as it cut them."));
+  const ofFeatures = h("div", {}, features ? features.element : h("p", { class: "notice" }, "The trees of this run can't be read, so the features are shown at the run's own threshold."));
   const why = h("p", { class: "quiet-text small" });
   const ofMeanings = h("div", { hidden: true }, meanings && meanings.element, why,
-    h("p", { class: "quiet-text small" }, "Overlap is what the two sides of a branch have in common: about 1 for halves of one meaning, about 0 for unrelated meanings. Sides that overlap less than the cut are different meanings."));
-  return card("Where to cut", view.add({
+    h("p", { class: "quiet-text small" }, "Overlap says how much the two sides of a branch have in common: about 1 for two halves of one meaning, about 0 for unrelated meanings. Sides that overlap less than the threshold are different meanings."));
+  return card("Clustering threshold", view.add({
     element: h("div", {}, ofFeatures, ofMeanings),
     show(cut, chosen) {
       const byMeaning = Boolean(view.byMeaning && meanings);
@@ -282,12 +282,12 @@ function trees(view) {
       if (!byMeaning) return;
       meanings.show(view.groups, null, !view.canRegroup);
       why.hidden = view.canRegroup;
-      why.textContent = hasDetails(neuron.run) ? "" : "The meanings at other cuts aren’t in these pages.";
+      why.textContent = hasDetails(neuron.run) ? "" : "Meanings at other thresholds aren’t in this export.";
     },
   }));
 }
 
-/** A picture of all examples, coloured by what the reader chose. */
+/** A map of all examples, coloured as the reader chose. */
 function grouped(view, { element, show }) {
   return {
     element,

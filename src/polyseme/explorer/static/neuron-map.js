@@ -11,9 +11,9 @@ import { Scale, extent, logarithmic, quantile } from "./scale.js";
 import { Scatter } from "./scatter.js";
 
 const STEPS = 64;
-// Both are mean distances between the same neuron’s embeddings, so where they are equal means something.
+// Both are mean distances between the same neuron’s embeddings, so the line where they are equal is meaningful.
 const COMPARED = ["mean_distance", "background_distance"];
-const HUES = 8; // that the design has for kinds; more layers than that are a sequence
+const HUES = 8; // categorical colours in the design; more layers use a sequential scale
 
 export function neuronMap(element, { run, table, names, change }, signal) {
   const pick = (parameter, label, options) => {
@@ -21,8 +21,8 @@ export function neuronMap(element, { run, table, names, change }, signal) {
     return { select, field: h("label", { class: "field" }, label, select) };
   };
   const options = () => names.map((name) => h("option", { value: name }, metric(name).label));
-  const x = pick("x", "Across", options());
-  const y = pick("y", "Up", options());
+  const x = pick("x", "X axis", options());
+  const y = pick("y", "Y axis", options());
   const shade = pick("colour", "Colour", [run.sites.length > 1 && h("option", { value: "layer" }, "Layer"), options()]);
   const key = h("div");
   const note = h("p", { class: "reading" });
@@ -36,7 +36,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
   const scatter = new Scatter(
     canvas,
     {
-      label: "Map of all neurons as points. The arrow keys move it, plus and minus zoom, 0 shows all. The table of neurons holds the same values.",
+      label: "Map of all neurons as points. Arrow keys pan, plus and minus zoom, 0 shows all. The table of neurons has the same values.",
       height: (width) => Math.round(Math.min(560, Math.max(300, width * 0.62))),
       tip: (row) => tipOf(row),
       onPick(row) {
@@ -78,7 +78,7 @@ export function neuronMap(element, { run, table, names, change }, signal) {
     replace(
       note,
       distances
-        ? `${names.y === "mean_distance" ? "Below" : "Above"} the dashed line, a neuron’s examples are closer together than inputs drawn at random would be.`
+        ? `${names.y === "mean_distance" ? "Below" : "Above"} the dashed line, a neuron’s examples are closer together than random inputs.`
         : `${metric(names.y).label}: ${metric(names.y).reading}`,
     );
     const unplaced = countUnplaced(across, up);
@@ -126,7 +126,7 @@ function byLayer(run, table) {
   return { shade, paints, legend };
 }
 
-/** From the 1st to the 99th percentile, so that a few extremes don't leave one colour to the rest. */
+/** Colours from the 1st to the 99th percentile, so that outliers don't compress the scale. */
 function byMetric(table, name) {
   const values = table.column(name);
   const { log: wanted, kind } = metric(name);

@@ -1,4 +1,4 @@
-// All neurons of a run in a table, by any column.
+// A table of all neurons of a run, sortable by any column.
 
 import { csv, download } from "./csv.js";
 import * as data from "./data.js";
@@ -12,7 +12,7 @@ import { neuronAddress } from "./route.js";
 export function neuronTable(element, { run, table, names, change }, signal) {
   const box = h("div");
   const save = h("button", { type: "button", onclick: () => download(`${run.title.replace(/[^\p{L}\p{N}._-]+/gu, "-")}-neurons.csv`, "text/csv", asCsv()) }, "Download CSV");
-  replace(element, h("header", {}, h("h2", {}, "All neurons"), h("p", { class: "reading" }, "Sort by a column’s name."), save), box);
+  replace(element, h("header", {}, h("h2", {}, "All neurons"), h("p", { class: "reading" }, "Click a column heading to sort."), save), box);
   const columns = [
     { name: "neuron", label: "Neuron", hint: "Layer and number", cell: link },
     ...names.map((name) => {
@@ -21,7 +21,7 @@ export function neuronTable(element, { run, table, names, change }, signal) {
       return { name, label, hint: reading, num: true, cell: (row) => value(values[row], kind) };
     }),
   ];
-  // Those of the most meanings first, where they are counted.
+  // Most meanings first, if they are counted.
   const usual = names.includes("n_meanings") ? "-n_meanings" : "neuron";
   let sort = usual;
   let rows = [];
@@ -30,9 +30,9 @@ export function neuronTable(element, { run, table, names, change }, signal) {
     {
       label: "All neurons",
       columns,
-      empty: "No neuron is in the selection.",
+      empty: "No neurons match the selection.",
       onSort(name) {
-        // Metrics are most often looked at from the top.
+        // Metrics are sorted in descending order first.
         const down = name === "neuron" ? sort === "neuron" : sort !== `-${name}`;
         change({ sort: down ? `-${name}` : name });
       },
@@ -49,7 +49,7 @@ export function neuronTable(element, { run, table, names, change }, signal) {
     );
   }
 
-  /** The rows that are shown, with the columns that `neurons.parquet` has. */
+  /** The rows that are shown, with the columns of `neurons.parquet`. */
   function asCsv() {
     const values = names.map((name) => table.column(name));
     return csv(["site", "neuron", ...names], rows.map((row) => {
@@ -65,12 +65,12 @@ export function neuronTable(element, { run, table, names, change }, signal) {
       sort = name === "neuron" || names.includes(name) ? asked : usual;
       rows = sorted(table, sort, keep);
       grid.show(rows, sort);
-      save.title = `${count(rows.length, "neuron")}: those of the selection, in this order`;
+      save.title = `${count(rows.length, "neuron")}: the current selection, in this order`;
     },
   };
 }
 
-/** Rows in order; those without a value come last either way, equal ones by number. */
+/** Rows in order; those without a value come last in either direction, ties by number. */
 function sorted(table, sort, keep) {
   const rows = [];
   for (let row = 0; row < table.n; row++) if (!keep || keep[row]) rows.push(row);

@@ -9,38 +9,38 @@ import { neuronAddress } from "./route.js";
 import { typing } from "./keys.js";
 import { hasAllCuts, hasDetails, LEVELS, meaningDetails, meaningsAt } from "./meanings.js";
 
-const DWELL = 100; // milliseconds on a page before what takes longer is asked for
+const DWELL = 100; // milliseconds on a page before slow requests are sent
 
-/** The neuron that an address names. @throws {data.DataError} if there's none */
+/** The neuron that an address names. @throws {data.DataError} if there is none */
 export async function openNeuron({ run, params, query }) {
   const found = neuronAt(run, ...(params.length > 1 ? params : [undefined, ...params]));
   if (found.problem) throw new data.DataError(found.problem);
   const neuron = await data.neuron(run, data.rowOf(run, found.site, found.neuron));
-  // Meanings of another cut are no sooner known, and those of the run's own would be seen in passing.
+  // Meanings at another overlap need the details; without them, the run's own would flash up first.
   if (query.has("overlap") && hasDetails(run)) neuron.details = await meaningDetails(neuron).catch(() => null);
   return neuron;
 }
 
-/** In which order features are shown; "strongest" is all examples, whatever their feature. */
+/** Orders in which features are shown; "strongest" lists all examples across features. */
 export const ORDERS = ["size", "maximum", "strongest"];
 
-/** What tokens are shaded by. */
+/** What the shading of tokens shows. */
 export const SHADES = ["activation", "importance"];
 
-/** What examples are coloured by in pictures of all of them. */
+/** What the colours of examples show in the maps. */
 export const COLOURS = ["meaning", "feature"];
 
-/** The level of an address that names none: one of features says something of them. */
+/** The level of an address that names none: features, if it has a parameter about features. */
 function impliedLevel(query) {
   return ["feature", "order", "threshold"].some((name) => query.has(name)) ? "features" : "meanings";
 }
 
 /**
- * What an address asks of a neuron, and in sentences what of that there isn't.
+ * What an address asks for, and sentences about what is invalid.
  *
  * @param {URLSearchParams} query
  * @param {object} neuron as data.js has it
- * @param {?object} details of its meanings, once they're known
+ * @param {?object} details details of its meanings, once they're known
  */
 function read(query, neuron, details) {
   const wrong = [];
@@ -52,31 +52,31 @@ function read(query, neuron, details) {
     wrong.push(`The address has ${name}=${text}, but ${expected}.`);
     return otherwise;
   };
-  const asked = given("threshold", (text) => Number(text) > 0 && Number(text) <= 2, `a threshold is above 0 and at most 2; features are shown as the run cut them, at ${own}`, null);
+  const asked = given("threshold", (text) => Number(text) > 0 && Number(text) <= 2, `the threshold must be above 0 and at most 2; features are shown at the run's own threshold, ${own}`, null);
   const threshold = asked !== null && hasTree(neuron) ? Number(asked) : own;
   const cut = cutNeuron(neuron, threshold);
   const isBelow = (n) => (text) => /^\d+$/.test(text) && Number(text) < n;
   const ownOverlap = neuron.run.meaning_cut?.overlap;
   const elsewhere = neuron.meaningTree && hasDetails(neuron.run);
   const cutAt = given("overlap", (text) => Number(text) === ownOverlap || (elsewhere && Number(text) > 0 && Number(text) <= 1),
-    elsewhere ? `an overlap is above 0 and at most 1; meanings are shown as the run has them, at ${ownOverlap}` : "meanings are shown as the run has them: other cuts aren't in these pages", null);
+    elsewhere ? `the overlap must be above 0 and at most 1; meanings are shown at the run's own overlap, ${ownOverlap}` : "meanings at other overlaps aren't in this export", null);
   const overlap = cutAt === null || !neuron.run.has?.meanings ? null : Number(cutAt);
   const groups = meaningsAt(neuron, overlap, details);
-  const numbers = (n) => (n > 1 ? `0 to ${n - 1}` : "0 alone");
-  const level = groups ? given("level", (text) => LEVELS.includes(text), `a level is one of ${LEVELS.join(", ")}`, impliedLevel(query)) : "features";
+  const numbers = (n) => (n > 1 ? `from 0 to ${n - 1}` : "0");
+  const level = groups ? given("level", (text) => LEVELS.includes(text), `the level must be one of ${LEVELS.join(", ")}`, impliedLevel(query)) : "features";
   return {
     wrong,
     cut,
     overlap,
     groups,
     level,
-    meaning: groups && given("meaning", isBelow(groups.n), `the neuron's meanings are ${numbers(groups.n)}; none is opened`, null),
-    colour: groups ? given("colour", (text) => COLOURS.includes(text), `examples are coloured by one of ${COLOURS.join(", ")}`, level === "meanings" ? "meaning" : "feature") : "feature",
-    order: given("order", (text) => ORDERS.includes(text), `an order is one of ${ORDERS.join(", ")}`, ORDERS[0]),
+    meaning: groups && given("meaning", isBelow(groups.n), `the meaning must be ${numbers(groups.n)}; none is open`, null),
+    colour: groups ? given("colour", (text) => COLOURS.includes(text), `the colour must be one of ${COLOURS.join(", ")}`, level === "meanings" ? "meaning" : "feature") : "feature",
+    order: given("order", (text) => ORDERS.includes(text), `the order must be one of ${ORDERS.join(", ")}`, ORDERS[0]),
     chosen: given("feature", (text) => isBelow(cut.n)(text) || (text === "singles" && cut.n > cut.shared),
-      `the features at this threshold are ${numbers(cut.n)}; all are shown`, null),
-    shade: given("shade", (text) => SHADES.includes(text), `tokens are shaded by one of ${SHADES.join(", ")}`, SHADES[0]),
-    example: given("example", isBelow(neuron.n), `the neuron's examples are ${numbers(neuron.n)}; none is opened`, null),
+      `the feature must be ${numbers(cut.n)} at this threshold; all are shown`, null),
+    shade: given("shade", (text) => SHADES.includes(text), `the shade must be one of ${SHADES.join(", ")}`, SHADES[0]),
+    example: given("example", isBelow(neuron.n), `the example must be ${numbers(neuron.n)}; none is open`, null),
   };
 }
 
@@ -94,11 +94,11 @@ export class NeuronView {
     this.neuron = neuron;
     this.ctx = ctx;
     this.signal = ctx.signal;
-    /** Its meanings at the present cut, or null where the run has none. */
+    /** Its meanings at the current cut, or null if the run has none. */
     this.groups = meaningsAt(neuron);
-    /** The overlap that the address asks for; null for the run's own. */
+    /** The overlap in the address; null for the run's own. */
     this.overlap = null;
-    /** What of its meanings takes longer to find out, once it's known; or a sentence why it isn't. */
+    /** Details of its meanings, once they're known, or in `lost` a sentence why they aren't. */
     this.details = neuron.details ?? null;
     this.lost = null;
     this.link = links((example) => this.open(example));
@@ -117,7 +117,7 @@ export class NeuronView {
     /** The meaning that the address opens. */
     this.meaning = null;
     this.cut = null;
-    /** Sentences about what the address asks for in vain. */
+    /** Sentences about what the address asks for and isn't there. */
     this.wrong = [];
     this._frame = 0;
     this._asked = false;
@@ -129,7 +129,7 @@ export class NeuronView {
     return part.element;
   }
 
-  /** Shows what an address says. */
+  /** Shows what an address asks for. */
   update(query) {
     const { example, ...shown } = hasFeatures(this.neuron) ? read(query, this.neuron, this.details) : {};
     Object.assign(this, shown);
@@ -140,11 +140,11 @@ export class NeuronView {
     if (this.byMeaning && !this._asked) this._ask();
   }
 
-  /** Asks what takes longer to find out of its meanings. */
+  /** Requests the details of its meanings, which take longer. */
   async _ask() {
     this._asked = true;
     if (this.details || !hasDetails(this.neuron.run)) return;
-    // Nobody wants to wait for those of neurons that were passed by.
+    // Skip neurons that the reader only passes through.
     await new Promise((resolve) => setTimeout(resolve, DWELL));
     if (this.signal.aborted) return;
     try {
@@ -157,7 +157,7 @@ export class NeuronView {
     this._show();
   }
 
-  /** Whether the meanings can be had at other overlaps. */
+  /** Whether the meanings are available at other overlaps. */
   get canRegroup() {
     return hasAllCuts(this.details);
   }
@@ -166,12 +166,12 @@ export class NeuronView {
     for (const part of this.parts) part.show(this.cut, this.chosen);
   }
 
-  /** Cuts the tree of features elsewhere: at once for the eye, in the address and aloud when it's settled. */
+  /** Cuts the tree of features at a threshold: shown at once, put in the address and announced when settled. */
   setThreshold(threshold, settled) {
     this._cutSoon(settled, () => {
       if (threshold === this.cut.threshold) return false;
       this.cut = cutNeuron(this.neuron, threshold);
-      this.chosen = null; // feature 3 of one cut is another in the next
+      this.chosen = null; // feature 3 at one cut is not feature 3 at the next
       return true;
     }, () => {
       this.go(this.level, { threshold: this.cut.own ? null : threshold, feature: this.chosen }, { replace: true });
@@ -179,7 +179,7 @@ export class NeuronView {
     });
   }
 
-  /** Likewise the tree of meanings. */
+  /** Cuts the tree of meanings likewise. */
   setOverlap(overlap, settled) {
     this._cutSoon(settled, () => {
       if (overlap === this.groups.threshold) return false;
@@ -201,7 +201,7 @@ export class NeuronView {
       this._show();
       performance.measure("recut", { start: began });
     };
-    // Many events come between two pictures; only the last one's is seen.
+    // Many events arrive between two frames; only the last one matters.
     cancelAnimationFrame(this._frame);
     if (!settled) {
       this._frame = requestAnimationFrame(now);
@@ -211,19 +211,19 @@ export class NeuronView {
     settle();
   }
 
-  /** Changes the address and the level; the latter stands in it only where the rest doesn't say as much. */
+  /** Changes the address and the level, which the address names only if the rest doesn't imply it. */
   go(level, changes, options) {
     const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
     for (const [name, value] of Object.entries(changes)) value === null ? query.delete(name) : query.set(name, value);
     this.ctx.navigate({ ...changes, ...(this.groups && { level: level === impliedLevel(query) ? null : level }) }, options);
   }
 
-  /** Whether what is at hand is shown meaning by meaning. */
+  /** Whether examples are shown by meaning. */
   get byMeaning() {
     return this.level === "meanings";
   }
 
-  /** How examples are grouped in pictures of all of them. */
+  /** How examples are grouped in the maps. */
   get grouping() {
     return this.colour === "meaning" ? this.groups : this.cut;
   }
@@ -240,7 +240,7 @@ export class NeuronView {
     for (const listener of this.onOpen) listener(example);
   }
 
-  /** Address of another neuron of the site, with what carries over. */
+  /** Address of another neuron of the site, keeping the settings of the view. */
   addressOf(neuron) {
     const { run, site } = this.neuron;
     const query = new URLSearchParams(location.hash.split("?")[1] ?? "");
@@ -248,14 +248,14 @@ export class NeuronView {
     return neuronAddress(run, site.number, neuron, kept);
   }
 
-  /** Address of one of the features that are shown: its number, or "singles". */
+  /** Address of a feature at the current cut: its number, or "singles". */
   addressOfFeature(feature) {
     const { run, site, neuron } = this.neuron;
     const { own, threshold } = this.cut;
     return neuronAddress(run, site.number, neuron, { threshold: own ? null : threshold, feature });
   }
 
-  /** Number of the neuron before (-1) or after (1) in its site, or null at the end. */
+  /** Number of the previous (-1) or next (1) neuron of the site, or null at the end. */
   neighbour(step) {
     const next = this.neuron.neuron + step;
     return next >= 0 && next < this.neuron.site.n_neurons ? next : null;
@@ -277,14 +277,14 @@ export class NeuronView {
     const at = names.indexOf(this.chosen);
     const next = at < 0 ? (step > 0 ? 0 : names.length - 1) : at + step;
     const feature = names[next] ?? null;
-    // The address brings it about; a key that comes sooner must count from here.
+    // The address change follows later; another key press must count from here.
     this.chosen = feature;
     this.go("features", { feature });
     this.ctx.announce(feature === null ? "All features" : feature === "singles" ? "Single examples" : `Feature ${feature}`);
   }
 }
 
-/** Arrow keys go to the neurons before and after. */
+/** Arrow keys go to the previous and next neurons. */
 export function neighbourKeys(view) {
   document.addEventListener("keydown", (event) => {
     if (typing(event) || event.shiftKey) return;

@@ -1,4 +1,4 @@
-// Two neurons beside each other, in brief: their largest features and a few examples of each.
+// Two neurons side by side, in brief: their largest features and a few examples of each.
 
 import * as data from "./data.js";
 import { swatch } from "./charts.js";
@@ -15,7 +15,7 @@ const LINES = 3;
 
 let latest = null;
 
-/** Fills `element` with the pair; a later call takes the place of one that's still fetching. */
+/** Fills `element` with the pair; a later call replaces one that is still loading. */
 export async function pairPreview(element, pair) {
   const mine = {};
   latest = mine;
@@ -63,7 +63,7 @@ function brief(neuron, paint) {
       { class: "small quiet-text" },
       neuron.n
         ? `${count(neuron.nFeatures, "feature")} of ${count(neuron.n, "example")} · mean distance ${value(distance, "distance")} · ${ofTokens === undefined ? "density" : "token density"} ${percent(ofTokens ?? density)}`
-        : density > 0 ? "Without examples: none of the inputs that activate it was selected." : "Dead: no input activates it.",
+        : density > 0 ? "No examples: no input that activates it was selected." : "Dead: no input activates it.",
     ),
     largest(neuron).map(({ feature, members }) => featureRow(neuron, feature, members)),
   );

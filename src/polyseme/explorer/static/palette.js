@@ -1,6 +1,6 @@
-// How features are told apart: a colour, a shape and a number each, so that no one needs all
-// three. Colours are in neuron.css, for both themes; they stay apart with the common colour
-// blindnesses. Beyond the eighth feature, and for single examples, there's grey.
+// Features are told apart by colour, shape and number, so that no reader needs all three. The
+// colours are in neuron.css, for both themes, and are distinct under common colour blindness.
+// Features after the eighth, and single examples, are grey.
 
 import { h, svg } from "./dom.js";
 
@@ -19,7 +19,7 @@ const SHAPES = [
 ];
 const REST = "M-.6 0A.6 .6 0 1 0 .6 0A.6 .6 0 1 0 -.6 0Z";
 
-/** Place in the palette of a feature, or -1 for grey. */
+/** A feature's place in the palette, or -1 for grey. */
 export function paletteOf(feature, size) {
   return size > 1 && feature < N_COLOURS ? feature : -1;
 }
@@ -34,7 +34,7 @@ export function shapeOf(place) {
   return place < 0 ? REST : SHAPES[place];
 }
 
-/** A feature's mark, to stand in text. */
+/** A feature's mark, for use in text. */
 export function marker(place) {
   return svg(
     "svg",

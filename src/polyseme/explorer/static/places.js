@@ -1,4 +1,4 @@
-// Where in an image a convolution's neuron fired: its positions, laid evenly over the image.
+// Where in an image a convolution fired: its positions are spread evenly over the image.
 
 import { h } from "./dom.js";
 
@@ -11,7 +11,7 @@ export class Places {
     this.grid = grid;
     this.covers = covers;
     this.shape = [height, width, channels];
-    /** Of the part of an image that the kernel covers. */
+    /** Shape of the patch that the kernel covers. */
     this.part = [Math.max(1, Math.round(covers[0] * height)), Math.max(1, Math.round(covers[1] * width)), channels];
   }
 
@@ -29,7 +29,7 @@ export class Places {
     return h("span", { class: "place", "aria-hidden": "true", style: { top: share(top), left: share(left), height: share(bottom - top), width: share(right - left) } });
   }
 
-  /** Mean of the parts of images that lie under the kernel; what is beyond an image's edge doesn't count. */
+  /** Mean of the patches under the kernel, ignoring what is beyond an image's edge. */
   average(thumb, members, position) {
     const [height, width, channels] = this.shape;
     const [tall, wide] = this.part;

@@ -1,8 +1,8 @@
-// A neuron's tree, cut anew: pure functions of arrays, no page.
+// Cuts a neuron's tree: pure functions of arrays, without the page.
 //
-// Labels equal those of `polyseme.core.clustering.cut_trees`: merges at a distance of less than
-// the threshold are made; clusters are numbered by size, the largest first, and of two equally
-// large ones the one with the earlier example comes first.
+// Labels equal those of `polyseme.core.clustering.cut_trees`: merges at distances below the
+// threshold are made; clusters are numbered by size, largest first, and ties go to the cluster
+// with the earlier example.
 
 /**
  * @typedef {object} Tree
@@ -14,7 +14,7 @@
  * Cut a tree.
  *
  * @param {Tree} tree
- * @param {number} n how many examples it has
+ * @param {number} n number of examples
  * @param {number} threshold
  * @returns {Int32Array} (n): the cluster of each example
  */
@@ -22,7 +22,7 @@ export function cut(tree, n, threshold) {
   const { nodes, heights } = tree;
   const root = new Int32Array(Math.max(2 * n - 1, 0));
   for (let node = 0; node < root.length; node++) root[node] = node;
-  // From the last merge down, so that a node's own root is known before its children's.
+  // From the last merge down, so that a node's root is known before its children's.
   for (let merge = n - 2; merge >= 0; merge--) {
     if (heights[merge] >= threshold) continue;
     root[nodes[2 * merge]] = root[n + merge];
@@ -33,7 +33,7 @@ export function cut(tree, n, threshold) {
   for (let example = 0; example < n; example++) {
     if (sizes[root[example]]++ === 0) seen.push(root[example]);
   }
-  // Roots were met in the order of their earliest example, and the sort is stable.
+  // Roots are in the order of their earliest example, and the sort is stable.
   seen.sort((a, b) => sizes[b] - sizes[a]);
   const rank = new Int32Array(root.length);
   seen.forEach((node, index) => (rank[node] = index));
@@ -41,11 +41,11 @@ export function cut(tree, n, threshold) {
 }
 
 /**
- * A threshold that cuts a tree into about so many clusters: just so many where no distances tie,
- * and in as few digits as tell it from others.
+ * A threshold that cuts a tree into about k clusters, exactly k if no distances tie, with the
+ * fewest digits that do so.
  *
  * @param {Tree} tree
- * @param {number} n how many examples it has
+ * @param {number} n number of examples
  * @param {number} k from 2 to n - 1
  * @returns {number}
  */
@@ -53,7 +53,7 @@ export function thresholdFor(tree, n, k) {
   const { heights } = tree;
   const merges = n - k;
   const height = heights[merges];
-  // Of merges at the same distance all are made or none.
+  // Merges at the same distance are all made, or none.
   const before = heights.findIndex((other) => other === height);
   const after = heights.findLastIndex((other) => other === height) + 1;
   const fewer = height > 0 && merges - before <= after - merges;
@@ -81,14 +81,14 @@ export function groups(labels) {
 }
 
 /**
- * Where each node of a tree is drawn: leaves side by side so that no lines cross, the larger
- * side of each merge first.
+ * Where each node of a tree is drawn: leaves in an order in which no lines cross, the larger side
+ * of each merge first.
  *
  * @param {Tree} tree
  * @param {number} n
  * @returns {{order: Int32Array, x: Float64Array, y: Float64Array, sizes: Int32Array}}
- *   examples from left to right; for all 2n - 1 nodes the place (in leaves), the height and
- *   the number of examples below
+ *   examples from left to right; for each of the 2n - 1 nodes its position (in leaves), its height
+ *   and the number of examples below it
  */
 export function arrange(tree, n) {
   const { nodes, heights } = tree;
@@ -127,7 +127,7 @@ export function arrange(tree, n) {
  * @param {Tree} tree
  * @param {number} n
  * @param {number} threshold
- * @returns {{within: number, between: number}} NaN where there are no such pairs
+ * @returns {{within: number, between: number}} NaN if there are no such pairs
  */
 export function distances(tree, n, threshold) {
   const { sizes } = arrange(tree, n);
@@ -144,14 +144,14 @@ export function distances(tree, n, threshold) {
 
 /**
  * Tokens that are frequent in a cluster and rare in the neuron's others: class-based TF-IDF, as
- * `polyseme.core.distinctive_tokens` has it.
+ * in `polyseme.core.distinctive_tokens`.
  *
  * @param {ArrayLike<number>} tokens (n * width): windows, row by row; -1 beyond the context
  * @param {number} width
  * @param {number} centre which column of a window is the example's own token
  * @param {Int32Array} labels (n)
  * @param {number} k
- * @returns {number[][]} up to k tokens of each cluster, the most distinctive first
+ * @returns {number[][]} up to k tokens of each cluster, most distinctive first
  */
 export function distinctive(tokens, width, centre, labels, k) {
   const counts = [];
@@ -161,7 +161,7 @@ export function distinctive(tokens, width, centre, labels, k) {
     for (let column = 0; column < width; column++) {
       const token = tokens[example * width + column];
       if (token < 0) continue;
-      // The token that activates the neuron says more than those around it.
+      // The token that activates the neuron is more informative than those around it.
       const weight = column === centre ? width : 1;
       counts[label].set(token, (counts[label].get(token) ?? 0) + weight);
       frequency.set(token, (frequency.get(token) ?? 0) + weight);

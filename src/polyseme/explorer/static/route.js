@@ -1,4 +1,4 @@
-// The address of a view is in the hash, so that any static host serves it:
+// The address of a view is in the hash, so that it works on any static host:
 // #/neuron/3/345?run=1&threshold=0.4
 
 /** @typedef {{page: string, params: string[], query: URLSearchParams}} Route */
@@ -18,7 +18,7 @@ function decode(part) {
   }
 }
 
-/** "#/page/param?query"; null, undefined and "" leave a parameter out, and so does run 0. */
+/** "#/page/param?query"; parameters that are null, undefined or "" are left out, and so is run 0. */
 export function address(page, params = [], query = {}) {
   const path = [page === "overview" ? "" : page, ...params].map((p) => encodeURIComponent(p)).join("/");
   const pairs = query instanceof URLSearchParams ? [...query] : Object.entries(query);

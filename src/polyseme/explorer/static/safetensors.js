@@ -19,13 +19,13 @@ const VIEWS = {
 };
 
 /**
- * One file, its arrays decoded when they are first asked for.
+ * One file, whose arrays are decoded on first use.
  * F16 becomes Float32Array, I64 and U64 Float64Array (exact below 2^53).
  */
 export class Tensors {
   /** @param {ArrayBuffer} buffer */
   constructor(buffer) {
-    if (buffer.byteLength < 8) throw new Error(`a safetensors file has at least 8 bytes, this one ${buffer.byteLength}`);
+    if (buffer.byteLength < 8) throw new Error(`a safetensors file has at least 8 bytes, this one has ${buffer.byteLength}`);
     const length = Number(new DataView(buffer).getBigUint64(0, true));
     if (8 + length > buffer.byteLength) {
       throw new Error(`a safetensors header of ${length} bytes doesn't fit in a file of ${buffer.byteLength}`);
@@ -75,7 +75,7 @@ export class Tensors {
     if (!width) throw new Error(`${name} has the dtype ${dtype}, which the explorer can't read`);
     const length = shape.reduce((a, b) => a * b, 1);
     if (end - start !== length * width || this._start + end > this._buffer.byteLength) {
-      throw new Error(`${name} says ${length} values of ${width} bytes, but has ${end - start} bytes`);
+      throw new Error(`${name} should have ${length} values of ${width} bytes, but has ${end - start} bytes`);
     }
     const from = this._start + start;
     const View = VIEWS[dtype];
@@ -90,7 +90,7 @@ export class Tensors {
 }
 
 let table = null;
-/** Half floats to floats, through a table of all 65,536 of them. */
+/** Converts half floats to floats, with a table of all 65,536 values. */
 function halves(bits) {
   if (!table) {
     table = new Float32Array(65536);

@@ -1,8 +1,8 @@
-// Numbers to places on an axis, and the ticks of it.
+// Maps numbers to positions on an axis, and computes its ticks.
 
 /**
- * A linear or logarithmic axis: `at(value)` is its place between `from` and `to`, `value(place)`
- * the way back. A domain of one value is given some room.
+ * A linear or logarithmic axis: `at(value)` is a position between `from` and `to`, and
+ * `value(position)` the inverse. A domain of a single value is widened.
  */
 export class Scale {
   constructor(lo, hi, from, to, log = false) {
@@ -48,7 +48,7 @@ export class Scale {
   }
 }
 
-/** A tick's text: as short as tells it apart. */
+/** A tick's text, as short as possible. */
 export function tickText(value, share = false) {
   if (share) return `${Number((100 * value).toPrecision(3))}%`;
   const size = Math.abs(value);
@@ -57,7 +57,7 @@ export function tickText(value, share = false) {
   return String(Number(value.toPrecision(6))).replace("-", "−");
 }
 
-/** Smallest and largest finite value (positive ones only with `log`), or null where there is none. */
+/** Smallest and largest finite value (positive ones only with `log`), or null if there is none. */
 export function extent(values, log = false) {
   let lo = Infinity;
   let hi = -Infinity;
@@ -71,8 +71,8 @@ export function extent(values, log = false) {
 }
 
 /**
- * Whether an axis of these values should be logarithmic: asked for by `wanted`, and they are
- * positive (but for dead neurons' zeros) over more than a factor of ten.
+ * Whether an axis of these values should be logarithmic: `wanted` says so, and the values are
+ * positive (except for dead neurons' zeros) and span more than a factor of ten.
  */
 export function logarithmic(values, wanted) {
   if (!wanted) return false;
@@ -81,7 +81,7 @@ export function logarithmic(values, wanted) {
   return range !== null && range[1] / range[0] > 10;
 }
 
-/** The value below which a share `q` of the finite ones lies; NaN where there is none. */
+/** The value below which a share `q` of the finite values lies; NaN if there are none. */
 export function quantile(values, q) {
   const finite = Float64Array.from(values).filter(Number.isFinite).sort();
   if (!finite.length) return NaN;
@@ -90,7 +90,7 @@ export function quantile(values, q) {
   return finite[low] + (at - low) * ((finite[low + 1] ?? finite[low]) - finite[low]);
 }
 
-/** Edges of `n` equal bins (equal in the logarithm where the axis is logarithmic); whole numbers get whole bins. */
+/** Edges of `n` equal bins (in the logarithm if the axis is logarithmic); integers get whole bins. */
 export function binEdges(lo, hi, { n = 40, log = false, integer = false } = {}) {
   if (integer && !log) {
     const width = Math.max(1, Math.ceil((hi - lo + 1) / n));
@@ -101,7 +101,7 @@ export function binEdges(lo, hi, { n = 40, log = false, integer = false } = {}) 
   return Float64Array.from({ length: n + 1 }, (_, i) => scale.value(i));
 }
 
-/** How many values fall in each bin; the last bin holds its upper edge. `keep`, if given, is 1 where a value counts. */
+/** How many values fall in each bin; the last bin includes its upper edge. `keep`, if given, is 1 for values that count. */
 export function binCounts(values, edges, { log = false, keep = null } = {}) {
   const n = edges.length - 1;
   const counts = new Uint32Array(n);

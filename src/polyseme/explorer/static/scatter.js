@@ -1,5 +1,5 @@
-// A map of very many points on a canvas: zoomed, panned, pointed at. 46,080 points are drawn in a
-// few milliseconds, because they are blended into the picture's pixels by hand.
+// A scatter plot of very many points on a canvas, with zoom, pan and tooltips. It draws 46,080 points
+// in a few milliseconds, because it blends them into the canvas's pixels itself.
 
 import { h, replace, colour, colourParts, redraw } from "./dom.js";
 import { Scale, tickText } from "./scale.js";
@@ -7,7 +7,7 @@ import { showTip, hideTip } from "./tip.js";
 
 const MARGIN = { left: 54, right: 12, top: 10, bottom: 42 };
 const STRIDE = 7919; // a prime: every point gets its turn
-const CLOSEST = 0.002; // of the whole range: as far as one can zoom in
+const CLOSEST = 0.002; // share of the whole range at maximum zoom
 
 /**
  * @typedef {{values: ArrayLike<number>, lo: number, hi: number, log: boolean, label: string, percent?: boolean}} Axis
@@ -46,7 +46,7 @@ export class Scatter {
         this.canvas,
       ),
     );
-    /** Buttons for those who have no wheel; the owner says where they go. */
+    /** Buttons for readers without a wheel; the caller places them. */
     this.buttons = h(
       "div",
       { class: "zoom", role: "group", "aria-label": "Zoom" },
@@ -74,7 +74,7 @@ export class Scatter {
     this._frame = requestAnimationFrame(() => this._draw());
   }
 
-  /** Each point's place as shares of the whole ranges; NaN where it has none. */
+  /** Each point's position as shares of the whole ranges; NaN if it has none. */
   _locate() {
     const place = ({ values, lo, hi, log }) => {
       const scale = new Scale(lo, hi, 0.03, 0.97, log);
@@ -168,7 +168,7 @@ export class Scatter {
     if (w < 1 || ht < 1) return;
     const image = g.getImageData(left, top, w, ht);
     const pixels = image.data;
-    // Reading back transparent places as the surface, so that blending has something to blend with.
+    // Fill transparent pixels with the surface colour, so that points can be blended with it.
     const [sr, sg, sb] = colourParts("--surface");
     for (let p = 0; p < pixels.length; p += 4) {
       const a = pixels[p + 3] / 255;
@@ -184,7 +184,7 @@ export class Scatter {
     const alpha = Math.min(0.9, Math.max(0.35, radius / 3.2));
     const [kx, ky] = [w / (x1 - x0), ht / (y1 - y0)];
     const [xs, ys] = [this._x, this._y];
-    // The selection last, so that it lies on top.
+    // Draw the selection last, so that it is on top.
     for (const selected of keep ? [0, 1] : [1]) {
       const strength = selected ? alpha : 0.09;
       for (let k = 0; k < xs.length; k++) {
@@ -291,7 +291,7 @@ export class Scatter {
     canvas.addEventListener(
       "wheel",
       (event) => {
-        // Scrolling past the map scrolls the page, unless the reader has gone into it.
+        // The wheel scrolls the page, unless the map has the focus.
         if (!event.ctrlKey && !event.metaKey && document.activeElement !== canvas) return;
         event.preventDefault();
         this._zoom(Math.exp(Math.max(-60, Math.min(60, event.deltaY)) * 0.006), at(event));
@@ -332,7 +332,7 @@ export class Scatter {
     this.redraw();
   }
 
-  /** The point nearest to a place of the canvas, within `reach` pixels; of the selection alone where there is one. */
+  /** The point nearest to a place of the canvas, within `reach` pixels; only of the selection, if there is one. */
   _nearest([px, py], reach) {
     if (!this._points) return -1;
     const area = this._area();
@@ -389,7 +389,7 @@ function stroke(g, x0, y0, x1, y1) {
 }
 
 const discs = new Map();
-/** Pixels of a disc as dx, dy, how much of the pixel it covers, in turn. */
+/** Pixels of a disc: dx, dy and coverage of each, flat. */
 function discOf(radius) {
   let disc = discs.get(radius);
   if (!disc) {

@@ -1,4 +1,4 @@
-// Which neurons the reader has selected, by layer and by metrics, as it stands in the address:
+// The selection of neurons, by layer and by metrics, as in the address:
 // layer=12&density=0.01..0.1&n_clusters=2..
 
 import { h, replace, uniqueId } from "./dom.js";
@@ -11,7 +11,7 @@ import { noSite, siteName, siteOf } from "./lookup.js";
  * @typedef {{layer: number | null, ranges: Range[], problem: string | null}} Selection  `layer` is a site's number
  */
 
-/** @returns {Selection} what of `query` is meant for the columns `names`; anything else is passed over */
+/** @returns {Selection} the parts of `query` about the columns `names`; the rest is ignored */
 export function readSelection(run, names, query) {
   const layer = query.get("layer");
   const site = layer === null ? null : siteOf(run, layer);
@@ -25,14 +25,14 @@ export function readSelection(run, names, query) {
   return { layer: site ? site.number : null, ranges, problem: layer === null || site ? null : noSite(run, layer) };
 }
 
-/** How a range stands in the address; "" where it is open at both ends. */
+/** A range as in the address; "" if it is open at both ends. */
 export function rangeText(lo, hi) {
   const end = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(6))) : "");
   const text = `${end(lo)}..${end(hi)}`;
   return text === ".." ? "" : text;
 }
 
-/** 1 for each neuron of the selection (a NaN is in no range), and how many they are. */
+/** 1 for each neuron of the selection (a NaN is in no range), and their number. */
 export function select(run, table, { layer, ranges }) {
   const keep = new Uint8Array(table.n).fill(1);
   if (layer !== null) {
@@ -93,7 +93,7 @@ export function selectionControls(element, run, names, change) {
         inputmode: "decimal",
         size: 6,
         "aria-label": `${metric(name).label} ${which}`,
-        placeholder: which === "from" ? "lowest" : "highest",
+        placeholder: which === "from" ? "min" : "max",
         value: Number.isFinite(value) ? String(Number(value.toPrecision(6))) : "",
         id: uniqueId("range"),
       });
@@ -118,7 +118,7 @@ export function selectionControls(element, run, names, change) {
         {
           type: "button",
           class: "quiet",
-          "aria-label": `No filter by ${metric(name).label}`,
+          "aria-label": `Remove the filter by ${metric(name).label}`,
           onclick: () => {
             shown = { ...shown, ranges: shown.ranges.filter((r) => r.name !== name) };
             draw();
@@ -136,7 +136,7 @@ export function selectionControls(element, run, names, change) {
   );
   return {
     show(selection, n) {
-      // A filter that was added and is still open at both ends isn't in the address yet.
+      // A new filter that is still open at both ends isn't in the address yet.
       const open = shown.ranges.filter(
         (r) => r.lo === -Infinity && r.hi === Infinity && !selection.ranges.some((s) => s.name === r.name) && ranges.querySelector(`[data-name="${CSS.escape(r.name)}"] input:focus`),
       );

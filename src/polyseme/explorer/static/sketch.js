@@ -1,11 +1,11 @@
-// An image drawn by hand, in the pixels that the model reads.
+// An image that the reader draws, at the resolution that the model reads.
 
 import { h } from "./dom.js";
 import { pixels } from "./images.js";
 
 /**
  * @param {[number, number, number]} shape height, width, channels
- * @param {() => void} onDraw called when a stroke has grown
+ * @param {() => void} onDraw called when a stroke has changed
  */
 export class Sketch {
   constructor(shape, onDraw) {
@@ -19,7 +19,7 @@ export class Sketch {
     this.canvas.classList.add("sketch");
     this.canvas.setAttribute("role", "img");
     this.canvas.removeAttribute("aria-hidden");
-    this.canvas.setAttribute("aria-label", "Drawing area for a mouse, a pen or a finger; an input of the run can be chosen instead");
+    this.canvas.setAttribute("aria-label", "Drawing area for mouse, pen or touch; you can also choose an input of the run");
     this.onDraw = onDraw;
     this._listen();
   }
@@ -70,7 +70,7 @@ export class Sketch {
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (last = null));
   }
 
-  /** Ink from one place to another, soft at its edge. */
+  /** Draws a stroke with a soft edge. */
   _stroke([x0, y0], [x1, y1]) {
     const length2 = (x1 - x0) ** 2 + (y1 - y0) ** 2;
     for (let row = 0; row < this.height; row++) {
@@ -90,7 +90,7 @@ export class Sketch {
   }
 }
 
-/** Buttons that go with a sketch. */
+/** The buttons of a sketch. */
 export function sketchTools(sketch, onClear) {
   const erase = h("button", { type: "button", "aria-pressed": "false", onclick: () => {
     sketch.erasing = !sketch.erasing;

@@ -1,10 +1,10 @@
-// One tooltip for the whole page. What it says is always said elsewhere too (a label, a table).
+// One tooltip for the whole page. Its content is always available elsewhere too (a label, a table).
 
 import { h, replace } from "./dom.js";
 
 let box = null;
 
-/** Shows `content` (nodes or strings) beside a place in the window. */
+/** Shows `content` (nodes or strings) next to a position in the window. */
 export function showTip(x, y, ...content) {
   if (!box) {
     box = h("div", { class: "tip", "aria-hidden": "true" });

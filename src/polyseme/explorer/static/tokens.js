@@ -1,23 +1,23 @@
-// Tokens, shown faithfully: whitespace that a reader would miss, parts of characters and
-// invisible characters are marked; everything else is itself.
+// Tokens, shown faithfully: whitespace that a reader would miss, partial characters and invisible
+// characters are marked; everything else is shown as is.
 
 import { h } from "./dom.js";
 
 const BYTE = /^(?:<0x[0-9A-F]{2}>)+$/;
-// What has no shape of its own, or would change how the text around it is laid out: controls,
+// Characters that are invisible, or change the layout of the text around them: controls,
 // bidirectional overrides and isolates, zero-width characters, tags, lone surrogates.
 const UNSEEN =
   /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]|\p{Surrogate}/u;
-// Between letters these shape them (Persian, Indic scripts, emoji); elsewhere they're unseen.
+// Between letters these affect shaping (Persian, Indic scripts, emoji); elsewhere they're invisible.
 const JOINERS = /[\u200c\u200d]/;
 const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/g;
 const LETTER = /\p{L}/gu;
 
 /**
- * A token's text in pieces: what is shown, and for a mark what it stands for, in words and itself.
+ * A token's text in pieces: what is shown and, for a mark, what it stands for, in words and raw.
  *
  * @param {string} text
- * @param {boolean} [alone] no other text around it, so that spaces at its ends would be missed
+ * @param {boolean} [alone] whether no other text surrounds it, so that spaces at its ends would be missed
  * @returns {{shown: string, mark?: string, raw?: string}[]}
  */
 export function pieces(text, alone = false) {
@@ -59,19 +59,19 @@ function markOf(character, missed, joins) {
   return { shown: code, mark: `U+${code}` };
 }
 
-/** A token in one line of plain text, for a name or a title. */
+/** A token as one line of plain text, for a name or a title. */
 export function plain(text) {
   return pieces(text)
     .map(({ shown, mark }) => (mark?.startsWith("U+") || mark?.startsWith("byte") ? `⟨${shown}⟩` : shown))
     .join("");
 }
 
-/** Nodes of a token's text, marks as elements of their own. */
+/** Nodes of a token's text, with marks as separate elements. */
 export function tokenNodes(text, alone = false) {
   return pieces(text, alone).map(({ shown, mark, raw }) => (mark ? h("span", { class: "mark", title: mark, dataset: { raw } }, shown) : shown));
 }
 
-/** A token by itself, in a frame: distinctive tokens, logit effects. */
+/** A single token in a frame: distinctive tokens, logit effects. */
 export function tokenChip(text, attributes = {}) {
   return h("bdi", { ...attributes, class: `chip-token ${attributes.class ?? ""}`.trim() }, tokenNodes(text, true));
 }
@@ -83,8 +83,8 @@ export function direction(text) {
 }
 
 /**
- * Whether a vocabulary is of WordPieces: words have no space of their own, and what continues
- * one begins with "##".
+ * Whether a vocabulary is of WordPieces: words carry no space, and continuations begin with
+ * "##".
  */
 export function hasImpliedSpaces(vocabulary) {
   return vocabulary.some((text) => text.startsWith("##")) && !vocabulary.some((text) => /^\s\S/.test(text));
@@ -103,11 +103,11 @@ export function shadeClass(share) {
  *
  * @param {string[]} tokens
  * @param {object} options
- * @param {ArrayLike<number>} [options.shares] shade of each, 0 to 1; NaN where none is known
+ * @param {ArrayLike<number>} [options.shares] shade of each, 0 to 1; NaN if unknown
  * @param {number} [options.centre] which token the example is
  * @param {boolean} [options.implied] see `hasImpliedSpaces`
  * @param {number} [options.first] number of the first token, as `data-t` says it
- * @returns {HTMLElement[]} one span a token
+ * @returns {HTMLElement[]} one span per token
  */
 export function shaded(tokens, { shares, centre = -1, implied = false, first = 0 }) {
   const nodes = [];
@@ -115,7 +115,7 @@ export function shaded(tokens, { shares, centre = -1, implied = false, first = 0
     const space = implied && index > 0 && !text.startsWith("##");
     if (space) nodes.push(" ");
     const kind = index === centre ? " centre" : "";
-    // A lone space is seen between words, but not at a word's own space, nor as the centre.
+    // A lone space is visible between words, but not next to a word's own space, nor as the centre.
     const alone = text === " " && (index === centre || /^\s/.test(tokens[index + 1] ?? " ") || /\s$/.test(tokens[index - 1] ?? ""));
     nodes.push(
       h("span", { class: `t${kind}${shadeClass(shares?.[index])}`, dataset: { t: first + index } }, tokenNodes(text, alone)),

@@ -1,5 +1,5 @@
-// Examples in text: one line each, the activating token in one column so that lines compare, as
-// in a concordance; and the whole context of the one that is open.
+// Examples in texts, one line each, with the activating tokens aligned as in a concordance; and the
+// whole context of the open example.
 
 import * as data from "./data.js";
 import { number, whole } from "./format.js";
@@ -9,7 +9,7 @@ import { hideTip, showTip } from "./tip.js";
 import { direction, hasImpliedSpaces, plain, shaded } from "./tokens.js";
 
 /**
- * The example lines of one neuron. A line is made once and moved when a feature changes.
+ * The example lines of one neuron. A line is created once and moved when the features change.
  *
  * @param {object} neuron as data.js has it
  * @param {object} options
@@ -23,7 +23,7 @@ export function exampleLines(neuron, { link, signal }) {
   let shade = "activation";
   let open = null;
 
-  /** Shades of an example's window, 0 to 1; null where none are known. */
+  /** Shades of an example's window, 0 to 1; null if unknown. */
   function sharesOf(example, kind = shade) {
     if (kind === "activation") {
       const at = example * tokens.width;
@@ -43,10 +43,10 @@ export function exampleLines(neuron, { link, signal }) {
     const choose = () => link.choose(open === example ? null : example);
     const value = number(examples.activation[example]);
     const button = h("button", {
-      type: "button", class: "line-value", "aria-expanded": "false", title: "The whole context",
-      "aria-label": `Activation ${value}: the whole context`, onclick: choose,
+      type: "button", class: "line-value", "aria-expanded": "false", title: "Show the whole context",
+      "aria-label": `Activation ${value}: show the whole context`, onclick: choose,
     }, value);
-    // The text may be selected, so it's no button; a click on it does the same.
+    // The text can be selected, so it isn't a button; clicking it does the same.
     const text = h("span", { class: "kwic", dir: way, onclick: () => getSelection().isCollapsed && choose() }, before, after);
     const element = h("li", { class: "line", dataset: { e: example } }, mark, button, text);
     const line = { element, mark, button, before, after, words: spans, first, shaded: null };
@@ -73,7 +73,7 @@ export function exampleLines(neuron, { link, signal }) {
     return implied && at > line.first && !line.words.tokens[at].startsWith("##") ? " " : null;
   }
 
-  /** What a token of an example's window says of itself. */
+  /** What a tooltip says about a token of an example's window. */
   function sayToken(example, index) {
     const share = tokens.shares?.[example * tokens.width + index];
     const importance = sharesOf(example, "importance")?.[index];
@@ -82,11 +82,11 @@ export function exampleLines(neuron, { link, signal }) {
       parts.push(`activation ${number(share * examples.activation[example])}`);
     }
     if (importance !== undefined && !Number.isNaN(importance)) parts.push(`importance ${number(importance)}`);
-    return { word: plain(data.windowOf(tokens, example)[index] ?? ""), value: parts.join(", ") || "outside of the window" };
+    return { word: plain(data.windowOf(tokens, example)[index] ?? ""), value: parts.join(", ") || "outside the window" };
   }
 
   async function expand(example, line) {
-    const panel = h("div", { class: "context-panel" }, h("p", { class: "quiet-text" }, "Fetching the context…"));
+    const panel = h("div", { class: "context-panel" }, h("p", { class: "quiet-text" }, "Loading the context…"));
     line.panel = panel;
     line.element.append(panel);
     line.button.setAttribute("aria-expanded", "true");
@@ -114,7 +114,7 @@ export function exampleLines(neuron, { link, signal }) {
     const text = h("div", {
       class: `context${shade === "importance" ? " by-importance" : ""}`,
       dir: direction(all.join("")), role: "group", tabindex: 0, dataset: { keys: "" },
-      "aria-label": "The whole context; left and right arrow keys go through its tokens",
+      "aria-label": "The whole context; left and right arrow keys move through its tokens",
     }, spans);
     const cells = spans.filter((node) => node.dataset);
     const go = (next) => {
@@ -123,7 +123,7 @@ export function exampleLines(neuron, { link, signal }) {
       cells[at].classList.add("cursor");
       const column = at - centre + tokens.before;
       const known = column >= 0 && column < tokens.width;
-      const { word, value } = known ? sayToken(example, column) : { word: plain(all[at]), value: "outside of the window" };
+      const { word, value } = known ? sayToken(example, column) : { word: plain(all[at]), value: "outside the window" };
       tipBeside(cells[at], h("strong", {}, word), ` ${value}`);
       said.textContent = `${word}: ${value}`;
     };
@@ -145,7 +145,7 @@ export function exampleLines(neuron, { link, signal }) {
     const said = h("p", { class: "visually-hidden", "aria-live": "polite" });
     replace(panel, text, said, h("p", { class: "context-said" }, copyButton(all), " ",
       `Input ${whole(place)}, token ${whole(centre)}: activation ${number(examples.activation[example])}. `,
-      `Shaded are the ${tokens.before} tokens before it and the ${tokens.width - 1 - tokens.before} after.`));
+      `Shading covers the ${tokens.before} tokens before it and the ${tokens.width - 1 - tokens.before} after it.`));
   }
 
   function hoverToken(cell, example, column) {
@@ -169,16 +169,16 @@ export function exampleLines(neuron, { link, signal }) {
   signal.addEventListener("abort", hideTip);
 
   return {
-    /** The line of an example, as it's to look now; with a mark where its feature isn't told above it. */
+    /** The line of an example in its current state, with a mark if no heading names its feature. */
     line(example, mark = null) {
       const line = lines.get(example) ?? make(example);
       paint(example, line);
       replace(line.mark, mark);
       return line.element;
     },
-    /** The same where it is already. */
+    /** The element of an example's line. */
     element: (example) => (lines.get(example) ?? make(example)).element,
-    /** What tokens are shaded by from now on; lines that are asked for follow. */
+    /** Sets what the shading shows; lines are repainted when they are next requested. */
     setShade(next) {
       if (shade === next) return;
       shade = next;
@@ -193,7 +193,7 @@ export function exampleLines(neuron, { link, signal }) {
       open = example;
       if (example !== null) expand(example, lines.get(example) ?? make(example));
     },
-    /** Listens on what holds the lines. */
+    /** Listens on an element that holds lines. */
     listen(element) {
       element.addEventListener("pointerover", (event) => {
         const line = event.target.closest?.(".line[data-e]");
@@ -221,7 +221,7 @@ export function exampleLines(neuron, { link, signal }) {
   };
 }
 
-/** What is selected of example texts, a line each: the text itself, without marks or values. */
+/** The selected example texts, one line each: the raw text, without marks or values. */
 function selectedText() {
   const found = getSelection().getRangeAt(0).cloneContents();
   for (const mark of found.querySelectorAll("[data-raw]")) mark.replaceWith(mark.dataset.raw);
@@ -229,7 +229,7 @@ function selectedText() {
   return texts.length ? Array.from(texts, (text) => text.textContent).join("\n") : found.textContent;
 }
 
-/** Copies a text, where the page may: on this machine, or over https. */
+/** A button that copies a text, if the page may: on localhost or over https. */
 function copyButton(words) {
   if (!navigator.clipboard) return null;
   const button = h("button", { type: "button", class: "link", onclick: async () => {
@@ -239,7 +239,7 @@ function copyButton(words) {
     } catch (error) {
       button.textContent = `Not copied: ${error.message}`;
     }
-  } }, "Copy the text");
+  } }, "Copy text");
   return button;
 }
 

@@ -1,20 +1,20 @@
-// Words of a run of texts, and the meanings and features that a reader's words stand for.
+// The words of a run on texts, and the meanings and features that match a reader's words.
 
 import * as data from "./data.js";
 
 const MOST_COMPLETIONS = 50; // words whose meanings are fetched for the beginning of a word
 
-/** As the list of words spells it: without the spaces around it, and its case folded. */
+/** A text as spelled in the list of words: trimmed and case-folded. */
 export function spelling(text) {
   return text.trim().replace(/\s+/g, " ").toLowerCase().replaceAll("ß", "ss").replaceAll("ς", "σ");
 }
 
-/** Words of the list that begin so, in its order. */
+/** Words of the list with this beginning, in its order. */
 export function beginning(words, start) {
   return start ? words.filter((word) => word.startsWith(start)) : [];
 }
 
-/** The whole of what is typed, completed in its last word in up to `n` ways. */
+/** Up to `n` completions of the last word of what is typed, each with the words before it. */
 export function completions(words, typed, n) {
   const text = spelling(typed);
   const [, before, last] = text.match(/^(.* )?(.*)$/);
@@ -26,11 +26,11 @@ export function completions(words, typed, n) {
 /**
  * @typedef {object} Part  of a query
  * @property {string} typed
- * @property {string[]} words  those of the list that it stands for: itself, or if it's none all that begin so
+ * @property {string[]} words  matching words of the list: the word itself or, if it isn't in the list, all that begin with it
  */
 
 /**
- * Meanings, or features, that have every part of a query. A part that no word begins with is left out.
+ * Meanings or features that match every part of a query. A part that no word begins with is ignored.
  * @param {"meanings" | "features"} kind
  * @returns {Promise<{parts: Part[], unknown: string[], hits: object[]}>}
  */
@@ -46,12 +46,12 @@ export async function find(run, vocabulary, q, kind) {
     parts.map(async ({ words }) => (await Promise.all(words.map((word) => data.wordHits(run, vocabulary.shards[number.get(word)], word, kind)))).flat()),
   );
   const key = (hit) => `${hit.site}/${hit.neuron}/${hit.number}`;
-  // A list is cut off at its first hundred, so what is beyond them counts by its label.
+  // A list ends after a hundred hits; hits beyond them can still match by label.
   const sets = lists.map((list) => new Set(list.map(key)));
   const labelled = ({ label }, { typed: word, words }) => spelling(label).split(" ").some((other) => (words[0] === word ? other === word : other.startsWith(word)));
   const every = new Map(lists.flat().map((hit) => [key(hit), hit]));
   const hits = [...every.values()].filter((hit) => parts.every((part, i) => sets[i].has(key(hit)) || labelled(hit, part)));
-  // One word's list is in its order; several are none.
+  // The hits of one word are already ordered; those of several are not.
   if (parts.length > 1 || parts[0]?.words.length > 1) hits.sort((a, b) => b.examples - a.examples);
   return { parts, unknown, hits };
 }

@@ -38,21 +38,21 @@ function method() {
       h("code", {}, "h ⊙ w"),
       " is the ",
       h("strong", {}, "neuron embedding"),
-      " of the example. Two examples that activate the neuron through the same weights lie in the same direction, whatever else is in their inputs.",
+      " of the example. The embeddings of two examples that activate the neuron through the same weights point in the same direction, whatever else is in their inputs.",
     ),
     h(
       "p",
       {},
       "The embeddings of a neuron’s examples are clustered by cosine distance, and each cluster is called a ",
       h("strong", {}, "feature"),
-      ": a group of examples that show one behaviour. The whole tree of merges is kept, so the threshold on a neuron’s page can be moved, and the features follow at once.",
+      ": a group of examples that show one behaviour. The whole tree of merges is kept, so you can move the threshold on a neuron’s page, and the features follow at once.",
     ),
     h(
       "p",
       {},
       "For a neuron that isn’t linear in its input, such as one with a gate, the embedding is ",
       h("code", {}, "h ⊙ ∂a/∂h"),
-      ", gradient × input of one layer, which points the same way as ",
+      ", one-layer gradient × input, which points the same way as ",
       h("code", {}, "h ⊙ w"),
       " for a linear one.",
     ),
@@ -62,7 +62,7 @@ function method() {
 function metrics(names) {
   return section(
     "What the metrics mean",
-    h("p", {}, "All distances are cosine distances between the neuron embeddings of one neuron’s examples, from 0 (the same direction) over 1 (nothing in common) to 2 (opposite)."),
+    h("p", {}, "All distances are cosine distances between the neuron embeddings of one neuron’s examples, from 0 (the same direction) through 1 (nothing in common) to 2 (opposite directions)."),
     h(
       "dl",
       { class: "glossary" },
@@ -81,21 +81,21 @@ function limits() {
       "p",
       {},
       h("strong", {}, "Small distances alone do not make a neuron monosemantic."),
-      " If nearly all of the weight lies on one input, every embedding points along that input and all distances go to 0, whatever the examples are. Such a neuron has a participation ratio near 1 and a background distance near 0, so its calibrated distance is near 0 too.",
+      " If nearly all the weight is on one input, every embedding points along that input, and all distances go to 0, whatever the examples are. Such a neuron has a participation ratio near 1 and a background distance near 0, so its calibrated distance is near 0 too.",
     ),
     h(
       "p",
       {},
       h("strong", {}, "The number of features depends on the threshold,"),
-      " and there is none that suits all layers. It is a magnification, not a count of concepts: move it, and look at what merges when.",
+      " and no threshold suits all layers. It is a magnification, not a count of concepts: move the threshold and watch what merges.",
     ),
     h(
       "p",
       {},
-      h("strong", {}, "Examples decide."),
-      " Metrics over the strongest examples say nothing about weaker ones. State the selection when you state the metric; it stands with this run’s settings.",
+      h("strong", {}, "Metrics depend on the examples."),
+      " Metrics of the strongest examples say nothing about weaker ones. Report the selection with the metric; the run’s settings record it.",
     ),
-    h("p", {}, h("strong", {}, "Means are over different neurons."), " A layer with more neurons without examples, dead or not, has its mean taken over fewer. Always give the counts."),
+    h("p", {}, h("strong", {}, "Each mean covers only the neurons that have a value."), " The more neurons of a layer have no examples, dead or not, the fewer its means cover. Always report the counts."),
   );
 }
 
@@ -133,7 +133,7 @@ function settings(run) {
     h(
       "details",
       {},
-      h("summary", {}, "Everything that the run records of itself"),
+      h("summary", {}, "All metadata of the run"),
       h("pre", { class: "record", tabindex: 0 }, JSON.stringify({ created: run.created, polyseme_version: run.polyseme_version, model: run.model, data: run.data, settings: run.settings }, null, 2)),
     ),
   );
@@ -142,13 +142,13 @@ function settings(run) {
 function keys() {
   const rows = [
     [["/"], "Search"],
-    [["←", "→"], "The neuron before and after, on a neuron’s page"],
-    [["↑", "↓"], "From row to row, in a table of neurons; so do Page Up, Page Down, Home and End"],
-    [["j", "k"], "The feature after and before, on a neuron’s page; Escape closes its open example"],
-    [["+", "−", "0"], "Zoom and show all, in the map of neurons; the arrow keys move it"],
+    [["←", "→"], "Previous and next neuron, on a neuron’s page"],
+    [["↑", "↓"], "Move between rows in a table of neurons; Page Up, Page Down, Home and End work too"],
+    [["j", "k"], "Next and previous feature, on a neuron’s page; Escape closes the open example"],
+    [["+", "−", "0"], "Zoom in, zoom out and show all, in the map of neurons; the arrow keys pan"],
   ];
   return section(
-    "Keys",
+    "Keyboard shortcuts",
     h("dl", { class: "keys" }, rows.map(([names, words]) => h("div", {}, h("dt", {}, names.map((name) => [h("kbd", {}, name), " "])), h("dd", {}, words)))),
   );
 }
@@ -163,6 +163,6 @@ function citation() {
       paper("https://arxiv.org/abs/2411.08166", "The method: A. Foote, ", h("cite", {}, "Tackling Polysemanticity with Neuron Embeddings"), ", 2024,"),
       paper("https://arxiv.org/abs/2404.06453", "One-layer gradient × input is one-layer PURE: M. Dreyer et al., ", h("cite", {}, "PURE: Turning Polysemantic Neurons Into Pure Features by Identifying Relevant Circuits"), ", 2024,"),
     ),
-    h("p", {}, "To cite this software, see CITATION.cff in its source. Licence: Apache-2.0."),
+    h("p", {}, "To cite this software, see CITATION.cff in the source. Licence: Apache-2.0."),
   );
 }

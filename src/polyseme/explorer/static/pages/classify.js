@@ -1,5 +1,5 @@
-// An image through the classifier: what it says, which neurons make it say so, and in which of
-// their meanings. Live server only.
+// Classifies an image: what the model predicts, which neurons cause it, and in which of their
+// features. Live server only.
 
 import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
@@ -14,16 +14,16 @@ import { Sketch, sketchTools } from "../sketch.js";
 
 const NEURONS_SHOWN = 12;
 const CHOICES = 24; // examples of the run to choose from
-const PAUSE = 120; // milliseconds without a stroke, before the model is asked
+const PAUSE = 120; // milliseconds without a stroke before the model runs
 
 export async function render(main, ctx) {
   const { run } = ctx;
-  if (run.kind !== "image" || !run.image) throw new data.DataError("This run isn't one of images, so there's nothing to draw.");
+  if (run.kind !== "image" || !run.image) throw new data.DataError("This run isn't on images, so there is nothing to classify.");
   main.append(h("h1", {}, "Classify"));
-  const lead = h("p", { class: "lead" }, "Draw, or take an input of the run: what the model says, the neurons that make it say so, and which of their features this image belongs to.");
+  const lead = h("p", { class: "lead" }, "Draw an image or choose an input of the run to see what the model predicts, which neurons cause it, and which of their features the image belongs to.");
   main.append(lead);
   if (!ctx.live.has("classify")) {
-    main.append(h("p", { class: "notice" }, "This needs the model, which these pages don't have. Open the run with it: ",
+    main.append(h("p", { class: "notice" }, "This page needs the model. Open the run with it: ",
       h("code", {}, "polyseme explore RUN --model MODEL"), "."));
     return null;
   }
@@ -43,7 +43,7 @@ class Classify {
     this.neurons = h("div", { class: "classify-neurons" });
     this.answer = null;
     this.chosen = null; // class
-    this.input = null; // number in the data, or null for a drawing
+    this.input = null; // index in the data, or null for a drawing
     this.timer = 0;
     this.asked = 0;
     this.element = h("div", { class: "classify" },
@@ -51,11 +51,11 @@ class Classify {
         h("header", {}, h("h2", {}, "Image"), sketchTools(this.sketch, () => this._cleared())),
         this.sketch.canvas, this._chooser()),
       h("div", { class: "classify-output" },
-        h("section", { class: "card" }, h("header", {}, h("h2", {}, "What the model says")), this.status, this.outcome),
+        h("section", { class: "card" }, h("header", {}, h("h2", {}, "Prediction")), this.status, this.outcome),
         this.neurons));
   }
 
-  /** Inputs of the run to take instead of drawing, by number or by sight. */
+  /** Inputs of the run to choose instead of drawing, by number or by picture. */
   _chooser() {
     const { run } = this.ctx;
     const id = uniqueId("input");
@@ -64,18 +64,18 @@ class Classify {
     const form = h("form", { class: "classify-number", onsubmit: (event) => {
       event.preventDefault();
       if (field.value !== "") this.ctx.navigate({ input: field.value });
-    } }, h("label", { for: id }, "Input of the run"), field, h("button", { type: "submit" }, "Take"),
-    h("button", { type: "button", onclick: () => this._offer(tiles) }, "Others"));
+    } }, h("label", { for: id }, "Input of the run"), field, h("button", { type: "submit" }, "Use"),
+    h("button", { type: "button", onclick: () => this._offer(tiles) }, "Show others"));
     this.field = field;
     this._offer(tiles);
-    return h("div", { class: "classify-choices" }, form, tiles, h("p", { class: "quiet-text small" }, "Some of the examples of ", h("bdi", {}, run.title), "."));
+    return h("div", { class: "classify-choices" }, form, tiles, h("p", { class: "quiet-text small" }, "Some examples of ", h("bdi", {}, run.title), "."));
   }
 
   async _offer(tiles) {
     const { run } = this.ctx;
     try {
       const inputs = new Map();
-      // A neuron may be dead, so several are tried.
+      // A neuron may be dead, so try several.
       for (let attempt = 0; attempt < 12 && inputs.size < CHOICES; attempt++) {
         const one = await data.neuron(run, Math.floor(Math.random() * run.n_neurons));
         if (!one.examples.thumb) continue; // damaged
@@ -129,10 +129,10 @@ class Classify {
 
   async _ask(question) {
     const turn = (this.asked += 1);
-    if (!this.answer) this.status.textContent = "Asking the model, which is loaded first…";
+    if (!this.answer) this.status.textContent = "Running the model, which is loaded on first use…";
     try {
       const answer = await data.live("classify", { run: this.ctx.run.index, ...question }, this.ctx.signal);
-      // A stroke that came meanwhile has a question of its own.
+      // A later stroke has sent its own request.
       if (turn !== this.asked) return;
       if (question.index !== undefined) this.sketch.set(answer.pixels);
       this.answer = answer;
@@ -185,7 +185,7 @@ class Classify {
       h("header", {}, h("h2", {}, "Neurons that matter for ", h("bdi", {}, this._name(c)))),
       h("p", { class: "quiet-text small" }, this.answer.method),
       rows.length ? h("ol", { class: "contributors" }, rows.map((row) => this._contributor(row, c, most)))
-        : h("p", {}, "No neuron of the run adds to this logit.")));
+        : h("p", {}, "No neuron of the run contributes to this logit.")));
     this._totals(c);
   }
 
@@ -203,7 +203,7 @@ class Classify {
         h("a", { href, title: siteName(run, site) }, neuronName(run, site, row.neuron)),
         near
           ? h("span", {}, "feature ", badge(row.feature, place), row.label !== "" ? [", mostly ", h("b", {}, h("bdi", {}, row.label))] : h("small", { class: "quiet-text" }, `, ${count(row.n_examples, "example")}`))
-          : h("span", { class: "quiet-text" }, "none of its features is near")),
+          : h("span", { class: "quiet-text" }, "not close to any of its features")),
       h("div", { class: "contributor-effect" }, effectBar(row.contributions[c], most),
         h("span", { class: "num" }, `${row.contributions[c] > 0 ? "+" : ""}${number(row.contributions[c], 3)}`),
         h("small", { class: "quiet-text" }, `activation ${number(row.activation)}`)));
@@ -219,7 +219,7 @@ class Classify {
       const { average, averageShape } = new Pictures(one).average(members);
       place.append(pixels(average, averageShape, `Average of feature ${row.feature}`));
     } catch (error) {
-      if (!(error instanceof data.DataError)) throw error; // nor has one that can't be fetched
+      if (!(error instanceof data.DataError)) throw error; // nor has one that can't be loaded
     }
   }
 
@@ -228,7 +228,7 @@ class Classify {
     if (!totals.length) return;
     this.neurons.firstChild.append(h("p", { class: "quiet-text small" }, totals.map((total) => {
       const site = this.ctx.run.sites.find((s) => s.number === total.site);
-      return [h("bdi", {}, siteName(this.ctx.run, site)), `: ${count(total.active, "active neuron")} add ${number(total.contributions[c])} in all. `];
+      return [h("bdi", {}, siteName(this.ctx.run, site)), `: ${count(total.active, "active neuron")} add ${number(total.contributions[c])} in total. `];
     })));
   }
 }

@@ -1,4 +1,4 @@
-// Two runs side by side: figures, distributions, and neurons of both paired by their directions.
+// Compares runs: metrics, distributions, and neurons of two runs paired by their directions.
 
 import * as data from "../data.js";
 import { distribution, swatch } from "../charts.js";
@@ -11,12 +11,12 @@ import { pairPreview } from "../pair-preview.js";
 import { address, neuronAddress } from "../route.js";
 import { binCounts, binEdges, extent, logarithmic, quantile } from "../scale.js";
 
-/** One for each run; the first two have the design's pair of colours. */
+/** One colour per run; the first two are the design's pair for comparisons. */
 const PAINTS = ["--mark-a", "--mark-b", "--feature-2", "--feature-3", "--feature-4", "--feature-5"];
 
 export async function render(main, ctx) {
   const comparison = await data.comparison();
-  if (!comparison) throw new data.DataError("There’s one run here, so nothing to compare. Name two: polyseme explore RUN RUN");
+  if (!comparison) throw new data.DataError("There’s only one run here, so there is nothing to compare. Give two: polyseme explore RUN RUN");
   const runs = await Promise.all(ctx.runs.map((_, index) => data.run(index)));
   const tables = await Promise.all(runs.map((run) => data.neurons(run)));
   const chart = h("section", { class: "card" });
@@ -42,33 +42,31 @@ function names(runs) {
   );
 }
 
-/** What the runs differ in besides their neurons. */
+/** A notice of what the runs differ in besides their neurons. */
 function unlike({ unlike: parts }) {
   if (!parts.length) return null;
   const words = [parts.slice(0, -1).join(", "), parts.at(-1)].filter(Boolean).join(" and ");
-  return h("p", { class: "notice" }, `These runs differ in ${words}, so their figures may differ for that reason alone.`);
+  return h("p", { class: "notice" }, `These runs also differ in ${words}, which alone may change the metrics.`);
 }
 
 // ----------------------------------------------------------------------------------- figures
 
-const GROUPS = { "as published": "How polysemantic: the published measures" };
-
-/** How to read a figure that isn't a metric of the table of neurons. */
+/** How to read values that aren't metrics of the table of neurons. */
 const READINGS = {
-  neurons: "All of them, dead ones too.",
-  dead_share: "They have no metrics: the means are over neurons with examples.",
-  without_examples_share: "None of the inputs that activate them was selected, so they have no metrics either.",
-  mean_examples: "Fewer where a neuron has not enough inputs that activate it.",
+  neurons: "All neurons, including dead ones.",
+  dead_share: "Dead neurons have no metrics: means are over neurons with examples.",
+  without_examples_share: "No input that activates them was selected, so they have no metrics either.",
+  mean_examples: "Fewer if too few inputs activate a neuron.",
   mean_clusters: metric("n_clusters").reading,
   median_participation_ratio: metric("participation_ratio").reading,
-  l0: "The sum of the densities, of texts of the token densities: with more of them active, reconstruction is easier.",
-  fvu: "Share of the variance that the reconstruction leaves out: 0 is perfect, 1 no better than the mean.",
+  l0: "The sum of the densities (for texts, of the token densities). The more neurons are active, the easier reconstruction is.",
+  fvu: "Fraction of the variance that the reconstruction misses: 0 is perfect, 1 is no better than the mean.",
   mse: "Mean squared error of the reconstruction.",
-  spliced_accuracy: "With the reconstruction in the place of the activations.",
-  spliced_cross_entropy: "With the reconstruction in the place of the activations.",
-  recovered: "Of what is lost when the activations are set to 0.",
-  purity: "Share of a neuron’s examples that have its commonest label.",
-  purity_null: "The same, had the labels been dealt out at random.",
+  spliced_accuracy: "With the reconstruction in place of the activations.",
+  spliced_cross_entropy: "With the reconstruction in place of the activations.",
+  recovered: "As a share of what is lost when the activations are set to 0.",
+  purity: "Share of a neuron’s examples with its most common label.",
+  purity_null: "The same with randomly shuffled labels.",
 };
 
 function figures(runs, { rows }) {
@@ -77,10 +75,10 @@ function figures(runs, { rows }) {
   return h(
     "section",
     { class: "card" },
-    h("header", {}, h("h2", {}, "In numbers")),
+    h("header", {}, h("h2", {}, "Metrics")),
     h(
       "div",
-      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Comparison in numbers" },
+      { class: "scroll-x", tabindex: 0, role: "region", "aria-label": "Table of metrics" },
       h(
         "table",
         { class: "plain compare" },
@@ -90,7 +88,7 @@ function figures(runs, { rows }) {
           h(
             "tr",
             {},
-            h("th", { scope: "col" }, "Measure"),
+            h("th", { scope: "col" }, "Metric"),
             runs.map((run, i) => h("th", { scope: "col", class: "num" }, swatch(PAINTS[i]), " ", h("bdi", {}, run.title))),
             both && h("th", { scope: "col", class: "num difference" }, "Difference"),
           ),
@@ -99,7 +97,7 @@ function figures(runs, { rows }) {
           h(
             "tbody",
             {},
-            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, GROUPS[group] ?? sentenceCase(group))),
+            h("tr", { class: "group" }, h("th", { scope: "rowgroup", colspan: runs.length + 1 + both }, sentenceCase(group))),
             rows.filter((row) => row.group === group).map((row) => figureRow(row, runs, both)),
           ),
         ),
@@ -134,7 +132,7 @@ const FORMATS = {
   number: (v) => minus(v.toFixed(1)),
 };
 
-/** With its sign; of two shares in points, since "+3%" would be read as a ratio. */
+/** The difference with its sign; for shares in points, because "+3%" would read as a ratio. */
 function difference(v, format) {
   const sign = v > 0 ? "+" : "";
   if (format === "percent") return `${sign}${minus((100 * v).toFixed(1))} points`;
@@ -150,11 +148,11 @@ function meaning(runs, { rows }) {
   return h(
     "section",
     { class: "card" },
-    h("header", {}, h("h2", {}, "What it means")),
-    h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " Weights that lie on few inputs make any examples look alike: see the participation ratio and the calibrated distance."),
-    h("p", {}, h("strong", {}, "A gain has its price."), " Look at how many neurons are dead, at how many are active, and at what the reconstruction loses.",
-      unmeasured && [" These runs don’t record that; those that ", h("code", {}, "polyseme compare"), " makes do."]),
-    h("p", {}, h("strong", {}, "Means are over different neurons."), " A mean is over the neurons that have a value, which differ between the runs; their number stands below it where it isn’t all of them."),
+    h("header", {}, h("h2", {}, "How to read it")),
+    h("p", {}, h("strong", {}, "Smaller distances alone prove nothing."), " If a neuron’s weights lie on few inputs, any examples look alike: check the participation ratio and the calibrated distance."),
+    h("p", {}, h("strong", {}, "A gain has a cost."), " Check how many neurons are dead, how many are active, and how good the reconstruction is.",
+      unmeasured && [" These runs don’t record the reconstruction; runs made by ", h("code", {}, "polyseme compare"), " do."]),
+    h("p", {}, h("strong", {}, "Each mean covers only the neurons that have a value."), " These differ between the runs. If a mean doesn’t cover all neurons, their number is below it."),
   );
 }
 
@@ -214,7 +212,7 @@ function distributions(element, runs, tables, ctx) {
 // ------------------------------------------------------------------------------------- pairs
 
 async function pairList(element, runs, tables, ctx) {
-  const header = h("header", {}, h("h2", {}, "Neurons of both, paired"));
+  const header = h("header", {}, h("h2", {}, "Paired neurons"));
   let pairs;
   try {
     pairs = await data.pairs();
@@ -226,7 +224,7 @@ async function pairList(element, runs, tables, ctx) {
     replace(element, header, h("p", { class: "notice" }, pairs.reason));
     return null;
   }
-  const way = pairs.by === "decoder" ? "decoder direction" : "vector of weights";
+  const way = pairs.by === "decoder" ? "decoder direction" : "weight vector";
   const rows = Array.from(pairs.row, (_, row) => row).filter((row) => pairs.row[row] >= 0);
   const features = tables.map((table) => table.column("n_clusters"));
   const distances = tables.map((table) => table.column("mean_distance"));
@@ -234,7 +232,7 @@ async function pairList(element, runs, tables, ctx) {
   const columns = [
     { name: "neuron", label: isolated(runs[0].title), cell: (row) => choose(row), of: (row) => row },
     { name: "match", label: isolated(runs[1].title), cell: (row) => rowName(runs[1], pairs.row[row]), of: (row) => pairs.row[row] },
-    { name: "similarity", label: "Similarity", num: true, hint: `Cosine, by ${way}`, cell: (row) => number(pairs.similarity[row]), of: (row) => pairs.similarity[row] },
+    { name: "similarity", label: "Similarity", num: true, hint: `Cosine of the ${way}s`, cell: (row) => number(pairs.similarity[row]), of: (row) => pairs.similarity[row] },
     { name: "features", label: "Features", num: true, cell: (row) => `${whole(features[0][row])} → ${whole(features[1][pairs.row[row]])}`, of: (row) => features[1][pairs.row[row]] - features[0][row] },
     { name: "distance", label: "Mean distance", num: true, cell: (row) => `${value(distances[0][row], "distance")} → ${value(distances[1][pairs.row[row]], "distance")}`, of: change },
     { name: "change", label: "Change", num: true, cell: (row) => value(change(row), "distance"), of: change },
@@ -244,7 +242,7 @@ async function pairList(element, runs, tables, ctx) {
   replace(
     element,
     header,
-    h("p", { class: "reading" }, `Each neuron of ${isolated(runs[0].title)} beside the neuron of ${isolated(runs[1].title)} whose ${way} is most like its own, by cosine: 1 is the same direction. Two neurons of the first may have the same match.`),
+    h("p", { class: "reading" }, `Each neuron of ${isolated(runs[0].title)}, with the neuron of ${isolated(runs[1].title)} whose ${way} is most similar, by cosine: 1 is the same direction. Several neurons may have the same match.`),
     h("div", { class: "pairs" }, list, preview),
   );
   let order = rows;
@@ -267,7 +265,7 @@ async function pairList(element, runs, tables, ctx) {
         href: neuronAddress(runs[0], ...place(runs[0], row)),
         onclick: (event) => {
           if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-          event.preventDefault(); // the pair is shown beside the list; its neurons' pages are linked there
+          event.preventDefault(); // the pair is shown next to the list, with links to its neurons' pages
           ctx.navigate({ pair: row });
         },
       },

@@ -1,4 +1,4 @@
-// A neuron of an image model: what it reads, meaning by meaning.
+// The page of an image model's neuron.
 
 import { h } from "../dom.js";
 import { number, whole } from "../format.js";
@@ -10,7 +10,7 @@ import { meaningCards } from "../meaning-cards.js";
 import { activeInputs, card, cardsOf, featuresBar, fillNeuron, lost, metricsTable } from "../neuron-frame.js";
 import { NeuronView, openNeuron } from "../neuron-view.js";
 
-const TILES_SHOWN = 12; // of a meaning whose features aren't
+const TILES_SHOWN = 12; // of a meaning that is folded
 
 export async function render(main, ctx) {
   const neuron = await openNeuron(ctx);
@@ -39,7 +39,7 @@ function imageFeatures(view, pictures) {
   return [featuresBar(view), cardsOf(view, cards, meanings)];
 }
 
-/** What the neuron multiplies its input by, and what it fires for, side by side; the former alone without pictures. */
+/** The neuron's weights next to what activates it; only the weights if the images can't be read. */
 function reads(neuron, pictures) {
   const { image, run } = neuron;
   if (!image) return null;
@@ -50,16 +50,16 @@ function reads(neuron, pictures) {
     : [
       weights && signedFigure("Input weights", weights, image.shapeOf("weights"), "What the neuron multiplies each input by."),
       map && signedFigure("Activation map", map, image.shapeOf("activation_map"),
-        `What each pixel adds to the activation${typeof baseline === "number" ? `, from an input of ${number(baseline)}` : ""}.`),
+        `What each pixel adds to the activation${typeof baseline === "number" ? `, relative to an input of ${number(baseline)}` : ""}.`),
       pictures && averages(neuron, pictures),
     ];
   if (!pieces.some(Boolean)) return null;
-  // A neuron deeper in the model reads other neurons: what it reads is no picture.
+  // A neuron deeper in the model reads other neurons, so its weights are not a picture.
   return card(weights || map || kernel ? "What it reads" : "What activates it", h("div", { class: "reads" }, pieces));
 }
 
 function kernelSays([, , channels]) {
-  return channels > 1 ? `Its weights, added up over the ${whole(channels)} channels that it reads.` : "What the neuron multiplies each value of a patch by.";
+  return channels > 1 ? `The weights, summed over the ${whole(channels)} channels that the neuron reads.` : "What the neuron multiplies each value of a patch by.";
 }
 
 function averages(neuron, pictures) {
@@ -67,12 +67,12 @@ function averages(neuron, pictures) {
   const { activationMap: map } = neuron.image;
   return [
     h("figure", {}, pixels(average, shape, "Average of the examples"),
-      h("figcaption", {}, h("strong", {}, "Average example"), h("small", {}, `Mean of the ${ofActive(neuron)} inputs that activate it.`))),
+      h("figcaption", {}, h("strong", {}, "Average example"), h("small", {}, `Mean of ${ofActive(neuron)} inputs that activate the neuron.`))),
     map && map.length === pictures.size && signedFigure("Importance map", product(map, pictures.input(average)), shape, "Activation map ⊙ average example."),
   ];
 }
 
-/** A convolution fires anywhere in an image, so its pictures are of the part that it fires for. */
+/** A convolution fires anywhere in an image, so its pictures show the patches that it fires for. */
 function patches(neuron, pictures) {
   const { places } = pictures;
   const all = Array.from({ length: neuron.n }, (_, i) => i);
@@ -80,19 +80,19 @@ function patches(neuron, pictures) {
   const counts = places?.counts(all, neuron.examples.position);
   return [
     places
-      ? h("figure", {}, pixels(average, places.part, "Average of what the kernel covered"),
-        h("figcaption", {}, h("strong", {}, "Average patch"), h("small", {}, `Mean, over ${ofActive(neuron)} inputs that activate it, of the part of the image that the kernel covers where it fires most. The layers before may let it see a little beyond.`)))
+      ? h("figure", {}, pixels(average, places.part, "Average patch under the kernel"),
+        h("figcaption", {}, h("strong", {}, "Average patch"), h("small", {}, `Mean of the patch under the kernel where the neuron fires most, over ${ofActive(neuron)} inputs that activate it. Because of earlier layers, the neuron may see slightly beyond the patch.`)))
       : h("figure", {}, pixels(average, pictures.shape, "Average of the examples"),
-        h("figcaption", {}, h("strong", {}, "Average example"), h("small", {}, `Mean of the ${ofActive(neuron)} inputs that activate it, wherever in them it fires.`))),
+        h("figcaption", {}, h("strong", {}, "Average example"), h("small", {}, `Mean of ${ofActive(neuron)} inputs that activate the neuron, wherever it fires.`))),
     places && h("figure", {}, signed(counts, [...places.grid, 1], "Where in the image the neuron fires most"),
-      h("figcaption", {}, h("strong", {}, "Where it fires"), h("small", {}, `Its strongest place in each example, of ${places.grid.map(whole).join(" × ")}; ${whole(largest(counts))} at the darkest. Frames show it in the images below.`))),
+      h("figcaption", {}, h("strong", {}, "Where it fires"), h("small", {}, `Position of the strongest activation in each example, on a grid of ${places.grid.map(whole).join(" × ")}; the darkest cell has ${whole(largest(counts))}. Frames mark it in the images below.`))),
   ];
 }
 
-/** How many examples of how many; of a damaged run the latter may be lost. */
+/** Number of examples, and of active inputs, which a damaged run may lack. */
 function ofActive(neuron) {
   const active = activeInputs(neuron);
-  return active > 0 ? `${whole(neuron.n)} of ${whole(active)}` : whole(neuron.n);
+  return active > 0 ? `${whole(neuron.n)} of the ${whole(active)}` : whole(neuron.n);
 }
 
 function signedFigure(title, values, shape, says) {
@@ -107,9 +107,9 @@ function rest(neuron, pictures) {
   const logits = neuron.image && classLogits(neuron, names);
   return h("div", { class: "neuron-rest" },
     logits && card("Effect on the logits",
-      h("p", { class: "quiet-text small" }, "Mean over its examples: what is lost when the neuron is set to 0 (bars), and the same to first order (ticks)."), logits),
+      h("p", { class: "quiet-text small" }, "Mean over the examples: how much of each logit is lost when the neuron is set to 0 (bars), and the first-order estimate (ticks)."), logits),
     pictures && random?.n > 0 && random.thumb && card("Random activating examples",
-      h("p", { class: "quiet-text small" }, `${whole(random.n)} of the ${activeInputs(neuron) > 0 ? `${whole(activeInputs(neuron))} ` : ""}inputs that activate it, weakly or strongly, drawn at random.`),
+      h("p", { class: "quiet-text small" }, `${whole(random.n)} of the ${activeInputs(neuron) > 0 ? `${whole(activeInputs(neuron))} ` : ""}inputs that activate the neuron, weakly or strongly, drawn at random.`),
       h("ol", { class: "tiles" }, Array.from({ length: random.n }, (_, i) =>
         h("li", {}, pictures.picture(random.thumb[i], random.position?.[i], `Activation ${number(random.activation[i], 2)}`),
           h("small", { "aria-hidden": "true" }, number(random.activation[i], 2)))))),

@@ -1,4 +1,4 @@
-// A neuron of a language model: what it reads, meaning by meaning.
+// The page of a language model's neuron.
 
 import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
@@ -12,7 +12,7 @@ import { NeuronView, openNeuron, SHADES } from "../neuron-view.js";
 import { hasImpliedSpaces, plain } from "../tokens.js";
 import { exampleLines, textSample } from "../windows.js";
 
-const LINES_SHOWN = 5; // of a meaning whose features aren't
+const LINES_SHOWN = 5; // of a meaning that is folded
 
 export async function render(main, ctx) {
   const neuron = await openNeuron(ctx);
@@ -28,7 +28,7 @@ export async function render(main, ctx) {
   return { update: (query) => view.update(query) };
 }
 
-/** The features and how they're shown, with their examples. */
+/** The meanings or the features, with their examples and controls. */
 function textFeatures(view) {
   const lines = exampleLines(view.neuron, view);
   const shading = shadeChoice(view, lines);
@@ -39,7 +39,7 @@ function textFeatures(view) {
     lines.open(example);
     if (example === null) return;
     (view.byMeaning ? meanings : cards).reveal(example);
-    // A new page is first shown from its top.
+    // A new page is first scrolled to its top.
     setTimeout(() => lines.element(example).scrollIntoView({ block: "nearest" }));
   });
   return [featuresBar(view, shading.element), shading.notice, cardsOf(view, cards, meanings)];
@@ -86,9 +86,9 @@ function rest(view) {
   const implied = tokens && hasImpliedSpaces(tokens.vocabulary);
   return h("div", { class: "neuron-rest" },
     logits && card("Effect on the next token",
-      h("p", { class: "quiet-text small" }, "What one unit of activation adds to each token's logit, straight through the unembedding, less the mean over all tokens: only differences between logits change what is predicted. For a last residual stream of norm √d."), logits),
+      h("p", { class: "quiet-text small" }, "What one unit of activation adds to each token's logit directly through the unembedding, minus the mean over all tokens, because only differences between logits change the prediction. Assumes a final residual stream of norm √d."), logits),
     random?.n > 0 && random.tokens && card("Random activating examples",
-      h("p", { class: "quiet-text small" }, "Drawn from all contexts that activate it, weakly or strongly."),
+      h("p", { class: "quiet-text small" }, "Drawn at random from all contexts that activate the neuron, weakly or strongly."),
       h("ol", { class: "lines" }, Array.from({ length: random.n }, (_, i) =>
         h("li", { class: "line random-line" },
           h("span", { class: "line-value" }, number(random.activation[i])),

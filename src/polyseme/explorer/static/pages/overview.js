@@ -1,4 +1,4 @@
-// A run as a whole: what was analysed, its neurons by layer and by metric, a map and a table of all of them.
+// The overview of a run: what was analysed, its neurons by layer and by metric, a map and a table of all neurons.
 
 import * as data from "../data.js";
 import { stackedRows } from "../charts.js";
@@ -15,7 +15,7 @@ import { quantile } from "../scale.js";
 import { readSelection, select, selectionControls, rangeText } from "../selection.js";
 
 const SITES_NAMED = 3;
-const N_STEPS = 7; // that the design has colours for
+const N_STEPS = 7; // colours in the design's scale
 
 export async function render(main, ctx) {
   const { run } = ctx;
@@ -56,7 +56,7 @@ export async function render(main, ctx) {
   function update(query) {
     const selection = readSelection(run, names, query);
     const key = JSON.stringify([selection.layer, selection.ranges.map(({ name, lo, hi }) => [name, String(lo), String(hi)])]);
-    // The same selection is the same object, so that a view sees that it has nothing to do.
+    // The same selection stays the same object, so that views can skip the update.
     if (key !== selected.key) {
       const { keep, n } = select(run, table, selection);
       selected = { key, keep: n < table.n ? keep : null, n };
@@ -68,7 +68,7 @@ export async function render(main, ctx) {
   return { update };
 }
 
-/** Height of the chart that stands beside that of the layers, where there's room for both. */
+/** Height of the chart next to the layers' chart, if there is room for both. */
 function beside(run) {
   return window.innerWidth < 980 ? 210 : Math.max(210, Math.min(420, 15 * run.sites.length));
 }
@@ -92,7 +92,7 @@ function stats(table) {
   const tiles = [
     ["Neurons", whole(table.n)],
     ["Dead", share(dead), "No input activates them."],
-    unlisted.length && ["Without examples", share(unlisted.length), "Active, but none of their inputs was selected."],
+    unlisted.length && ["Without examples", share(unlisted.length), "Active, but no input that activates them was selected."],
     median("n_meanings"),
     median("n_clusters"),
     median("mean_distance"),
@@ -102,7 +102,7 @@ function stats(table) {
   return h("dl", { class: "stats" }, tiles.map(([name, words, says]) => h("div", { title: says }, h("dt", {}, name), h("dd", {}, words))));
 }
 
-/** Which of a run's sites have too few vectors to count meanings, or null if none. */
+/** A warning about sites with too few vectors to count meanings, or null. */
 function tooFewNotice(run) {
   const found = run.has?.meanings ? run.sites.map((site) => [site, tooFewVectors(site)]).filter(([, words]) => words) : [];
   if (!found.length) return null;
@@ -110,10 +110,10 @@ function tooFewNotice(run) {
   return h("section", { class: "notice", "aria-label": "Too few vectors" }, run.sites.length === 1
     ? h("p", {}, found[0][1])
     : h("ul", {}, found.slice(0, SITES_NAMED).map(([site, words]) => h("li", {}, h("bdi", {}, siteName(run, site)), `: ${words}`)),
-      rest > 0 && h("li", {}, `The same goes for ${count(rest, "more layer")}.`)));
+      rest > 0 && h("li", {}, `The same applies to ${count(rest, "more layer")}.`)));
 }
 
-/** Steps of numbers, one for each step of colour: [from, to, in words]. */
+/** Ranges of numbers, one per colour: [from, to, in words]. */
 function steps(name, most) {
   const all = name === "n_meanings"
     ? Array.from({ length: N_STEPS }, (_, i) => [i + 1, i + 1, i ? String(i + 1) : "1 meaning"])
@@ -123,7 +123,7 @@ function steps(name, most) {
   return all.filter(([lo], i) => i === 0 || lo <= most);
 }
 
-/** How many neurons of each layer have how many meanings, or in powers of two features where the run has no meanings. */
+/** Neurons of each layer by number of meanings or, in a run without meanings, of features in powers of two. */
 function layerChart(element, run, table, change, signal) {
   const name = table.has("n_meanings") ? "n_meanings" : "n_clusters";
   const words = name === "n_meanings" ? "meanings" : "features";

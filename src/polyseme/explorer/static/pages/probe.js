@@ -1,4 +1,4 @@
-// Which meaning fired: a text of the reader's own, token by token. Live server only.
+// Probes a text of the reader's: which neurons each token activates, in which meanings. Live server only.
 
 import * as data from "../data.js";
 import { h, replace, uniqueId } from "../dom.js";
@@ -10,16 +10,16 @@ import { direction, plain, shaded } from "../tokens.js";
 
 const LONGEST = 10_000; // characters that the server takes
 const TRY = "They sat on the bank of the river. The bank raised its rates again.";
-const STRONGEST = 20; // rows where no token is chosen
+const STRONGEST = 20; // rows when no token is chosen
 
 export async function render(main, ctx) {
   const { run } = ctx;
-  if (run.kind !== "text") throw new data.DataError("This run is one of images, so there's no text to probe it with.");
+  if (run.kind !== "text") throw new data.DataError("This run is on images, so it can't be probed with a text.");
   main.append(h("h1", {}, "Probe"));
   if (!ctx.live.has("probe")) {
     main.append(
-      h("p", { class: "lead" }, "Type a text and see which neurons it activates at each token, and in which of their meanings."),
-      h("p", { class: "notice" }, "This needs the model, which these pages don't have. Open the run with it: ",
+      h("p", { class: "lead" }, "Enter a text to see which neurons each token activates, and in which of their meanings."),
+      h("p", { class: "notice" }, "This page needs the model. Open the run with it: ",
         h("code", {}, "polyseme explore RUN --model MODEL"), "."));
     return null;
   }
@@ -37,7 +37,7 @@ export async function render(main, ctx) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   main.append(
-    h("p", { class: "lead" }, "Type a text and see which neurons it activates at each token, and in which of their meanings; the number beside a meaning says how near, 1 at most. Neurons are ranked by the share of their own maximum in the run, so that large scales don't always win."),
+    h("p", { class: "lead" }, "Enter a text to see which neurons each token activates, and in which of their meanings. The number next to a meaning is the mean cosine with its examples, at most 1. Neurons are ranked by the share of their own maximum in the run, so that neurons with large activations don't always come first."),
     form, status, result);
 
   let asked = null;
@@ -54,12 +54,12 @@ export async function render(main, ctx) {
     asked = q;
     view = null;
     button.disabled = true;
-    status.textContent = "Reading… the first text takes up to a minute, as the model has to be loaded.";
+    status.textContent = "Running the model… The first text takes up to a minute, because the model has to be loaded.";
     try {
       const answer = await data.live("probe", { run: run.index, text: q }, ctx.signal);
       if (asked !== q) return;
       view = new Probed(answer, ctx);
-      status.textContent = `${count(answer.tokens.length, "token")}.${answer.truncated ? " The text is longer; this is its beginning." : ""}`;
+      status.textContent = `${count(answer.tokens.length, "token")}.${answer.truncated ? " Only the beginning of the text was read." : ""}`;
       replace(result, view.element);
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -84,11 +84,11 @@ export async function render(main, ctx) {
     }
     view?.choose(query.has("token") ? Number(query.get("token")) : null);
   }
-  update(ctx.query); // the form is shown at once, the answer when it's there
+  update(ctx.query); // the form is shown at once, the answer when it arrives
   return { update: (query) => void update(query) };
 }
 
-/** An answer of the server: its tokens, and the neurons at the one that is chosen. */
+/** An answer from the server: the tokens, and the neurons at the chosen one. */
 class Probed {
   constructor(answer, ctx) {
     this.answer = answer;
@@ -97,14 +97,14 @@ class Probed {
     this.at = answer.tokens.map(() => []);
     for (const row of answer.active) this.at[row.token].push(row);
     const strongest = this.at.map((rows) => Math.max(0, ...rows.map((row) => row.share ?? 0)));
-    // Of many neurons one is beyond its maximum nearly everywhere; what differs is by how much.
+    // With many neurons, one exceeds its maximum at nearly every token; only the amount differs.
     const most = Math.max(1, ...strongest);
     this.strongest = strongest.map((share) => share / most);
     this.cells = [];
     this.text = this._tokens();
     this.panel = h("section", { class: "card probe-neurons", "aria-live": "off" });
     this.element = h("div", { class: "probe-answer" }, h("section", { class: "card" }, h("header", {}, h("h2", {}, "Tokens")), this.text,
-      h("p", { class: "quiet-text small" }, "Shaded by the most active neuron’s share of its maximum, beside the rest of the text. Choose a token to see its neurons; the arrow keys go along the text.")), this.panel);
+      h("p", { class: "quiet-text small" }, "Shading shows the most active neuron’s share of its maximum, relative to the rest of the text. Click a token to see its neurons; the arrow keys move along the text.")), this.panel);
     this._shade(null);
   }
 
@@ -119,7 +119,7 @@ class Probed {
       cell.tabIndex = i === 0 ? 0 : -1;
       if (leftOut[i]) {
         cell.classList.add("left-out");
-        cell.title = "left out of the run, so no neuron is listed here";
+        cell.title = "left out of the run, so no neurons are listed here";
       }
     });
     list.addEventListener("click", (event) => {
@@ -145,7 +145,7 @@ class Probed {
     if (next !== null) this.cells[next].focus();
   }
 
-  /** Shows the neurons at a token, or the strongest anywhere. */
+  /** Shows the neurons at a token, or the strongest in the whole text. */
   choose(token) {
     const valid = token !== null && token >= 0 && token < this.cells.length ? token : null;
     this.chosen = valid;
@@ -156,21 +156,21 @@ class Probed {
     const rows = valid === null
       ? this.answer.active.toSorted((a, b) => (b.share ?? 0) - (a.share ?? 0)).slice(0, STRONGEST)
       : this.at[valid];
-    const title = valid === null ? "Strongest anywhere in the text" : ["Neurons at ", h("bdi", { class: "chip-token" }, plain(this.answer.tokens[valid]))];
-    const beyond = rows.some((row) => row.share > 1) && h("p", { class: "quiet-text small" }, "Over 100%: more than any text of the run made of it. The mark on its bar is at 100%.");
+    const title = valid === null ? "Strongest in the whole text" : ["Neurons at ", h("bdi", { class: "chip-token" }, plain(this.answer.tokens[valid]))];
+    const beyond = rows.some((row) => row.share > 1) && h("p", { class: "quiet-text small" }, "Over 100%: stronger than anything in the run. The mark on the bar is at 100%.");
     replace(this.panel, h("header", {}, h("h2", {}, title)), beyond, rows.length ? this._table(rows, valid === null) : h("p", {}, this._none(valid)));
   }
 
   _none(token) {
     return token !== null && this.answer.left_out[token]
-      ? "The run leaves this token out, as it left out its like: special tokens, and the first of a context."
+      ? "The run leaves out tokens like this one: special tokens, or the first token of a context."
       : "No neuron of the run is active here.";
   }
 
   _table(rows, withToken) {
     const { run } = this.ctx;
-    const most = Math.max(1, ...rows.map((row) => row.share ?? 0)); // which has the whole length of a bar
-    const known = this.answer.active.some((row) => row.meaning >= 0); // or else the run has none
+    const most = Math.max(1, ...rows.map((row) => row.share ?? 0)); // the full length of a bar
+    const known = this.answer.active.some((row) => row.meaning >= 0); // otherwise the run has no meanings
     const head = [withToken && "Token", "Neuron", "Share of its maximum", "Activation", known && "Meaning", "Feature"].filter(Boolean);
     return h("div", { class: "scroll-x" }, h("table", { class: "plain probe-table" },
       h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: name === "Activation" ? "num activation" : null }, name)))),
@@ -190,19 +190,19 @@ class Probed {
 
   _meaning(row) {
     const near = Number.isFinite(row.meaning_cosine) && h("small", { class: "quiet-text", title: "Mean cosine with the examples of the nearest meaning" }, ` ${row.meaning_cosine.toFixed(2).replace("-", "−")}`);
-    if (!(row.meaning >= 0)) return h("span", { class: "quiet-text" }, "none is near", near);
+    if (!(row.meaning >= 0)) return h("span", { class: "quiet-text" }, "not close to any", near);
     const href = neuronAddress(this.ctx.run, row.site, row.neuron, { meaning: row.meaning });
     return [h("a", { href, class: "probe-meaning", "aria-label": `Meaning ${row.meaning}` }, badge(row.meaning, paletteOf(row.meaning, 2))), near];
   }
 
   _feature(row) {
-    if (row.feature < 0) return h("span", { class: "quiet-text" }, "none of its features is near");
+    if (row.feature < 0) return h("span", { class: "quiet-text" }, "not close to any of its features");
     const place = paletteOf(row.feature, row.n_examples);
     return h("span", { class: `probe-feature f${place < 0 ? "-rest" : place}` }, marker(place), h("b", {}, row.feature),
       h("bdi", {}, row.label), h("small", { class: "quiet-text" }, count(row.n_examples, "example")));
   }
 
-  /** Shades the text by one neuron where it's listed, or by the strongest at each token. */
+  /** Shades the text by one neuron where it is listed, or by the strongest neuron at each token. */
   _shade(row) {
     this.cells.forEach((cell, i) => {
       const share = row
@@ -215,7 +215,7 @@ class Probed {
   }
 }
 
-/** A bar for a share that may be over 100%, which is marked then. */
+/** A bar for a share, with a mark at 100% if the share is larger. */
 function shareBar(share, most) {
   const long = (value) => `${((100 * value) / most).toFixed(1)}%`;
   return h("span", { class: "share", "aria-hidden": "true" }, h("span", { style: { width: long(share) } }), share > 1 && h("i", { style: { left: long(1) } }));

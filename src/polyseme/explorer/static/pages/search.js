@@ -1,4 +1,4 @@
-// Neurons, meanings and features by what the reader types: a neuron's address, a layer, words, a part of a label.
+// Finds neurons, meanings and features by what the reader types: a neuron's address, a layer, words, part of a label.
 
 import * as data from "../data.js";
 import { h } from "../dom.js";
@@ -17,11 +17,11 @@ export async function render(main, ctx) {
     h(
       "p",
       { class: "lead" },
-      `Type a neuron by ${run.sites.length > 1 ? "its layer and number (" : "its number ("}`,
+      `Enter a neuron by ${run.sites.length > 1 ? "its layer and number (" : "its number ("}`,
       h("code", {}, example(run)),
       ")",
-      run.sites.length > 1 && ", a part of a layer’s name",
-      run.has.search ? ", or words that meanings and features are about; the beginning of a word will do." : ". This run has no texts, so there are no words to search for.",
+      run.sites.length > 1 && ", part of a layer’s name",
+      run.has.search ? ", or words that meanings and features are about; the beginning of a word is enough." : ". This run has no texts, so there are no words to search for.",
     ),
   );
   if (!q) return;
@@ -31,7 +31,7 @@ export async function render(main, ctx) {
   if (layers.length) main.append(layerHits(run, layers));
   const found = Boolean(neuron || layers.length);
   if (!run.has.search || (found && /^layer\s+\d+$/i.test(q))) {
-    if (!found) main.append(notice(`“${isolated(q)}” is not a neuron or a layer of this run.`));
+    if (!found) main.append(notice(`“${isolated(q)}” is not a neuron or layer of this run.`));
     return;
   }
   const vocabulary = await data.vocabulary(run);
@@ -40,12 +40,12 @@ export async function render(main, ctx) {
   const hits = [...meanings.hits, ...features.hits];
   const quoted = (words) => words.map((word) => `“${isolated(word)}”`).join(" and ");
   if (hits.length) {
-    if (unknown.length) main.append(notice(`No word with meanings or features begins with ${quoted(unknown)}, so that is left out.`));
+    if (unknown.length) main.append(notice(`No word with meanings or features begins with ${quoted(unknown)}, so it is ignored.`));
     if (meanings.hits.length) main.append(results(ctx, parts, meanings.hits, "meaning"));
     if (features.hits.length) main.append(results(ctx, parts, features.hits, "feature"));
   } else if (parts.length > 1) {
     main.append(
-      notice("No meaning or feature is listed for all of these words, of which at most 100 are for each. One word alone: ",
+      notice("No meaning or feature is listed for all of these words; at most 100 are listed per word. Search for a single word: ",
         parts.map(({ typed }, i) => [i ? ", " : "", h("a", { href: address("search", [], { run: run.index, q: typed }) }, h("bdi", {}, typed))]), "."),
     );
   } else if (!found) {
@@ -64,7 +64,7 @@ function neuronHit(run, { site, neuron }) {
   return h("p", {}, "Neuron ", h("a", { href: neuronAddress(run, site, neuron) }, `${siteName(run, run.sites[site])} / ${neuron}`));
 }
 
-/** Sites by their layer or by a part of their name. */
+/** Finds sites by layer or by part of their name. */
 function findSites(run, q) {
   const text = q.toLowerCase().replace(/^layer\s+(?=\d+$)/, "").replace(/\/$/, "");
   const exact = siteOf(run, text);
@@ -83,12 +83,12 @@ function layerHits(run, sites) {
 
 const SAYS = {
   meaning: [
-    "Meanings with the word in their label, as it stands at the maxima of their examples; those where it comes most often first. At most 100 are listed.",
-    "Meanings with such a word for each of these in their label, the largest first. At most 100 are looked through for a word.",
+    "Meanings with the word in their label, that is, at the maxima of their examples; most frequent first. At most 100 are listed.",
+    "Meanings whose label matches every word, largest first. At most 100 are searched per word.",
   ],
   feature: [
-    "Features with the word among the tokens that set them off or in their label; those whose label begins with it come first, and larger ones before smaller. At most 100 are listed.",
-    "Features with such a word for each of these among the tokens that set them off or in their label, the largest first. At most 100 are looked through for a word.",
+    "Features with the word among their activating tokens or in their label. Labels that begin with the word come first, then larger features. At most 100 are listed.",
+    "Features whose activating tokens or label match every word, largest first. At most 100 are searched per word.",
   ],
 };
 
@@ -160,8 +160,8 @@ function line(run, { site, neuron, number, examples, label }, noun) {
 function suggestions(run, words) {
   return h(
     "section",
-    { "aria-label": "Words that begin so" },
-    h("h2", {}, "Words that begin so"),
+    { "aria-label": "Words with this beginning" },
+    h("h2", {}, "Words with this beginning"),
     h("ul", { class: "words" }, words.map((word) => h("li", {}, h("a", { class: "chip", href: address("search", [], { run: run.index, q: word }) }, h("bdi", {}, word))))),
   );
 }
