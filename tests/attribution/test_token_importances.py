@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from polyseme.attribution.token_importances import (
-    RankCorrelation,
-    gradient_importances,
-    rank_correlation,
-    token_importances,
-)
+from polyseme.attribution.token_importances import token_importances
 from polyseme.errors import InputError, SiteError
 from polyseme.sites import Feed, MLPSite, evaluating, find_mlp_sites, find_sites, prove_sites
 from polyseme.sites.attach import WithSAE
@@ -117,30 +111,6 @@ def drops_by_masking(
     return activation, drops
 
 
-def drops_by_gradient(
-    model: nn.Module, site: Any, ids: np.ndarray, p: int, j: int
-) -> tuple[float, list[float]]:
-    """The same, estimated by moving all embeddings a little of the way, one at a time."""
-    table = model.get_input_embeddings()
-    model.double().eval()
-    seen: list[Tensor] = []
-    handle = site.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    # Some norms are in single precision whatever the model is in.
-    step = 1e-3
-    with torch.no_grad():
-        x, mask = table(torch.from_numpy(ids)), table(torch.tensor(MASK))
-        model(inputs_embeds=x[None])
-        for t in range(len(ids)):
-            for sign in (1, -1):
-                moved = x.clone()
-                moved[t] += sign * step * (x[t] - mask)
-                model(inputs_embeds=moved[None])
-    handle.remove()
-    model.float()
-    a = [float(value[0, p, j]) for value in seen]
-    return a[0], [(up - down) / 2 / step for up, down in zip(a[1::2], a[2::2], strict=True)]
-
-
 def oracle(
     drops_of: Any,
     model: nn.Module,
@@ -208,11 +178,10 @@ def test_the_window_is_twenty_before_and_ten_after() -> None:
 def test_batches_do_not_matter(kind: str) -> None:
     model, site = made(kind)
     options = {"mask_id": MASK, "causal": kind != "bert"}
-    for function in (token_importances, gradient_importances):
-        whole = last(function(model, site, *contexts(), **options, batch_size=1000))
-        for batch_size in (1, 13):
-            found = last(function(model, site, *contexts(), **options, batch_size=batch_size))
-            np.testing.assert_allclose(found, whole, rtol=1e-3, atol=1e-5)
+    whole = last(token_importances(model, site, *contexts(), **options, batch_size=1000))
+    for batch_size in (1, 13):
+        found = last(token_importances(model, site, *contexts(), **options, batch_size=batch_size))
+        np.testing.assert_allclose(found, whole, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -223,28 +192,26 @@ def test_of_a_causal_model_what_comes_after_need_not_be_run(kind: str) -> None:
         lambda _, args: longest.append(args[0].shape[-1])
     )
     data = contexts()
-    for function in (token_importances, gradient_importances):
-        cut = last(function(model, site, *data, mask_id=MASK, causal=True, batch_size=1))
-        assert {1} < set(longest) <= {1, *(data[2] + 1)}
-        longest.clear()
-        whole = last(function(model, site, *data, mask_id=MASK, causal=False, batch_size=1))
-        assert set(longest) <= {1, *data[1].sum(axis=1)}
-        longest.clear()
-        np.testing.assert_allclose(cut, whole, rtol=1e-3, atol=1e-5)
+    cut = last(token_importances(model, site, *data, mask_id=MASK, causal=True, batch_size=1))
+    assert {1} < set(longest) <= {1, *(data[2] + 1)}
+    longest.clear()
+    whole = last(token_importances(model, site, *data, mask_id=MASK, causal=False, batch_size=1))
+    assert set(longest) <= {1, *data[1].sum(axis=1)}
+    longest.clear()
+    np.testing.assert_allclose(cut, whole, rtol=1e-3, atol=1e-5)
 
 
 def test_padding_is_as_if_it_were_not_there() -> None:
     for kind in ("gpt2", "bert"):
         model, site = made(kind)
         ids, attention, positions, neurons = contexts()
-        for function in (token_importances, gradient_importances):
-            options = {"mask_id": MASK, "causal": kind == "gpt2"}
-            found = last(function(model, site, ids, attention, positions, neurons, **options))
-            for row, length in enumerate(attention.sum(axis=1)):
-                alone = (ids[[row], :length], attention[[row], :length])
-                example = (positions[[row]], neurons[[row]])
-                expected = last(function(model, site, *alone, *example, **options))
-                np.testing.assert_allclose(found[[row]], expected, rtol=1e-3, atol=1e-5)
+        options = {"mask_id": MASK, "causal": kind == "gpt2"}
+        found = last(token_importances(model, site, ids, attention, positions, neurons, **options))
+        for row, length in enumerate(attention.sum(axis=1)):
+            alone = (ids[[row], :length], attention[[row], :length])
+            example = (positions[[row]], neurons[[row]])
+            expected = last(token_importances(model, site, *alone, *example, **options))
+            np.testing.assert_allclose(found[[row]], expected, rtol=1e-3, atol=1e-5)
 
 
 class Summing(nn.Module):
@@ -324,8 +291,7 @@ def test_later_layers_and_the_head_are_not_run_and_the_model_is_left_as_it_was()
         module.register_forward_hook(lambda *_: late.append(1))
         for module in (model.model.layers[2], model.lm_head)
     ]
-    for function in (token_importances, gradient_importances):
-        last(function(model, site, *contexts(), mask_id=MASK))
+    last(token_importances(model, site, *contexts(), mask_id=MASK))
     assert not late
     for handle in handles:
         handle.remove()
@@ -341,10 +307,9 @@ def test_a_linear_site_is_read_through_its_activation() -> None:
     linear = LinearSite("c_fc", model.transformer.h[1].mlp.c_fc)
     with evaluating(model):
         prove_sites(model, [linear], Feed(model), {"input_ids": data[0]})
-    for function in (token_importances, gradient_importances):
-        expected = last(function(model, site, *data, mask_id=MASK))
-        found = last(function(model, linear, *data, mask_id=MASK))
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    expected = last(token_importances(model, site, *data, mask_id=MASK))
+    found = last(token_importances(model, linear, *data, mask_id=MASK))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_latents_of_an_sae_in_a_wrapped_model() -> None:
@@ -358,9 +323,6 @@ def test_the_latents_of_an_sae_in_a_wrapped_model() -> None:
     expected = oracle(drops_by_masking, wrapped, site, data, 5, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert ((found > 0) & (found < 1)).any()
-    estimate = last(gradient_importances(wrapped, site, *data, mask_id=MASK, before=5, after=3))
-    assert (np.isnan(estimate) == np.isnan(found)).all()
-    assert ((estimate > 0) & (estimate < 1)).any()
 
 
 def test_an_sae_without_a_decoder_module_is_read_by_its_encode() -> None:
@@ -391,78 +353,17 @@ def test_an_sae_without_a_decoder_module_is_read_by_its_encode() -> None:
     expected = oracle(drops_of, model, site, data, 5, 3)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert ((found > 0) & (found < 1)).any()
-    estimate = last(gradient_importances(model, site, *data, mask_id=MASK, before=5, after=3))
-    assert ((estimate > 0) & (estimate < 1)).any()
 
 
 def test_no_examples() -> None:
     model, site = made("gpt2")
     none = np.empty((0, 5), int), np.empty((0, 5), bool), np.empty(0, int), np.empty(0, int)
-    for function in (token_importances, gradient_importances):
-        assert last(function(model, site, *none, mask_id=MASK)).shape == (0, 31)
-
-
-# --- by the gradient -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
-def test_the_estimate_equals_finite_differences(kind: str) -> None:
-    model, site = made(kind)
-    data = contexts()
-    options = {"mask_id": MASK, "before": 5, "after": 3, "causal": kind != "bert"}
-    found = last(gradient_importances(model, site, *data, **options, batch_size=4))
-    expected = oracle(drops_by_gradient, model, site, data, 5, 3)
-    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
-    assert ((found > 0.01) & (found < 0.99)).any()
-
-
-def test_the_estimate_is_exact_where_the_neuron_is_linear() -> None:
-    model = Summing([0, 1, 2, 4, 3])
-    model.get_input_embeddings = lambda: model.table
-    sites = find_sites(model, "hidden")
-    data = np.array([[1, 2, 4, 3]]), np.ones((1, 4), bool), [3], [0]
-    with evaluating(model):
-        prove_sites(model, sites, Feed(model), data[0])
-    found = last(gradient_importances(model, sites[0], *data, mask_id=0, before=3, after=0))
-    np.testing.assert_allclose(found, [[0.25, 0.5, 0.75, 1]])
-
-
-# --- how alike they are --------------------------------------------------------------------------
-
-
-def test_the_rank_correlation_is_the_mean_of_spearmans() -> None:
-    rng = np.random.default_rng(0)
-    # Rounded, so that there are ties.
-    a, b = rng.random((2, 6, 12)).round(1)
-    b[0] = a[0]
-    a[1, :4] = np.nan
-    b[1, 2:5] = np.nan
-    for causal, used in ((True, slice(0, 8)), (False, [*range(8), *range(9, 12)])):
-        expected = [
-            spearmanr(x[used], y[used], nan_policy="omit")[0] for x, y in zip(a, b, strict=True)
-        ]
-        found = rank_correlation(a, b, before=8, causal=causal)
-        assert found.mean == pytest.approx(np.mean(expected))
-        assert found.n_examples == 6
-
-
-def test_examples_without_an_order_have_no_correlation() -> None:
-    a = np.array([[0.1, 0.2, 1], [0.5, 0.5, 1], [np.nan, 0.3, 1], [0.2, 0.1, 1]])
-    b = np.array([[0.1, 0.2, 1], [0.1, 0.2, 1], [0.1, 0.2, 1], [0.1, 0.2, 1]])
-    assert rank_correlation(a, b, before=2) == RankCorrelation(pytest.approx(0), 2)
-    found = rank_correlation(a[1:3], b[1:3], before=2)
-    assert np.isnan(found.mean)
-    assert found.n_examples == 0
-    with pytest.raises(
-        InputError, match=r"exact has shape \(4, 3\), approximate \(4, 3\) and before is 20; two ar"
-    ):
-        rank_correlation(a, b)
+    assert last(token_importances(model, site, *none, mask_id=MASK)).shape == (0, 31)
 
 
 # --- errors --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", [token_importances, gradient_importances])
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
@@ -478,13 +379,13 @@ def test_examples_without_an_order_have_no_correlation() -> None:
         ),
     ],
 )
-def test_examples_that_do_not_fit(function: Any, at: int, value: Any, message: str) -> None:
+def test_examples_that_do_not_fit(at: int, value: Any, message: str) -> None:
     model, site = made("gpt2")
     attention = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)
     data = [np.ones((2, 4), int), attention, np.array([0, 1]), np.array([0, 1])]
     data[at] = value
     with pytest.raises(InputError, match=message):
-        last(function(model, site, *data, mask_id=MASK))
+        last(token_importances(model, site, *data, mask_id=MASK))
 
 
 def test_sizes_that_do_not_fit() -> None:
@@ -519,29 +420,12 @@ def test_sites_that_do_not_fit() -> None:
         r"expected \(4, 3, 5\)\. Name a layer that runs on each token",
     ):
         last(token_importances(pooled, site, *one, mask_id=MASK))
-    with pytest.raises(
-        InputError, match=r"is a Pooled without get_input_embeddings\(\); expected a transfo"
-    ):
-        last(gradient_importances(pooled, site, *one, mask_id=MASK))
 
 
 def test_a_mask_that_the_model_does_not_know() -> None:
     model, site = made("gpt2")
-    with pytest.raises(
-        InputError, match=r"mask_id is 40, but the model has 40 tokens, numbered from 0; give the"
-    ):
-        last(gradient_importances(model, site, *contexts(), mask_id=VOCABULARY))
     with pytest.raises(InputError, match=r"The model does not accept a batch of input_ids"):
         last(token_importances(model, site, *contexts(), mask_id=VOCABULARY))
-
-
-def test_a_site_without_gradients() -> None:
-    model, site = made("gpt2")
-    model.transformer.h[1].mlp.forward = torch.no_grad()(model.transformer.h[1].mlp.forward)
-    with pytest.raises(
-        SiteError, match=r"have no gradient in the input embeddings; .* Use token_im"
-    ):
-        last(gradient_importances(model, site, *contexts(), mask_id=MASK))
 
 
 def test_a_plain_module_takes_no_padding() -> None:
