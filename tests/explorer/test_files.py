@@ -13,7 +13,7 @@ from polyseme.explorer.addresses import site_addresses
 from polyseme.explorer.open_runs import open_all, titles
 from polyseme.explorer.pictures import LARGEST_SIDE, Pictures
 from polyseme.explorer.run_texts import RunTexts
-from polyseme.explorer.runfiles import RunFiles
+from polyseme.explorer.runfiles import RunFiles, n_missing
 from polyseme.store import RunWriter, SiteInfo
 from polyseme.views import open_run
 
@@ -428,3 +428,9 @@ def test_similar_features_with_a_sample_of_each(with_similar):
 def test_sites_go_by_the_layer_that_their_name_carries(names, addresses):
     sites = [SiteInfo(n, name, "linear", 4, 4) for n, name in enumerate(names)]
     assert site_addresses(sites) == addresses
+
+
+def test_inputs_of_missing_shards_are_counted() -> None:
+    assert n_missing([[0, 64], [128, 130]]) == 66
+    for invalid in (None, [], [[0]], [[64, 0]], [["a", 3]], 7, [[0.5, 3]]):
+        assert n_missing(invalid) == 0

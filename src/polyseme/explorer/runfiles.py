@@ -223,6 +223,7 @@ class RunFiles:
             "created": metadata["created"],
             "polyseme_version": metadata["polyseme_version"],
             **{key: finite(metadata[key]) for key in ("model", "data", "settings")},
+            "n_missing": n_missing(metadata.get("missing_inputs")),
             "sites": [self._describe_site(site) for site in self.folder.sites],
             "pack": self.pack,
             "n_packs": self._first_packs[-1],
@@ -324,6 +325,15 @@ class RunFiles:
         stop = min(start + self._contexts_per_file, len(self.folder.inputs["index"]))
         arrays, vocabulary = self._content.contexts(start, stop)
         return encode(arrays, {"vocabulary": vocabulary})
+
+
+def n_missing(ranges: Any) -> int:
+    """Number of inputs in ranges [first, end); 0 if a run records no valid ranges."""
+    try:
+        counts = [_count(end - first) for first, end in ranges or []]
+    except (TypeError, ValueError):
+        return 0
+    return 0 if None in counts else sum(n for n in counts if n)
 
 
 def _count(value: Any) -> int | None:

@@ -8,7 +8,7 @@ export function facts(run) {
   const { model, data, settings } = run;
   return [
     ["Model", modelWords(model)],
-    ["Data", dataWords(run.kind, data)],
+    ["Data", dataWords(run)],
     ["Examples", selectWords(settings?.select)],
     ["Clusters", clusterWords(run, settings)],
     ["Created", createdWords(run)],
@@ -21,13 +21,14 @@ function modelWords(model) {
   return `${model.name ?? model.class ?? "not recorded"}${parameters}`;
 }
 
-function dataWords(kind, data) {
+function dataWords({ kind, data, n_missing: missing }) {
   if (!data) return "";
   const unit = kind === "text" ? "context" : "image";
   const size = data.n_inputs ? count(data.n_inputs, unit) : "";
   const shape = kind === "image" && data.image_shape ? ` of ${data.image_shape.join(" × ")}` : "";
   const length = kind === "text" && data.length ? ` of up to ${whole(data.length)} tokens` : "";
-  return [data.name, `${size}${shape}${length}`].filter(Boolean).join(", ");
+  const lacking = missing ? `without ${count(missing, unit)} of missing shards` : "";
+  return [data.name, `${size}${shape}${length}`, lacking].filter(Boolean).join(", ");
 }
 
 function selectWords(select) {
