@@ -121,9 +121,9 @@ def meaning_benchmark(
     -------
     pandas.DataFrame
         One row for each ``half``, ``yardstick``, ``site``, ``neuron`` and ``method``: the
-        ``wanted`` and the ``found`` number of meanings; ``ari`` and ``ami``, agreement with the truth;
-        ``error`` of the number; ``purity`` and ``best_cut``, which judge the tree independently of
-        the rule that cuts it; ``auroc`` of the cosines, for pairs within a meaning against other
+        ``wanted`` and the ``found`` number of meanings; ``ari`` and ``ami``, agreement with the
+        truth; ``error`` of the number; ``purity`` and ``best_cut``, which judge the tree whatever the
+        rule that cuts it; ``auroc`` of the cosines, for pairs within a meaning against other
         pairs; ``score``, for methods that measure how far the examples fall apart; ``verdict``,
         ``recovered`` and ``named`` for our method, see `polyseme.evaluate.rivals.judge`;
         ``concepts``, their number.
