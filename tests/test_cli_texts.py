@@ -210,7 +210,7 @@ def test_sweep(place, folder, capsys):
     assert said(capsys, *arguments)[1] == out, "a sweep goes on with the same text"
     status, _, err = said(capsys, *arguments, "--context", "17")
     assert status == 1
-    assert "swept holds another sweep" in err
+    assert "swept holds a different sweep" in err
 
 
 def test_counts():

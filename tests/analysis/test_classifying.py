@@ -154,7 +154,9 @@ def test_what_is_refused(grey, tmp_path):
     classifier, classify = ImageClassifier(grey, model), live_classify(model)
     with pytest.raises(InputError, match=r"^The input has shape \(4, 5\) and dtype uint8; numbers"):
         classifier.classify(np.zeros((4, 5), np.uint8))
-    with pytest.raises(InputError, match=r"^The input holds NaN or infinite values; finite ones"):
+    with pytest.raises(
+        InputError, match=r"^The input holds NaN or infinite values; expected finite"
+    ):
         classifier.classify(np.full((5, 4), np.nan, np.float32))
     with pytest.raises(InputError, match=r"^The run does not hold input 1000000: it keeps the \d+"):
         classify(grey, index=1_000_000)

@@ -89,7 +89,7 @@ def test_what_cannot_be_judged(run: ps.Run, tmp_path: Path) -> None:
     options = {"sites": "0", "progress": False}
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     unlabelled = ps.analyse(model, x.numpy(), out=tmp_path / "unlabelled", **options)
-    with pytest.raises(InputError, match="no labels, so nothing is known"):
+    with pytest.raises(InputError, match="no labels to compare features with"):
         agreement(unlabelled)
     few = ps.analyse(model, x[:5].numpy(), out=tmp_path / "few", **options)
     with pytest.raises(InputError, match="No neuron of the run has 10 examples or more"):

@@ -137,7 +137,7 @@ def test_the_table_of_latents_equals_a_run(tmp_path: Path) -> None:
 
 
 def test_there_must_be_an_sae() -> None:
-    with pytest.raises(InputError, match="There is no SAE to compare"):
+    with pytest.raises(InputError, match="There are no SAEs to compare"):
         compare({}, Classifier(), "hidden", data(10), out="nowhere")
 
 
@@ -151,7 +151,7 @@ def test_every_combination_and_plain_saes_once() -> None:
 def test_data_that_is_read_once(tmp_path: Path) -> None:
     x, y = data(20)
     with pytest.raises(
-        InputError, match=r"data is a generator, .* gives its inputs once; .* array"
+        InputError, match=r"data is a generator, .* yields its inputs only once, .* array"
     ):
         compare({"one": SAE()}, Classifier(), "hidden", (b for b in [(x, y)]), out=tmp_path)
 
@@ -159,5 +159,5 @@ def test_data_that_is_read_once(tmp_path: Path) -> None:
 def test_labels_that_the_model_has_no_logits_for(tmp_path: Path) -> None:
     x, y = data(20)
     given = [(x.numpy(), y.numpy() + 20)]
-    with pytest.raises(InputError, match=r"highest label is 2\d, and the model gives \d+ logits"):
+    with pytest.raises(InputError, match=r"highest label is 2\d, but the model returns \d+ logits"):
         evaluate_splice(Classifier(), "hidden", SAE(), given)

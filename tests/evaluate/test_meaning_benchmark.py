@@ -99,7 +99,9 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made_again(
     pd.testing.assert_frame_equal(first, again)
     assert not list(records.glob("*.new"))
     for other in ({"seed": 1}, {"quick": False}, {"text": ["a text"]}):
-        with pytest.raises(RunError, match=r"holds another benchmark: .* Choose another output"):
+        with pytest.raises(
+            RunError, match=r"holds a different benchmark: .* Choose another output"
+        ):
             meaning_benchmark(tmp_path / "b", **{**given, **other})
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.txt").write_text("all of it")
@@ -123,7 +125,7 @@ def test_a_text_that_is_too_short_is_refused_in_one_sentence(
     command = ["benchmark", "meanings", "--out", str(tmp_path / "out"), "--quick", "--quiet"]
     assert cli.main([*command, "--part", "concepts", "--text", str(text)]) == 1
     error = capsys.readouterr().err
-    assert "Of the concepts of the test half 0 come" in error
+    assert "Only 0 concepts of the test half occur" in error
     assert error.count("\n") == 1
 
 

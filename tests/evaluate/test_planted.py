@@ -149,7 +149,7 @@ def test_rare_concepts_are_left_out_and_too_few_are_refused() -> None:
     labels = np.repeat(np.arange(len(CONCEPTS)), 80)
     for half in ("development", "test"):
         assert usable_concepts(labels, half, 0, "a") == half_of(len(CONCEPTS), half, 0).tolist()
-    match = r"Of the concepts of the test half 3 come 80 times or more in a\.txt, .*a longer text"
+    match = r"Only 3 concepts of the test half occur at least 80 times in the .*; .*a longer text"
     some = half_of(len(CONCEPTS), "test", 0)[:3]
     with pytest.raises(InputError, match=match):
         usable_concepts(np.repeat(some, 90), "test", 0, "a.txt")

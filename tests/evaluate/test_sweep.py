@@ -115,7 +115,7 @@ def test_other_settings_and_other_files(tmp_path):
         list(sweep(torch.zeros(1, 5), [], SAE, out=tmp_path / "s", settings=SETTINGS))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
-    with pytest.raises(RunError, match="holds other files; choose a folder that is new or empty"):
+    with pytest.raises(RunError, match="holds other files; choose a new or empty folder"):
         list(sweep(torch.zeros(0, 5), [], SAE, out=tmp_path / "mine", settings=SETTINGS))
     with pytest.raises(
         RunError, match=r"holds no records of a sweep; make one with: polyseme sweep"
