@@ -28,7 +28,7 @@ def test_figures_are_those_of_the_runs(page, two_site, two_runs):
         assert [one, other] == [f"{mean:.3f}" for mean in means]
         assert float(difference.replace("−", "-")) == pytest.approx(means[1] - means[0], abs=6e-4)
     l0 = [run.neurons()["density"].sum() for run in two_runs]
-    shown = figure(page, "L0 (active neurons per input or token)")
+    shown = figure(page, "L0")
     assert shown[:2] == [f"{value:.1f}" for value in l0]
 
 

@@ -38,7 +38,7 @@ def test_every_measure_of_each_run(root):
     rows = {row["key"]: row for row in compared["rows"]}
     assert [row["group"] for row in compared["rows"]] == sorted(
         (row["group"] for row in compared["rows"]),
-        key=["published metrics", "cost", "caveats"].index,
+        key=["meanings", "published metrics", "cost", "caveats"].index,
     )
     for number, files in enumerate(root.runs):
         neurons = files.run.neurons()

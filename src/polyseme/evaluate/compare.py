@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,41 +31,13 @@ from polyseme.remote import local_path
 from polyseme.sites import Site, find_sites
 from polyseme.sites.attach import AttachedSAE, WithSAE, find_site, site_activations
 from polyseme.store import add_metadata
+from polyseme.views import MEASURES
 from polyseme.views.figure import save_figure
 
 # The published recipe for the SAE's latents.
 SELECT = FirstActive(100, minimum=0.005)
 THRESHOLD = 0.05
 _BATCH = 512
-
-# Row of the table, its name, and its format.
-_ROWS = (
-    ("what latents mean", None, ""),
-    ("mean_meanings", "meanings per latent", "{:.2f}"),
-    ("published metrics", None, ""),
-    ("dead_share", "dead latents (no input activates them)", "{:.1%}"),
-    ("without_examples_share", "active latents without examples", "{:.1%}"),
-    ("max_distance", "max distance", "{:.3f}"),
-    ("mean_distance", "mean distance", "{:.3f}"),
-    ("intra_cluster_distance", "intra-cluster distance", "{:.3f}"),
-    ("inter_cluster_distance", "inter-cluster distance", "{:.3f}"),
-    ("mean_examples", "size (examples per latent)", "{:.1f}"),
-    ("mean_clusters", "features per latent", "{:.1f}"),
-    ("cost", None, ""),
-    ("l0", "L0", "{:.1f}"),
-    ("fvu", "FVU", "{:.4f}"),
-    ("mse", "MSE", "{:.4f}"),
-    ("accuracy", "accuracy of the model", "{:.2%}"),
-    ("spliced_accuracy", "accuracy with the SAE", "{:.2%}"),
-    ("cross_entropy", "cross-entropy of the model", "{:.4f}"),
-    ("spliced_cross_entropy", "cross-entropy with the SAE", "{:.4f}"),
-    ("recovered", "cross-entropy recovered", "{:.2%}"),
-    ("caveats", None, ""),
-    ("median_participation_ratio", "participation ratio (median)", "{:.1f}"),
-    ("calibrated_distance", "calibrated distance", "{:+.3f}"),
-    ("purity", "label purity", "{:.3f}"),
-    ("purity_null", "label purity, labels shuffled", "{:.3f}"),
-)
 
 
 @dataclass(frozen=True)
@@ -139,18 +112,19 @@ class Comparison:
         """The table for printing: a name and one text per SAE; a heading has no texts."""
         frame = self.frame()
         lines: list[tuple[str, list[str]]] = []
-        for key, name, form in _ROWS:
-            values: list[str]
-            if name is None:
-                lines.append((key, []))
-            elif key in frame.index:
-                values = [_text(form, value) for value in np.asarray(frame.loc[key], dtype=float)]
-                if f"{key}_n" in frame.index:
-                    counts = np.asarray(frame.loc[f"{key}_n"], dtype=float)
+        for group, measures in itertools.groupby(MEASURES, key=lambda measure: measure.group):
+            lines.append((group, []))
+            for measure in measures:
+                if measure.key not in frame.index:
+                    continue
+                numbers = np.asarray(frame.loc[measure.key], dtype=float)
+                values = [measure.write(value) for value in numbers]
+                if f"{measure.key}_n" in frame.index:
+                    counts = np.asarray(frame.loc[f"{measure.key}_n"], dtype=float)
                     values = [
                         f"{value} (n={int(n)})" for value, n in zip(values, counts, strict=True)
                     ]
-                lines.append((name, values))
+                lines.append((measure.name.format(neuron="latent"), values))
         lines.append(("matched", []))
         names = [report.name for report in self.reports]
         common: list[float] = self.by_density()[names].iloc[-1].tolist()

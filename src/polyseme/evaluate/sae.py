@@ -17,7 +17,7 @@ from polyseme.data.contexts import TokenBatch
 from polyseme.errors import InputError
 from polyseme.sites import Feed, Site, evaluating, prove_sites
 from polyseme.sites.attach import find_site, replacing
-from polyseme.views import Run, is_dead, is_without_examples
+from polyseme.views import Run, measured
 
 
 @dataclass(frozen=True)
@@ -317,32 +317,8 @@ class SAEReport:
 
     def as_dict(self) -> dict[str, float]:
         """Flat record, with metrics averaged over the latents for which they are defined."""
-        r, live = self.reconstruction, self.neurons[self.neurons["n_examples"] > 0]
-        dead, unlisted = is_dead(self.neurons), is_without_examples(self.neurons)
-        record: dict[str, float] = {
-            "n_latents": r.n_latents,
-            "dead": int(dead.sum()),
-            "dead_share": float(dead.mean()),
-            "without_examples": int(unlisted.sum()),
-            "without_examples_share": float(unlisted.mean()),
-        }
-        for metric in (
-            "max_distance",
-            "mean_distance",
-            "intra_cluster_distance",
-            "inter_cluster_distance",
-            "calibrated_distance",
-        ):
-            record[metric] = float(live[metric].mean())
-            record[f"{metric}_n"] = int(live[metric].notna().sum())
-        record["mean_examples"] = float(live["n_examples"].mean())
-        record["mean_meanings"] = float(live["n_meanings"].mean())
-        record["mean_clusters"] = float(live["n_clusters"].mean())
-        record.update(self.evaluation())
-        alive = self.neurons["n_examples"].to_numpy() > 0
-        ratio = r.participation_ratio[alive]
-        record["median_participation_ratio"] = float(np.nanmedian(ratio)) if alive.any() else np.nan
-        return record
+        record = measured(self.neurons)
+        return {"n_latents": record.pop("neurons"), **record, **self.evaluation()}
 
     def evaluation(self) -> dict[str, float]:
         """Results that the analysis of the latents does not give: cost and purity."""

@@ -2,116 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.core.distances import unit_rows
 from polyseme.store import RunFolder, SiteInfo
-from polyseme.views import Run, is_dead, is_without_examples
+from polyseme.views import MEASURES, Run, measured
 
 Array = NDArray[Any]
-Measure = Callable[[Run], tuple[float, int | None]]
-
 # Number of similarities in memory at once.
 _BLOCK = 2**24
 
 
-def _mean_of(column: str) -> Measure:
-    def measure(run: Run) -> tuple[float, int | None]:
-        neurons = run.folder.neurons
-        if column not in neurons:
-            return np.nan, 0
-        values = neurons.loc[neurons["n_examples"] > 0, column].dropna()
-        return float(values.mean()), len(values)
-
-    return measure
-
-
-def _share_of(condition: Callable[[pd.DataFrame], pd.Series[bool]]) -> Measure:
-    return lambda run: (float(condition(run.folder.neurons).mean()), None)
-
-
-def _l0(run: Run) -> tuple[float, int | None]:
-    neurons = run.folder.neurons
-    if "token_density" in neurons:
-        return float(neurons["token_density"].sum()), None
+def _measures(run: Run) -> dict[str, Any]:
+    """Measures of a run's neurons, and those of the evaluation of an SAE that its metadata hold."""
+    neurons, evaluation = run.folder.neurons, run.metadata.get("evaluation")
+    measures = {**evaluation} if isinstance(evaluation, dict) else {}
+    measures |= measured(neurons)
     # The share of contexts in which a neuron is active anywhere says nothing about L0.
     is_text = run.metadata["data"].get("kind") == "text"
-    return np.nan if is_text else float(neurons["density"].sum()), None
-
-
-def _median_ratio(run: Run) -> tuple[float, int | None]:
-    neurons = run.folder.neurons
-    values = neurons.loc[neurons["n_examples"] > 0, "participation_ratio"].dropna()
-    return float(values.median()), len(values)
-
-
-#: group, key, name, format and measure
-_MEASURES: tuple[tuple[str, str, str, str, Measure], ...] = (
-    (
-        "published metrics",
-        "neurons",
-        "neurons",
-        "integer",
-        lambda run: (float(len(run.folder.neurons)), None),
-    ),
-    (
-        "published metrics",
-        "dead_share",
-        "dead neurons (no input activates them)",
-        "percent",
-        _share_of(is_dead),
-    ),
-    (
-        "published metrics",
-        "without_examples_share",
-        "active neurons without examples",
-        "percent",
-        _share_of(is_without_examples),
-    ),
-    *(
-        ("published metrics", column, name, "distance", _mean_of(column))
-        for column, name in (
-            ("max_distance", "max distance"),
-            ("mean_distance", "mean distance"),
-            ("intra_cluster_distance", "intra-cluster distance"),
-            ("inter_cluster_distance", "inter-cluster distance"),
-        )
-    ),
-    ("published metrics", "mean_examples", "examples per neuron", "number", _mean_of("n_examples")),
-    ("published metrics", "mean_clusters", "features per neuron", "number", _mean_of("n_clusters")),
-    ("cost", "l0", "L0 (active neurons per input or token)", "number", _l0),
-    (
-        "caveats",
-        "median_participation_ratio",
-        "participation ratio (median)",
-        "number",
-        _median_ratio,
-    ),
-    (
-        "caveats",
-        "calibrated_distance",
-        "calibrated distance",
-        "signed",
-        _mean_of("calibrated_distance"),
-    ),
-)
-#: measures from the evaluation of an SAE, if a run's metadata have them under ``evaluation``
-_EVALUATED = (
-    ("cost", "fvu", "FVU (variance unexplained)", "distance"),
-    ("cost", "mse", "MSE", "distance"),
-    ("cost", "accuracy", "accuracy of the model", "percent"),
-    ("cost", "spliced_accuracy", "accuracy with the SAE", "percent"),
-    ("cost", "cross_entropy", "cross-entropy of the model", "distance"),
-    ("cost", "spliced_cross_entropy", "cross-entropy with the SAE", "distance"),
-    ("cost", "recovered", "cross-entropy recovered", "percent"),
-    ("caveats", "purity", "label purity", "distance"),
-    ("caveats", "purity_null", "label purity, labels shuffled", "distance"),
-)
+    density = "token_density" if is_text else "density"
+    measures["l0"] = float(neurons[density].sum()) if density in neurons else None
+    return measures
 
 
 def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
@@ -126,32 +41,17 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Any]:
     -------
     dict
         ``titles``; ``unlike``: what the runs differ in that affects their measures; ``rows``,
-        each with ``group``, ``key``, ``name``, ``format`` (``integer``, ``percent``,
-        ``distance``, ``number`` or ``signed``), ``values``: one per run, None where undefined,
-        and ``counts``: the number of neurons in each mean, or None.
+        each with ``group``, ``key``, ``name``, ``kind`` (``integer``, ``percent``, ``number`` or
+        ``signed``), ``digits``, ``reading``, ``values``: one per run, None where undefined, and
+        ``counts``: the number of neurons in each mean, or None.
     """
-    rows = []
-    for group, key, name, form, measure in _MEASURES:
-        measured = [measure(run) for run in runs]
-        counts = [count for _, count in measured]
-        rows.append(
-            {
-                "group": group,
-                "key": key,
-                "name": name,
-                "format": form,
-                "values": [_finite(value) for value, _ in measured],
-                "counts": None if None in counts else counts,
-            }
-        )
-    evaluations = [run.metadata.get("evaluation") for run in runs]
-    for group, key, name, form in _EVALUATED:
-        values = [_finite(e.get(key)) if isinstance(e, dict) else None for e in evaluations]
+    records, rows = [_measures(run) for run in runs], []
+    for measure in MEASURES:
+        values = [_finite(record.get(measure.key)) for record in records]
         if any(value is not None for value in values):
-            row = {"group": group, "key": key, "name": name, "format": form}
-            rows.append({**row, "values": values, "counts": None})
-    groups = [group for group, *_ in _MEASURES]
-    rows.sort(key=lambda row: groups.index(str(row["group"])))  # stable
+            counts = [record.get(f"{measure.key}_n") for record in records]
+            row = {**measure._asdict(), "name": measure.name.format(neuron="neuron")}
+            rows.append({**row, "values": values, "counts": None if None in counts else counts})
     return {"titles": list(titles), "unlike": _unlike(runs), "rows": rows}
 
 

@@ -12,26 +12,10 @@ import pandas as pd
 
 from polyseme.errors import InputError, one_of
 from polyseme.store import RunFolder, SiteInfo
+from polyseme.views.measures import is_dead, is_without_examples, measured
 from polyseme.views.neuron import Neuron
 from polyseme.views.neuron_rows import Tables
 from polyseme.views.probe import Probe
-
-METRICS = (
-    "max_distance",
-    "mean_distance",
-    "intra_cluster_distance",
-    "inter_cluster_distance",
-)
-
-
-def is_dead(neurons: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows of `Run.neurons` are dead: no input activates them."""
-    return neurons["density"] == 0
-
-
-def is_without_examples(neurons: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows of `Run.neurons` are active but have no examples under the run's selection."""
-    return ~is_dead(neurons) & (neurons["n_examples"] == 0)
 
 
 def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> Run:
@@ -103,31 +87,10 @@ class Run:
         Returns
         -------
         pandas.DataFrame
-            ``site``, ``neurons``, ``dead`` (no input activates them), ``dead_share``;
-            ``without_examples`` (active, but no input that activates them was selected);
-            ``mean_meanings``, ``mean_clusters``, ``mean_examples``; and each metric's mean over the
-            neurons for which it is defined, with their number in ``<metric>_n``.
+            ``site``, and the measures of `polyseme.views.measured`.
         """
-        rows = []
-        for name, group in self.folder.neurons.groupby("site", sort=False):
-            dead = is_dead(group)
-            live = group[group["n_examples"] > 0]
-            row: dict[str, Any] = {
-                "site": name,
-                "neurons": len(group),
-                "dead": int(dead.sum()),
-                "dead_share": float(dead.mean()),
-                "without_examples": int(is_without_examples(group).sum()),
-                **({"mean_meanings": live["n_meanings"].mean()} if "n_meanings" in live else {}),
-                "mean_clusters": live["n_clusters"].mean(),
-                "mean_examples": live["n_examples"].mean(),
-            }
-            for metric in METRICS:
-                row[metric] = live[metric].mean()
-                row[f"{metric}_n"] = int(live[metric].notna().sum())
-            row["median_participation_ratio"] = live["participation_ratio"].median()
-            rows.append(row)
-        return pd.DataFrame(rows)
+        groups = self.folder.neurons.groupby("site", sort=False)
+        return pd.DataFrame([{"site": name, **measured(group)} for name, group in groups])
 
     def neuron(self, site: Any, neuron: Any = None) -> Neuron:
         """One neuron.

@@ -51,24 +51,6 @@ function unlike({ unlike: parts }) {
 
 // ----------------------------------------------------------------------------------- figures
 
-/** How to read values that aren't metrics of the table of neurons. */
-const READINGS = {
-  neurons: "All neurons, including dead ones.",
-  dead_share: "Dead neurons have no metrics: means are over neurons with examples.",
-  without_examples_share: "No input that activates them was selected, so they have no metrics either.",
-  mean_examples: "Fewer if too few inputs activate a neuron.",
-  mean_clusters: metric("n_clusters").reading,
-  median_participation_ratio: metric("participation_ratio").reading,
-  l0: "The sum of the densities (for texts, of the token densities). The more neurons are active, the easier reconstruction is.",
-  fvu: "Fraction of the variance that the reconstruction misses: 0 is perfect, 1 is no better than the mean.",
-  mse: "Mean squared error of the reconstruction.",
-  spliced_accuracy: "With the reconstruction in place of the activations.",
-  spliced_cross_entropy: "With the reconstruction in place of the activations.",
-  recovered: "As a share of what is lost when the activations are set to 0.",
-  purity: "Share of a neuron’s examples with its most common label.",
-  purity_null: "The same with randomly shuffled labels.",
-};
-
 function figures(runs, { rows }) {
   const groups = [...new Set(rows.map(({ group }) => group))];
   const both = runs.length === 2;
@@ -106,9 +88,8 @@ function figures(runs, { rows }) {
   );
 }
 
-function figureRow({ key, name, values, counts, format }, runs, both) {
-  const write = FORMATS[format] ?? number;
-  const reading = READINGS[key] ?? (key.endsWith("_distance") ? metric(key).reading : null);
+function figureRow({ name, values, counts, kind, digits, reading }, runs, both) {
+  const write = (v) => written(v, kind, digits);
   const over = (i) => {
     const n = counts?.[i];
     const all = n === undefined || n === null || n === runs[i].n_neurons;
@@ -119,24 +100,28 @@ function figureRow({ key, name, values, counts, format }, runs, both) {
     {},
     h("th", { scope: "row" }, h("span", {}, sentenceCase(name)), reading && h("small", { class: "said quiet-text" }, reading)),
     values.map((v, i) => h("td", { class: "num" }, v === null ? "–" : write(v), over(i))),
-    both && h("td", { class: "num difference" }, values.includes(null) ? "–" : difference(values[1] - values[0], format)),
+    both && h("td", { class: "num difference" }, values.includes(null) ? "–" : difference(values[1] - values[0], kind, digits)),
   );
 }
 
 const minus = (text) => text.replace("-", "−");
-const FORMATS = {
-  integer: whole,
-  percent: (v) => `${minus((100 * v).toFixed(1))}%`,
-  distance: (v) => minus(v.toFixed(3)),
-  signed: (v) => (v > 0 ? "+" : "") + minus(v.toFixed(3)),
-  number: (v) => minus(v.toFixed(1)),
-};
+
+function written(v, kind, digits) {
+  switch (kind) {
+    case "integer":
+      return whole(v);
+    case "percent":
+      return `${minus((100 * v).toFixed(digits))}%`;
+    default:
+      return (kind === "signed" && v > 0 ? "+" : "") + minus(v.toFixed(digits));
+  }
+}
 
 /** The difference with its sign; for shares in points, because "+3%" would read as a ratio. */
-function difference(v, format) {
+function difference(v, kind, digits) {
   const sign = v > 0 ? "+" : "";
-  if (format === "percent") return `${sign}${minus((100 * v).toFixed(1))} points`;
-  return sign + (format === "signed" ? FORMATS.distance : (FORMATS[format] ?? number))(v);
+  if (kind === "percent") return `${sign}${minus((100 * v).toFixed(digits))} points`;
+  return sign + written(v, kind === "signed" ? "number" : kind, digits);
 }
 
 function sentenceCase(words) {
