@@ -221,7 +221,7 @@ def test_an_address_without_a_ray(address: str, monkeypatch: pytest.MonkeyPatch)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     engine = RayEngine(model, None, None, "0", (), {}, address=address)  # type: ignore[arg-type]
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(InputError, match=f"There is no Ray at address '{address}'") as raised:
+    with pytest.raises(InputError, match=f"Cannot connect to Ray at address '{address}'") as raised:
         engine.at_work().__enter__()
     assert "ray start --head" in str(raised.value)
     assert "\n" not in str(raised.value)
