@@ -117,7 +117,7 @@ class RayEngine(Engine):
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 raise InputError(
                     f"Cannot connect to Ray at address {self._address!r} ({_in_short(error)}). "
-                    "Start it with: ray start --head. Or omit the address to start Ray on this machine."
+                    "Start it with: ray start --head. Or omit the address to start Ray here."
                 ) from error
         try:
             nodes = (node for node in ray.nodes() if node["Alive"])
