@@ -1,9 +1,9 @@
 """Time for every site to prove itself over that of the bare forward pass of one batch.
 
-Measured on SmolLM2-135M (30 MLPs; a batch of 32 contexts of 128 tokens, as an analysis reads
-by default), and on a convolutional network of residual blocks (batches of 256 images of 3 x 64 x 64,
-with every layer a site). The proof runs the model on five inputs, follows what it does with
-each layer's output, and multiplies some vectors of each site by all of its weights.
+Measured on SmolLM2-135M (30 MLPs; a batch of 32 contexts of 128 tokens, as an analysis reads by
+default), and on a convolutional network of residual blocks (batches of 256 images of 3 x 64 x 64,
+with every layer a site). The proof runs the model on five inputs, follows what it does with each
+layer's output, and multiplies some vectors of each site by all of its weights.
 
     python bench/proof.py [--rounds 5]
 """
