@@ -224,7 +224,7 @@ def test_another_batch_size_goes_on(setting, tmp_path):
     assert second.metadata["settings"]["batch_size"] == 7
 
 
-def test_what_is_refused_at_once_leaves_nothing(setting, tmp_path):
+def test_an_error_in_the_first_batch_leaves_nothing(setting, tmp_path):
     model = setting.model
     handle = model.model.layers[2].mlp.gate_proj.register_forward_hook(lambda *a: a[2] * torch.nan)
     try:

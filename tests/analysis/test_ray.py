@@ -172,7 +172,7 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_kept(tmp_pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_what_was_read_is_kept_where_clustering_fails(
+def test_the_data_read_is_kept_if_clustering_fails(
     setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
@@ -203,7 +203,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_what_is_refused(setting: Setting, tmp_path: Path) -> None:
+def test_analyse_rejects_invalid_engine_options(setting: Setting, tmp_path: Path) -> None:
     def analyse(**options: Any) -> None:
         ps.analyse(setting.model, setting.contexts(), out=tmp_path / "run", **OPTIONS | options)
 
