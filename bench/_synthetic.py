@@ -1,9 +1,9 @@
-"""A run of the size of SmolLM2's, made up: what the explorer is measured on.
+"""A synthetic run of SmolLM2's size, on which the explorer is measured.
 
-30 sites of 1,536 gated neurons, each with 100 examples in 31-token windows, trees, features with
-labels, similar features, layouts, importances, an index of tokens: everything that a run may
-hold, in the sizes that real runs have, with the shape of real data (few distinct tokens make
-most of a text; most of a window's activations are 0), but no meaning.
+30 sites of 1,536 gated neurons, each with 100 examples in 31-token windows, trees, labelled
+features, similar features, layouts, importances and a token index: everything that a run can hold,
+in realistic sizes and distributions (few distinct tokens make up most of a text; most activations
+of a window are 0), but meaningless.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ METRICS = ("max_distance", "mean_distance", "intra_cluster_distance", "inter_clu
 
 
 def synthetic_run(out: Path, sites: int = 30, seed: int = 0) -> Path:
-    """Write the run, unless it is there already.
+    """Write the run, unless it exists already.
 
     Parameters
     ----------
     out : Path
     sites : int
-        Layers of 1,536 neurons.
+        Number of layers, of 1,536 neurons each.
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def synthetic_run(out: Path, sites: int = 30, seed: int = 0) -> Path:
 
 
 def _prototypes(rng: np.random.Generator) -> Any:
-    """Trees of neurons with a few behaviours each, and single examples beside these."""
+    """Trees of neurons with a few behaviours each, plus single examples."""
     embeddings = np.empty((PROTOTYPES, N_EXAMPLES, 32), np.float32)
     for row in embeddings:
         centres = rng.normal(size=(rng.integers(2, 60), 32))
@@ -141,7 +141,7 @@ def _tables(
             "neuron": np.repeat(number, each),
         }
 
-    # Every neuron has contexts of its own, each once: a walk of a stride that meets them all.
+    # Each neuron has its own contexts, without repeats: a walk with a stride that reaches them all.
     strides = np.array([k for k in range(1, CONTEXTS) if np.gcd(k, CONTEXTS) == 1])
     stride, start = rng.choice(strides, (n, 1)), rng.integers(CONTEXTS, size=(n, 1))
     contexts = (start + stride * np.arange(N_EXAMPLES)) % CONTEXTS

@@ -1,15 +1,15 @@
 """Reading every MLP neuron of SmolLM2: polyseme against TransformerLens and a top-k per layer.
 
-Both sides take the same weights and the same batches of contexts of 128 tokens, from the first
-one on. TransformerLens calls ``run_with_cache``; then each layer's ``mlp.hook_post`` is reduced
-to the strongest position of each context and merged into a top-k of each neuron. That gives
-activations and places, and none of the embeddings, windows, random examples and statistics that
-polyseme's side collects as well.
+Both sides use the same weights and the same batches of 128-token contexts, from the first one on.
+TransformerLens calls ``run_with_cache``; then each layer's ``mlp.hook_post`` is reduced to the
+strongest position of each context and merged into a top-k per neuron. That yields activations and
+positions, but none of the embeddings, windows, random examples and statistics that polyseme also
+collects.
 
-Three sides: ``lens`` as its documentation shows it, with everything cached; ``lens-filtered``
-with a filter for the tensors that are needed, and no logits: what somebody who knows the library
-well would write; and ``polyseme``. Each is in a process of its own, which watches the most memory
-that it holds from the moment when the model is there.
+The sides are ``lens``, which caches everything, as its documentation shows; ``lens-filtered``,
+which caches only the tensors needed and computes no logits, as an experienced user would write it;
+and ``polyseme``. Each runs in its own process, which measures its peak memory once the model is
+loaded.
 
     python bench/against_lens.py [--contexts 128] [--rounds 2]
 """
@@ -37,7 +37,7 @@ K = 100
 
 
 def lens_model(hf: Any) -> Any:
-    """The same model as TransformerLens has it, by its own conversion of Llama's weights."""
+    """The same model in TransformerLens, by its own conversion of Llama's weights."""
     from transformer_lens import HookedTransformer
     from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
@@ -65,7 +65,7 @@ def lens_model(hf: Any) -> Any:
         device="cpu",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it will be replaced some day
+        warnings.simplefilter("ignore")  # it warns that it will be replaced
         model = HookedTransformer(config)
     state = {name: tensor.detach() for name, tensor in convert_llama_weights(hf, config).items()}
     model.load_state_dict(state, strict=False)
@@ -84,7 +84,7 @@ class TopOfLayers:
 
     def update(self, cache: Any, names: list[str]) -> None:
         for name in names:
-            acts = cache[name][:, 1:]  # without the first position, as on the other side
+            acts = cache[name][:, 1:]  # without the first position, as for polyseme
             values, positions = acts.max(dim=1)
             contexts = torch.arange(self.n, self.n + len(acts))[:, None]
             places = contexts * 1000 + positions + 1
@@ -97,7 +97,7 @@ class TopOfLayers:
 
 
 def _but_the_first(batch: Batch) -> Batch:
-    """The same batch, with every position but the first counting: so that sides can be compared."""
+    """The same batch, counting every position but the first, so that the sides are comparable."""
     mask = np.ones_like(batch.raw, bool)
     mask[:, 0] = False
     return Batch(batch.inputs, batch.raw, mask=mask)
@@ -140,7 +140,7 @@ def one_side(side: str, contexts: int, size: int) -> None:
                 "processor_seconds": time.process_time() - began,
                 "above": peak() - before,
                 "peak": peak(),
-                # Of each neuron of the first layer: both sides found the same.
+                # Over the neurons of the first layer, to check that all sides agree.
                 "strongest": float(np.abs(strongest).sum()),
             }
         )
@@ -150,9 +150,9 @@ def one_side(side: str, contexts: int, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--contexts", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32, help="contexts in a forward pass")
+    parser.add_argument("--batch", type=int, default=32, help="contexts per forward pass")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--side", choices=SIDES, help="one side, in this process")
+    parser.add_argument("--side", choices=SIDES, help="run one side, in this process")
     args = parser.parse_args()
     if args.side:
         one_side(args.side, args.contexts, args.batch)
@@ -165,15 +165,15 @@ def main() -> None:
 
     sums = [result["strongest"] for results in found.values() for result in results]
     if np.ptp(sums) > 1e-4 * max(sums):
-        raise SystemExit(f"The sides do not find the same: {sums}.")
+        raise SystemExit(f"The results of the sides differ: {sums}.")
 
     def best(side: str, what: str) -> float:
         return min(float(result[what]) for result in found[side])
 
     for side in SIDES:
         print(
-            f"{side:14} {best(side, 'seconds'):7.1f} s, {best(side, 'above') / 1e6:6.0f} MB above "
-            f"the model, {best(side, 'peak') / 1e6:6.0f} MB in all"
+            f"{side:14} {best(side, 'seconds'):7.1f} s, {best(side, 'above') / 1e6:6.0f} MB "
+            f"excluding the model, {best(side, 'peak') / 1e6:6.0f} MB in total"
         )
 
     def ratio(what: str, side: str) -> float:
@@ -182,7 +182,7 @@ def main() -> None:
     line: dict[str, Any] = {
         "name": "against_lens",
         "ratio": ratio("seconds", "lens"),
-        "ratio_of": "time of run_with_cache of TransformerLens and a top-k per layer over that of "
+        "ratio_of": "time of TransformerLens's run_with_cache and a top-k per layer over that of "
         "polyseme's pass, which collects more, on the same batches",
     }
     for side, short in (("lens", "everything_cached"), ("lens-filtered", "filtered")):

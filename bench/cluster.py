@@ -1,11 +1,11 @@
 """Clustering 2,000 neurons at once, against the loop over neurons that a user would write.
 
-Both sides are given the same embeddings (2,000 neurons × 100 examples × 768 dimensions,
-float32) and make the same things: each neuron's tree, its feature clusters and its metrics.
-The loop runs on a part of the neurons, taken at even distances, and is scaled up. Two loops
-are timed: one hands the embeddings to scikit-learn's AgglomerativeClustering and calls
-pairwise_distances for the metrics (`ratio`), a tuned one computes the distances once and
-hands them to it (`ratio_precomputed`).
+Both sides take the same embeddings (2,000 neurons × 100 examples × 768 dimensions, float32)
+and compute the same results: each neuron's tree, feature clusters and metrics. The loop runs
+on an evenly spaced subset of the neurons, and its time is scaled up. Two loops are timed: one
+passes the embeddings to scikit-learn's AgglomerativeClustering and calls pairwise_distances
+for the metrics (`ratio`); a tuned one computes the distances once and passes them to it
+(`ratio_precomputed`).
 
     python bench/cluster.py [--neurons 2000] [--loop 200]
 """
@@ -38,7 +38,7 @@ def make_embeddings(neurons: int, examples: int, d: int, behaviours: int = 5) ->
 
 
 def plain(embeddings: np.ndarray, *, precomputed: bool) -> dict[str, object]:
-    """One neuron, the way scikit-learn's documentation shows it."""
+    """Cluster one neuron, as scikit-learn's documentation shows."""
     distances = pairwise_distances(embeddings, metric="cosine")
     model = AgglomerativeClustering(
         n_clusters=None,
@@ -65,7 +65,7 @@ def plain(embeddings: np.ndarray, *, precomputed: bool) -> dict[str, object]:
 
 
 def rest() -> None:
-    """Let the BLAS threads of the section before end their busy waiting, which costs a core."""
+    """Let the previous section's BLAS threads stop busy-waiting, which occupies a core."""
     time.sleep(0.3)
 
 
@@ -116,7 +116,7 @@ def main() -> None:
                 "ratio_of": "time of a scikit-learn loop over neurons (pairwise_distances + "
                 "AgglomerativeClustering on the embeddings) over cluster_many's",
                 "ratio_precomputed": round(time_of["precomputed"] / time_of["ours"], 2),
-                "ratio_precomputed_of": "the same, where the loop hands its distances to "
+                "ratio_precomputed_of": "the same, where the loop passes its distances to "
                 "AgglomerativeClustering instead of computing them twice",
                 "neurons": args.neurons,
                 "examples": args.examples,

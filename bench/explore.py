@@ -1,9 +1,9 @@
 """The explorer on a run of SmolLM2's size: 46,080 neurons with 100 examples each.
 
-The run is made up (see `_synthetic.py`), or a real one that is given. Timed are the server, as a
-process of its own; data requests on the loopback interface, for packs that were not asked for
-before; and pages in headless Chromium, if there is one. With --export the static files are written
-and measured too.
+The run is synthetic (see `_synthetic.py`), unless --run names a real one. This times the server, in
+its own process; data requests on the loopback interface, for packs not requested before; and pages
+in headless Chromium, if it is installed. With --export, the static files are written and measured
+too.
 
     python bench/explore.py [--run RUN] [--sites 30] [--requests 200] [--export]
 """
@@ -36,7 +36,7 @@ READY = "#main > .page:not(.pending) h1"
 
 @contextmanager
 def server(run: Path, found: dict[str, object]):
-    """A server process; how long until its page is there, and until its run is open."""
+    """A server process; records the time until its page is served, and until its run is open."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,7 +64,7 @@ def server(run: Path, found: dict[str, object]):
 
 
 def get(connection: http.client.HTTPConnection, path: str) -> tuple[float, bytes]:
-    """Milliseconds, and the body."""
+    """Milliseconds taken, and the body."""
     start = time.perf_counter()
     connection.request("GET", f"/{path}")
     answer = connection.getresponse()
@@ -98,7 +98,7 @@ def data_requests(port: int, n: int, found: dict[str, object]) -> None:
 
 
 def pages(port: int, found: dict[str, object]) -> None:
-    """Pages as a reader sees them: loaded, drawn and answering."""
+    """Time pages as a reader sees them: loaded, drawn and responsive."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, BROWSERS)))
@@ -113,7 +113,7 @@ def pages(port: int, found: dict[str, object]) -> None:
         found["overview_seconds"] = round(time.perf_counter() - start, 3)
         page.evaluate(NEXT, "#/neuron/0/1")
         page.wait_for_timeout(1000)
-        # Neurons of other packs, which neither the server nor the browser has.
+        # Neurons of other packs, which neither the server nor the browser has loaded.
         times = [page.evaluate(NEXT, f"#/neuron/{site}/{700 + 33 * site}") for site in range(1, 9)]
         found["neuron_ms"] = round(statistics.median(times), 1)
         times = [page.evaluate(NEXT, f"#/neuron/8/{965 + n}") for n in range(5)]
@@ -125,9 +125,9 @@ def pages(port: int, found: dict[str, object]) -> None:
         browser.close()
 
 
-# Until the browser has drawn a frame, and is at rest.
+# Resolves once the browser has drawn a frame and is idle.
 SETTLED = "() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
-# From a change of address until the next page is there and drawn.
+# Milliseconds from a change of address until the next page is drawn.
 NEXT = """(hash) => new Promise((done) => {
   const main = document.querySelector("#main");
   const old = main.firstElementChild;
@@ -141,8 +141,8 @@ NEXT = """(hash) => new Promise((done) => {
   watch.observe(main, { childList: true, subtree: true, attributes: true });
   location.hash = hash;
 })"""
-# Moves of the threshold: what the page does in the frame that follows, until it is laid out. Of two
-# callbacks one comes before the page's own, and one after.
+# Milliseconds that each move of the threshold takes: its handling and the next frame, with layout.
+# Of the two callbacks, one runs before the page's own, and one after.
 RECUT = """async () => {
   const slider = document.querySelector("#main input[type=range]");
   if (!slider) return null;
@@ -211,8 +211,8 @@ def first_neuron(out: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, help="a real run, instead of one made up")
-    parser.add_argument("--sites", type=int, default=30, help="of the run made up")
+    parser.add_argument("--run", type=Path, help="a real run, instead of a synthetic one")
+    parser.add_argument("--sites", type=int, default=30, help="sites of the synthetic run")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--export", action="store_true", help="write the static files too")
     options = parser.parse_args()

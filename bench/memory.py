@@ -1,8 +1,7 @@
 """Peak memory of a whole analysis of texts, at 20,000 contexts and at ten times as many.
 
-The model is a tiny Llama with random weights (2 MLPs of 32 neurons); contexts are of 16 tokens.
-Each analysis is in a process of its own, which watches the most that it holds from the moment
-when the model is there.
+The model is a tiny Llama with random weights (2 MLPs of 32 neurons); contexts have 16 tokens.
+Each analysis runs in its own process, which measures its peak memory once the model is loaded.
 
     python bench/memory.py [--contexts 20000] [--times 10]
 """
@@ -26,7 +25,7 @@ def texts(contexts: int) -> Iterator[str]:
     rng = np.random.default_rng(0)
     left = contexts
     while left:
-        # A few contexts in a document; a separator stands between two of them.
+        # A few contexts per document; a separator stands between documents.
         n = min(left, 8)
         words = rng.zipf(1.3, n * LENGTH - 1) % WORDS
         yield " ".join(f"w{word}" for word in words)
@@ -76,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--contexts", type=int, default=20_000)
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--one", action="store_true", help="one analysis, in this process")
+    parser.add_argument("--one", action="store_true", help="run one analysis, in this process")
     args = parser.parse_args()
     if args.one:
         analyse(args.contexts)

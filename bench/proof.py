@@ -1,9 +1,9 @@
-"""What it takes to have every site prove itself, over the bare forward pass of one batch.
+"""Time for every site to prove itself over that of the bare forward pass of one batch.
 
-Of SmolLM2-135M (30 MLPs, contexts of 128 tokens, a batch of 32, as an analysis reads it by
-default), and of a convolutional network of residual blocks on images of 3 x 64 x 64 in batches of
-256, with every layer a site. The proof runs the model on five inputs, follows what it does with
-each layer's output, and multiplies some vectors of each site by all of its weights.
+Measured on SmolLM2-135M (30 MLPs; a batch of 32 contexts of 128 tokens, as an analysis reads by
+default), and on a convolutional network of residual blocks (batches of 256 images of 3 x 64 x 64,
+with every layer a site). The proof runs the model on five inputs, follows what it does with each
+layer's output, and multiplies some vectors of each site by all of its weights.
 
     python bench/proof.py [--rounds 5]
 """

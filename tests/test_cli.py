@@ -518,7 +518,7 @@ def test_help(capsys, arguments, words):
         (["sites", "models.py:net"], "."),
     ],
 )
-def test_what_an_interrupt_says(place, capsys, monkeypatch, arguments, message):
+def test_interrupt_messages(place, capsys, monkeypatch, arguments, message):
     def interrupt(*_):
         raise KeyboardInterrupt
 

@@ -49,7 +49,7 @@ def no_drawing(monkeypatch):
     return drawn
 
 
-def test_it_learns_real_digits(made):
+def test_the_demo_model_learns_real_digits(made):
     assert made.accuracy > 0.9
     images = digits()
     with torch.no_grad():

@@ -20,7 +20,7 @@ def test_every_reader_refuses_or_reads():
     assert run(inputs, say=lambda said: None) == []
 
 
-def test_what_goes_wrong_is_told(tmp_path):
+def test_failures_of_a_reader_are_reported(tmp_path):
     """The watch over a reader that does wrong: one of each kind."""
     script = tmp_path / "reader.py"
     script.write_text(

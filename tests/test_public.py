@@ -120,7 +120,7 @@ def test_errors_are_one_family():
     assert issubclass(MissingDependencyError, ImportError)
 
 
-def test_what_is_said_of_a_name_that_is_not_among_others():
+def test_the_message_for_an_unknown_name():
     assert one_of("site", "layer.0", ["layers.0", "head"]) == (
         "Unknown site: 'layer.0'. Did you mean 'layers.0'? Must be one of: layers.0, head."
     )

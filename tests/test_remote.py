@@ -45,7 +45,7 @@ class Flaky:
         (3, False),
     ],
 )
-def test_what_is_a_url(path: object, expected: bool) -> None:
+def test_is_url(path: object, expected: bool) -> None:
     assert is_url(path) is expected
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the parser of the command line.
+"""Writes docs/cli.md from the command-line parser.
 
 python tools/cli_reference.py [--check]
 """
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
 def reference() -> str:
-    """The page: a section for each command, a table of its arguments."""
+    """The page: for each command, a section with a table of its arguments."""
     parser = build_parser()
     lines = [
         "# Command line",
@@ -43,7 +43,7 @@ def reference() -> str:
 def _commands(
     parser: argparse.ArgumentParser, of: str = ""
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """The commands that do something, each with its name: those of a group one by one."""
+    """Each command with its full name; a group yields its subcommands."""
     kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if of and not kinds:
         yield of, parser

@@ -1,4 +1,4 @@
-"""How many features the neurons of each layer of a run have: printed, and as a figure.
+"""Prints and plots how many features the neurons of each layer of a run have.
 
 python tools/features_by_layer.py runs/smollm2 docs/images/features-by-layer.png
 """
@@ -18,7 +18,7 @@ BANDS = ("none", "one", "two", "three", "four or more")
 
 
 def features_by_layer(run: ps.Run) -> pd.DataFrame:
-    """Neurons of each site by their number of features of at least five examples."""
+    """Neurons of each site by their number of features with at least five examples."""
     neurons = run.neurons().query("n_examples > 0")
     large = run.folder.features.query("n_examples >= @LEAST").groupby(["site", "neuron"]).size()
     counted = neurons.set_index(["site", "neuron"]).assign(large=large)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Nothing is imported until a name is used, so that looking at a
-# run needs no torch, and `import polyseme` is instant.
+# The module of each public name. It is imported when the name is first used, so that reading a run
+# does not need torch, and `import polyseme` is instant.
 _NAMES = {
     "AboveFraction": "capture",
     "Clustering": "core",

@@ -1,4 +1,4 @@
-"""Opening a run together with what needs its model, which is loaded only when it is used."""
+"""Opens a run; what needs its model is loaded only when it is used."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ def open_run(path: str | Path) -> Run:
     Parameters
     ----------
     path : str or Path
-        A folder that `analyse` wrote, or a URL such as ``s3://bucket/run``: of a run there, a
-        checked copy is read, which is made once and kept in the cache.
+        A folder that `analyse` wrote, or a URL such as ``s3://bucket/run``. A run at a URL is
+        copied to the cache once, checked, and read from there.
 
     Returns
     -------
     Run
-        It is looked at without torch; only `Run.probe` needs it.
+        Only `Run.probe` needs torch.
 
     Raises
     ------
     RunError
-        If it is missing, no run, unfinished, of a newer version, or damaged.
+        If it is missing, not a run, unfinished, of a newer version, or damaged.
     """
     return views.open_run(path, probe=_probe)
 

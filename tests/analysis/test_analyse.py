@@ -325,7 +325,7 @@ def test_the_model_is_left_as_it_was(tmp_path, trouble):
     assert torch.is_grad_enabled()
 
 
-def test_what_the_snapshot_sees():
+def test_the_snapshot_detects_changes_of_the_model():
     model = busy_model()
     before = snapshot(model)
     model[3].train()
@@ -580,7 +580,7 @@ def test_options_that_images_have_no_use_for(option, shown, tmp_path):
         ps.analyse(nn.Linear(2, 2), np.zeros((2, 2)), sites="", out=tmp_path / "run", **option)
 
 
-def test_what_asks_for_nothing_is_no_option(tmp_path):
+def test_options_that_ask_for_nothing_are_accepted(tmp_path):
     run = ps.analyse(
         nn.Sequential(nn.Linear(2, 2)),
         np.ones((3, 2), np.float32),

@@ -149,7 +149,7 @@ def test_many_classes(tmp_path):
     assert len(found.important(2))
 
 
-def test_what_is_refused(grey, tmp_path):
+def test_classify_rejects_invalid_input(grey, tmp_path):
     model = runs.model()
     classifier, classify = ImageClassifier(grey, model), live_classify(model)
     with pytest.raises(InputError, match=r"^The input has shape \(4, 5\) and dtype uint8; numbers"):

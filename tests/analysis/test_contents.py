@@ -34,7 +34,7 @@ def test_pictures_show_the_angles_between_examples(tmp_path, kind, inputs, site)
     assert seen > 2
 
 
-def test_what_latents_write_is_kept(tmp_path):
+def test_decoder_rows_are_stored_for_latents(tmp_path):
     model = make(WithSAE)
     run = ps.analyse(
         model, flat_inputs(), sites=["hidden", "sae"], out=tmp_path / "run", progress=False

@@ -147,7 +147,7 @@ def test_the_explorer_is_given_plain_values(setting, exact):
         ask(exact, 1, 7, [9])
 
 
-def test_what_masks(tokenizer):  # noqa: F811
+def test_mask_token(tokenizer):  # noqa: F811
     class Bare:
         eos_token_id = 7
 

@@ -224,7 +224,7 @@ def test_another_batch_size_goes_on(setting, tmp_path):
     assert second.metadata["settings"]["batch_size"] == 7
 
 
-def test_what_is_refused_at_once_leaves_nothing(setting, tmp_path):
+def test_an_error_in_the_first_batch_leaves_nothing(setting, tmp_path):
     model = setting.model
     handle = model.model.layers[2].mlp.gate_proj.register_forward_hook(lambda *a: a[2] * torch.nan)
     try:
@@ -370,14 +370,14 @@ def test_images_go_on_under_another_budget(
     assert files(run.path) == whole_images
 
 
-def test_images_that_can_be_read_but_once(of_images, tmp_path):
+def test_images_that_can_be_read_only_once(of_images, tmp_path):
     # Of data of unknown length more may have to be held.
     budget = int(1.05 * least_budget(of_images.plan, 2))
     once = iter([of_images.inputs])
     with pytest.raises(
         InputError,
-        match=r", which takes \d passes over images that can be read but once: give \d.* or images "
-        "that can be read again, such as an array or a data set with a length",
+        match=r", which requires \d passes over images that can be read only once: give \d.* or "
+        "images that can be read again, such as an array or a data set with a length",
     ):
         of_images.analyse(tmp_path / "run", once, memory_budget=budget)
 
@@ -444,7 +444,7 @@ def test_the_search_for_similar_features_is_planned_for(setting, monkeypatch):
     assert needed == 150 + plan_module._searching(9000, setting.model.config.hidden_size)
     assert 277e6 < needed < 280e6
     assert setting.plan(needed).memory == needed
-    with pytest.raises(InputError, match=r"and what is held of all sites, needs 27\d\.\d MB"):
+    with pytest.raises(InputError, match=r"and the data kept for all sites need 27\d\.\d MB"):
         setting.plan(needed - 1)
 
 
@@ -457,20 +457,20 @@ def test_memory_is_bounded_for_any_amount_of_text(setting):
 def test_a_budget_that_cannot_be_met_says_what_would_do(setting, tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^memory_budget is 1\.0 kB; site 'model\.layers\.0\.mlp' alone, and what is held of "
-        r"all sites, needs \d.* above the model: give at least that, fewer sites, or a selector of "
-        "fewer examples",
+        match=r"^memory_budget is 1\.0 kB; site 'model\.layers\.0\.mlp' alone and the data kept "
+        r"for all sites need \d.*, excluding the model: give at least that, fewer sites, or a "
+        "selector of fewer examples",
     ):
         setting.analyse(tmp_path / "run", memory_budget="1KB")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_that_can_be_read_but_once(setting, tmp_path):
+def test_texts_that_can_be_read_only_once(setting, tmp_path):
     once = setting.contexts(iter(setting.texts))
     with pytest.raises(
         InputError,
-        match=r", which takes 2 passes over texts that can be read but once: give \d.* or texts "
-        "that can be read again, such as a list or a file",
+        match=r", which requires 2 passes over texts that can be read only once: give \d.* or "
+        "texts that can be read again, such as a list or a file",
     ):
         setting.analyse(tmp_path / "run", once, memory_budget=setting.budget(2))
 

@@ -153,7 +153,7 @@ def test_a_neuron_that_the_run_never_saw_active_comes_last(run, model, tokenizer
     assert here["share"].iloc[:-1].notna().all()
 
 
-def test_it_reads_well(run, model, tokenizer):
+def test_the_text_of_a_probe(run, model, tokenizer):
     found = run.probe("the river bank", model, tokenizer, k=2)
     text = str(found)
     assert text.startswith(

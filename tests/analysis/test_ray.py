@@ -172,7 +172,7 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_kept(tmp_pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_what_was_read_is_kept_where_clustering_fails(
+def test_the_data_read_is_kept_if_clustering_fails(
     setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
@@ -203,7 +203,7 @@ def test_a_second_driver_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_what_is_refused(setting: Setting, tmp_path: Path) -> None:
+def test_analyse_rejects_invalid_engine_options(setting: Setting, tmp_path: Path) -> None:
     def analyse(**options: Any) -> None:
         ps.analyse(setting.model, setting.contexts(), out=tmp_path / "run", **OPTIONS | options)
 
@@ -221,7 +221,7 @@ def test_an_address_without_a_ray(address: str, monkeypatch: pytest.MonkeyPatch)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     engine = RayEngine(model, None, None, "0", (), {}, address=address)  # type: ignore[arg-type]
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(InputError, match=f"There is no Ray at address '{address}'") as raised:
+    with pytest.raises(InputError, match=f"Cannot connect to Ray at address '{address}'") as raised:
         engine.at_work().__enter__()
     assert "ray start --head" in str(raised.value)
     assert "\n" not in str(raised.value)

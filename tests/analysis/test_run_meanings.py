@@ -144,7 +144,7 @@ def test_a_site_with_too_little_data_is_named(tmp_path: Path, capsys) -> None:
     model = TwoPatterns(patterns)
     ps.analyse(model, images, sites="hidden", out=tmp_path / "run", progress=True)
     shown = " ".join("".join(capsys.readouterr()).split())
-    assert "its statistics are of 60 vectors of 36 values" in shown
+    assert "its statistics come from 60 vectors of 36 values" in shown
     assert "reliable from about 108 on. Give more inputs." in shown
 
 

@@ -27,7 +27,7 @@ def go(out: Path, **options: object) -> ps.Run:
     )
 
 
-def test_what_a_run_holds(tmp_path: Path) -> None:
+def test_similar_features_in_a_run(tmp_path: Path) -> None:
     folder = go(tmp_path / "run").folder
     features = folder.features
     found = np.concatenate([folder.site(s.number)["similar_features"] for s in folder.sites])

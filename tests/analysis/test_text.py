@@ -290,7 +290,7 @@ def test_features_are_found_by_their_tokens(analysed):
     assert folder.neurons["n_random"].sum() == len(folder.random)
 
 
-def test_it_goes_on_byte_for_byte(analysed, tokenizer, tmp_path):
+def test_a_resumed_run_is_identical_byte_for_byte(analysed, tokenizer, tmp_path):
     family, model, contexts, run = analysed
     sites = "transformer.h.*.mlp" if family == "gpt2" else "model.layers.*.mlp"
     arguments = {"sites": sites, "out": tmp_path / "again", "batch_size": 3, "progress": False}

@@ -128,7 +128,7 @@ def test_keys_and_values_that_give_something_else_are_not_used(monkeypatch):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_it_goes_on_where_it_stopped():
+def test_masking_resumes_at_a_context():
     model, _ = made("llama")
     sites = find_mlp_sites(model)
     ids, attention, _, _ = contexts()
@@ -182,7 +182,7 @@ def test_a_model_of_ones_own():
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_what_sees_later_tokens_is_told_apart(kind, scale):
+def test_is_causal_detects_models_that_see_later_tokens(kind, scale):
     model, _ = made(kind)
     with torch.no_grad():
         for parameter in model.parameters():

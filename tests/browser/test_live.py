@@ -182,7 +182,7 @@ class TestProbe:
         page.locator(".probe-table tbody tr").first.hover()
         assert cells.evaluate_all(shaded) == 1
 
-    def test_what_the_server_refuses_is_said(self, page, text_live):
+    def test_server_errors_are_shown(self, page, text_live):
         visit(page, text_live, "#/probe")
         # As the server answers, but for the status: browsers log a failure as an error.
         page.evaluate(

@@ -269,7 +269,7 @@ def test_a_run_without_meanings_is_as_it_was(page, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_is_accessible_and_fits(open_page, axe, serve, image_run, scheme, width):
+def test_meanings_are_accessible_and_fit(open_page, axe, serve, image_run, scheme, width):
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 900})
     visit(page, serve("live", image_run), IMAGE_ADDRESS)
     page.locator(".meaning-verdict strong").wait_for()

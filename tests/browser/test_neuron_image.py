@@ -78,7 +78,7 @@ def test_the_figures_are_the_runs(page, image_site, neuron, panel):
     )
 
 
-def test_what_it_reads(page, image_site, panel):
+def test_images_of_what_the_neuron_reads(page, image_site, panel):
     visit(page, image_site, ADDRESS)
     titles = page.locator(".reads strong").all_inner_texts()
     assert titles == ["Input weights", "Activation map", "Average example", "Importance map"]
@@ -194,7 +194,7 @@ def test_signed_pictures_follow_the_theme(open_page, image_site):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_is_accessible_and_fits(open_page, axe, image_site, scheme, width):
+def test_the_image_page_is_accessible_and_fits(open_page, axe, image_site, scheme, width):
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 900})
     visit(page, image_site, f"{ADDRESS}?threshold=0.5")
     page.locator(".tiles button").first.click()

@@ -133,7 +133,7 @@ class TestAddress:
             },
         ],
     )
-    def test_what_is_not_there_is_said(self, page, text, neuron, asked):
+    def test_a_notice_names_each_missing_choice(self, page, text, neuron, asked):
         visit(page, text, f"{TEXT_ADDRESS}?{'&'.join(asked)}")
         said = page.locator(".neuron-head .notice").all_inner_texts()
         assert len(said) == len(asked)
@@ -149,7 +149,7 @@ class TestAddress:
         arrive(page, "location.hash.includes('threshold=0.7')")
         assert page.locator(".neuron-head .notice").count() == 0
 
-    def test_what_is_there_needs_no_words(self, page, text):
+    def test_valid_choices_give_no_notice(self, page, text):
         visit(page, text, f"{TEXT_ADDRESS}?threshold=2&feature=0&example=19&order=maximum")
         page.locator(".context").wait_for()
         assert page.locator(".notice").count() == 0
@@ -298,7 +298,7 @@ class TestTakingAway:
         page.locator(".line .kwic").first.click(position={"x": 5, "y": 5})
         page.locator(".context").wait_for()
 
-    def test_what_is_copied_is_the_text(self, page, text, neuron):
+    def test_copying_lines_copies_their_text(self, page, text, neuron):
         visit(page, text, f"{TEXT_ADDRESS}?threshold=2")
         copied = page.evaluate(
             """() => {

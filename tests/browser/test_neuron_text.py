@@ -494,7 +494,7 @@ class TestPictures:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_is_accessible_and_fits(open_page, axe, text_site, scheme, width):
+def test_the_text_page_is_accessible_and_fits(open_page, axe, text_site, scheme, width):
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 900})
     visit(page, text_site, f"{ADDRESS}?threshold=0.8")
     page.locator(".line button").first.click()

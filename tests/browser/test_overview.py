@@ -61,7 +61,7 @@ def sparse_run(classifier, tmp_path_factory):
 
 
 class TestOverview:
-    def test_it_says_what_was_analysed(self, page, text_site, text_run):
+    def test_the_overview_describes_the_analysis(self, page, text_site, text_run):
         visit(page, text_site, "#/")
         assert page.locator("h1").inner_text() == "smollm2"
         facts = page.locator(".facts").inner_text()
@@ -341,7 +341,7 @@ class TestFrame:
         page.keyboard.press("Enter")
         arrive(page, f"location.hash === '{address}'")
 
-    def test_what_is_nowhere_is_said_so(self, page, image_site):
+    def test_a_search_for_a_missing_neuron_says_so(self, page, image_site):
         visit(page, image_site, "#/")
         page.get_by_label("Search for a neuron").fill("12/<b>9")
         page.get_by_label("Search for a neuron").press("Enter")

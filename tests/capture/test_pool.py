@@ -83,7 +83,7 @@ def test_rows_of_more_than_one_block(make: Make, monkeypatch: pytest.MonkeyPatch
     assert_holds(pool, [*keys, 40])
 
 
-def test_it_is_bloated_at_twice_what_was_live(make: Make) -> None:
+def test_a_pool_is_bloated_at_twice_its_live_rows(make: Make) -> None:
     pool = make(list(range(200)))
     pool.keep(np.arange(100))
     pool.add(np.arange(1000, 1356), np.zeros((356, 2), int))

@@ -20,7 +20,7 @@ def grouped(seed: int, n: int, d: int) -> np.ndarray:
 
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
-def test_it_shows_as_much_as_the_best_plane(seed: int, n: int, d: int) -> None:
+def test_coordinates_show_as_much_as_the_best_plane(seed: int, n: int, d: int) -> None:
     rows = grouped(seed, n, d)
     best, shown = oracles.principal_coordinates(rows)
     found = principal_coordinates(rows[None])[0].astype(float)
@@ -72,7 +72,7 @@ def test_signs_do_not_depend_on_chance() -> None:
     np.testing.assert_allclose(pair, [[np.sqrt(0.5), 0], [-np.sqrt(0.5), 0]], atol=1e-6)
 
 
-def test_what_has_no_extent_is_a_point() -> None:
+def test_examples_that_do_not_differ_are_at_the_origin() -> None:
     for rows in (np.ones((4, 3)), np.zeros((4, 3)), np.empty((0, 3)), np.ones((1, 3))):
         assert (principal_coordinates(rows[None]) == 0).all()
     assert principal_coordinates(np.empty((0, 4, 3))).shape == (0, 4, 2)

@@ -237,7 +237,7 @@ def test_vectors_and_neurons_that_do_not_fit(h: tuple[int, ...], of: tuple[int, 
 
 
 @pytest.mark.parametrize("name", ["linear", *GATES])
-def test_what_a_run_holds_embeds_alike(name: str) -> None:
+def test_stored_neurons_embed_identically(name: str) -> None:
     layer = some_layers()[name]
     stored = stored_neurons(layer.arrays(), layer.gate)
     assert type(stored) is type(layer)

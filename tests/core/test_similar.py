@@ -222,13 +222,15 @@ def test_many_vectors_are_divided_into_cells(monkeypatch: pytest.MonkeyPatch) ->
     ("vectors", "owners", "k", "match"),
     [
         (np.ones(3, np.float32), [0, 1, 2], 5, r"vectors has shape \(3,\) and dtype float32"),
-        (np.ones((3, 2), int), [0, 1, 2], 5, r"dtype int64; \(n, d\) of floats is expected"),
+        (np.ones((3, 2), int), [0, 1, 2], 5, r"dtype int64; expected floats of shape \(n, d\)"),
         (np.ones((3, 2)), [0, 1], 5, r"owners has shape \(2,\).*each of the 3 vectors"),
-        (np.ones((3, 2)), [0, 2, 1], 5, r"owners\[2\] is 1, after 2; ascending order is"),
+        (np.ones((3, 2)), [0, 2, 1], 5, r"owners\[2\] is 1, after 2; expected ascending order"),
         (np.ones((3, 2)), [0, 1, 2], 0, r"k is 0; a whole number of at least 1"),
         (np.ones((3, 2)), [0, 1, 2], True, r"k is True; a whole number of at least 1"),
     ],
 )
-def test_what_is_refused(vectors: Any, owners: Any, k: Any, match: str) -> None:
+def test_nearest_features_rejects_invalid_arguments(
+    vectors: Any, owners: Any, k: Any, match: str
+) -> None:
     with pytest.raises(InputError, match=match):
         nearest_features(vectors, owners, k)

@@ -174,7 +174,9 @@ def test_a_pickle_beside_the_images_does_no_harm(tmp_path: Path) -> None:
     "array", [np.array([["a"]]), np.zeros((2, 2), complex), np.zeros((2, 2), [("a", "u1")])]
 )
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_what_is_not_numeric(tmp_path: Path, suffix: str, array: NDArray[Any]) -> None:
+def test_arrays_that_are_not_numeric_are_rejected(
+    tmp_path: Path, suffix: str, array: NDArray[Any]
+) -> None:
     save: Any = np.save if suffix == "npy" else np.savez
     path = tmp_path / f"x.{suffix}"
     save(path, array)

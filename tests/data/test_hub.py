@@ -206,7 +206,7 @@ def test_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         read_images("owner/digits")
 
 
-def test_what_may_be_a_path_is_not_looked_up(hub: Hub, tmp_path: Path) -> None:
+def test_possible_paths_are_not_looked_up(hub: Hub, tmp_path: Path) -> None:
     calls = hub(digits())
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "digits.npy").touch()

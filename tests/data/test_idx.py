@@ -193,7 +193,7 @@ def test_a_bomb_is_read_no_further_than_promised(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_what_is_not_idx(tmp_path: Path) -> None:
+def test_files_that_are_not_idx_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(InputError, match=r"not an IDX file: it starts with the bytes 3c 68 74 6d"):

@@ -226,7 +226,7 @@ def test_a_memory_map_stays_one(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_errors(arguments: dict[str, Any], message: str) -> None:
+def test_images_reject_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Images(**{"pixels": GREY, **arguments})
 

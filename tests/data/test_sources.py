@@ -203,7 +203,7 @@ def test_a_stream_that_ends_too_early():
         ((FLOATS, LABELS + 0.5), r"labels have dtype float64; .* 0\.5 is not a class"),
     ],
 )
-def test_what_is_no_data(data, match):
+def test_as_source_rejects_invalid_data(data, match):
     with pytest.raises(InputError, match=match):
         as_source(data)
 

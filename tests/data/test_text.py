@@ -378,7 +378,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, messa
         read_text(tmp_path / name)
 
 
-def test_what_is_wrong_later_on_is_raised_when_it_is_read(tmp_path: Path) -> None:
+def test_later_errors_are_raised_when_they_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n{"test": "c"}\n')
     found = read_text(path).documents()
@@ -467,7 +467,7 @@ def test_arguments_that_do_not_apply_are_refused(tmp_path: Path) -> None:
         (["a\ud800"], r"^list: document 0 holds U\+D800, half of a surrogate pair, .*Repair the"),
     ],
 )
-def test_what_is_no_text(source: Any, message: str) -> None:
+def test_read_text_rejects_invalid_sources(source: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(read_text(source).documents())
 

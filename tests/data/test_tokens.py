@@ -132,6 +132,6 @@ def test_ids_that_a_real_tokenizer_does_not_have(smollm2: Any, token: int) -> No
         pieces(smollm2, [5, token])
 
 
-def test_what_is_no_tokenizer() -> None:
+def test_pieces_rejects_a_string_as_tokenizer() -> None:
     with pytest.raises(InputError, match=r"^tokenizer is a str that cannot convert ids to tokens"):
         pieces("gpt2", [1])

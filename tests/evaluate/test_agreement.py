@@ -78,7 +78,7 @@ def test_every_number_equals_its_definition_pair_by_pair(run: ps.Run) -> None:
             assert row[name] == pytest.approx(np.mean(values), abs=2e-4), name
 
 
-def test_what_cannot_be_judged(run: ps.Run, tmp_path: Path) -> None:
+def test_agreement_rejects_invalid_input(run: ps.Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"n_neurons is 0; a whole number of at least 1"):
         agreement(run, n_neurons=0)
     with pytest.raises(InputError, match=r"seed is -1; a whole number of at least 0"):

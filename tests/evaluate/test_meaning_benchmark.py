@@ -83,7 +83,7 @@ def test_a_row_for_each_neuron_and_method_all_in_one_file(
     assert len(list((out / "records").iterdir())) == frame.groupby(keys[:3]).ngroups
 
 
-def test_what_is_there_is_kept_and_what_is_missing_is_made_again(
+def test_existing_records_are_kept_and_missing_ones_made_again(
     small: tuple[Path, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"quick": True, "halves": ["development"], "parts": ["digits"], "progress": False}

@@ -63,7 +63,7 @@ def test_points():
     ]
 
 
-def test_it_goes_on_where_it_stopped(tmp_path):
+def test_a_sweep_resumes_where_it_stopped(tmp_path):
     torch.manual_seed(0)
     activations = torch.randn(300, 5).relu()
     todo = points({"weighted": (0, 20)}, (3,), range(2))
@@ -123,7 +123,7 @@ def test_other_settings_and_other_files(tmp_path):
         read_sweep(tmp_path / "mine")
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     """Even where it was killed while it wrote the very first file."""
     (tmp_path / "records").mkdir()
     for left in ("lock", "sweep.json.new"):
@@ -226,7 +226,7 @@ def test_saes_of_one_l0_are_taken_as_they_are():
     assert table["fvu_ci"][0] == pytest.approx((high - low) / 2)
 
 
-def test_what_is_recorded_of_the_latents(tmp_path):
+def test_a_sweep_records_the_meanings_of_latents(tmp_path):
     torch.manual_seed(0)
     activations = torch.randn(400, 5).relu()
     labels = np.arange(400) % 7

@@ -359,7 +359,7 @@ def test_a_crowd_shares_each_file(text_run, monkeypatch):
     assert most <= 2  # the maker of files, and a helper of its own
 
 
-def test_what_failed_is_tried_again(text_run, copied):
+def test_a_failed_index_is_read_again(text_run, copied):
     folder = copied(text_run)
     with ps.explore(folder, open_browser=False) as explorer:
         connection = http.client.HTTPConnection(*address(explorer), timeout=10)

@@ -96,7 +96,7 @@ def test_a_byte_that_changed_is_found_when_it_is_read(text_run, copied):
 
 
 @pytest.mark.parametrize("name", ["run.json", "neurons.parquet"])
-def test_what_all_depends_on_is_needed(text_run, copied, name):
+def test_explore_rejects_a_damaged_file_that_all_pages_need(text_run, copied, name):
     folder = copied(text_run)
     cut_short(folder / name)
     with pytest.raises(RunError, match=f"{name}: .* The run is damaged, or was not written by"):

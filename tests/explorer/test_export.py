@@ -77,7 +77,7 @@ def test_only_an_export_is_replaced(text_run, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_no_export_stays(text_run, tmp_path, overwrite):
+def test_export_keeps_a_folder_that_is_not_an_export(text_run, tmp_path, overwrite):
     photos, file = tmp_path / "photos", tmp_path / "file"
     photos.mkdir()
     (photos / "cat.png").write_text("a cat")

@@ -44,7 +44,7 @@ def test_text_is_set_as_text_and_nothing_comes_from_elsewhere(file):
         "element.setAttribute('onclick', text)",
     ],
 )
-def test_what_is_unsafe_is_found(planted):
+def test_unsafe_code_is_found(planted):
     assert violations(planted)
 
 

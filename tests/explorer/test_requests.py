@@ -43,7 +43,7 @@ def test_lengths_of_bodies():
         assert status(parsed, f"{method} / HTTP/1.1", "Content-Length: 1") == 400
 
 
-def test_what_is_read_of_a_head():
+def test_a_request_head_is_parsed():
     found = parsed(
         "GET /a?b?c HTTP/1.1", "HOST:\t here \t", "X: 1", "x: 2", "Connection: Keep-Alive"
     )

@@ -107,7 +107,7 @@ def test_every_file_is_served(explorer, ask):
         assert kind != "application/octet-stream" or path.endswith(".safetensors")
 
 
-def test_what_a_browser_has_is_not_sent_again(ask):
+def test_cached_files_are_not_sent_again(ask):
     status, headers, body = ask("/data/0/run.json")
     tag = headers["ETag"]
     status, headers, body = ask("/data/0/run.json", If_None_Match=tag)
@@ -321,7 +321,7 @@ def test_an_error_while_a_file_is_made_is_not_a_missing_file(ask, explorer, monk
 
 
 @pytest.mark.parametrize("name", ["classify", "", "__class__", "../probe", "probe/"])
-def test_what_there_is_no_model_for_cannot_be_asked(post, name):
+def test_functions_without_a_model_are_not_found(post, name):
     status, answer = post(name, {"run": 0, "text": "x"})
     assert status == 404
     assert "There is no such function" in error(answer)

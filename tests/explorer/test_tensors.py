@@ -26,7 +26,7 @@ numbers = st.sampled_from(["<i8", "<i4", "u1", "?", "<f4", "<f8", "<f2"])
         max_size=4,
     )
 )
-def test_what_is_encoded_is_decoded(given_arrays):
+def test_encoded_arrays_are_decoded(given_arrays):
     raw = encode(given_arrays)
     assert raw == encode(dict(reversed(given_arrays.items())))
     found, _ = decoded(raw)

@@ -278,7 +278,9 @@ REFUSED: list[tuple[str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "change", "told"), REFUSED, ids=[told for *_, told in REFUSED])
-def test_what_is_refused(kind: str, change: Change, told: str, tmp_path: Path) -> None:
+def test_load_sae_rejects_unreadable_saes(
+    kind: str, change: Change, told: str, tmp_path: Path
+) -> None:
     name, tensors, config, _ = SAES[kind]
     config, tensors = json.loads(json.dumps(config)), dict(tensors)
     change(config, tensors)

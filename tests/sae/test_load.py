@@ -526,7 +526,7 @@ def test_bad_saelens_folders(folder: Path) -> None:
 
 @pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
-def test_what_a_saelens_sae_multiplies_by_its_weights(
+def test_the_input_of_a_saelens_sae(
     norm: str, architecture: str, sae_lens: Any, tmp_path: Path
 ) -> None:
     name = {"standard": "Standard", "topk": "TopK", "jumprelu": "JumpReLU"}[architecture]

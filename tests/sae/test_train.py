@@ -487,7 +487,7 @@ def test_an_sae_is_replaced_only_when_asked_and_when_complete(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["sae"]
 
 
-def test_what_is_no_sae_is_not_replaced(tmp_path: Path) -> None:
+def test_train_sae_keeps_a_folder_that_is_not_an_sae(tmp_path: Path) -> None:
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")

@@ -169,7 +169,7 @@ def _set(y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", FOLLOWED)
-def test_what_acts_on_each_neuron_by_itself_is_followed(kind: str) -> None:
+def test_elementwise_operations_are_followed(kind: str) -> None:
     model = Functional(FOLLOWED[kind])
     site = found(model, torch.randn(2, 7), "first")
     after = capture(model.second)

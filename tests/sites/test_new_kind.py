@@ -202,7 +202,7 @@ def test_embeddings_are_those_of_the_oracle(analysed: tuple[Net, Any, Any]) -> N
         assert np.array_equal(stored.embeddings, layer.embed(stored.vectors, of))
 
 
-def test_what_the_run_says_of_it_is_the_sites(analysed: tuple[Net, Any, Any]) -> None:
+def test_the_run_describes_the_site(analysed: tuple[Net, Any, Any]) -> None:
     _, site, run = analysed
     info = run.site("middle")
     assert (info.kind, info.n_neurons, info.d_in) == (site.kind, 10, 8)
@@ -239,7 +239,7 @@ def test_gated_neurons_that_read_no_text_are_embedded_from_their_run(tmp_path: P
     np.testing.assert_allclose(neuron.embeddings, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_it_proves_itself(tmp_path: Path) -> None:
+def test_analyse_rejects_a_site_that_fails_its_proof(tmp_path: Path) -> None:
     model = Net(Transcoder()).eval()
     site = TranscoderSite("middle", model.middle)
     site.encode = lambda inputs: torch.sigmoid(model.middle.encoder(inputs))  # type: ignore[method-assign]

@@ -336,7 +336,7 @@ def test_one_input_is_enough() -> None:
     assert proved(model, "0", x).activation.name == "relu"
 
 
-def test_what_torch_has_compiled_is_read_as_it_was_written() -> None:
+def test_a_compiled_model_is_read_like_the_original() -> None:
     inner = nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     model = torch.compile(inner, backend="eager")
     x = torch.randn(20, 7)

@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_while_it_sends(s3: str) -> None:
     RunFolder(f"{s3}/killed").verify()
 
 
-def test_what_another_left_or_changed_is_sent_again(
+def test_foreign_or_changed_files_are_sent_again(
     memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"{memory}/new"
@@ -265,7 +265,7 @@ def test_anything_else_is_refused(memory: str) -> None:
     assert set(files_at(url)) == {"thesis.tex"}
 
 
-def test_what_appears_meanwhile_is_not_replaced(memory: str, tmp_path: Path) -> None:
+def test_a_run_that_appears_meanwhile_is_not_replaced(memory: str, tmp_path: Path) -> None:
     url, made = f"{memory}/new", contents()
     with RunWriter(url, fingerprint=FINGERPRINT) as writer:
         fill(writer, made)

@@ -138,7 +138,7 @@ def test_other_files_in_the_folder_are_ignored(folder):
 # -------------------------------------------------------------------------- what is not a run
 
 
-def test_what_is_missing_or_no_folder_is_explained(tmp_path, folder):
+def test_a_missing_run_is_explained(tmp_path, folder):
     with pytest.raises(RunError, match=r"nothing does not exist\. Give the folder.*analyse wrote"):
         RunFolder(tmp_path / "nothing")
     with pytest.raises(RunError, match=r"run.json is not a folder. A run is a folder"):

@@ -35,7 +35,7 @@ TREE = [
 TEXTS = ["the»river«bankwas", *["andawide»river«agreen"] * 3]
 
 
-def test_it_is_read_whole_and_in_parts():
+def test_the_golden_run_is_read_whole_and_in_parts():
     run = RunFolder(GOLDEN)
     run.verify()
     assert run.metadata["format_version"] == 1
@@ -50,7 +50,7 @@ def test_it_is_read_whole_and_in_parts():
     assert run.features_of_token(0).tolist() == []
 
 
-def test_it_is_looked_at():
+def test_the_golden_run_is_shown_in_views():
     neuron = open_run(GOLDEN).neuron(SITE, NEURON)
     windows = neuron.texts()
     assert [str(window) for window in windows] == TEXTS
@@ -64,7 +64,7 @@ def test_it_is_looked_at():
     assert neuron.clustering.tree.tolist() == TREE
 
 
-def test_it_is_readable_without_polyseme():
+def test_the_golden_run_is_readable_without_polyseme():
     assert json.loads((GOLDEN / "run.json").read_text(encoding="utf-8"))["format_version"] == 1
     examples = pd.read_parquet(GOLDEN / "examples.parquet").query("neuron == @NEURON")
     assert examples["input"].tolist() == EXAMPLES["input"].tolist()
@@ -72,5 +72,5 @@ def test_it_is_readable_without_polyseme():
     assert load_file(GOLDEN / "sites" / "0.safetensors")["tree"].shape == (72, 4)
 
 
-def test_it_stays_small():
+def test_the_golden_run_stays_small():
     assert sum(file.stat().st_size for file in GOLDEN.rglob("*")) < 60_000

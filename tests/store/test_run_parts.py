@@ -130,7 +130,7 @@ def test_only_the_groups_that_are_needed_are_read(in_groups, monkeypatch):
         (lambda run: run.site(0).between("vectors", 2, 9), "Rows 2 to 9 of 'vectors'"),
     ],
 )
-def test_what_is_not_there_is_explained(in_groups, ask, message):
+def test_missing_parts_are_explained(in_groups, ask, message):
     with pytest.raises(InputError, match=message):
         ask(RunFolder(in_groups))
 
@@ -155,7 +155,7 @@ def test_what_is_not_there_is_explained(in_groups, ask, message):
         ("neurons", lambda f: f.assign(n_random=1.0), "'n_random' is double, not int32"),
     ],
 )
-def test_what_breaks_the_format_is_found_in_its_part(tmp_path, table, change, message):
+def test_format_errors_are_found_in_their_part(tmp_path, table, change, message):
     made = contents()
     made.tables["neurons"]["n_random"] = [2, 0, 1, 2, 2]
     folder = write(tmp_path / "run", made)

@@ -45,7 +45,7 @@ def of_texts():
     return made
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_run_of_texts_round_trips(tmp_path):
     made = of_texts()
     run = RunFolder(write(tmp_path / "run", made))
     run.verify()

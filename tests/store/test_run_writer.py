@@ -142,7 +142,7 @@ def test_further_columns_and_arrays_are_kept(tmp_path):
     ).map(tuple),
     d_in=st.integers(2, 5),
 )
-def test_what_is_written_is_read(tmp_path_factory, seed, counts, d_in):
+def test_a_run_round_trips(tmp_path_factory, seed, counts, d_in):
     made = contents(seed=seed, counts=counts, d_in=d_in)
     run = RunFolder(write(tmp_path_factory.mktemp("runs") / "run", made))
     run.verify()
@@ -583,7 +583,7 @@ def test_resume_removes_the_leftovers_of_the_finished_run_only(tmp_path):
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_what_an_interrupted_write_left_is_not_part_of_the_run(tmp_path):
+def test_leftovers_of_an_interrupted_write_are_not_part_of_the_run(tmp_path):
     out = tmp_path / "run"
     with start(out) as writer:
         made = contents()
@@ -710,7 +710,7 @@ def test_a_fingerprint_that_no_run_has_room_for_is_refused_at_once(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_too_long_is_never_published(tmp_path, monkeypatch):
+def test_metadata_that_are_too_long_are_never_published(tmp_path, monkeypatch):
     monkeypatch.setattr("polyseme.store.files.LONGEST_RUN_JSON", 10_000)
     monkeypatch.setattr("polyseme.store.files.short_json.__defaults__", (10_000,))
     made = contents()

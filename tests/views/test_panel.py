@@ -59,7 +59,7 @@ def test_a_neuron_that_reads_pixels(grey_run, inputs):
             np.testing.assert_allclose(feature.feature, mine * weights, atol=1e-5)
 
 
-def test_what_is_shown_of_each_feature(grey_run):
+def test_a_panel_shows_examples_of_each_feature(grey_run):
     neuron = busy(grey_run).recut(0.8)
     panel = neuron.panel(n_shown=4)
     shown, weaker = 0, 0

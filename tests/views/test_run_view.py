@@ -77,7 +77,7 @@ def test_opening_again_gives_the_same(grey_run):
     assert pd.Series([repr(again)]).str.match(match).all()
 
 
-def test_what_is_no_run(tmp_path):
+def test_open_run_rejects_a_folder_without_a_run(tmp_path):
     with pytest.raises(RunError, match="nowhere"):
         ps.open_run(tmp_path / "nowhere")
     with pytest.raises(RunError):

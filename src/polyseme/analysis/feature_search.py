@@ -1,4 +1,4 @@
-"""Which features of all sites are similar: the stage after clustering."""
+"""The stage after clustering: finds similar features across all sites."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _STATE = "similar_features"
 
 
 class SimilarFeatures:
-    """Gathers each feature's medoid, site by site, and then finds the nearest of each.
+    """Collects the medoid of each feature, site by site, then finds its nearest neighbours.
 
-    What is gathered goes to a file without a name beside the run, in half precision: features
-    may be millions. Used as a context manager, which closes it.
+    The medoids go to an unnamed file beside the run, in half precision, as there may be millions.
+    Use as a context manager, which closes the file.
 
     Parameters
     ----------
@@ -47,13 +47,13 @@ class SimilarFeatures:
         self._files.close()
 
     def add(self, site: Site, features: pd.DataFrame, directions: NDArray[np.float16]) -> None:
-        """Take in a site, the next one of the run.
+        """Add the next site of the run.
 
         Parameters
         ----------
         site : Site
         features : DataFrame
-            Its rows of the table of features.
+            The site's rows of the feature table.
         directions : ndarray of float16, shape (n, d_in)
             As in `SiteClusters`.
         """
@@ -74,7 +74,7 @@ class SimilarFeatures:
         space.owners.append(first_neuron + neurons)
 
     def write(self, bars: Progress) -> None:
-        """Find the nearest of each feature, and fill in what is written of the sites."""
+        """Find the nearest neighbours of each feature, and fill them in at the sites written."""
         if self._saved is None:
             arrays = room_for_similar(sum(self._sites))
             for space in self._spaces.values():
@@ -91,7 +91,7 @@ class SimilarFeatures:
 
 
 def room_for_similar(n: int) -> dict[str, NDArray[Any]]:
-    """What is written with a site of so many features, for `SimilarFeatures.write` to fill in."""
+    """Placeholders for a site of ``n`` features, which `SimilarFeatures.write` fills in."""
     return {
         "similar_features": np.full((n, NEIGHBOURS), -1, np.int64),
         "similar_similarity": np.full((n, NEIGHBOURS), np.nan, np.float16),
@@ -100,7 +100,7 @@ def room_for_similar(n: int) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Space:
-    """The features of all sites that read vectors of one length: these can be compared."""
+    """Features of all sites that read vectors of one length, and so can be compared."""
 
     d_in: int
     file: IO[bytes]

@@ -1,7 +1,7 @@
 """The stages from a model and data to a run: plan, pass, select, attribute, cluster, write, check.
 
-Each stage takes what those before it found. Attribution comes before the clusters: it needs the
-examples alone, and each site is then written once, with all that it has.
+Each stage uses the results of earlier ones. Attribution needs only the examples, so it comes before
+clustering; each site is then written once, complete.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from polyseme.views import Run, open_run
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of an analysis before any data is read.
+    """What is known about an analysis before any data is read.
 
     Attributes
     ----------
     sites : list of Site
-        Those that the model runs.
+        Sites that the model runs.
     about, identity, settings : dict
-        Of the model, the data and the options, as a run's metadata hold them.
+        Descriptions of the model, the data and the options, as stored in a run's metadata.
     fingerprint : dict
-        What tells the analysis from others.
+        Identifies the analysis.
     """
 
     sites: list[Site]
@@ -61,7 +61,7 @@ def prepare(
     sites: str | Site | Iterable[str | Site],
     exclude: str | Iterable[str] = (),
 ) -> Prepared:
-    """Find the sites, and tell the analysis from others."""
+    """Find the sites and compute the fingerprint of the analysis."""
     chosen = sites_that_run(model, find_sites(model, sites, exclude=exclude), data.few)
     about, identity = describe_model(model), data.identity()
     settings = data.settings.described()
@@ -88,16 +88,16 @@ def run_analysis(
     progress: bool,
     engine: Engine | None = None,
 ) -> Run:
-    """Take data through all stages to a run.
+    """Run all stages and return the run.
 
-    The arguments are those of `analyse`, and the engine; by default this process does all work.
+    The arguments are those of `analyse`, plus the engine; by default this process does all work.
     """
     engine = engine or _ThisProcess(model, data)
     stages = Stages()
     with stages("preparation"):
         prepared = prepare(model, data, sites, exclude)
         chosen = prepared.sites
-        # Refused before anything is written, if the budget is too little.
+        # Raises before anything is written if the budget is too small.
         side_by_side = make_plan(chosen, data).side_by_side
         extra = engine.check(prepared)
     fingerprint = {**prepared.fingerprint, **extra}
@@ -116,7 +116,7 @@ def run_analysis(
                 data, engine, found.results(), attributed, similar, side_by_side, work
             )
             _write(data, attributed, clustered, similar, work)
-        # Without the bars, as there is another one where the run goes to a URL.
+        # Outside the bars, as a run written to a URL shows a bar of its own.
         path = writer.finish(
             {
                 "sites": clustered.infos,
@@ -130,7 +130,7 @@ def run_analysis(
 
 
 class _ThisProcess(Engine):
-    """All work is done here, and reading in as many passes as the memory takes."""
+    """Does all the work in this process, in as many passes as the memory budget requires."""
 
     stage = "reading"
 
@@ -152,7 +152,7 @@ class _ThisProcess(Engine):
 
 
 def prove_again(model: nn.Module, sites: list[Site], data: Data) -> None:
-    """Have sites learn of themselves what neither a checkpoint nor a shard holds."""
+    """Prove sites again: neither a checkpoint nor a shard stores what that finds out."""
     with evaluating(model):
         prove_sites(model, sites, Feed(model), data.few)
 
@@ -160,7 +160,7 @@ def prove_again(model: nn.Module, sites: list[Site], data: Data) -> None:
 def plan_of(
     model: nn.Module, data: Data, sites: list[Site], say: Callable[[str], None] | None
 ) -> Plan | None:
-    """What it will take to read the sites that are left, which is said; None if none is."""
+    """Plan the passes for the remaining sites and report the plan; None if no site remains."""
     if not sites:
         return None
     plan = make_plan(sites, data, trial(model, data) if say else None)
@@ -170,7 +170,7 @@ def plan_of(
 
 
 class _OfSite(NamedTuple):
-    """What a site comes to besides its arrays, which are written by then."""
+    """Results for a site, except its arrays, which are already written."""
 
     site: Site
     info: dict[str, Any]
@@ -181,14 +181,14 @@ class _OfSite(NamedTuple):
 
 @dataclass
 class _Clustered:
-    """What the sites so far come to, in their order."""
+    """Results for the sites so far, in site order."""
 
     infos: list[dict[str, Any]] = field(default_factory=list)
     labelled: list[tuple[int, Any]] = field(default_factory=list)
     tables: dict[str, list[pd.DataFrame]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, new: _OfSite, similar: SimilarFeatures) -> None:
-        """Take in the next site."""
+        """Add the next site."""
         similar.add(new.site, new.tables["features"], new.directions)
         self.infos.append(new.info)
         self.labelled.append((len(new.tables["features"]), new.labelled))
@@ -205,7 +205,7 @@ def _cluster(
     side_by_side: int,
     work: Work,
 ) -> _Clustered:
-    """Cluster, label and write all sites, so many side by side."""
+    """Cluster, label and write all sites, ``side_by_side`` at a time."""
     n_sites = len(attributed.of_sites)
     task = work.bars.add_task("Features", total=n_sites)
     numbers, taking, adding = iter(range(n_sites)), Lock(), Lock()
@@ -219,7 +219,7 @@ def _cluster(
         of_site = _cluster_site(data, engine, number, collected, attributed, work)
         with adding:
             ready[number] = of_site
-            # In the order of the sites, whichever is ready first.
+            # In site order, whichever is ready first.
             while len(clustered.infos) in ready:
                 with work.stages("similar features"):
                     clustered.add(ready.pop(len(clustered.infos)), similar)
@@ -253,9 +253,9 @@ def _cluster_site(
     info = data.site_info(collected, threshold, attributed.inputs)
     if collected.n_moments < ENOUGH * site.d_in:
         work.say(
-            f"Site {site.name!r}: its statistics are of {collected.n_moments:,} vectors of "
-            f"{site.d_in:,} values; numbers of meanings are reliable from about "
-            f"{ENOUGH * site.d_in:,} on. Give more {data.noun}s."
+            f"Site {site.name!r}: its statistics come from {collected.n_moments:,} vectors of "
+            f"{site.d_in:,} values; the number of meanings is reliable from about "
+            f"{ENOUGH * site.d_in:,} vectors. Give more {data.noun}s."
         )
     return _OfSite(site, info, tables, labelled, clusters.directions)
 
@@ -267,7 +267,7 @@ def _write(
     similar: SimilarFeatures,
     work: Work,
 ) -> None:
-    """Write what is of all sites: similar features, inputs and tables."""
+    """Write what all sites share: similar features, inputs and tables."""
     with work.stages("similar features"):
         similar.write(work.bars)
     with work.stages("writing"):

@@ -1,4 +1,4 @@
-"""What the stages of an analysis ask of a kind of data, and what they hand on."""
+"""The interfaces of the stages of an analysis: kinds of data, engines, and what stages pass on."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Result = TypeVar("Result")
 
 
 class Selected(NamedTuple):
-    """What the passes have found, but for what neurons read."""
+    """What the passes found, except the vectors that neurons read."""
 
     sites: Sequence[Site]
     examples: Iterator[tuple[Site, Selection]]
-    """Those of each site, in the order of the sites."""
+    """The examples of each site, in site order."""
     inputs: Arrays
-    """``index`` and ``rows`` of the inputs that examples point at, see `Collector.inputs`."""
+    """``index`` and ``rows`` of the inputs that examples refer to; see `Collector.inputs`."""
     n_inputs: int
     low: float
     high: float
-    """The range of all inputs' values."""
+    """The range of values over all inputs."""
 
 
 class Attributed(NamedTuple):
-    """What is stored of the inputs, what is added to each site, and what labels go by."""
+    """The inputs as stored, the arrays to add to each site, and what labels are made from."""
 
     inputs: Arrays
     of_sites: list[Arrays]
@@ -48,7 +48,7 @@ class Attributed(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Where the stages of an analysis keep, time and show what they do."""
+    """Where the stages of an analysis store, time and report their work."""
 
     writer: RunWriter
     bars: Progress
@@ -56,12 +56,12 @@ class Work:
     shown: bool
 
     def say(self, text: str) -> None:
-        """Print a line above the progress, if that is shown."""
+        """Print a line above the progress bars, if they are shown."""
         if self.shown:
             self.bars.console.print(text, highlight=False)
 
     def last(self, title: str, steps: Iterator[tuple[float, Result]]) -> Result:
-        """Take all steps, each with the share that is done; returns what the last one gives."""
+        """Run all steps, each yielding the fraction completed; returns the last result."""
         task = self.bars.add_task(title, total=1.0)
         for step in steps:
             done, result = step
@@ -69,7 +69,7 @@ class Work:
         return result
 
     def once(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """Arrays that are computed once: a resumed analysis finds them."""
+        """Compute arrays once; a resumed analysis loads them."""
         saved = self.writer.load_state(name)
         if saved is not None:
             return saved[0]
@@ -79,88 +79,88 @@ class Work:
 
 
 class Data(Protocol):
-    """Images or texts; made of a model, what `analyse` was given, and its `Settings`."""
+    """Images or texts, created from a model, the data given to `analyse`, and its `Settings`."""
 
     settings: Settings
     noun: str  # what an input is called
-    again: str  # what gives the inputs as often as one likes
+    again: str  # examples of sources that can be read again
     kind: Literal["images", "texts"]
     half: bool  # whether vectors are kept in half precision
-    in_files: bool  # whether rows that examples point at are kept in files, and not in memory
+    in_files: bool  # whether rows that examples refer to are kept in files rather than in memory
     repeatable: bool  # whether the data can be read more than once
-    total: int | None  # number of inputs at most, where it is known
-    amount: str  # how much it is, for people
-    n_tried: int  # inputs to try the model's speed with
-    places: int | None  # vectors that a layer reads in an input at most, where it is known
-    row_bytes: int  # of an input as it is stored
-    few: Any  # inputs of the model, a few that are always the same
+    total: int | None  # upper bound on the number of inputs, if known
+    amount: str  # amount of data, in words
+    n_tried: int  # inputs with which to time the model
+    places: int | None  # upper bound on the vectors that a layer reads per input, if known
+    row_bytes: int  # bytes of an input as stored
+    few: Any  # a few inputs of the model, always the same
 
     def identity(self) -> dict[str, Any]:
-        """What tells the data from other data."""
+        """Metadata that identify the data."""
 
     def count(self) -> int:
-        """How many inputs there are, where that can be told before they are read."""
+        """Number of inputs, if it is known before they are read."""
 
     def batches(self, size: int, start: int) -> Iterator[Batch]:
-        """Inputs from number ``start`` on, with their rows as the run is to store them."""
+        """Batches of inputs from number ``start`` on, with their rows as the run stores them."""
 
     def working_bytes(self, sites: Sequence[Site]) -> int:
-        """Rough, of a forward pass."""
+        """Rough estimate of the memory of a forward pass."""
 
     def added_bytes(self, site: Site) -> int:
-        """Of what is added to a site, which is in memory until it is written."""
+        """Bytes of the arrays added to a site, which are in memory until they are written."""
         return 0
 
     def attribute(self, selected: Selected, work: Work) -> Attributed:
-        """Find what drives the neurons, and what they do."""
+        """Find what drives each neuron and what it does."""
 
     def label(self, tables: dict[str, pd.DataFrame], wording: Any) -> Any:
-        """Label the features of a site, in its tables; returns what `index` needs of it."""
+        """Label the features of a site in its tables; returns what `index` needs."""
         return None
 
     def index(self, inputs: Arrays, labelled: list[tuple[int, Any]]) -> Arrays:
-        """What finds features by their labels; of each site, their number and its `label`."""
+        """Index of features by label, from each site's number of features and result of `label`."""
         return {}
 
     def site_info(self, collected: Collected, threshold: float, inputs: Arrays) -> dict[str, Any]:
-        """A site as the run's metadata hold it."""
+        """Describe a site for the run's metadata."""
 
     def metadata(
         self, model: dict[str, Any], identity: dict[str, Any], selected: Selected
     ) -> dict[str, Any]:
-        """The model and the data as the run's metadata hold them."""
+        """Describe the model and the data for the run's metadata."""
 
 
 class Found(Protocol):
-    """What reading the data has found."""
+    """Results of reading the data."""
 
     def selected(self) -> Selected:
-        """The examples of all sites, and the inputs that they point at."""
+        """The examples of all sites, and the inputs that they refer to."""
 
     def results(self) -> Iterator[Collected]:
-        """What was found at each site, one in memory at a time."""
+        """The results for each site, one in memory at a time."""
 
 
 class Engine(ABC):
-    """Where the work is done: reading the data, and clustering what was found."""
+    """Does the work: reads the data and clusters what was found."""
 
     stage: str
-    """What the time of reading goes by."""
+    """Name under which the reading time is recorded."""
     side_by_side: int | None = None
-    """Sites clustered at a time; None for as many as this process's memory and cores take."""
+    """Sites clustered at a time; None for as many as this process's memory and cores allow."""
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """For as long as it reads and clusters."""
+        """The context in which the engine reads and clusters."""
         yield
 
     def check(self, prepared: Any) -> dict[str, Any]:
-        """Refuse what does not fit, before anything is written; returns additional metadata."""
+        """Check the analysis before anything is written; returns additional metadata."""
         return {}
 
     @abstractmethod
     def read(self, work: Work) -> Found:
-        """Read the data, or what other processes found in it."""
+        """Read the data, or the results of other processes that read it."""
 
     def cluster(self, collected: Collected, threshold: float, linkage: str) -> SiteClusters:
         """See `cluster_site`."""

@@ -1,4 +1,4 @@
-"""The passes over the data: saved now and then, resumed, and read out site after site."""
+"""Passes over the data: checkpointed, resumed, and read out one site at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PASSES = "passes"
 
 
 class Passes:
-    """One pass over the data for each group of sites, and what they found.
+    """One pass over the data for each group of sites, and the results.
 
     Parameters
     ----------
@@ -33,10 +33,10 @@ class Passes:
     data : Data
     sites : sequence of Site
     writer : Writer
-        Of checkpoints.
+        Writes the checkpoints.
     bars : Progress
     part : (int, int), optional
-        Read the inputs from the first number to before the second alone.
+        Read only the inputs from the first number up to, but not including, the second.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Passes:
         return [number for number in range(len(self._sites)) if number not in done]
 
     def run(self, plan: Plan | None) -> None:
-        """Make the passes of a plan for the sites that are `remaining`; None if none is."""
+        """Run the passes of a plan for the `remaining` sites; the plan is None if none remain."""
         remaining = self.remaining
         groups = (
             [] if plan is None else [[remaining[place] for place in part] for part in plan.passes]
@@ -77,8 +77,8 @@ class Passes:
         collector, in_files = self._collector(group)
         if collector.n_inputs == self._first:
             if self._writer.load_state(_name(group)) is not None:
-                # Of another group that began with the same site, under another budget: it goes
-                # before the files that it needs.
+                # State of another group that began with the same site, under another budget:
+                # remove it before the files that it needs.
                 self._writer.save_state(_name(group), {}, {"sites": []})
             shutil.rmtree(self._files(group), ignore_errors=True)
         noun = self._data.noun
@@ -123,9 +123,9 @@ class Passes:
                 return
 
     def _collector(self, group: Group) -> tuple[Collector, bool]:
-        """The collector of a group, which goes on where it was, and whether its rows are in files.
+        """The collector of a group, resumed where it stopped, and whether its rows are in files.
 
-        A pass that was begun keeps its rows where they are, whatever the budget is by now.
+        A pass that has begun keeps its rows where they are, even if the budget has changed.
         """
         settings = self._data.settings
         state, about = self._writer.load_state(_name(group)) or ({}, {})
@@ -150,24 +150,24 @@ class Passes:
         return self._writer.state_folder / f"rows-{group[0]}"
 
     def _of(self, group: Group) -> Collector:
-        """The collector of a complete pass; only one of them is in memory."""
+        """The collector of a complete pass; only one is in memory at a time."""
         if self._last is None or self._last[0] != group:
             self._last = None
             self._last = (group, self._collector(group)[0])
         return self._last[1]
 
     def results(self) -> Iterator[Collected]:
-        """What each site found, in the order of the sites, one in memory at a time."""
+        """The results for each site, in site order, one in memory at a time."""
         for group in sorted(self._done):
             yield from self._of(group).results()
 
     def parts(self) -> Iterator[dict[str, np.ndarray]]:
-        """What each site found in its part of the data, see `SiteCollector.part`."""
+        """The results for each site in this part of the data; see `SiteCollector.part`."""
         for group in sorted(self._done):
             yield from self._of(group).parts()
 
     def held(self) -> tuple[Arrays, float, float]:
-        """The inputs that an example may point at, and the range of all inputs' values."""
+        """The inputs that an example may refer to, and the range of values over all inputs."""
         inputs: Arrays = {}
         for group in sorted(self._done):
             collector = self._of(group)
@@ -176,7 +176,7 @@ class Passes:
         return inputs, collector.low, collector.high
 
     def selected(self) -> Selected:
-        """The examples of all sites, and the inputs that they point at."""
+        """The examples of all sites, and the inputs that they refer to."""
         groups = sorted(self._done)
         inputs: Arrays = {}
         for group in groups:
@@ -188,7 +188,7 @@ class Passes:
 
 
 def _merged(inputs: Arrays, others: Arrays) -> Arrays:
-    """The inputs of two passes, each once."""
+    """Merge the inputs of two passes, without duplicates."""
     index = np.union1d(inputs["index"], others["index"])
     merged = {"index": index}
     for name in (inputs.keys() | others.keys()) - {"index"}:

@@ -1,4 +1,4 @@
-"""What an analysis will take: passes, memory, disk and time, before it begins."""
+"""Estimates of what an analysis needs: passes, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from polyseme.core.similar import MOST_EXACT
 from polyseme.errors import InputError
 from polyseme.sites import Feed, Site, evaluating
 
-# What the reading costs beside the model's own work, from the first context on: less over long
-# texts, see bench/capture.py.
+# Time of reading relative to the bare model, from the first context on; lower for long texts, see
+# bench/capture.py.
 _OVERHEAD = 1.25
-# Bytes that sites which are worked on side by side may take more, where no budget is given.
+# Extra bytes that clustering several sites at a time may use if no budget is given.
 _BESIDE = 10**9
-# Times that the inputs which examples point at are in memory: of two passes, and of both of them.
+# Copies in memory of the inputs that examples refer to: those of two passes, and both merged.
 _KEPT = 3
-# Features of three examples or more, for each example: 0.08 of SmolLM2's at the default threshold.
+# Features with at least three examples, per example: 0.08 for SmolLM2 at the default threshold.
 _FEATURES = 0.1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an analysis will take; estimates, but for the passes.
+    """What an analysis needs. All but the passes are estimates.
 
     Attributes
     ----------
     passes : tuple of tuple of int
-        The numbers of the sites that each pass over the data reads.
+        Numbers of the sites that each pass over the data reads.
     sites, neurons : int
     amount : str
-        How much data there is.
+        Amount of data, in words.
     memory : int
-        Bytes above the loaded model, at most.
+        Peak in bytes, excluding the loaded model.
     run_bytes, spare_bytes : int
-        On disk: of the finished run, and what is needed besides until it is finished.
+        Disk space of the finished run, and the extra space needed until it is finished.
     side_by_side : int
-        How many sites are clustered at a time, after the passes.
+        Number of sites clustered at a time, after the passes.
     seconds : float, optional
-        Of all passes, from a trial; None without one, or where the number of inputs is not known.
+        Time of all passes, from a trial; None without one, or if the number of inputs is unknown.
     """
 
     passes: tuple[tuple[int, ...], ...]
@@ -68,14 +68,14 @@ class Plan:
         return (
             f"Plan: {self.sites} site{'s' * (self.sites > 1)}, {self.neurons:,} neurons; "
             f"{self.amount}; {n} pass{'es' * (n > 1)} over it{took}; "
-            f"up to {show_bytes(self.memory)} of memory above the model; disk: "
+            f"up to {show_bytes(self.memory)} of memory, excluding the model; disk: "
             f"{show_bytes(self.run_bytes)} for the run, {show_bytes(self.spare_bytes)} more until "
             "it is finished."
         )
 
 
 def show_bytes(n: int) -> str:
-    """Bytes as they are read best, such as "1.4 GB"."""
+    """Format a number of bytes, such as "1.4 GB"."""
     for unit, size in (("GB", 1000**3), ("MB", 1000**2), ("kB", 1000)):
         if n >= size:
             return f"{n / size:.1f} {unit}"
@@ -83,23 +83,24 @@ def show_bytes(n: int) -> str:
 
 
 def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None = None) -> Plan:
-    """How the sites are shared out among passes, and what that takes.
+    """Divide the sites among passes, and estimate what these need.
 
-    Under a budget, rows that examples point at are in files, so memory does not grow with the data
-    beyond the buffers that each neuron fills. If those of all sites do not fit in the budget
-    together, the data is read several times, for as many sites at a time as fit.
+    Under a budget, rows that examples refer to are kept in files, so memory does not grow with the
+    data beyond each neuron's buffers. If the buffers of all sites do not fit in the budget, the
+    data is read several times, each time for as many sites as fit.
 
     Parameters
     ----------
     sites : sequence of Site
     data : Data
     seconds_an_input : float, optional
-        From a `trial`.
+        Time of the bare model per input, from `trial`.
 
     Raises
     ------
     InputError
-        If the budget cannot be met with one site at a time.
+        If the budget cannot be met even with one site at a time, or requires several passes over
+        data that can be read only once.
     """
     memory_budget, total = data.settings.memory_budget, data.total
     sizes = [_Size.estimate(site, data) for site in sites]
@@ -115,9 +116,9 @@ def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None 
         alone = max(in_the_end, _needed([size], tables, working))
         if memory_budget is not None and alone > memory_budget:
             raise InputError(
-                f"memory_budget is {show_bytes(memory_budget)}; site {sites[number].name!r} alone, "
-                f"and what is held of all sites, needs {show_bytes(alone)} above the model: give "
-                "at least that, fewer sites, or a selector of fewer examples."
+                f"memory_budget is {show_bytes(memory_budget)}; site {sites[number].name!r} alone "
+                f"and the data kept for all sites need {show_bytes(alone)}, excluding the model: "
+                "give at least that, fewer sites, or a selector of fewer examples."
             )
         together = [*(sizes[n] for n in passes[-1]), size] if passes else [size]
         fits = memory_budget is None or _needed(together, tables, working) <= memory_budget
@@ -128,13 +129,13 @@ def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None 
     if len(passes) > 1 and not data.repeatable:
         everything, kind = _needed(sizes, tables, working), data.settings.kind
         raise InputError(
-            f"memory_budget is {show_bytes(memory_budget or 0)}, which takes {len(passes)} passes "
-            f"over {kind} that can be read but once: give {show_bytes(everything)}, or {kind} that "
-            f"can be read again, such as {data.again}."
+            f"memory_budget is {show_bytes(memory_budget or 0)}, which requires {len(passes)} "
+            f"passes over {kind} that can be read only once: give {show_bytes(everything)}, or "
+            f"{kind} that can be read again, such as {data.again}."
         )
     memory = max(_needed([sizes[n] for n in numbers], tables, working) for numbers in passes)
-    # Much of what is done with a site after the passes is done in one thread, so that several
-    # sites take less time together.
+    # Much of the work on a site after the passes is single-threaded, so several sites at a time
+    # take less time in total.
     limit = memory + _BESIDE if memory_budget is None else memory_budget
 
     def later(side_by_side: int) -> int:
@@ -160,16 +161,16 @@ def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None 
 
 @dataclass(frozen=True)
 class _Size:
-    """Bytes that one site takes."""
+    """What one site needs, in bytes unless noted."""
 
     buffers: int  # in memory during its pass
-    sorting: int  # for a moment, while its buffers are sorted out
+    sorting: int  # in memory briefly, while its buffers are sorted
     later: int  # in memory while it is clustered and written
-    tables: int  # of its rows in the run's tables, held until all are written
-    inputs: int  # how many, at most: those that its rows point at
-    features: int  # how many: those that are compared with one another
+    tables: int  # in memory, its rows of the run's tables until all are written
+    inputs: int  # upper bound on the number of inputs that its rows refer to
+    features: int  # number of features that are compared with each other
     run: int  # on disk, in the run
-    spare: int  # on disk, beside it
+    spare: int  # on disk, beside the run until it is finished
 
     @classmethod
     def estimate(cls, site: Site, data: Data) -> _Size:
@@ -185,7 +186,7 @@ class _Size:
 
         held = most(Stream.width(select))
         chosen = most(select.capacity)
-        # Pools hold up to twice what is live, and their keys have room to grow.
+        # Pools hold up to twice their live rows, and their keys have room to grow.
         keys = int(8 * 1.25 * 2 * (held + vectors(held)))
         buffers = (
             n * Stream.bytes_a_neuron(select)
@@ -216,30 +217,30 @@ class _Size:
 
 
 def _needed(sizes: Sequence[_Size], tables: int, working: int) -> int:
-    """Memory that a pass over these sites takes, or what comes after it, whichever is more."""
+    """Memory needed by a pass over these sites or by the work after it, whichever is more."""
     buffers = sum(size.buffers for size in sizes)
-    # A checkpoint is copied once, and once more as it is written.
+    # A checkpoint is a copy of the buffers, and writing it makes another.
     reading = 3 * buffers + max(working, *(size.sorting for size in sizes))
     return max(reading, _later(sizes, tables))
 
 
 def _later(sizes: Sequence[_Size], tables: int, side_by_side: int = 1) -> int:
-    """Memory that is needed after a pass over these sites, for so many of them at a time."""
+    """Memory needed after a pass over these sites, for ``side_by_side`` of them at a time."""
     buffers = sum(size.buffers for size in sizes)
     return 2 * buffers + tables + side_by_side * max(size.later for size in sizes)
 
 
 def _searching(features: int, d: int) -> int:
-    """Memory that the search for similar features takes, beside the vectors, which are in files."""
+    """Memory of the search for similar features, excluding the vectors, which are in files."""
     some, many = min(features, 1024), min(features, 8192)
     basis = 20 * d * d if features > MOST_EXACT else 0
     return 32 * some * many + 4 * d * (some + many) + basis + 1000 * features
 
 
 def trial(model: nn.Module, data: Data) -> float | None:
-    """Seconds that the bare model takes for an input, measured on the first few.
+    """Measure the bare model's seconds per input, on the first few inputs.
 
-    None where the data can be read but once.
+    Returns None if the data can be read only once, or the device runs out of memory.
     """
     if not data.repeatable:
         return None
@@ -247,7 +248,7 @@ def trial(model: nn.Module, data: Data) -> float | None:
     feed = Feed(model, head=False)
     took = []
     with evaluating(model), torch.no_grad():
-        # The first time, memory is asked for and kernels are chosen.
+        # The first run also allocates memory and selects kernels.
         for _ in range(2):
             start = time.perf_counter()
             try:

@@ -1,4 +1,4 @@
-"""An analysis by many processes, on one machine or on a cluster, with Ray."""
+"""An analysis by many processes with Ray, on one machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ from polyseme.store.files import (
 from polyseme.store.partial import differences
 from polyseme.store.shards import Shard
 
-# Shards for each worker: the last to end are waited for, and each is tokenized up to.
+# Shards per worker. With more, less time is spent waiting for the last one to finish, but the text
+# before each shard must be tokenized.
 _EACH = 4
-#: A shard that raises so often is given up.
+#: A shard is given up after raising this many times.
 ATTEMPTS = 3
-# One whose worker is lost, which may be anything's fault, is tried so often.
+# Attempts at a shard whose worker is lost, which need not be the shard's fault.
 _LOST = 10
 _SHARDS = "shards"
 
@@ -48,25 +49,26 @@ Parts = dict[int, tuple[int, int]]
 
 
 class RayEngine(Engine):
-    """Workers that each hold the model read shards, which this process merges.
+    """Workers, each holding the model, read shards, which this process merges.
 
-    A shard whose worker is lost is read again. Finished ones are kept beside the unfinished run,
-    so that a resumed analysis reads the others alone. Where the cluster has several machines,
-    each of them then clusters a site at a time, on all its cores.
+    A shard whose worker is lost is read again. Finished shards are kept beside the unfinished run,
+    so that a resumed analysis reads only the others. If the cluster has several machines, each of
+    them then clusters one site at a time, on all its cores.
 
     Parameters
     ----------
     model, data, sites, exclude
-        As for `analyse`. What the data reads must be within reach of every worker.
+        As for `analyse`. Every worker must have access to whatever the data reads.
     source : Data
         The data with its options.
     options : dict
-        Those of `analyse` that say how it is read.
+        Options of `analyse` that control how the data is read.
     address : str, optional
-        Of a Ray cluster, such as "auto" or "ray://host:10001"; by default Ray is started here for
-        as long as it takes.
+        Address of a Ray cluster, such as "auto" or "ray://host:10001"; by default Ray is started
+        on this machine for the duration of the analysis.
     workers : int, optional
-        By default one for each GPU of the cluster where the model is on one, else for each CPU.
+        Number of workers; by default one per GPU of the cluster if the model is on a GPU, else one
+        per CPU.
     """
 
     stage = "reading with Ray"
@@ -94,13 +96,13 @@ class RayEngine(Engine):
         self._cores: list[int] = []  # of each machine
 
     def check(self, prepared: Prepared) -> dict[str, Any]:
-        """Nothing: the shards are made here."""
+        """No checks: this process makes the shards."""
         self._prepared = prepared
         return {}
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Connected to the cluster, or to a Ray that is started here."""
+        """Connect to the cluster, or start Ray on this machine."""
         ray = self._ray
         ours = not ray.is_initialized()
         if ours:
@@ -114,8 +116,8 @@ class RayEngine(Engine):
                 )
             except (ConnectionError, ValueError, RuntimeError, OSError) as error:
                 raise InputError(
-                    f"There is no Ray at address {self._address!r} ({_in_short(error)}). Start one "
-                    "with: ray start --head. Or leave the address out, and Ray is started here."
+                    f"Cannot connect to Ray at address {self._address!r} ({_in_short(error)}). "
+                    "Start it with: ray start --head. Or omit the address to start Ray here."
                 ) from error
         try:
             nodes = (node for node in ray.nodes() if node["Alive"])
@@ -129,7 +131,7 @@ class RayEngine(Engine):
                 ray.shutdown()
 
     def read(self, work: Work) -> Found:
-        """Have the workers read what no finished shard holds; returns all shards, merged."""
+        """Have the workers read the unfinished shards; returns all shards, merged."""
         assert self._prepared is not None
         source = self._source
         total = source.count()
@@ -150,25 +152,25 @@ class RayEngine(Engine):
         return merged.read(work)
 
     def cluster(self, collected: Collected, threshold: float, linkage: str) -> SiteClusters:
-        """A site, by another machine if there are several and it does not take the model."""
+        """Cluster a site, on another machine if there are several and the model is not needed."""
         if len(self._cores) < 2 or collected.neurons.is_general:
             return super().cluster(collected, threshold, linkage)
         ray, name = self._ray, collected.site.name
-        # A site's layer may be on a GPU, which the task does without.
+        # The site's layer may be on a GPU, which the task does not have.
         arrays = dataclasses.replace(collected, site=cast(Any, None))
-        # All cores of a machine: its threads share them. A lost task is begun again.
+        # The task's threads use all cores of a machine. A lost task is restarted.
         task = ray.remote(num_cpus=min(self._cores), max_retries=_LOST)(cluster_site)
         try:
             return cast(SiteClusters, ray.get(task.remote(arrays, threshold, linkage)))
         except ray.exceptions.RayError as error:
             cause = _in_short(getattr(error, "cause", None) or error)
             raise RunError(
-                f"Site {name!r} could not be clustered: {cause}. What was read is kept; fix "
+                f"Site {name!r} could not be clustered: {cause}. The data read is kept; fix "
                 "this, then resume with resume=True (--resume)."
             ) from error
 
     def _checked(self, folder: Path, parts: Parts) -> list[Shard]:
-        """The shards, if their workers had the same model and data as this process."""
+        """The shards; raises unless their workers had the same model and data as this process."""
         assert self._prepared is not None
         wanted = plain_json("fingerprint", fingerprint_of(self._prepared, self._source))
         shards = [Shard(folder / str(number)) for number in parts]
@@ -177,8 +179,8 @@ class RayEngine(Engine):
             if changed := differences(wanted, shard.fingerprint):
                 shutil.rmtree(shard.path)
                 raise RunError(
-                    f"A worker has read with another model or other data: {changed}. See that all "
-                    "machines have the same files and versions, then resume with resume=True "
+                    f"A worker used a different model or different data: {changed}. Make sure that "
+                    "all machines have the same files and versions, then resume with resume=True "
                     "(--resume)."
                 )
         return shards
@@ -187,7 +189,7 @@ class RayEngine(Engine):
         """Have workers read shards into the folder; yields the number of each."""
         ray = self._ray
         options = {"num_gpus": 1} if self._on_gpu else {"num_cpus": self._cpus_each(n_workers)}
-        # A lost worker comes back by itself; its shard is given out again below.
+        # Ray restarts a lost worker; its shard is reassigned below.
         worker = ray.remote(max_restarts=-1, max_task_retries=0, **options)(_Worker)
         with _pickled_by_value(ray, *self._payload):
             payload = ray.put(self._payload)
@@ -224,7 +226,7 @@ class RayEngine(Engine):
         if given_up:
             number, cause = next(iter(given_up.items()))
             first, stop = todo[number]
-            others = f" (so did {len(given_up) - 1} more shards)" if len(given_up) > 1 else ""
+            others = f" ({len(given_up) - 1} more failed too)" if len(given_up) > 1 else ""
             raise RunError(
                 f"The shard of inputs {first:,} to {stop:,} failed {raised[number] + lost[number]} "
                 f"times: {cause}{others}. Finished shards are kept; fix this, then resume with "
@@ -232,7 +234,7 @@ class RayEngine(Engine):
             )
 
     def _cpus_each(self, n_workers: int) -> int:
-        """Cores of a worker: one machine's are shared out; of several machines one each."""
+        """Cores per worker: a single machine's are divided among workers; otherwise one each."""
         alone = len(self._cores) == 1
         return max(1, self._cores[0] // max(1, n_workers)) if alone else 1
 
@@ -240,15 +242,15 @@ class RayEngine(Engine):
         resource = "GPU" if self._on_gpu else "CPU"
         most = int(self._ray.cluster_resources().get(resource, 0))
         if not most:
-            raise InputError(f"Ray has no {resource} for a worker; see: ray status")
+            raise InputError(f"Ray has no {resource} for a worker; check with: ray status")
         return min(self._workers or most, most)
 
 
 class _Worker:
-    """Holds the model in a process of its own, and reads shards."""
+    """Holds the model in its own process, and reads shards."""
 
     def __init__(self, payload: Any) -> None:
-        # Not made into a reader here: what that raises would be lost with the worker.
+        # The reader is created later: an exception here would be lost with the worker.
         self._payload = payload
         self._reader: ShardReader | None = None
 
@@ -262,7 +264,7 @@ class _Worker:
 
 
 def _parts(folder: Path, total: int, batch_size: int, n: int) -> Parts:
-    """The ranges of the shards, as many as when the analysis was begun."""
+    """The ranges of the shards, as many as when the analysis began."""
     plan = folder / "plan.json"
     n = int(str(read_json(plan).get("shards", n)))
     replace_bytes(plan, encode_json({"shards": n}))
@@ -271,7 +273,7 @@ def _parts(folder: Path, total: int, batch_size: int, n: int) -> Parts:
 
 
 def _keep(files: dict[str, bytes], folder: Path) -> None:
-    """Write a shard: whole, or not at all."""
+    """Write a shard atomically."""
     aside = folder.with_name(folder.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     with writing(folder):
@@ -282,7 +284,7 @@ def _keep(files: dict[str, bytes], folder: Path) -> None:
 
 
 def _reach(address: str | None) -> None:
-    """Refuse an address where nothing listens: Ray itself would end this process."""
+    """Raise if nothing listens at the address: Ray itself would end this process."""
     host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -291,12 +293,12 @@ def _reach(address: str | None) -> None:
 def _in_short(error: BaseException) -> str:
     if isinstance(error, PolysemeError):
         return str(error)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no more'])[0]}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 @contextmanager
 def _pickled_by_value(ray: Any, *objects: Any) -> Iterator[None]:
-    """Send the code of the user's own classes along, which no worker can import."""
+    """Send the code of the user's own classes, which workers cannot import."""
     installed = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     classes = [type(part) for thing in objects for part in _parts_of(thing)]
     own = []

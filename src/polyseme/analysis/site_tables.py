@@ -1,4 +1,4 @@
-"""What the pass found at a site, as the tables and arrays of a run."""
+"""Tables and arrays of a run, from what the pass found at a site."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from polyseme.data.sources import Source
 
 Array = NDArray[Any]
 
-# Embeddings that one thread works on at a time.
+# Bytes of embeddings that one thread works on at a time.
 BLOCK_BYTES = 8 << 20
-# Neurons whose meanings are found together, in several blocks if it takes them.
+# Neurons whose meanings are found together, across blocks if necessary.
 _TOGETHER = 256
 # Vectors that one thread gathers at a time.
 _ROWS = 4096
 
 
 def _rows_of(held: Array, rows: NDArray[np.int64]) -> Array:
-    """Some rows of what is held of a site's vectors, as float32."""
+    """Rows of a site's stored vectors, as float32."""
     vectors = np.empty((len(rows), held.shape[1]), np.float32)
 
     def work(chunk: slice) -> None:
         part = rows[chunk]
         if held.dtype == np.float16:
-            # torch widens several times as quickly as NumPy does.
+            # torch converts to float32 several times faster than NumPy.
             halves = torch.from_numpy(held.take(part, axis=0))
             torch.from_numpy(vectors[chunk]).copy_(halves)
         else:
-            # None is out of range; to clip is quicker than to look.
+            # No index is out of range, and clipping is faster than checking.
             held.take(part, axis=0, out=vectors[chunk], mode="clip")
 
     in_threads(work, [slice(start, start + _ROWS) for start in range(0, len(rows), _ROWS)])
@@ -57,22 +57,22 @@ def _rows_of(held: Array, rows: NDArray[np.int64]) -> Array:
 
 
 class SiteClusters(NamedTuple):
-    """What is made of the examples of a site's neurons.
+    """Clusters, layouts and meanings of the examples of a site's neurons.
 
     Attributes
     ----------
     clusterings : Clusterings
     medoids : ndarray of int64
-        Each feature's, neuron after neuron.
+        Medoid of each feature, neuron by neuron.
     layouts : dict of str to ndarray of float32, shape (n_examples, 2)
-        Pictures of each neuron's examples: ``layout``, where it reads them, and
-        ``layout_input``, what it reads.
+        Coordinates of each neuron's examples in the plane: ``layout`` by neuron embedding,
+        ``layout_input`` by input vector.
     directions : ndarray of float16, shape (n, d_in)
-        Unit embeddings of the medoids of those features that can be compared with others: the
-        ones with `MIN_EXAMPLES` and more.
+        Unit embeddings of the medoids of the features that can be compared with others: those
+        with at least `MIN_EXAMPLES` examples.
     meanings : ManyMeanings
     spaces : list of Space
-        Where meanings are told apart, one for each group of neurons.
+        Where meanings are distinguished, one for each group of neurons.
     """
 
     clusterings: Clusterings
@@ -85,7 +85,7 @@ class SiteClusters(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Spaces:
-    """Where the meanings of a site are told apart.
+    """The spaces in which the meanings of a site are distinguished.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class _Spaces:
     group : ndarray of int64, shape (n_neurons,)
         The group of each neuron.
     units : ndarray of float16, shape (n_vectors, d_in)
-        What each of the site's vectors is there.
+        Each of the site's vectors in its space.
     """
 
     of_groups: list[Space]
@@ -129,7 +129,7 @@ class _Spaces:
         return cls(spaces, group, units)
 
     def drives(self, gradients: Array, neurons: NDArray[np.int64], units: Array) -> Array:
-        """Cosines of neurons' directions with their examples, units (n, width, d): (n, width)."""
+        """Cosines (n, width) of neurons' directions with their examples, units (n, width, d)."""
         directions = np.empty_like(gradients)
         for number in np.unique(self.group[neurons]):
             here = self.group[neurons] == number
@@ -138,9 +138,9 @@ class _Spaces:
 
 
 def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteClusters:
-    """Trees and pictures of all neurons of a site, in blocks that fit in memory.
+    """Trees and layouts of all neurons of a site, in blocks that fit in memory.
 
-    It reads the arrays alone, and not the site, which a process without the model has not.
+    It uses only the arrays, not the site, which a process without the model does not have.
     """
     parts, spaces = list(_blocks(collected)), _Spaces.of(collected)
     done: list[SiteClusters | None] = [None] * len(parts)
@@ -152,7 +152,7 @@ def cluster_site(collected: Collected, threshold: float, linkage: str) -> SiteCl
         blocks = [_cluster_block(collected, spaces, part, threshold, linkage) for part in some]
         make, cosines, drives = zip(*blocks, strict=True)
         counts = np.concatenate([part.counts for part in some])
-        # Of many blocks at once, as each step of their trees has a cost of its own.
+        # Many blocks at once, as each step of the trees has a fixed cost.
         meanings = meanings_many(np.concatenate(cosines), np.concatenate(drives), counts)
         ends = np.cumsum([len(part.counts) for part in some])
         for place, end in enumerate(ends):
@@ -172,8 +172,8 @@ def _some_of(meanings: ManyMeanings, rows: slice) -> ManyMeanings:
 def _cluster_block(
     collected: Collected, spaces: _Spaces, part: _NeuronBlock, threshold: float, linkage: str
 ) -> tuple[Callable[..., SiteClusters], Array, Array]:
-    """The clusters of a block but for its meanings, and what these are made of."""
-    # To gather the vectors takes longer than to draw them, so all is done with them here.
+    """The clusters of a block without its meanings, and the cosines that these are found from."""
+    # Gathering the vectors takes longer than using them, so all their uses are here.
     rows = collected.vector[part.examples]
     vectors = _rows_of(collected.vectors, rows)
     drawn = principal_coordinates(part.padded(vectors), part.counts)[part.filled]
@@ -197,7 +197,7 @@ def _cluster_block(
 def _read_in_space(
     collected: Collected, spaces: _Spaces, part: _NeuronBlock, rows: Array, vectors: Array
 ) -> tuple[Array, Array]:
-    """Cosines between the examples where meanings are told apart, and with the directions."""
+    """Cosines between the examples in their spaces, and with the neurons' directions."""
     units = part.padded(_rows_of(spaces.units, rows))
     gradients = np.zeros((len(part.neurons), units.shape[2]), np.float32)
     gradients[part.counts > 0] = collected.neurons.mean_gradients(
@@ -247,17 +247,17 @@ def _joined(blocks: list[SiteClusters]) -> SiteClusters:
 
 @dataclasses.dataclass(frozen=True)
 class _NeuronBlock:
-    """Neurons that are worked on together.
+    """Neurons that are processed together.
 
     Attributes
     ----------
     neurons : ndarray of int64, shape (n,)
     counts : ndarray of int64, shape (n,)
-        Examples of each.
+        Number of examples of each.
     examples : slice
-        Theirs among the site's.
+        Their examples among the site's.
     filled : ndarray of bool, shape (n, width)
-        Where an array of a neuron by its example number has an example.
+        Which entries of an array by neuron and example number hold an example.
     """
 
     neurons: Array
@@ -266,7 +266,7 @@ class _NeuronBlock:
     filled: Array
 
     def padded(self, rows: Array) -> Array:
-        """Rows of the examples, as an array by neuron and number: (n, width, d)."""
+        """Rows of the examples as an array by neuron and example number: (n, width, d)."""
         if self.filled.all():
             return rows.reshape(*self.filled.shape, rows.shape[1])
         padded = np.zeros((*self.filled.shape, rows.shape[1]), np.float32)
@@ -278,7 +278,7 @@ def _blocks(collected: Collected) -> Iterator[_NeuronBlock]:
     counts = collected.examples.counts
     offsets = np.concatenate([[0], counts.cumsum()])
     width = int(counts.max(initial=0))
-    # Whichever is larger, a neuron's embeddings or the cosines between them.
+    # Limited by whichever is larger: a neuron's embeddings or the cosines between them.
     size = max(1, BLOCK_BYTES // max(1, 4 * width * max(width, collected.vectors.shape[1])))
     for start in range(0, len(counts), size):
         part = counts[start : start + size]
@@ -405,7 +405,7 @@ def site_info(
     gate = collected.neurons.gate
     reads_inputs = False
     if site.d_in == int(np.prod(shape)) and len(collected.vectors):
-        # Same length is not enough: a deeper layer may be as wide as the input.
+        # Equal length is not enough: a deeper layer may be as wide as the input.
         sample = np.searchsorted(inputs["index"], collected.examples.index[:8])
         pixels = source.to_input(inputs["pixels"][sample]).reshape(len(sample), -1)
         reads_inputs = bool(np.allclose(pixels, collected.vectors[collected.vector[:8]], atol=1e-5))

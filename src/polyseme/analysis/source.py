@@ -1,4 +1,4 @@
-"""Which kind of data an analysis has, with its options."""
+"""Chooses the kind of data of an analysis, and checks its options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyseme.data.contexts import Contexts
 
 
 def source_of(model: nn.Module, data: Any, options: Mapping[str, Any]) -> ImageData | TextData:
-    """The data of an analysis; options that are None or left out have their defaults."""
+    """Create the data of an analysis; options that are None or missing take their defaults."""
     kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
     batch_size = options.get("batch_size")
     if batch_size is None:

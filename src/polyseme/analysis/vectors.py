@@ -25,23 +25,23 @@ def token_vectors(
     batch_size: int = 16,
     progress: bool = True,
 ) -> Tensor:
-    """Vectors at a hook point, one for each token of a text that counts.
+    """Vectors at a hook point, one for each token that counts.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A language model of transformers.
+        A Transformers language model.
     contexts : Contexts
-        Their padding never counts, nor does what they leave out: special tokens and the first
-        position of each context, unless they were told otherwise.
+        Padding never counts, nor do the tokens that the contexts exclude: by default, special
+        tokens and the first position of each context.
     hook : str or HookPoint
         See `polyseme.sites.hookpoints.find_hook_point`.
     file : binary file, optional
-        To hold them in, memory-mapped, instead of in memory: an empty one, open to be written and
-        read, and for as long as the tensor is needed. A ``tempfile.TemporaryFile`` leaves nothing
-        behind, whatever happens.
+        Holds the vectors, memory-mapped, instead of memory: an empty file, open for reading and
+        writing, which must stay open while the tensor is used. A ``tempfile.TemporaryFile`` leaves
+        nothing behind, even after a crash.
     batch_size : int
-        Contexts in one forward pass.
+        Contexts per forward pass.
     progress : bool
         Whether to show progress on the terminal.
 
@@ -74,10 +74,10 @@ def token_vectors(
     if not n:
         raise InputError(
             f"No token of {contexts.name} counts: all are special, or first in their context; give "
-            "a longer text, or contexts that leave out less."
+            "a longer text, or contexts that exclude fewer tokens."
         )
     if file is None:
         return torch.cat(parts)
     file.flush()
-    # Mapped to be written, as torch warns of arrays that it must not change.
+    # Mapped as writable, since torch warns about read-only arrays.
     return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n, point.width)))

@@ -1,4 +1,4 @@
-"""A picture of a neuron's examples: where each lies in the plane that shows them best."""
+"""Layout of a neuron's examples: where each lies in the plane that shows them best."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from polyseme.core.distances import cosine_matrices
 from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
 
-# Neurons that are worked on together: enough to hide the calls' overhead.
+# Neurons processed together: enough to hide call overhead.
 _TOGETHER = 128
-# More directions than the two that are wanted are followed, since the plane is found the sooner
-# the smaller the first eigenvalue is that is left out.
+# Directions that the iteration follows: more than the two required, as it converges faster the
+# smaller the first omitted eigenvalue is.
 _FOLLOWED = 8
 _MOST_STEPS, _SETTLED = 48, 1e-2
 
@@ -25,36 +25,35 @@ def principal_coordinates(
 ) -> NDArray[np.float32]:
     """The two leading principal coordinates of each neuron's examples, by their directions.
 
-    They are the first two principal components of the rows scaled to length 1: the plane in
-    which squared distances, which for unit vectors are twice the cosine distances, are kept
-    best. A zero row, which has no direction, counts as the origin.
+    They are the first two principal components of the rows scaled to length 1: the plane that
+    best preserves squared distances, which for unit vectors are twice the cosine distances. A
+    zero row, which has no direction, counts as the origin.
 
     Parameters
     ----------
     embeddings : array or tensor, shape (n_neurons, n, d)
         Embeddings of the examples.
     counts : array of int, shape (n_neurons,), optional
-        Examples of each neuron where it has fewer than n: the first ``counts[j]`` rows.
+        Number of examples of each neuron, its first ``counts[j]`` rows; by default n.
     cosines : ndarray, shape (n_neurons, n, n), optional
-        Between each neuron's embeddings, where they are known already; 0 beyond its examples.
+        Cosines between each neuron's embeddings, if already known; 0 beyond its examples.
 
     Returns
     -------
     ndarray of float32, shape (n_neurons, n, 2)
-        Zero beyond a neuron's examples, and along axes in which they do not differ. Of the
-        two directions that an axis can have the one is taken in which the first of the
-        outermost examples is positive.
+        Zero beyond a neuron's examples, and along axes in which they do not differ. The
+        sign of each axis makes the first of the outermost examples positive.
 
     Raises
     ------
     InputError
-        For values that are not finite, or counts that do not fit.
+        If a value is not finite, or the counts do not match the embeddings.
 
     Notes
     -----
-    Found by subspace iteration, until the axes are eigenvectors but for a hundredth of the
-    first one's eigenvalue. Where the second and the third axis show nearly equally much, it is
-    open which is drawn, but the same input gives the same picture.
+    Computed by subspace iteration, until the residual of the axes is at most a hundredth of the
+    first eigenvalue. If the second and third eigenvalues are nearly equal, which of their axes is
+    returned is arbitrary, but the same input always gives the same layout.
     """
     values = as_floats(embeddings, "embeddings", 3, finite=False)
     n_neurons, n = values.shape[:2]
@@ -83,7 +82,7 @@ def principal_coordinates(
 
 def _coordinates(gram: Floats, used: NDArray[np.bool_]) -> Floats:
     """Coordinates of a few neurons, from the cosines between their examples."""
-    # Less their mean: from products of rows to products of differences from it.
+    # Centre: from products of rows to products of their differences from the mean.
     number = np.maximum(used.sum(axis=1), 1)[:, None].astype(gram.dtype)
     means = gram.sum(axis=2) / number
     means -= means.sum(axis=1, keepdims=True) / number / 2
@@ -104,7 +103,7 @@ def _leading(gram: Floats) -> Floats:
     basis = np.broadcast_to(np.linalg.qr(start)[0].astype(np.float32), (n_neurons, n, k))
     coordinates = np.empty((n_neurons, n, 2), np.float32)
     pending = np.arange(n_neurons)
-    # Each orthogonalisation costs more than products do, so there are four between two of them.
+    # An orthogonalisation costs more than a product, so there are four products between two.
     square = np.matmul(gram, gram)
     for step in range(1, _MOST_STEPS + 1):
         basis, _ = np.linalg.qr(np.matmul(square, np.matmul(square, basis)))
@@ -124,10 +123,10 @@ def _leading(gram: Floats) -> Floats:
 
 
 def _signed(plane: Floats, used: NDArray[np.bool_]) -> Floats:
-    """With the first of the outermost examples on the positive side of each axis."""
+    """Flip each axis so that the first of the outermost examples is positive."""
     size = np.abs(plane)
     largest = size.max(axis=1, keepdims=True)
-    # What rounding leaves of an axis along which nothing differs is no picture.
+    # An axis along which nothing differs holds only rounding errors.
     plane = np.where((largest > 1e-3) & used[:, :, None], plane, 0)
     # Rounding must not decide between examples that are equally far out.
     outermost = np.argmax(size >= largest * (1 - 1e-3), axis=1)

@@ -11,7 +11,7 @@ from polyseme.core.arrays import Floats, as_floats
 
 
 def unit_rows(vectors: Floats) -> Floats:
-    """Rows scaled to length 1; a zero row stays zero. Shape (..., n, d), the dtype is kept."""
+    """Rows scaled to length 1; a zero row stays zero. Shape (..., n, d); the dtype is kept."""
     # Scaling by the largest entry first keeps the squares of tiny and huge values in range.
     peak = np.abs(vectors).max(axis=-1, keepdims=True, initial=0)
     scaled = vectors / np.where(peak > 0, peak, 1)
@@ -22,7 +22,7 @@ def unit_rows(vectors: Floats) -> Floats:
 def cosine_matrices(
     vectors: Floats, used: NDArray[np.bool_], neurons: NDArray[np.int64] | None = None
 ) -> Floats:
-    """Cosines between the rows of each of many matrices.
+    """Cosines between the rows of each matrix of a stack.
 
     Parameters
     ----------
@@ -30,27 +30,27 @@ def cosine_matrices(
     used : ndarray of bool, shape (m, n)
         Rows that count; all others must be zeros.
     neurons : ndarray of int64, shape (m,), optional
-        Numbers of the matrices, for the error.
+        Numbers of the matrices, for error messages.
 
     Returns
     -------
     ndarray, shape (m, n, n)
-        Of the dtype of ``vectors``; of float64 where some of these are so small or so large
-        that it takes that. A zero row has 0 with every row, itself too.
+        In the dtype of ``vectors``, or in float64 if some vectors are too small or too large for
+        it. The cosine of a zero row with every row, itself included, is 0.
 
     Raises
     ------
     InputError
-        For values that are not finite.
+        If a value is not finite.
     """
-    # What overflows here is computed again below.
+    # Overflows are recomputed below.
     with np.errstate(over="ignore", invalid="ignore"):
         cosines = np.matmul(vectors, vectors.transpose(0, 2, 1))
     squares = np.einsum("gii->gi", cosines)
     low, high = (1e-28, 1e36) if cosines.dtype == np.float32 else (1e-290, 1e300)
     if not ((squares > low) & (squares < high) | ~used).all():
-        # Here, and not before, values that are not finite come to light: looking at every one
-        # of them first would cost as much as all the trees.
+        # Values that are not finite are detected only here: checking every value first would
+        # cost as much as all the trees.
         for number, (rows, those) in enumerate(zip(vectors, used, strict=True)):
             if not np.isfinite(rows).all():
                 as_floats(

@@ -1,4 +1,4 @@
-"""What stands for a feature cluster: its centre, its medoid, and which inputs belong to it."""
+"""Centres and medoids of feature clusters, and assignment of new inputs to them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from polyseme.core.distances import unit_rows
 from polyseme.core.parallel import in_threads
 from polyseme.errors import InputError
 
-# Rows that are worked on together: few enough to stay near a core's cache.
+# Rows processed together: few enough for a core's cache.
 _MEDOID_ROWS = 256
-# More than what rounding makes of a cosine in single precision.
+# More than the rounding error of a cosine in single precision.
 _ROUNDING = 1e-5
 
 
@@ -76,31 +76,31 @@ def medoids_many(
     labels : ndarray of int64, shape (n_neurons, n)
         -1 beyond a neuron's number of examples.
     cosines : ndarray, shape (n_neurons, n, n), optional
-        Between each neuron's embeddings, where they are known already: most medoids are plain
-        from these, and only the others are looked at more closely.
+        Cosines between each neuron's embeddings, if already known: they settle most medoids, and
+        only the others are computed in double precision.
 
     Returns
     -------
     ndarray of int64, shape (n_features,)
-        For each neuron in turn, and each of its clusters, the number of an example within the
-        neuron.
+        For each cluster of each neuron in turn, the number of its medoid among the neuron's
+        examples.
     """
     n_neurons = len(labels)
     neuron, example = np.nonzero(labels >= 0)
     width = int(labels.max(initial=-1)) + 1
     feature, sizes = np.unique(neuron * width + labels[neuron, example], return_counts=True)
     offsets = np.searchsorted(feature, np.arange(n_neurons) * width)
-    # Rows of one cluster together, in the order of examples.
+    # Rows grouped by cluster, in the order of examples.
     cluster = offsets[neuron] + labels[neuron, example]
     order = np.argsort(cluster, kind="stable")
     neuron, example, cluster = neuron[order], example[order], cluster[order]
     starts = np.cumsum(sizes) - sizes
     central: NDArray[np.int64] = example[starts]
-    # Of one example or two the first is as central as any.
+    # With one or two examples, the first is as central as any.
     pending = sizes > 2
     if cosines is not None and pending.any():
         same = (labels[:, :, None] == labels[:, None, :]).astype(cosines.dtype)
-        # Less an example's similarity to itself, which is 0 for a zero vector.
+        # Without an example's similarity to itself, which is 0 for a zero vector.
         sums = np.einsum("gij,gij->gi", cosines, same) - np.einsum("gii->gi", cosines)
         rough = sums[neuron, example]
         near = np.repeat(np.maximum.reduceat(rough, starts) - _ROUNDING * sizes, sizes) < rough
@@ -131,10 +131,10 @@ def medoids_many(
 
 
 def _unit(rows: Floats) -> Floats:
-    """Rows of float64, of length 1 or 0."""
+    """Rows in float64, scaled to length 1; a zero row stays zero."""
     if rows.dtype != np.float32:
         return unit_rows(rows.astype(np.float64))
-    # The squares of what float32 can hold are well within float64: no need for care.
+    # Squares of float32 values are well within the range of float64, so no rescaling is needed.
     wide = rows.astype(np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
     wide /= np.where(norms > 0, norms, 1)[:, None]
@@ -144,7 +144,7 @@ def _unit(rows: Floats) -> Floats:
 def _stretches(
     clusters: NDArray[np.int64], sizes: NDArray[np.int64], rows: int
 ) -> list[NDArray[np.int64]]:
-    """Clusters in stretches of about so many rows."""
+    """Split clusters into stretches of about ``rows`` rows."""
     if not len(clusters):
         return []
     piece = np.cumsum(sizes[clusters]) // rows
@@ -153,12 +153,12 @@ def _stretches(
 
 
 def assign(embeddings: Any, centres: Any, threshold: float) -> NDArray[np.int64]:
-    """Which feature each new input belongs to, by the nearest centre.
+    """Assign each new input to the feature with the nearest centre.
 
     An input belongs to the feature whose centre (see `feature_centres`) has the smallest
     cosine distance to the input's neuron embedding, if that distance is less than
-    ``threshold``, the height at which the tree was cut; otherwise to none. Equal distances go
-    to the feature with the lower number, the larger one. A zero embedding is at distance 1
+    ``threshold``, the height at which the tree was cut; otherwise to none. Ties go to the
+    lower feature number, which is the larger feature. A zero embedding is at distance 1
     from everything.
 
     Parameters

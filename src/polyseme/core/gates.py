@@ -1,4 +1,4 @@
-"""The nonlinearities of gated neurons: values and slopes, and which of them a function is."""
+"""Nonlinearities of gated neurons: their values and slopes, and how to recognise them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _sigmoid(x: Floats) -> tuple[Floats, Floats]:
     return s, s * (1 - s)
 
 
-# Each gives f(g) and f'(g); ReLU's slope at 0 is 0, as in torch.
+# Each returns f(g) and f'(g); ReLU's slope at 0 is 0, as in torch.
 _GATES: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {
     "silu": _silu,
     "gelu": _gelu,
@@ -54,17 +54,17 @@ def gate_factors(g: Floats, u: Floats, activation: str) -> tuple[Floats, Floats]
 
 
 def known_gate(function: Callable[[Floats], Floats]) -> str | None:
-    """Name of a nonlinearity, told by what it computes; None if it is none of `GATES`.
+    """Name of a nonlinearity, identified by its values; None if it is not one of `GATES`.
 
     Parameters
     ----------
     function : callable
         Maps an array of float32 to one of the same shape, element by element.
     """
-    # Wide, as some are cut off from 6, 7 or 10 on.
+    # A wide range, as some variants are clipped at 6, 7 or 10.
     grid = np.linspace(-32, 32, 2561)
     values = function(grid.astype(np.float32))
-    # By what it computes: transformers has several names for each.
+    # By its values, as Transformers has several names for each.
     for name, gate in _GATES.items():
         if np.allclose(gate(grid)[0], values, atol=1e-5):
             return name

@@ -1,4 +1,4 @@
-"""Work on many neurons in threads: NumPy lets go of the interpreter's lock in its loops."""
+"""Work on many neurons in threads: NumPy releases the GIL in its loops."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from threadpoolctl import ThreadpoolController
 
 Chunk = TypeVar("Chunk")
 
-# Looking for the libraries takes longer than a small site; NumPy's is loaded by now.
+# Cached, as finding the libraries takes longer than a small site does. NumPy's is loaded by the
+# first call.
 _blas = functools.cache(ThreadpoolController)
 _worker = threading.local()
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 several times as quickly.
+    """Whether this processor multiplies bfloat16 matrices several times faster than float32.
 
-    It takes torch, and asks for units made for that (AMX): without them it is slower.
+    Requires torch. Checks for AMX units: without them, bfloat16 is slower.
     """
     import torch
 
@@ -33,15 +34,15 @@ def multiplies_bfloat16() -> bool:
 def in_threads(
     work: Callable[[Chunk], None], chunks: Sequence[Chunk], threads: int | None = None
 ) -> None:
-    """Call a function on each chunk, in several threads where there are several cores.
+    """Call a function on each chunk, in several threads if there are several cores.
 
     Parameters
     ----------
     work : callable
-        Writes what it finds where no other chunk does.
+        Must write its results where no other chunk's are written.
     chunks : sequence
     threads : int, optional
-        By default one for each core. Within the work of another call there is one alone.
+        Number of threads, by default one per core. A call within another's work uses one.
     """
     workers = min(threads or os.cpu_count() or 1, len(chunks))
     if workers <= 1 or getattr(_worker, "busy", False):
@@ -54,11 +55,11 @@ def in_threads(
 
 
 class _Limits:
-    """Held by all who work in threads: threads of BLAS and torch in these would fight over cores.
+    """Limits BLAS and torch to one thread in `in_threads`, where theirs would compete for cores.
 
-    Both limits are the process's, so the first one in sets them, and the last one out puts back
-    what there was before. Threads that begin with torch after the first one is out have all of
-    its threads, which only takes longer.
+    Both limits apply to the process, so the first holder sets them and the last one restores the
+    previous values. A thread that first uses torch after a holder has left gets all of torch's
+    threads, which is only slower.
     """
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class _Limits:
                 self._torch_threads = torch.get_num_threads() if torch else None
                 self._blas = _blas().limit(limits=1, user_api="blas")
             if torch and self._torch_threads is not None:
-                # Threads that are new to torch begin with what was set last.
+                # Threads that are new to torch start with the value set last.
                 torch.set_num_threads(1)
             self._holders += 1
 
@@ -83,7 +84,7 @@ class _Limits:
         with self._lock:
             self._holders -= 1
             if torch and self._torch_threads is not None:
-                # In each thread that set it, as it is the thread's own besides.
+                # In each thread that set it, as each thread also has its own value.
                 torch.set_num_threads(self._torch_threads)
             if not self._holders:
                 self._blas.restore_original_limits()

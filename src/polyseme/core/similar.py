@@ -1,4 +1,4 @@
-"""Similar features: nearest neighbours between the vectors that stand for features."""
+"""Similar features: nearest neighbours among the vectors that represent features."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from polyseme.core.arrays import Floats, to_numpy
 from polyseme.core.parallel import in_threads, multiplies_bfloat16
 from polyseme.errors import InputError, MissingDependencyError
 
-# Features of fewer examples are compared with none: they are most of all features, and one or
-# two examples do not say what they have in common.
+# Features with fewer examples are not compared: most features have fewer, and one or two examples
+# do not show what they have in common.
 MIN_EXAMPLES = 3
-# Up to here every pair is compared, which takes seconds.
+# Up to this many vectors, every pair is compared, which takes seconds.
 MOST_EXACT = 30_000
-# There are as many cells as vectors in one. Each vector visits so many that it is compared with
-# this many others, but some cells at least: see bench/similar.py for what that finds and costs.
+# There are about as many cells as vectors per cell. Each vector visits enough cells to be compared
+# with _COMPARED others, and at least _LEAST_VISITS: bench/similar.py measures recall and time.
 _COMPARED, _LEAST_VISITS, _MOST_CELLS = 7_200, 12, 2**15 - 1
-# k-means for a division, not for its own sake, can do with a sample, a few rounds, and the
-# dimensions that vary most.
+# k-means only divides the vectors into cells, so a sample, a few iterations and the dimensions of
+# most variance suffice.
 _SAMPLED, _ITERATIONS, _DIMENSIONS = 40, 4, 64
-# How many are measured of those that were found similar in less precision.
+# Candidates, found in lower precision, whose similarity is measured.
 _LINKS = 8
-# Parts of a cell that a visitor takes one of each from.
+# Parts of a cell; a visitor takes the best of each.
 _PARTS = 4
-# Matrices have multiples of so many rows and columns.
+# Numbers of rows and columns are padded to multiples of these.
 _VISITORS, _MEMBERS = 256, 64
-# Values of the matrices that all threads work on, of the vectors that are measured by one of them
-# at once, and of those that are read at once otherwise.
+# Numbers of values: in the matrices of all threads, in the vectors that one thread measures at
+# once, and in the vectors that are otherwise read at once.
 _PRODUCTS, _MEASURED, _READ = 1 << 25, 1 << 18, 1 << 23
 _DEPTH = 16
-# Less than any cosine, and by how much one of little precision may be beyond its bounds.
+# -_OUT is less than any cosine; _SLACK is how far one of low precision may exceed its bounds.
 _OUT, _SLACK = 3.0, 0.5
-# Cells or blocks between two reports of progress.
+# Cells or blocks between reports of progress.
 _AT_ONCE = 64
 _ROWS, _COLUMNS = 1024, 8192
 
@@ -51,7 +51,7 @@ class NearestFeatures(NamedTuple):
     Attributes
     ----------
     neighbours : ndarray of int64, shape (n, k)
-        Rows of the vectors; -1 where there are fewer.
+        Rows of the vectors; -1 where there are fewer than k.
     similarity : ndarray of float32, shape (n, k)
         Cosine similarity; NaN where there is no neighbour.
     """
@@ -69,62 +69,61 @@ def nearest_features(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> NearestFeatures:
-    """The vectors of other owners that are most similar to each vector.
+    """Find the vectors of other owners that are most similar to each vector.
 
-    Where there are more than `MOST_EXACT` vectors, they are divided into cells by spherical
-    k-means, and each is compared with the vectors of the cells nearest to it (an inverted
-    file): in bfloat16 where the processor is made for that, and those that are found then to
-    the last digit. The similarities are exact, and hardly a neighbour that is near is missed;
-    of those that are merely less far than the rest, as is usual among random vectors of many
-    dimensions, more are.
+    More than `MOST_EXACT` vectors are divided into cells by spherical k-means, and each is compared
+    with the vectors of its nearest cells (an inverted file), in bfloat16 if the processor has
+    units for it. The best are then measured in float32, so the similarities are exact. Near
+    neighbours are rarely missed; those that are hardly nearer than the rest, as is usual among
+    random vectors of many dimensions, are missed more often.
 
     Parameters
     ----------
     vectors : array, shape (n, d)
-        Unit vectors, of float32 or float16; they may lie in a memory-mapped file, as only
-        blocks of them are read at a time. Zero vectors are similar to none, 0.
+        Unit vectors in float32 or float16. They may be memory-mapped, as they are read in blocks.
+        A zero vector has similarity 0 to every other.
     owners : array of int, shape (n,)
-        The neuron that each vector belongs to, in ascending order: one neuron's features are
-        no neighbours of each other.
+        The neuron that each vector belongs to, in ascending order: features of one neuron are
+        never neighbours.
     k : int
-        How many neighbours to find, at least 1.
+        Number of neighbours to find, at least 1.
     exact : bool, optional
-        Whether to compare all pairs; by default only if they are few.
+        Whether to compare all pairs; by default, only up to `MOST_EXACT` vectors.
     folder : Path, optional
-        Where a copy of the vectors is put for the while, if cells are searched; by default
-        where temporary files are.
+        Folder for a temporary copy of the vectors, if cells are searched; by default, that of
+        temporary files.
     progress : callable, optional
-        Is told the share that is done, now and then.
+        Called occasionally with the fraction completed.
 
     Returns
     -------
     NearestFeatures
-        The same, byte for byte, whenever it is computed in the same environment.
+        Identical, byte for byte, on every call in the same environment.
 
     Raises
     ------
     InputError
-        If shapes or ``k`` are out of range, or the owners are out of order.
+        If shapes do not match, ``k`` is out of range, or the owners are not in ascending order.
     MissingDependencyError
         If cells are needed and faiss is not installed.
     """
     array = vectors if isinstance(vectors, np.ndarray) else to_numpy(vectors)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InputError(
-            f"vectors has shape {array.shape} and dtype {array.dtype}; (n, d) of floats is "
-            "expected: a unit vector for each feature."
+            f"vectors has shape {array.shape} and dtype {array.dtype}; expected "
+            "floats of shape (n, d), a unit vector for each feature."
         )
     group = to_numpy(owners)
     if group.shape != (len(array),) or (group.size and group.dtype.kind not in "iu"):
         raise InputError(
-            f"owners has shape {group.shape} and dtype {group.dtype}; one integer for each of "
-            f"the {len(array)} vectors is expected."
+            f"owners has shape {group.shape} and dtype {group.dtype}; expected one integer "
+            f"for each of the {len(array)} vectors."
         )
     if (np.diff(group) < 0).any():
         where = int(np.argmax(np.diff(group) < 0))
         raise InputError(
-            f"owners[{where + 1}] is {group[where + 1]}, after {group[where]}; ascending order "
-            "is expected, so that the vectors of an owner stand together."
+            f"owners[{where + 1}] is {group[where + 1]}, after {group[where]}; expected "
+            "ascending order, so that the vectors of each owner are contiguous."
         )
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k is {k!r}; a whole number of at least 1 is expected.")
@@ -149,16 +148,16 @@ class _Best:
         self.similarity = np.full((n, k), -np.inf, np.float32)
 
     def merge(self, numbers: Any, rows: NDArray[np.int64], similarity: Floats) -> None:
-        """Take in candidates for some vectors: (m, c) each; a row of -1 or -inf stands for none."""
+        """Add candidates for some vectors, (m, c) each; row -1 or similarity -inf means none."""
         rows = np.concatenate([self.rows[numbers], rows], axis=1)
         similarity = np.concatenate([self.similarity[numbers], similarity], axis=1)
         similarity[rows < 0] = -np.inf
         order = np.argsort(rows, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
         similarity = np.take_along_axis(similarity, order, axis=1)
-        # Found by two ways, it may differ in the last bit, and counts once.
+        # A pair that is found twice may differ in the last bit; it counts once.
         similarity[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
-        # Equal ones in the order of their numbers.
+        # Ties in the order of their rows.
         order = np.argsort(-similarity, axis=1, kind="stable")[:, : self.k]
         self.rows[numbers] = np.take_along_axis(rows, order, axis=1)
         self.similarity[numbers] = np.take_along_axis(similarity, order, axis=1)
@@ -179,7 +178,7 @@ def _all_pairs(vectors: Floats, owners: NDArray[np.int64], best: _Best) -> Itera
             theirs = np.asarray(vectors[start : start + _COLUMNS], np.float32)
             similarity = mine @ theirs.T
             others = owners[start : start + len(theirs)]
-            # Owners ascend, so most blocks have none in common.
+            # Owners ascend, so most blocks share none.
             if owners[here][0] <= others[-1] and others[0] <= owners[here][-1]:
                 similarity[owners[here][:, None] == others] = -np.inf
             columns = np.argpartition(-similarity, min(best.k, len(theirs)) - 1, axis=1)
@@ -202,7 +201,7 @@ def _within_cells(
 
 
 def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
-    """The cells that are nearest to each vector, its own first: shape (n, a few)."""
+    """The cells nearest to each vector, its own first: shape (n, n_visits)."""
     faiss = _faiss()
     n = len(vectors)
     n_cells = min(round(n**0.5), _MOST_CELLS)
@@ -217,7 +216,7 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
     basis = np.linalg.eigh(gram)[1][:, -_DIMENSIONS:]
     flat = np.empty((n, basis.shape[1]), np.float32)
     for start in range(0, n, step):
-        # A copy, as torch takes none that may not be written.
+        # A copy, as torch warns about read-only arrays.
         flat[start : start + step] = _single(np.array(vectors[start : start + step])) @ basis
     kmeans = faiss.Kmeans(
         flat.shape[1],
@@ -230,7 +229,7 @@ def _nearest_cells(vectors: Floats) -> NDArray[np.int16]:
         max_points_per_centroid=2 * _SAMPLED,
     )
     kmeans.train(flat[np.sort(sample)])
-    near = np.empty((n, n_visits), np.int16)  # which are sorted in little time
+    near = np.empty((n, n_visits), np.int16)  # which sorts quickly
     for start in range(0, n, _COLUMNS):
         block = slice(start, start + _COLUMNS)
         near[block] = faiss.knn(
@@ -251,17 +250,17 @@ def _visit(
     links: _Best,
     folder: Path | None,
 ) -> Iterator[float]:
-    """Compare those who live in a cell with those who visit it, for the good of both.
+    """Compare the members of each cell, its hosts, with its visitors, for the neighbours of both.
 
-    All visitors of a cell are seen together, so a host takes the best of them. The cells that
-    one visits are seen one by one: of each quarter of each of them a visitor takes the best,
-    and the best of all those in the end.
+    A host sees all visitors of its cell together, and takes the best of them. A visitor sees its
+    cells one by one: it takes the best of each quarter of each cell, and finally the best of
+    these.
     """
     import torch
 
     n, n_visits = near.shape
     data = _laid_out(vectors, order, folder)
-    # From here on vectors go by their places in that order.
+    # From here on, vectors are numbered by their places in that order.
     place = np.empty(n, np.int64)
     place[order] = np.arange(n)
     named = np.append(order, -1)
@@ -271,7 +270,7 @@ def _visit(
     visits = np.argsort(to.ravel(), kind="stable")
     visited = np.searchsorted(to.ravel()[visits], cells)
     sizes = np.diff(homes)
-    # Of each visit and quarter the best: how similar, and which member of the cell.
+    # The best of each visit and quarter: its similarity, and its number within the cell.
     similar = np.full((n, n_visits, _PARTS), -np.inf, np.float16)
     member = np.zeros(similar.shape, np.min_scalar_type(_padded(int(sizes.max()), _MEMBERS)))
 
@@ -331,10 +330,10 @@ def _visit(
 
 
 def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) -> Any:
-    """A tensor of the vectors in this order, one cell after another, and of zeros after them.
+    """A tensor of the vectors in this order, one cell after another, followed by zeros.
 
-    It is of a precision in which many can be compared in little time, and lies in a file
-    without a name, as it may be larger than the memory.
+    It has the precision in which comparison is fastest, and lies in an unnamed file, as it may
+    not fit in memory.
     """
     import torch
 
@@ -344,7 +343,7 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) ->
         dtype, held = torch.bfloat16, "i2"
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
-            # A disk without room for it is an error here, and would end the process later.
+            # A full disk is an error here; later, it would end the process.
             os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * dtype.itemsize)
         array = np.memmap(file, held, "r+", shape=shape)
     data = torch.from_numpy(array).view(dtype)
@@ -360,14 +359,14 @@ def _laid_out(vectors: Floats, order: NDArray[np.int64], folder: Path | None) ->
 
 
 class _Room:
-    """Room that was used before: it is written several times as quickly as new room."""
+    """Memory for reuse: writing to it is several times faster than to new memory."""
 
     def __init__(self, dtype: Any) -> None:
         self._dtype = dtype
         self._held: dict[str, Any] = {}
 
     def matrix(self, name: str, rows: int, columns: int) -> Any:
-        """A tensor of this shape, in the room of the one before of this name."""
+        """A tensor of this shape, in the memory of the previous one of this name."""
         import torch
 
         held = self._held.get(name)
@@ -383,7 +382,7 @@ def _of_the_same(
     visitors: NDArray[np.int64],
     hosts: slice,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of a visitor and a host of one owner, by their numbers among those of the cell."""
+    """Pairs of a visitor and a host of the same owner, as numbers within the cell."""
     owner = owners[order[hosts]]
     first = np.searchsorted(owners, owner)
     count = np.searchsorted(owners, owner, "right") - first
@@ -396,16 +395,17 @@ def _of_the_same(
 
 
 def _best_of_columns(values: Any, k: int) -> tuple[Any, Any]:
-    """Rows and values of some k of the largest of each column, both of shape (columns, k).
+    """Rows and values of the k largest of each column, both of shape (columns, k).
 
-    They are found among the k blocks with the largest maxima, which hold them.
+    The k blocks with the largest maxima contain them. Which of equal values are taken is
+    arbitrary.
     """
     import torch
 
     blocks = values.view(_DEPTH, len(values) // _DEPTH, values.shape[1])
     k_blocks = min(k, blocks.shape[1])
     peaks = blocks.amax(dim=0).T.contiguous().float().neg_().numpy()
-    # NumPy parts several times as quickly as torch finds the first ones in order.
+    # NumPy's argpartition is several times faster than torch's topk.
     block = torch.from_numpy(np.argpartition(peaks, k_blocks - 1, axis=1)[:, :k_blocks])
     inside = blocks.permute(2, 1, 0).gather(1, block[:, :, None].expand(-1, -1, _DEPTH))
     most, index = inside.flatten(1).topk(min(k, k_blocks * _DEPTH), dim=1)
@@ -413,21 +413,21 @@ def _best_of_columns(values: Any, k: int) -> tuple[Any, Any]:
 
 
 def _padded(n: int, to: int) -> int:
-    # Matrices of few different shapes: each takes some preparation.
+    # Few distinct shapes, as each new one of a matrix has a setup cost.
     return -(-n // to) * to
 
 
 def _measure(
     vectors: Floats, order: NDArray[np.int64], links: _Best, best: _Best
 ) -> Iterator[float]:
-    """Find out how similar those are that were found, to the last digit."""
+    """Compute the similarity of the candidates in single precision."""
 
     def compare(numbers: NDArray[np.int64]) -> None:
         rows = links.rows[numbers]
         mine, theirs = (_single(vectors[some]) for some in (numbers, rows))
         best.merge(numbers, rows, np.matmul(theirs, mine[:, :, None])[:, :, 0])
 
-    # One after the other have many in common.
+    # Neighbours in this order have many candidates in common.
     step = max(1, _MEASURED // vectors.shape[1])
     blocks = [order[first : first + step] for first in range(0, len(order), step)]
     for start in range(0, len(blocks), _AT_ONCE):
@@ -436,7 +436,7 @@ def _measure(
 
 
 def _single(values: Any) -> Floats:
-    """In single precision, to which torch widens several times as quickly as NumPy."""
+    """Convert to single precision, which torch does several times faster than NumPy."""
     import torch
 
     return np.asarray(torch.from_numpy(np.ascontiguousarray(values)).float())
