@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def test_each_key_stands_once_and_groups_are_together() -> None:
     keys = [measure.key for measure in MEASURES]
     assert len(set(keys)) == len(keys)
     groups = [measure.group for measure in MEASURES]
-    changes = sum(a != b for a, b in zip(groups, groups[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(groups))
     assert changes == len(set(groups)) - 1
 
 
