@@ -71,6 +71,7 @@ THIRD_PARTY = {
     "datasets": ("datasets", "hub"),
     "sae_lens": ("sae-lens", "sae"),
     "transformers": ("transformers", "text"),
+    "gguf": ("gguf", "text"),
     "sklearn": ("scikit-learn", "benchmark"),
     "ray": ("ray", "ray"),
 }

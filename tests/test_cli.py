@@ -305,7 +305,10 @@ REFUSED = {
         r"no layer that polyseme can read: Linear, Conv1D",
     ),
     "no data": (analyse(data="falt.npz"), r"'falt\.npz' does not exist\. Did you mean 'flat\.npz'"),
-    "wrong data": (analyse(data="models.py"), r"models\.py: not a file of images"),
+    "wrong data": (
+        analyse(data="models.py"),
+        r"models\.py: polyseme cannot read this as a file of",
+    ),
     "wrong shape": (
         analyse(data="rgb.npz"),
         r"does not accept a batch of inputs of shape \(3, 8, 8\)",

@@ -171,7 +171,7 @@ def test_a_sweep_without_an_l1_coefficient(place, capsys):
     assert np.mean(shown) == pytest.approx(np.mean(l0), abs=1e-3)
     status, _, err = said(capsys, *arguments, "--l1", "3")
     assert status == 1
-    assert "l1_coefficient is 3.0, but the architecture 'topk' has none" in err
+    assert "l1_coefficient is 3.0, but the architecture 'topk' does not use it" in err
     status, _, err = said(capsys, *arguments, "--forms", "weighted:many")
     assert status == 1
     assert "--forms has 'weighted:many'; expected a form such as weighted, or a form with" in err

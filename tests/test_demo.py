@@ -263,7 +263,7 @@ def test_data_of_ones_own(tmp_path, quick, capsys):
     arguments = ["demo", "--data", str(data), "--out", str(out)]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    assert "A classifier of 600 digits" in text
+    assert "trained on 600 digits" in text
     run = ps.open_run(out / "hidden")
     assert run.metadata["data"]["n_inputs"] == 600
     assert (run.metadata["data"]["mean"], run.metadata["data"]["std"]) == (0.1307, 0.3081)

@@ -48,18 +48,18 @@ def analyse_other(folder: Path) -> None:
 
 
 def analyse_interrupted(folder: Path) -> None:
-    from polyseme.analysis import flow
+    from polyseme.analysis import kinds
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before, flow.cluster_site = flow.cluster_site, interrupt
+    before, kinds.cluster_site = kinds.cluster_site, interrupt
     try:
         analyse(folder)
     except KeyboardInterrupt:
         pass
     finally:
-        flow.cluster_site = before
+        kinds.cluster_site = before
 
 
 def train(folder: Path, **flags: bool) -> None:

@@ -143,7 +143,7 @@ def test_the_explorer_is_given_plain_values(setting, exact):
     assert ask(exact, 1, 7, [])["importances"] == []
     with pytest.raises(InputError, match="site is 2; a number from 0 to 1"):
         ask(exact, 2, 7, [1])
-    with pytest.raises(InputError, match=r"examples is \[9\]; numbers from 0 to 4 are expected"):
+    with pytest.raises(InputError, match=r"examples is \[9\]; expected numbers from 0 to 4"):
         ask(exact, 1, 7, [9])
 
 

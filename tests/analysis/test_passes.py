@@ -12,7 +12,7 @@ import torch
 
 import polyseme as ps
 from analysis import small
-from polyseme.analysis import flow, passes
+from polyseme.analysis import kinds, passes
 from polyseme.analysis import plan as plan_module
 from polyseme.analysis.image_data import ImageData
 from polyseme.analysis.plan import Plan, make_plan, show_bytes
@@ -188,7 +188,7 @@ def test_interrupted_after_the_passes(setting, whole, tmp_path, monkeypatch):
 
     budget = setting.budget(2)
     with monkeypatch.context() as patch:
-        patch.setattr("polyseme.analysis.flow.cluster_site", interrupt)
+        patch.setattr("polyseme.analysis.kinds.cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             setting.analyse(tmp_path / "run", memory_budget=budget)
     monkeypatch.setattr(passes, "read_and_save", None)  # no pass is made again
@@ -255,7 +255,7 @@ def test_sites_side_by_side_come_out_the_same(setting, whole, tmp_path, monkeypa
     monkeypatch.setattr(plan_module.os, "cpu_count", lambda: cores)
     assert setting.plan().side_by_side == cores
     at_work, most = [], []
-    cluster_site = flow.cluster_site
+    cluster_site = kinds.cluster_site
 
     def clustered(one, *options):
         at_work.append(one.site.name)
@@ -264,7 +264,7 @@ def test_sites_side_by_side_come_out_the_same(setting, whole, tmp_path, monkeypa
         at_work.remove(one.site.name)
         return cluster_site(one, *options)
 
-    monkeypatch.setattr(flow, "cluster_site", clustered)
+    monkeypatch.setattr(kinds, "cluster_site", clustered)
     run = setting.analyse(tmp_path / "run")
     assert files(run.path) == whole
     assert (max(most) > 1) == (cores > 1)
@@ -275,7 +275,7 @@ def test_an_error_at_one_of_several_sites_is_the_analysis_error(setting, tmp_pat
     def failing(one, *_):
         raise ZeroDivisionError(one.site.name)
 
-    monkeypatch.setattr(flow, "cluster_site", failing)
+    monkeypatch.setattr(kinds, "cluster_site", failing)
     with pytest.raises(ZeroDivisionError, match=r"model\.layers"):
         setting.analyse(tmp_path / "run")
     monkeypatch.undo()

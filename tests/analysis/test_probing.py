@@ -220,8 +220,8 @@ def test_the_explorer_gets_json(run, model, tokenizer):
     ("text", "options", "message"),
     [
         ("", {}, r"^text is ''; expected text with a character other than white space\."),
-        (" \n", {}, r"^text is ' \\n'; a text"),
-        (["a"], {}, r"^text is \['a'\]; a text"),
+        (" \n", {}, r"^text is ' \\n'; expected text"),
+        (["a"], {}, r"^text is \['a'\]; expected text"),
         (NEW, {"k": 0}, r"^k is 0; a whole number of at least 1 is expected\."),
         (NEW, {"by": "size"}, r"^Unknown ranking: 'size'\. Must be one of: share, activation\."),
         (
@@ -253,7 +253,7 @@ def test_another_model_or_tokenizer(run, model, tokenizer):
     ):
         run.probe(NEW, torch.nn.Linear(2, 2), tokenizer)
     with pytest.raises(
-        InputError, match=r"^model is a str; the torch\.nn\.Module that was analysed"
+        InputError, match=r"^model is a str; expected the torch\.nn\.Module that was analysed"
     ):
         run.probe(NEW, "smollm2", tokenizer)
     with pytest.raises(

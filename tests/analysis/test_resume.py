@@ -15,7 +15,7 @@ from torch import nn
 
 import polyseme as ps
 from analysis import small
-from polyseme.analysis import flow, image_data
+from polyseme.analysis import image_data, kinds
 from polyseme.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,7 @@ def test_batches_that_were_read_are_not_computed_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "stage"),
-    [(image_data, "activation_maps"), (flow, "cluster_site"), (image_data, "logit_effects")],
+    [(image_data, "activation_maps"), (kinds, "cluster_site"), (image_data, "logit_effects")],
 )
 def test_interrupted_after_the_pass(tmp_path, whole, monkeypatch, module, stage):
     def interrupt(*_, **__):
@@ -120,7 +120,7 @@ def test_convolutions_after_the_pass(tmp_path, monkeypatch):
         return go(tmp_path / name, images, small.make(small.ConvNet), **options, **more).path
 
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "cluster_site", interrupt)
+        patch.setattr(kinds, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             at("run")
     assert small.contents(at("run", resume=True)) == small.contents(at("whole"))
@@ -249,7 +249,7 @@ def interrupt():
 
 def test_an_empty_iterator_after_the_pass_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "cluster_site", lambda *_: interrupt())
+        patch.setattr(kinds, "cluster_site", lambda *_: interrupt())
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "run", batches())
     with pytest.raises(

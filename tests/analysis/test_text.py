@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import polyseme as ps
-from polyseme.analysis import flow
+from polyseme.analysis import kinds
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError, RunError, SiteError
 from polyseme.sites import find_sites
@@ -67,7 +67,7 @@ def test_a_model_that_computes_something_else_is_not_gone_on_with(
     contexts = Contexts(read_text(TEXT), tokenizer, length=8)
     options = {"sites": sites, "out": tmp_path / "run", "progress": False}
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "cluster_site", interrupt)
+        patch.setattr(kinds, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ps.analyse(model, contexts, **options)
     change(model)
@@ -334,7 +334,7 @@ def test_a_layer_knows_its_nonlinearity_after_the_pass_is_resumed(tokenizer, tmp
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow, "cluster_site", interrupt)
+        patch.setattr(kinds, "cluster_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ps.analyse(model, contexts, **arguments)
     layer.activation, layer.proved = Activation(), False  # as in a new process

@@ -129,7 +129,7 @@ class TestAddress:
             {
                 "threshold=2.5": "the threshold must be above 0 and at most 2",
                 "feature=-1": "the feature must be",
-                "example=": "the neuron's examples are",
+                "example=": "the example must be from 0 to 19; none is open",
             },
         ],
     )

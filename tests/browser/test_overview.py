@@ -683,9 +683,9 @@ class TestModules:
     @pytest.mark.parametrize(
         ("damage", "sentence"),
         [
-            (lambda b: b[:5], "a safetensors file has at least 8 bytes, this one 5"),
+            (lambda b: b[:5], "a safetensors file has at least 8 bytes, this one has 5"),
             (lambda b: b[:20], "doesn't fit in a file of 20"),
-            (lambda b: b[:-1], "it says 4 values of 4 bytes, but has 16 bytes"),
+            (lambda b: b[:-1], "it should have 4 values of 4 bytes, but has 16 bytes"),
         ],
     )
     def test_a_damaged_file_is_told(self, ask, damage, sentence):

@@ -92,7 +92,7 @@ def test_agreement_rejects_invalid_input(run: ps.Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no labels to compare features with"):
         agreement(unlabelled)
     few = ps.analyse(model, x[:5].numpy(), out=tmp_path / "few", **options)
-    with pytest.raises(InputError, match="No neuron of the run has 10 examples or more"):
+    with pytest.raises(InputError, match="No neuron of the run has the 10 examples"):
         agreement(few)
 
 

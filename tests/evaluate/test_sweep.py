@@ -105,7 +105,7 @@ def test_a_sweep_resumes_where_it_stopped(tmp_path):
 
 def test_other_settings_and_other_files(tmp_path):
     list(sweep(torch.zeros(0, 5), [], SAE, out=tmp_path / "s", settings=SETTINGS))
-    with pytest.raises(RunError, match=r"another sweep: epochs was 3 and is now 4\. Choose"):
+    with pytest.raises(RunError, match=r"a different sweep: epochs was 3 and is now 4\. Choose"):
         list(
             sweep(
                 torch.zeros(0, 5), [], SAE, out=tmp_path / "s", settings={**SETTINGS, "epochs": 4}

@@ -83,7 +83,7 @@ def test_export_keeps_a_folder_that_is_not_an_export(text_run, tmp_path, overwri
     (photos / "cat.png").write_text("a cat")
     file.write_text("text")
     for out in (photos, file, text_run.path):
-        match = "is not an export of polyseme, so it is not" if overwrite else "already exists"
+        match = "is not an export of polyseme, so it will not" if overwrite else "already exists"
         with pytest.raises(RunError, match=match):
             ps.export(text_run, out, progress=False, overwrite=overwrite)
     assert (photos / "cat.png").read_text() == "a cat"

@@ -249,7 +249,7 @@ def test_starting_from_another_sae(tmp_path: Path) -> None:
     ):
         train(steps=1, init_from=first, architecture_options={"apply_b_dec_to_input": False})
     first.cfg.normalize_activations = "layer_norm"
-    with pytest.raises(InputError, match="init_from has normalize_activations 'layer_norm', and"):
+    with pytest.raises(InputError, match="init_from has normalize_activations 'layer_norm', but"):
         train(steps=1, init_from=first)
 
 

@@ -287,8 +287,8 @@ def test_a_layer_whose_first_axis_is_not_the_batch() -> None:
     collector = Collector(model, find_sites(model, "layer"), TopK(2))
     with pytest.raises(
         InputError,
-        match=r"^Site 'layer' gave 4 rows for 2 inputs, and 4 for 3; the first axis must be the "
-        r"batch: its batch is on axis 1: give the model batch_first=True",
+        match=r"^Site 'layer' returned 4 rows for 2 inputs, and 4 for 3; the first axis must be "
+        r"the batch: its batch is on axis 1: give the model batch_first=True",
     ):
         list(collector.run([Batch(x, x.numpy())]))
 

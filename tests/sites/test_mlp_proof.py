@@ -95,7 +95,10 @@ def test_rows_that_are_not_in_the_order_of_the_text() -> None:
         )
     with pytest.raises(SiteError, match=r"comes close, .* in order of contexts and tokens\."):
         find_mlp_sites(model)
-    with pytest.raises(SiteError, match=r"^The vectors at 'transformer\.h\.0\.mlp\.c_fc' do"):
+    with pytest.raises(
+        SiteError,
+        match=r"^The vectors at 'transformer\.h\.0\.mlp\.c_fc' are not in",
+    ):
         find_hook_point(model, "transformer.h.0.mlp.c_fc")
 
 

@@ -484,7 +484,7 @@ def test_an_mlp_without_a_norm_before_it() -> None:
     ):
         find_mlp_sites(model, fold_layer_norm=True)
     site = find_mlp_sites(model)[0]
-    with pytest.raises(SiteError, match=r"^The gain has shape \(3,\); \(16,\) is expected"):
+    with pytest.raises(SiteError, match=r"^The gain has shape \(3,\); expected \(16,\)"):
         site.fold(torch.ones(3), torch.zeros(16))
     folded = site.fold(torch.ones(16), torch.zeros(16))
     with pytest.raises(SiteError, match="already has a layer norm folded in"):

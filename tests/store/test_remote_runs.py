@@ -174,7 +174,7 @@ def test_a_storage_that_refuses_for_a_while(memory: str, monkeypatch: pytest.Mon
         true(*arguments, **named)
 
     monkeypatch.setattr(storage, "put_file", flaky)
-    with pytest.warns(UserWarning, match=r"cannot be written now \(SlowDown\)\. Trying again"):
+    with pytest.warns(UserWarning, match=r"could not be written \(SlowDown\)\. Trying again"):
         write(url)
     RunFolder(url).verify()
     failures[0] = 1000

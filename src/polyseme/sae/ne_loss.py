@@ -26,9 +26,8 @@ N = h_b·(W2_j ∘ m_j), A² = h_b²·W2_j, B² = m_j²·W2_j, the cosine is N/(
     dL/dW2_j = 1/P · Σ_b [ -h_b ∘ m_j / (AB) + N/(2A³B) h_b² + N/(2AB³) m_j² ],
     dL/dW_j = 2 W_j ∘ dL/dW2_j,
 
-so everything reduces to two products over the pattern of active pairs: for each pair, the inner
-product of a row of one matrix and a row of another; and for each neuron, a weighted sum of inputs
-(`polyseme.sae.pairs`).
+so two products over the active pairs are enough (`polyseme.sae.pairs`): for each pair, the inner
+product of a row of one matrix and a row of another; for each neuron, a weighted sum of inputs.
 """
 
 from __future__ import annotations
