@@ -111,7 +111,7 @@ def test_other_settings_and_other_files(tmp_path):
                 torch.zeros(0, 5), [], SAE, out=tmp_path / "s", settings={**SETTINGS, "epochs": 4}
             )
         )
-    with pytest.raises(RunError, match=r"another sweep: activations was .* and is now"):
+    with pytest.raises(RunError, match=r"a different sweep: activations was .* and is now"):
         list(sweep(torch.zeros(1, 5), [], SAE, out=tmp_path / "s", settings=SETTINGS))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
