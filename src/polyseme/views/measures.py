@@ -49,7 +49,14 @@ _FEATURES = (
 )
 
 MEASURES = (
-    Measure("meanings", "mean_meanings", "meanings per {neuron}", "number", 2),
+    Measure(
+        "meanings",
+        "mean_meanings",
+        "meanings per {neuron}",
+        "number",
+        2,
+        "Groups that the examples fall into, whatever the threshold of the features.",
+    ),
     Measure(
         "published metrics",
         "neurons",
