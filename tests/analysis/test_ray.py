@@ -95,11 +95,20 @@ def test_the_run_of_two_workers_is_that_of_one_process(
     def here(*_: Any) -> None:
         raise AssertionError("A site was clustered by this process.")
 
+    def fails(*_: Any) -> None:
+        raise MemoryError("18 GiB are too many")
+
     monkeypatch.setattr(kinds, "cluster_site", here)
-    out = tmp_path / "run"
-    ps.analyse(setting.model, setting.contexts(), out=out, engine="ray", workers=2, **OPTIONS)
-    assert_same_run(out, whole)
-    for _ in range(100):  # They are killed, and gone some time after.
+    options = {**OPTIONS, "out": tmp_path / "run", "engine": "ray", "workers": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "cluster_site", fails)
+        with pytest.raises(RunError, match=r"could not be clustered: MemoryError: 18 GiB are too"):
+            ps.analyse(setting.model, setting.contexts(), **options)
+    # The data that was read is kept.
+    monkeypatch.setattr(RayEngine, "_read", lambda self, todo, *_: iter(todo))
+    ps.analyse(setting.model, setting.contexts(), **options | {"resume": True})
+    assert_same_run(tmp_path / "run", whole)
+    for _ in range(100):  # Workers are killed, and gone some time after.
         if not workers():
             return
         time.sleep(0.1)
@@ -170,23 +179,6 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_kept(tmp_pat
     # With another number of workers.
     ps.analyse(model, data, **options | {"workers": 1, "resume": True})
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-
-
-def test_the_data_read_is_kept_if_clustering_fails(
-    setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> None:
-        raise MemoryError("18 GiB are too many")
-
-    options = {**OPTIONS, "out": tmp_path / "run", "engine": "ray", "workers": 2}
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_engine, "cluster_site", fails)
-        with pytest.raises(RunError, match=r"could not be clustered: MemoryError: 18 GiB are too"):
-            ps.analyse(setting.model, setting.contexts(), **options)
-    # Nothing is read again.
-    monkeypatch.setattr(RayEngine, "_read", lambda self, todo, *_: iter(todo))
-    ps.analyse(setting.model, setting.contexts(), **options | {"resume": True})
-    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_site_with_too_little_data_is_named(tmp_path: Path, capsys) -> None:
     ps.analyse(model, images, sites="hidden", out=tmp_path / "run", progress=True)
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "its statistics come from 60 vectors of 36 values" in shown
-    assert "reliable from about 108 on. Give more inputs." in shown
+    assert "reliable from about 108 vectors. Give more inputs." in shown
 
 
 @pytest.mark.parametrize("value", [0.0, 1e4])
