@@ -426,6 +426,8 @@ def test_sites_are_worked_on_side_by_side_as_far_as_memory_goes(setting, monkeyp
         plan = setting.plan(budget)
         assert plan.side_by_side == side_by_side
         assert plan.memory == 60 + 1000 * side_by_side <= budget
+    for budget, most, side_by_side in [(9999, 8, 3), (9999, 2, 2), (2060, 8, 2), (1060, 8, 1)]:
+        assert setting.plan(budget, at_a_time=most).side_by_side == side_by_side
     # Without a budget somewhat more memory is used for it, and the plan tells of that.
     assert (setting.plan().side_by_side, setting.plan().memory) == (3, 3060)
     monkeypatch.setattr(plan_module, "_BESIDE", 999)

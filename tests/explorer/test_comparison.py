@@ -58,7 +58,12 @@ def test_every_measure_of_each_run(root):
 
 def test_an_evaluation_is_shown_where_there_is_one(root):
     first, second = (files.run for files in root.runs)
-    first.metadata["evaluation"] = {"fvu": 0.25, "accuracy": "high", "recovered": float("nan")}
+    first.metadata["evaluation"] = {
+        "fvu": 0.25,
+        "fvu_n": "many",
+        "accuracy": "high",
+        "recovered": float("nan"),
+    }
     try:
         rows = comparison.comparison([first, second], ["a", "b"])["rows"]
     finally:

@@ -98,7 +98,7 @@ def run_analysis(
         prepared = prepare(model, data, sites, exclude)
         chosen = prepared.sites
         # Raises before anything is written if the budget is too small.
-        side_by_side = make_plan(chosen, data).side_by_side
+        make_plan(chosen, data)
         extra = engine.check(prepared)
     fingerprint = {**prepared.fingerprint, **extra}
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
@@ -111,9 +111,9 @@ def run_analysis(
             with stages("selection"):
                 selected = found.selected()
             attributed = data.attribute(selected, work)
-            side_by_side = engine.side_by_side or side_by_side
+            plan = make_plan(chosen, data, at_a_time=engine.at_a_time)
             clustered = _cluster(
-                data, engine, found.results(), attributed, similar, side_by_side, work
+                data, engine, found.results(), attributed, similar, plan.side_by_side, work
             )
             _write(data, attributed, clustered, similar, work)
         # Outside the bars, as a run written to a URL shows a bar of its own.

@@ -146,8 +146,8 @@ class Engine(ABC):
 
     stage: str
     """Name under which the reading time is recorded."""
-    side_by_side: int | None = None
-    """Sites clustered at a time; None for as many as this process's memory and cores allow."""
+    at_a_time: int | None = None
+    """Maximum sites clustered at a time, if memory allows; None for the number of cores."""
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -82,7 +82,13 @@ def show_bytes(n: int) -> str:
     return f"{n} B"
 
 
-def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None = None) -> Plan:
+def make_plan(
+    sites: Sequence[Site],
+    data: Data,
+    seconds_an_input: float | None = None,
+    *,
+    at_a_time: int | None = None,
+) -> Plan:
     """Divide the sites among passes, and estimate what these need.
 
     Under a budget, rows that examples refer to are kept in files, so memory does not grow with the
@@ -95,6 +101,8 @@ def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None 
     data : Data
     seconds_an_input : float, optional
         Time of the bare model per input, from `trial`.
+    at_a_time : int, optional
+        Maximum sites clustered at a time, if memory allows; by default the number of cores.
 
     Raises
     ------
@@ -141,7 +149,7 @@ def make_plan(sites: Sequence[Site], data: Data, seconds_an_input: float | None 
     def later(side_by_side: int) -> int:
         return max(_later([sizes[n] for n in numbers], tables, side_by_side) for numbers in passes)
 
-    side_by_side = min(os.cpu_count() or 1, len(sizes))
+    side_by_side = min(at_a_time or os.cpu_count() or 1, len(sizes))
     while side_by_side > 1 and later(side_by_side) > limit:
         side_by_side -= 1
     return Plan(

@@ -124,7 +124,7 @@ class RayEngine(Engine):
             cores = (int(node["Resources"].get("CPU", 0)) for node in nodes)
             self._cores = [n for n in cores if n]
             if len(self._cores) > 1:
-                self.side_by_side = len(self._cores)
+                self.at_a_time = len(self._cores)
             yield
         finally:
             if ours:

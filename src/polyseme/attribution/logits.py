@@ -1,4 +1,4 @@
-"""Which tokens a neuron makes more or less likely, directly through the unembedding."""
+"""The tokens that a neuron promotes and suppresses by its direct effect on the logits."""
 
 from __future__ import annotations
 

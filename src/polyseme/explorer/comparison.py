@@ -20,7 +20,9 @@ _BLOCK = 2**24
 def _measures(run: Run) -> dict[str, Any]:
     """Measures of a run's neurons, and those of the evaluation of an SAE that its metadata hold."""
     neurons, evaluation = run.folder.neurons, run.metadata.get("evaluation")
-    measures = {**evaluation} if isinstance(evaluation, dict) else {}
+    recorded = evaluation if isinstance(evaluation, dict) else {}
+    # Nothing else in it: it may come from a stranger.
+    measures = {measure.key: recorded.get(measure.key) for measure in MEASURES}
     measures |= measured(neurons)
     # The share of contexts in which a neuron is active anywhere says nothing about L0.
     is_text = run.metadata["data"].get("kind") == "text"
