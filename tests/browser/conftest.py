@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from visiting import static_files
+from visiting import COUNT_REQUESTS, static_files
 
 import polyseme as ps
 from polyseme.data import Contexts, digits, read_text
@@ -189,8 +189,9 @@ class Watched:
             **{"viewport": {"width": 1280, "height": 900}, **options}
         )
         self.contexts.append(context)
+        context.add_init_script(COUNT_REQUESTS)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
         page.on("console", self.hear)
         page.on("request", lambda request: self.complaints.extend(off_host(request.url)))

@@ -375,7 +375,8 @@ class TestFrame:
 
     def test_a_stopped_server_is_said_to_be_one(self, browser, serve, image_run):
         page = browser.new_page()
-        visit(page, serve("live", image_run), "#/")
+        page.goto(f"{serve('live', image_run)}#/")
+        page.wait_for_selector(READY)
         page.context.set_offline(True)
         for address in ("#/about", "#/neuron/0/11"):  # neither its module nor its data is here
             page.evaluate(f"location.hash = '{address}'")

@@ -12,19 +12,37 @@ from pathlib import Path
 READY = ".page:not(.pending) h1"
 # An address changes first, and what is on screen follows.
 _SHOWN = "() => document.querySelector('main').dataset.at === location.hash"
+# Counts the requests whose answers are not yet on screen: parts of a view may follow the view.
+COUNT_REQUESTS = """
+window.underWay = 0;
+const plain = window.fetch;
+window.fetch = async (...request) => {
+  window.underWay += 1;
+  try {
+    const answer = await plain(...request);
+    await answer.clone().arrayBuffer();
+    return answer;
+  } finally {
+    setTimeout(() => requestAnimationFrame(() => (window.underWay -= 1)), 0);
+  }
+};
+"""
+_LOADED = "() => window.underWay === 0"
 
 
 def visit(page, site: str, address: str) -> None:
-    """Load a view anew, and wait until it is there."""
+    """Load a view anew, and wait until it is there, with all its parts."""
     page.goto("about:blank")  # or else another hash of the same page would be no new page
     page.goto(f"{site}{address}")
     page.wait_for_selector(READY)
+    page.wait_for_function(_LOADED)
 
 
 def arrive(page, condition: str) -> None:
     """Wait until an expression of the address holds, and what it leads to is on screen."""
     page.wait_for_function(f"() => {condition}")
     page.wait_for_function(_SHOWN)
+    page.wait_for_function(_LOADED)
 
 
 def query(page) -> dict[str, str]:
