@@ -23,26 +23,18 @@ _PAIRS = 250_000
 
 @dataclass(frozen=True)
 class Clustering:
-    """Feature clusters of one neuron's examples, and the tree for cutting again.
-
-    Attributes
-    ----------
-    labels : ndarray of int64, shape (n,)
-        Cluster of each example, numbered by size: 0 is the largest. Of equally large clusters, the
-        one with the earliest example comes first.
-    tree : ndarray of float64, shape (n - 1, 4)
-        The whole tree, as a SciPy linkage matrix: the two nodes that merge, the distance between
-        them, and the number of examples below.
-    threshold : float
-        Distance at which the tree was cut: merges at smaller distances were made.
-    linkage : str
-        "average" (UPGMA) or "single".
-    """
+    """Feature clusters of one neuron's examples, and the tree for cutting again."""
 
     labels: NDArray[np.int64]
+    """(n,): the cluster of each example, numbered by size: 0 is the largest. Of equally large
+    clusters, the one with the earliest example comes first."""
     tree: NDArray[np.float64]
+    """(n - 1, 4): the whole tree, as a SciPy linkage matrix: the two nodes that merge, the distance
+    between them, and the number of examples below."""
     threshold: float
+    """Distance at which the tree was cut: merges at smaller distances were made."""
     linkage: str = "average"
+    """How clusters merge: "average" (UPGMA) or "single"."""
 
     @property
     def n_clusters(self) -> int:

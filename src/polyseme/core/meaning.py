@@ -32,34 +32,24 @@ _HALVES = 20
 
 @dataclass(frozen=True)
 class Meanings:
-    """The meanings of one neuron.
-
-    Attributes
-    ----------
-    labels : ndarray of int64, shape (n,)
-        Meaning of each example, numbered by size: 0 is the largest. Of equally large meanings, the
-        one with the earliest example comes first.
-    tree : ndarray of float64, shape (n - 1, 4)
-        Tree of the examples in this space, as a SciPy linkage matrix (average linkage on cosine
-        distance).
-    overlaps : ndarray of float64, shape (n - 1,)
-        Overlap of the two sides of each merge: about 1 for two halves of one meaning, 0 for
-        unrelated meanings. NaN if a side is a single example.
-    threshold : float
-        Groups that overlap by less than this are different meanings.
-    cosines : ndarray, shape (n, n)
-        Cosines between the examples.
-    drives : ndarray, shape (n,)
-        Cosine of each example with the direction along which the neuron reads; zeros if that is
-        unknown.
-    """
+    """The meanings of one neuron."""
 
     labels: Ints
+    """(n,): the meaning of each example, numbered by size: 0 is the largest. Of equally large
+    meanings, the one with the earliest example comes first."""
     tree: NDArray[np.float64]
+    """(n - 1, 4): the tree of the centred and whitened examples, as a SciPy linkage matrix (average
+    linkage on cosine distance)."""
     overlaps: NDArray[np.float64]
+    """(n - 1,): the overlap of the two sides of each merge: about 1 for two halves of one meaning,
+    0 for unrelated meanings. NaN if a side is a single example."""
     threshold: float
+    """Groups that overlap by less than this are different meanings."""
     cosines: Floats
+    """(n, n): the cosines between the centred and whitened examples."""
     drives: Floats
+    """(n,): the cosine of each example with the direction along which the neuron reads; zeros if
+    that is unknown."""
 
     @property
     def number(self) -> int:
