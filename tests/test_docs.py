@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +16,11 @@ from typing import Any
 
 import pytest
 
+import polyseme as ps
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *NOTEBOOKS]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<marks>`{3,}|~{3,})\s*(?P<info>[^`]*)$")
@@ -64,6 +70,17 @@ def blocks(text: str) -> list[Block]:
             )
         )
     return found
+
+
+def text_of(page: Path) -> str:
+    """A page as Markdown; the cells of a notebook are its text and its Python blocks."""
+    text = page.read_text("utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(
+        source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells
+    )
 
 
 def run_blocks(text: str, name: str, namespace: dict[str, Any]) -> int:
@@ -181,17 +198,22 @@ def test_the_python_blocks_run(
     docs_namespace: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    run_blocks(page.read_text("utf-8"), page.relative_to(ROOT).as_posix(), docs_namespace)
+    if page in NOTEBOOKS:
+        # The same model, in a file that takes less time to read.
+        load, folder = ps.load_language_model, request.getfixturevalue("smollm2_folder")
+        monkeypatch.setattr(ps, "load_language_model", lambda name: load(folder))
+    run_blocks(text_of(page), page.relative_to(ROOT).as_posix(), docs_namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_the_commands_are_the_parsers(page: Path) -> None:
     errors = [
         f"{page.name}, line {line}: {error}"
-        for line, arguments in commands(page.read_text("utf-8"))
+        for line, arguments in commands(text_of(page))
         for error in command_errors(parser(), arguments)
     ]
     assert errors == []
@@ -199,7 +221,38 @@ def test_the_commands_are_the_parsers(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_the_links_resolve(page: Path) -> None:
-    assert broken_links(page.read_text("utf-8"), page) == []
+    assert broken_links(text_of(page), page) == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_was_run_from_top_to_bottom(notebook: Path) -> None:
+    assert notebook.stat().st_size < 1e6
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert len(outputs) >= len(cells)
+    for output in outputs:
+        assert output["output_type"] in ("display_data", "execute_result", "stream")
+        assert output.get("name", "stdout") == "stdout", "a warning"
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    build = ["build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *build],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    reference = (tmp_path / "api.html").read_text()
+    for name in ("analyse", "Polysemanticity.max_distance", "Neuron.meanings"):
+        assert f'.{name}"' in reference
+    notebook = (tmp_path / "notebooks" / "paper.html").read_text()
+    assert "data:image/png;base64," in notebook
+    assert "AUC, h ⊙ w" in notebook
 
 
 # The tests of the tests.
