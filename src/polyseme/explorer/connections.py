@@ -44,11 +44,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._waits_since = self.loop.time()
         self._watch()
-        if len(self.connections) > _most_connections():
-            # Close the one that has been silent longest; it can reconnect.
-            open_ = [each for each in self.connections if isinstance(each, Connection)]
-            silent = [each for each in open_ if each._waits and not each.transport.is_closing()]
-            min(silent, key=lambda each: each._waits_since).transport.abort()
+        # Not before the requests that have already arrived are read.
+        self.loop.call_soon(self.loop.call_soon, self._make_room)
 
     def on_response_complete(self) -> None:
         """Start to wait for another request."""
@@ -63,6 +60,18 @@ class Connection(H11Protocol):
     def _waits(self) -> bool:
         """Whether the browser has yet to send a request, or the rest of one."""
         return not self.cycle or self.cycle.response_complete or self.cycle.more_body
+
+    def _make_room(self) -> None:
+        """If there are too many connections, close the one that has been silent longest."""
+        connections = [
+            each
+            for each in self.connections
+            if isinstance(each, Connection) and not each.transport.is_closing()
+        ]
+        if len(connections) > _most_connections():
+            silent = (each for each in connections if each._waits)
+            # It can reconnect.
+            min(silent, key=lambda each: each._waits_since, default=self).transport.abort()
 
     def _watch(self, before: object = None) -> None:
         """Close the connection if nothing has happened since `before` that the browser owes."""
