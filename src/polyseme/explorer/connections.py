@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _MOST_CONNECTIONS = 512
+_QUEUE = 1024
+"""Most connections that wait to be accepted."""
 _KEPT_FREE = 32
 """Open files reserved for the rest of the process, if its limit is low."""
 _SECONDS = 60
@@ -83,6 +85,13 @@ class Connection(H11Protocol):
             self.loop.call_later(_SECONDS, self._watch, now)
 
 
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(_QUEUE)  # a backlog for the system, but not for asyncio
+
+
 def server(app: ASGIApp) -> uvicorn.Server:
     """A server that prints nothing and, on exit, waits for nobody.
 
@@ -105,8 +114,10 @@ def server(app: ASGIApp) -> uvicorn.Server:
         h11_max_incomplete_event_size=_LONGEST_HEAD,
         timeout_keep_alive=_SECONDS,
         timeout_graceful_shutdown=0,
+        # asyncio accepts as many connections at once, before any of them can make room.
+        backlog=1,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -137,7 +148,7 @@ def listening(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # on Windows it would let two servers share a port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
-        made.listen(1024)
+        made.listen(_QUEUE)
     except OSError as error:
         made.close()
         raise InputError(
