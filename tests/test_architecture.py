@@ -66,6 +66,8 @@ THIRD_PARTY = {
     "torch": ("torch", "torch"),
     "faiss": ("faiss-cpu", "torch"),
     "matplotlib": ("matplotlib", "figures"),
+    "starlette": ("starlette", "explore"),
+    "uvicorn": ("uvicorn", "explore"),
     "PIL": ("pillow", "images"),
     "mlxtend": ("mlxtend", "demo"),
     "datasets": ("datasets", "hub"),

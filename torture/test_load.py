@@ -61,7 +61,7 @@ class Client:
             writer.write(f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 "), (path, head)
-            length = int(re.search(rb"Content-Length: ([0-9]+)", head)[1])
+            length = int(re.search(rb"(?i)content-length: ([0-9]+)", head)[1])
             return await reader.readexactly(length)
 
     def close(self) -> None:

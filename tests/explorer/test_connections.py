@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
@@ -65,7 +66,8 @@ def get(own: str, path: str = "/data/runs.json", *lines: str) -> str:
 
 def question(own: str, body: str, *lines: str) -> str:
     given = [f"Host: {own}", f"Origin: http://{own}", "X-Polyseme: 1", *lines]
-    given += [] if lines else [f"Content-Length: {len(body)}"]
+    if not any(line.startswith("Content-Length:") for line in lines):
+        given.append(f"Content-Length: {len(body)}")
     return "\r\n".join(["POST /api/probe HTTP/1.1", *given]) + END + body
 
 
@@ -76,7 +78,8 @@ def question(own: str, body: str, *lines: str) -> str:
 # HEAD comes what may be a body, or else the next request.
 SMUGGLING = {
     "another host": (421, "POST / HTTP/1.1|Host: evil.example|Content-Length: LENGTH"),
-    "no host": (421, "POST / HTTP/1.1|Content-Length: LENGTH"),
+    "no host": (400, "POST / HTTP/1.1|Content-Length: LENGTH"),
+    "no host, of HTTP/1.0": (421, "POST / HTTP/1.0|Content-Length: LENGTH"),
     "two hosts": (400, "POST / HTTP/1.1|Host: OWN|Host: evil.example|Content-Length: LENGTH"),
     "another origin": (
         403,
@@ -101,14 +104,13 @@ SMUGGLING = {
         "POST / HTTP/1.1|Host: OWN|Transfer-Encoding: identity|Content-Length: 0",
     ),
     "two lengths": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: 0|Content-Length: LENGTH"),
-    "a length twice": (400, "GET / HTTP/1.1|Host: OWN|Content-Length: 0|content-length: 0"),
-    "a list of lengths": (413, "POST / HTTP/1.1|Host: OWN|Content-Length: 0, LENGTH"),
+    "a list of lengths": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: 0, LENGTH"),
     "no length": (413, "POST / HTTP/1.1|Host: OWN"),
-    "an empty length": (413, "POST / HTTP/1.1|Host: OWN|Content-Length:"),
-    "a length below 0": (413, "POST / HTTP/1.1|Host: OWN|Content-Length: -1"),
-    "a length with a sign": (413, "POST / HTTP/1.1|Host: OWN|Content-Length: +0"),
-    "a length of Python": (413, "POST / HTTP/1.1|Host: OWN|Content-Length: 0_0"),
-    "a length in other digits": (413, "POST / HTTP/1.1|Host: OWN|Content-Length: \xb2"),
+    "an empty length": (400, "POST / HTTP/1.1|Host: OWN|Content-Length:"),
+    "a length below 0": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: -1"),
+    "a length with a sign": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: +0"),
+    "a length of Python": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: 0_0"),
+    "a length in other digits": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: \xb2"),
     "a length that is too long": (413, "POST / HTTP/1.1|Host: OWN|Content-Length: 1048577"),
     "a folded header": (400, "POST / HTTP/1.1|Host: OWN|Content-Length: LENGTH|\t0"),
     "a blank before a colon": (400, "GET / HTTP/1.1|Host: OWN|Content-Length : LENGTH"),
@@ -118,13 +120,14 @@ SMUGGLING = {
     "a line feed": (400, "GET / HTTP/1.1|X: a\nContent-Length: LENGTH|Host: OWN"),
     "a null": (400, "GET / HTTP/1.1|X: a\x00|Host: OWN"),
     "an earlier HTTP": (400, "GET /data/0/run.json|Host: OWN"),
-    "a later HTTP": (400, "GET / HTTP/2.0|Host: OWN"),
     "three blanks": (400, "GET  / HTTP/1.1|Host: OWN"),
     "an unknown method": (501, "BREW / HTTP/1.1|Host: OWN|Content-Length: LENGTH"),
     "a preflight": (501, "OPTIONS / HTTP/1.1|Host: OWN|Content-Length: LENGTH"),
-    "a long header": (431, "GET / HTTP/1.1|Host: OWN|X: " + 70_000 * "x"),
+    "a tunnel": (501, "CONNECT evil.example:80 HTTP/1.1|Host: OWN"),
     "an address of another host": (404, "GET http://evil.example/ HTTP/1.1|Host: OWN"),
 }
+# uvicorn's answer to what is no HTTP. It quotes nothing.
+MALFORMED = b"Invalid HTTP request received."
 
 
 @pytest.mark.parametrize("name", SMUGGLING)
@@ -136,10 +139,11 @@ def test_what_follows_a_refusal_is_never_a_request(send, own, name):
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert b'"runs"' not in answer
-    assert b"\r\nConnection: close\r\n" in answer
-    assert b"\r\nContent-Security-Policy: default-src 'none'" in answer
-    sentence = answer.partition(END.encode())[2]
-    assert name == "a body of HEAD" or len(json.loads(sentence)["error"]) > 10
+    headers, _, sentence = answer.partition(END.encode())
+    assert b"\r\nconnection: close" in headers.lower()
+    if status != 400 or MALFORMED not in sentence:
+        assert b"\r\ncontent-security-policy: default-src 'none'" in headers.lower()
+        assert name == "a body of HEAD" or len(json.loads(sentence)["error"]) > 10
     assert b'"runs"' in send(get(own, "/data/runs.json", "Connection: close"))
 
 
@@ -151,10 +155,7 @@ def test_what_follows_a_refusal_is_never_a_request(send, own, name):
             "Content-Length is missing or too large; the limit is 1048576",
         ),
         ("GET / HTTP/1.1|Host: OWN|Content-Length: 5", "A GET request must have no body."),
-        ("GET / HTTP/1.1|Host: OWN|HOST: OWN", "The header host is given twice; give it once"),
         ("BREW / HTTP/1.1|Host: OWN", "Unknown method; expected GET, HEAD or POST."),
-        ("GET / HTTP/1.1|Host: OWN|X", "The request is not valid HTTP/1.1."),
-        ("GET / HTTP/1.1|X: " + 70_000 * "x", "The headers are too long; the limit is 65536 bytes"),
         (
             "POST / HTTP/1.1|Host: OWN|Transfer-Encoding: chunked",
             "Transfer-Encoding is not accepted; give a Content-Length.",
@@ -163,6 +164,24 @@ def test_what_follows_a_refusal_is_never_a_request(send, own, name):
 )
 def test_a_refusal_says_why(send, own, head, sentence):
     assert sentence in send(head.replace("OWN", own).replace("|", "\r\n") + END).decode()
+
+
+def test_a_head_that_does_not_end_is_refused(send, own):
+    answer = send(f"GET / HTTP/1.1\r\nHost: {own}\r\nX: " + 70_000 * "x")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(END.encode() + MALFORMED)
+
+
+def test_one_length_given_twice_is_one(send, own):
+    lengths = ("Content-Length: 0", "content-length: 0")
+    answer = send(get(own, "/", *lengths) + get(own, "/data/runs.json", "Connection: close"))
+    assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"HTTP/1.1 ") == 2
+
+
+def test_an_upgrade_is_declined(send, own):
+    """The server speaks nothing but HTTP/1.1."""
+    upgrade = ("Connection: Upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    assert send(get(own, "/data/runs.json", *upgrade)).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_refusal_arrives_though_its_body_is_not_read(send, own):
@@ -212,9 +231,18 @@ def test_requests_in_one_go_are_answered_in_order(send, own):
 
 def test_a_request_may_come_in_pieces(explorer, own):
     with socket.create_connection(address(explorer), timeout=10) as connection:
-        for byte in question(own, '{"text": "slow"}', "Connection: close", "Content-Length: 16"):
+        for byte in question(own, '{"text": "slow"}', "Connection: close"):
             connection.sendall(byte.encode())
         assert all_of(connection).endswith(b'{"text":"slow"}')
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement(explorer, own):
+    with socket.create_connection(address(explorer), timeout=10) as connection:
+        connection.sendall(get(own).encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        for each in explorer._server.server_state.connections:
+            accepted = each.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_old_browser_gets_one_answer(send, own):
@@ -226,7 +254,7 @@ def test_an_old_browser_gets_one_answer(send, own):
 # ---------------------------------------------------------------------------------- crowds
 
 
-def test_the_slow_are_hung_up_on(explorer, own, monkeypatch):
+def test_the_slow_are_hung_up_on(explorer, own, monkeypatch, capfd):
     """Also those who send a byte now and then, which is no sign of a request to come."""
     monkeypatch.setattr(connections, "_SECONDS", 0.3)
     for beginning in ("", "GET / HT", question(own, "{}", "Content-Length: 1000")):
@@ -237,6 +265,7 @@ def test_the_slow_are_hung_up_on(explorer, own, monkeypatch):
                 while time.monotonic() < start + 10:
                     connection.sendall(b"x")
                     time.sleep(0.05)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_who_does_not_read_is_hung_up_on(text_run, monkeypatch):
@@ -252,8 +281,8 @@ def test_who_does_not_read_is_hung_up_on(text_run, monkeypatch):
             assert connection.recv(12) == b"HTTP/1.1 200"
             time.sleep(1)
             with socket.create_connection(address(explorer), timeout=10) as other:
-                other.sendall(question(own, '{"text": "short"}').encode())
-                assert b'{"is":""}' in other.recv(65_536)
+                other.sendall(question(own, '{"text": "short"}', "Connection: close").encode())
+                assert all_of(other).endswith(b'{"is":""}')
             assert len(all_of(connection)) < size
 
 
@@ -273,8 +302,8 @@ def test_closing_does_not_wait_for_an_answer(text_run, capfd):
     with connection:
         assert connection.recv(1) == b""
     go_on.set()
-    explorer._model._thread.join(10)
-    assert not explorer._model._thread.is_alive()
+    explorer._app._model._thread.join(10)
+    assert not explorer._app._model._thread.is_alive()
     assert capfd.readouterr().err == ""
 
 
@@ -290,7 +319,8 @@ def test_the_silent_make_room(text_run, monkeypatch):
             asked.request("GET", "/data/runs.json")
             assert asked.getresponse().status == 200
             silent.append(asked.sock)
-        assert silent[0].recv(1) == b""
+        with suppress(ConnectionResetError):  # what it sent may have come too late
+            assert silent[0].recv(1) == b""
         for connection in silent:
             connection.close()
 
@@ -307,14 +337,14 @@ def test_those_who_are_answered_do_not_make_room(text_run, monkeypatch):
     with ps.explore(text_run, open_browser=False, probe=slow) as explorer:
         own = "{}:{}".format(*address(explorer))
         with socket.create_connection(address(explorer), timeout=10) as asking:
-            asking.sendall(question(own, '{"text": "x"}').encode())
+            asking.sendall(question(own, '{"text": "x"}', "Connection: close").encode())
             silent = [socket.create_connection(address(explorer), timeout=10) for _ in range(20)]
             # And a question does not keep files waiting.
             with socket.create_connection(address(explorer), timeout=10) as other:
                 other.sendall(get(own, "/data/0/run.json", "Connection: close").encode())
                 assert all_of(other).startswith(b"HTTP/1.1 200 ")
             go_on.set()
-            assert asking.recv(65_536).endswith(b'{"text":"x"}')
+            assert all_of(asking).endswith(b'{"text":"x"}')
         for connection in silent:
             connection.close()
 

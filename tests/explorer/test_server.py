@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import sys
 import threading
 import warnings
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 import polyseme as ps
-from polyseme.errors import InputError, RunError
-from polyseme.explorer import server
+from polyseme.errors import InputError, MissingDependencyError, RunError
+from polyseme.explorer import app, server
 
 SAFETY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -192,7 +193,6 @@ def test_own_names_are_answered(ask, host):
 @pytest.mark.parametrize(
     "host",
     [
-        None,
         "",
         "evil.example",
         "evil.example:80",
@@ -218,6 +218,10 @@ def test_other_names_are_not(ask, host):
         assert json.loads(body)["error"] == "The Host header does not name this server."
     body = b'{"run": 0, "text": "x"}'
     assert ask("/api/probe", "POST", body, Host=host, X_Polyseme="1")[0] == 421
+
+
+def test_a_request_without_a_host_is_refused(ask):
+    assert ask("/", Host=None)[0] == 400
 
 
 def test_a_given_host_is_answered_by_its_name(text_run, monkeypatch):
@@ -247,7 +251,7 @@ def test_this_machine_alone_is_no_reason_to_warn(text_run):
 
 
 def test_the_socket_is_this_machines_alone(explorer):
-    assert explorer._connections._socket.getsockname()[0] == "127.0.0.1"
+    assert explorer._socket.getsockname()[0] == "127.0.0.1"
 
 
 # ----------------------------------------------------------------------------- questions
@@ -313,7 +317,7 @@ def test_an_error_while_a_file_is_made_is_not_a_missing_file(ask, explorer, monk
         raise KeyError("a table's column")
 
     monkeypatch.setattr(explorer.root.runs[0], "describe", fail)
-    explorer._cache.pop("data/0/run.json", None)
+    explorer._app._cache.pop("data/0/run.json", None)
     status, _, answer = ask("/data/0/run.json")
     assert (status, b"see the terminal for details" in answer) == (500, True)
     assert "a table's column" in capsys.readouterr().err
@@ -381,6 +385,26 @@ def test_one_question_at_a_time(text_run):
 
 
 # ------------------------------------------------------------------------------ life cycle
+
+
+@pytest.mark.parametrize("library", ["starlette", "uvicorn", "h11"])
+def test_the_server_needs_an_extra(text_run, tmp_path, monkeypatch, library):
+    """And nothing else does."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("starlette", "uvicorn") or name in (
+            "polyseme.explorer.app",
+            "polyseme.explorer.connections",
+            "polyseme.explorer.requests",
+        ):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        MissingDependencyError,
+        match=rf"^The explorer's server needs {library}, which is not installed\. "
+        r"Install it with: pip install 'polyseme\[explore\]'$",
+    ):
+        ps.explore(text_run, open_browser=False)
+    assert ps.export(text_run, tmp_path / "site", progress=False).is_dir()
 
 
 def test_the_page_is_there_before_the_run(text_run, monkeypatch):
@@ -455,7 +479,7 @@ def test_the_browser_is_opened(text_run, monkeypatch):
 
 
 def test_the_cache_is_bounded(text_run, monkeypatch):
-    monkeypatch.setattr(server, "_CACHE_BYTES", 3000)
+    monkeypatch.setattr(app, "_CACHE_BYTES", 3000)
     with ps.explore(text_run, open_browser=False) as explorer:
         connection = http.client.HTTPConnection(explorer.url.removeprefix("http://").rstrip("/"))
         explorer.root.runs[0].check.join()  # else verified.json changes meanwhile
@@ -463,5 +487,5 @@ def test_the_cache_is_bounded(text_run, monkeypatch):
             for path in explorer.root.paths():
                 connection.request("GET", f"/{path}")
                 assert connection.getresponse().read() == explorer.root.file(path)
-                assert sum(len(body) for _, body in explorer._cache.values()) <= 3000
+                assert sum(len(body) for _, body in explorer._app._cache.values()) <= 3000
         connection.close()

@@ -1,175 +1,139 @@
-"""Connections from browsers: many at once, some of them slow, silent or hostile."""
+"""Connections from browsers, some of them slow, silent or hostile."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-import threading
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polyseme.errors import InputError
-from polyseme.explorer.requests import LONGEST_HEAD, Answer, Refused, Request
+from polyseme.explorer.root import POLICY
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _MOST_CONNECTIONS = 512
+_QUEUE = 1024
+"""Most connections that wait to be accepted."""
 _KEPT_FREE = 32
 """Open files reserved for the rest of the process, if its limit is low."""
 _SECONDS = 60
-"""Timeout for a request to arrive, and for the client to receive part of an answer."""
-_LAST_SECONDS = 1
-_PART = 2**16
-_END = b"\r\n\r\n"
+"""Timeout for a request to arrive, and for the browser to receive part of an answer."""
+_LONGEST_HEAD = 2**16
+"""Most bytes of an unfinished request head; no browser sends more, whatever its cookies."""
+_SAFETY = {
+    "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
-class Service(Protocol):
-    """Answers requests."""
+class Connection(H11Protocol):
+    """A connection from a browser, which ends if the browser stalls.
 
-    def admit(self, head: bytes) -> Request:
-        """Check the head of a request, before its body is read."""
+    uvicorn limits the time between requests, but not the time that a request or the receipt of an
+    answer takes, and it does not make room for new connections.
+    """
 
-    async def answer(self, request: Request, body: bytes) -> Answer:
-        """Answer an admitted request; never raises."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for a request."""
+        super().connection_made(transport)
+        self._waits_since = self.loop.time()
+        self._watch()
+        # Not before the requests that have already arrived are read.
+        self.loop.call_soon(self.loop.call_soon, self._make_room)
+
+    def on_response_complete(self) -> None:
+        """Start to wait for another request."""
+        self._waits_since = self.loop.time()
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """Close without waiting for an answer."""
+        self.transport.abort()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the browser has yet to send a request, or the rest of one."""
+        return not self.cycle or self.cycle.response_complete or self.cycle.more_body
+
+    def _make_room(self) -> None:
+        """If there are too many connections, close the one that has been silent longest."""
+        connections = [
+            each
+            for each in self.connections
+            if isinstance(each, Connection) and not each.transport.is_closing()
+        ]
+        if len(connections) > _most_connections():
+            silent = (each for each in connections if each._waits)
+            # It can reconnect.
+            min(silent, key=lambda each: each._waits_since, default=self).transport.abort()
+
+    def _watch(self, before: object = None) -> None:
+        """Close the connection if nothing has happened since `before` that the browser owes."""
+        unsent = self.transport.get_write_buffer_size()
+        now = self.cycle, unsent  # each request has a cycle of its own
+        if now == before and (unsent or self._waits):
+            self.transport.abort()
+        elif self in self.connections:
+            self.loop.call_later(_SECONDS, self._watch, now)
 
 
-class Connections:
-    """The connections to a port, all in one thread.
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(_QUEUE)  # a backlog for the system, but not for asyncio
+
+
+def server(app: ASGIApp) -> uvicorn.Server:
+    """A server that prints nothing and, on exit, waits for nobody.
+
+    Parameters
+    ----------
+    app : ASGI application
+    """
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        headers=list(_SAFETY.items()),
+        h11_max_incomplete_event_size=_LONGEST_HEAD,
+        timeout_keep_alive=_SECONDS,
+        timeout_graceful_shutdown=0,
+        # asyncio accepts as many connections at once, before any of them can make room.
+        backlog=1,
+    )
+    return _Server(config)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
 
     Parameters
     ----------
     host : str
     port : int
         0 chooses a free port.
-    service : Service
-
-    Attributes
-    ----------
-    port : int
 
     Raises
     ------
     InputError
         The port is in use, or the host is empty or not an address of this machine.
     """
-
-    def __init__(self, host: str, port: int, service: Service) -> None:
-        self._service = service
-        self._socket = _listening(host, port)
-        self.port: int = self._socket.getsockname()[1]
-        # Connections that have yet to send a request, or the rest of one: oldest first.
-        self._waiting: dict[asyncio.Task[Any], None] = {}
-        self._changed = asyncio.Event()  # a connection has started to wait, or has ended
-        self._loop = asyncio.new_event_loop()
-        self._serving = self._loop.create_task(self._serve())
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until serving ends; returns whether it has."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def close(self) -> None:
-        """Close all connections and release the port; calling it again does nothing."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._serving.cancel)
-        self._thread.join()
-
-    def _run(self) -> None:
-        with suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._serving)
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        most = _most_connections()
-        open_: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                try:
-                    connection, _ = await self._loop.sock_accept(self._socket)
-                except OSError:  # the process has no free file descriptors
-                    self._hang_up()
-                    await asyncio.sleep(0.05)
-                    continue
-                task = asyncio.create_task(self._converse(connection))
-                open_.add(task)
-                task.add_done_callback(open_.discard)
-                task.add_done_callback(lambda _: self._changed.set())
-                while len(open_) >= most:
-                    self._changed.clear()
-                    self._hang_up()
-                    await self._changed.wait()
-        finally:
-            self._socket.close()
-            rest = asyncio.all_tasks() - {self._serving}
-            for each in rest:
-                each.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-
-    def _hang_up(self) -> None:
-        """Make room: close the connection that has been silent longest; it can reconnect."""
-        if self._waiting:
-            next(iter(self._waiting)).cancel()
-
-    async def _converse(self, connection: socket.socket) -> None:
-        """Answer requests one by one, until one is refused or is the last."""
-        received = bytearray()
-        # A browser that disconnects or falls silent is not an error.
-        with connection, suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            closes = False
-            while not closes:
-                try:
-                    request, body = await self._next(connection, received)
-                    answer = await self._service.answer(request, body)
-                    closes = request.closes or answer.status >= 400
-                    bodiless = request.method == "HEAD"
-                except Refused as refused:
-                    # Its body is never read, so what follows cannot be trusted to be a request.
-                    answer, closes = refused.answer, True
-                    bodiless = received.startswith(b"HEAD ")
-                body = b"" if bodiless else answer.body
-                await self._send(connection, answer.head(closes=closes), body)
-            # Closing with unread data would cut the answer short.
-            connection.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(_LAST_SECONDS):
-                while await self._loop.sock_recv(connection, _PART):
-                    pass
-
-    async def _next(self, connection: socket.socket, received: bytearray) -> tuple[Request, bytes]:
-        """Wait for the next request and its body, and remove them from what was received."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._waiting[task] = None
-        self._changed.set()
-        try:
-            async with asyncio.timeout(_SECONDS):
-                while (end := received.find(_END)) < 0 and len(received) <= LONGEST_HEAD:
-                    received += await self._part(connection)
-                request = self._service.admit(bytes(received if end < 0 else received[:end]))
-                start, stop = end + len(_END), end + len(_END) + request.length
-                while len(received) < stop:
-                    received += await self._part(connection)
-        finally:
-            del self._waiting[task]
-        body = bytes(received[start:stop])
-        del received[:stop]
-        return request, body
-
-    async def _part(self, connection: socket.socket) -> bytes:
-        part = await self._loop.sock_recv(connection, _PART)
-        if not part:
-            raise ConnectionAbortedError
-        return part
-
-    async def _send(self, connection: socket.socket, head: bytes, body: bytes) -> None:
-        for start in range(0, len(body) or 1, _PART):
-            async with asyncio.timeout(_SECONDS):
-                await self._loop.sock_sendall(connection, head + body[start : start + _PART])
-            head = b""  # sent with the first part
-
-
-def _listening(host: str, port: int) -> socket.socket:
     if not host:  # a socket would listen on every address
         raise InputError(
             "host is empty; expected an address of this machine, such as 127.0.0.1, which no other "
@@ -177,13 +141,14 @@ def _listening(host: str, port: int) -> socket.socket:
         )
     if not 0 <= port < 65536:
         raise InputError(f"port is {port}; expected 0 to 65535, where 0 chooses a free port.")
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends small packets at once only if the protocol is named.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # on Windows it would let two servers share a port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
-        made.listen(1024)
-        made.setblocking(False)
+        made.listen(_QUEUE)
     except OSError as error:
         made.close()
         raise InputError(

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import ipaddress
 import re
 import socket
-import sys
-import traceback
+import threading
 import warnings
 import webbrowser
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyseme.errors import PolysemeError, RunError
-from polyseme.explorer.connections import Connections
-from polyseme.explorer.page_errors import NoSuchFileError, page_message
-from polyseme.explorer.requests import Answer, Refused, Request, arguments, question
+from polyseme.errors import MissingDependencyError
 from polyseme.explorer.root import WebRoot
-from polyseme.explorer.strict_json import compact_json, finite
-from polyseme.explorer.worker import Worker
 
 if TYPE_CHECKING:
     from polyseme.views import Run
 
-_CACHE_BYTES = 128 * 2**20
 # A name or an address, and a port.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:[0-9]{1,5})?", re.ASCII)
 
@@ -74,6 +64,8 @@ def explore(
     ------
     InputError
         The port is in use, or the host is not an address of this machine.
+    MissingDependencyError
+        Starlette or uvicorn is not installed; the extra ``explore`` installs both.
     RunError
         A run cannot be opened at all. A partly damaged run is shown as far as possible.
     """
@@ -119,18 +111,23 @@ class Explorer(AbstractContextManager["Explorer"]):
     def __init__(
         self, root: WebRoot, live: Mapping[str, Callable[..., Any]], host: str, port: int
     ) -> None:
+        try:
+            from polyseme.explorer.app import App
+            from polyseme.explorer.connections import listening, server
+        except ModuleNotFoundError as error:
+            missing = str(error.name).partition(".")[0]
+            raise MissingDependencyError("The explorer's server", missing, "explore") from error
         self.root = root
-        self._live = live
         self._host = host
-        # Only the connections' thread uses these, so they need no lock.
-        self._cache: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
-        self._cached_bytes = 0
-        self._building: dict[str, asyncio.Task[tuple[str, bytes]]] = {}
-        self._builder = Worker()  # one file at a time bounds the memory
-        self._model = Worker()  # a model answers one request at a time
-        self._connections = Connections(host, port, self)
+        self._socket = listening(host, port)
+        self._app = App(root, live, self.accepts_host)
+        self._server = server(self._app)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), daemon=True
+        )
+        self._thread.start()
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._connections.port}/"
+        self.url = f"http://{shown}:{self._socket.getsockname()[1]}/"
 
     @property
     def exposed(self) -> str | None:
@@ -160,108 +157,11 @@ class Explorer(AbstractContextManager["Explorer"]):
         # Accept any IP address, which cannot be rebound, or this machine's name.
         return _address(name) is not None or name == socket.gethostname().lower()
 
-    # -------------------------------------------------------------------------- answers
-
-    def admit(self, head: bytes) -> Request:
-        """Check the head of a request.
-
-        Raises
-        ------
-        Refused
-            It is malformed, or not from one of the explorer's own pages.
-        """
-        request = Request.parse(head)
-        host = request.headers.get("host")
-        if not self.accepts_host(host):
-            raise Refused(421, "The Host header does not name this server.")
-        if request.method == "POST":
-            # Another site can submit a form here, but not with our origin or this header.
-            if request.headers.get("origin") != f"http://{host}":
-                raise Refused(403, "Only the explorer's own pages may call live functions.")
-            if request.headers.get("x-polyseme") != "1":
-                raise Refused(403, "Calling a live function requires the header X-Polyseme: 1.")
-        return request
-
-    async def answer(self, request: Request, body: bytes) -> Answer:
-        """Answer an admitted request; errors of any kind become answers too."""
-        try:
-            if request.method == "POST":
-                return await self._model.do(lambda: self._ask(request.path, body))
-            return await self._get(request)
-        except Refused as refused:
-            return refused.answer
-        except RunError as error:
-            return Refused(500, page_message(error)).answer
-        except PolysemeError as error:
-            return Refused(400, page_message(error)).answer
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
-            return Refused(500, "Internal server error; see the terminal for details.").answer
-
-    async def _get(self, request: Request) -> Answer:
-        path = "index.html" if request.path == "/" else request.path.removeprefix("/")
-        try:
-            tag, body = await self._file(path)
-        except NoSuchFileError:
-            raise Refused(404, "There is no such file.") from None
-        if tag in request.headers.get("if-none-match", ""):
-            return Answer(304, tag=tag)
-        return Answer(200, body, PurePosixPath(path).suffix, tag)
-
-    def _ask(self, path: str, body: bytes) -> Answer:
-        asked = question(body)
-        name = path.removeprefix("/api/")
-        function = self._live.get(name) if path.startswith("/api/") else None
-        if function is None:
-            raise Refused(
-                404,
-                "There is no such function. Live functions need a model; start with --model.",
-            )
-        runs = self.root.runs
-        number = asked.get("run", 0)
-        if type(number) is not int or not 0 <= number < len(runs):
-            raise Refused(400, f"run must be a number from 0 to {len(runs) - 1}.")
-        answer = finite(function(runs[number].run, **arguments(name, asked)))
-        # Importances are an array; the other answers are objects.
-        answer = answer if isinstance(answer, dict) else {name: answer}
-        return Answer(200, compact_json(answer).encode())
-
-    async def _file(self, path: str) -> tuple[str, bytes]:
-        """The entity tag and contents of a file; concurrent requests share the work."""
-        if path in self._cache:
-            self._cache.move_to_end(path)
-            return self._cache[path]
-        if not path.startswith("data/"):
-            return self._made(path)  # in memory, so it must not wait for a run
-        if path not in self._building:
-            self._building[path] = asyncio.create_task(self._build(path))
-        return await asyncio.shield(self._building[path])
-
-    async def _build(self, path: str) -> tuple[str, bytes]:
-        try:
-            built = await self._builder.do(lambda: self._made(path))
-        finally:
-            del self._building[path]
-        if self.root.changes(path):
-            return built
-        self._cache[path] = built
-        self._cached_bytes += len(built[1])
-        while self._cached_bytes > _CACHE_BYTES:
-            _, (_, dropped) = self._cache.popitem(last=False)
-            self._cached_bytes -= len(dropped)
-        return built
-
-    def _made(self, path: str) -> tuple[str, bytes]:
-        body = self.root.file(path)
-        return f'"{hashlib.sha256(body).hexdigest()[:32]}"', body
-
-    # ----------------------------------------------------------------------- life cycle
-
     def wait(self) -> None:
         """Serve until an interrupt, then close."""
         try:
-            while not self._connections.wait(3600):
-                pass
+            while self._thread.is_alive():
+                self._thread.join(3600)
         except KeyboardInterrupt:
             pass
         finally:
@@ -269,9 +169,10 @@ class Explorer(AbstractContextManager["Explorer"]):
 
     def close(self) -> None:
         """Stop serving and release the port; calling it again does nothing."""
-        self._connections.close()
-        self._builder.close()
-        self._model.close()
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()  # open if the server had not started yet
+        self._app.close()
 
     def __exit__(self, *raised: object) -> None:
         self.close()
