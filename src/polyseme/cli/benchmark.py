@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from polyseme.cli.arguments import module
+from polyseme.cli.options import add_command
 from polyseme.remote import local_path
 
 
@@ -14,17 +15,11 @@ def add_benchmark(commands: Any) -> None:
     text = "Evaluate features, or the method that finds meanings, against known answers."
     command = commands.add_parser("benchmark", help=text, description=text)
     kinds = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_features(kinds)
-    _add_meanings(kinds)
+    add_command(kinds, "features", _features, _add_features)
+    add_command(kinds, "meanings", _meanings, _add_meanings)
 
 
-def _add_features(commands: Any) -> None:
-    text = (
-        "Compare a run's features with the tokens or classes of their examples, at several "
-        "thresholds; the baseline is clusters of pre-neuron embeddings."
-    )
-    command = commands.add_parser("features", help=text, description=text)
-    command.set_defaults(run=_features)
+def _add_features(command: Any) -> None:
     command.add_argument("path", metavar="RUN", help="folder or URL of a run")
     command.add_argument(
         "--site", action="append", metavar="NAME", help="may be repeated (default: all sites)"
@@ -38,13 +33,7 @@ def _add_features(commands: Any) -> None:
     )
 
 
-def _add_meanings(commands: Any) -> None:
-    text = (
-        "Compare methods of finding meanings on neurons whose meanings are known, planted in "
-        "language models, images and synthetic data. Rerun to resume."
-    )
-    command = commands.add_parser("meanings", help=text, description=text)
-    command.set_defaults(run=_meanings)
+def _add_meanings(command: Any) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     command.add_argument(
         "--quick", action="store_true", help="five minutes instead of an hour; MiniLM only"
@@ -73,6 +62,9 @@ def _add_meanings(commands: Any) -> None:
 
 
 def _meanings(options: argparse.Namespace) -> None:
+    """Compare methods of finding meanings on neurons whose meanings are known, planted in language
+    models, images and synthetic data. Rerun to resume.
+    """
     benchmark = module("polyseme.evaluate.meaning_benchmark", "The meanings benchmark")
     from rich.console import Console
     from rich.table import Table
@@ -142,6 +134,9 @@ def _meanings(options: argparse.Namespace) -> None:
 
 
 def _features(options: argparse.Namespace) -> None:
+    """Compare a run's features with the tokens or classes of their examples, at several
+    thresholds; the baseline is clusters of pre-neuron embeddings.
+    """
     evaluate = module("polyseme.evaluate.agreement", "Evaluating a run's features")
     from rich.console import Console
     from rich.table import Table

@@ -150,9 +150,9 @@ class Run:
         k : int
             Most neurons listed per token, over all sites together.
         by : {"share", "activation"}
-            How neurons are ranked. The default is activation as a share of the neuron's maximum
-            in the run, so that neurons with large activations do not always come first; it
-            favours neurons that are only ever weakly active.
+            How to rank neurons: by "share" (of the neuron's maximum in the run) or "activation". A
+            share lets other neurons come first than those with large activations; it favours
+            neurons that are only ever weakly active.
         saes : mapping of str to SAE, optional
             The SAEs of the run, by name of their site.
         max_tokens : int, optional
