@@ -1,7 +1,7 @@
 """The search for similar features: time of comparing all pairs over that of cells, and recall.
 
 By default, the features are synthetic: behaviours that some features of many neurons share, among
-others that share nothing. With --run, they are a run's features with at least three examples.
+others that share nothing. With --run, they are a run's features that are compared.
 Both methods search the same vectors in the same process. Recall is over all five neighbours of
 each feature, and over those above a given similarity: neighbours that are hardly nearer than the
 rest are found less reliably, and mean little.

@@ -1,9 +1,9 @@
 """Real runs in a real browser: what the tests of the pages share.
 
 A test takes `page` and one of `text_site`, `image_site` and `two_site`, which give the address of
-the pages, once from the live server and once from an export of the same run; `live_text_site` and
-`live_image_site` are those with a model at hand. A page fails its test when it logs an error, or
-asks any other host for anything.
+the pages. A live server answers for `image_site`, static files for the other two: both send the same
+files, byte for byte (`tests/explorer/test_export.py`), and `test_overview.py` compares what they
+show. A page fails its test when it logs an error, or asks any other host for anything.
 """
 
 from __future__ import annotations
@@ -139,25 +139,19 @@ def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
         yield lambda mode, *runs: serve(mode, *(run.path for run in runs))
 
 
-@pytest.fixture(scope="session", params=["live", "exported"])
-def mode(request) -> str:
-    """Live or exported."""
-    return request.param
+@pytest.fixture(scope="session")
+def text_site(serve, text_run) -> str:
+    return serve("exported", text_run)
 
 
 @pytest.fixture(scope="session")
-def text_site(serve, mode, text_run) -> str:
-    return serve(mode, text_run)
+def image_site(serve, image_run) -> str:
+    return serve("live", image_run)
 
 
 @pytest.fixture(scope="session")
-def image_site(serve, mode, image_run) -> str:
-    return serve(mode, image_run)
-
-
-@pytest.fixture(scope="session")
-def two_site(serve, mode, two_runs) -> str:
-    return serve(mode, *two_runs)
+def two_site(serve, two_runs) -> str:
+    return serve("exported", *two_runs)
 
 
 # ------------------------------------------------------------------------------- browser

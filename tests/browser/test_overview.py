@@ -385,6 +385,28 @@ class TestFrame:
             assert sentence in page.locator(".notice.bad").inner_text()
         page.close()
 
+    @pytest.mark.parametrize(
+        ("names", "address"),
+        [
+            (["text_run"], "#/"),
+            (["text_run"], "#/search?q=the"),
+            (["text_run"], "#/neuron/0/3"),
+            (["text_run"], "#/neuron/1/5?level=features&threshold=0.4"),
+            (["image_run"], "#/neuron/0/11"),
+            (["image_run"], "#/neuron/0/12?overlap=0.9"),
+            (["two_runs"], "#/compare"),
+        ],
+    )
+    def test_an_export_shows_what_the_server_shows(self, page, serve, request, names, address):
+        runs = [request.getfixturevalue(name) for name in names]
+        runs = runs[0] if isinstance(runs[0], list) else runs
+        shown = []
+        for mode in ("live", "exported"):
+            visit(page, serve(mode, *runs), address)
+            shown.append(page.locator("main").inner_text())
+        assert shown[0] == shown[1]
+        assert len(shown[0]) > 200
+
     def test_a_page_from_a_file_says_that_it_needs_a_server(self, browser, image_run, tmp_path):
         page = browser.new_page()
         page.goto((ps.export(image_run, tmp_path / "out", progress=False) / "index.html").as_uri())

@@ -414,3 +414,58 @@ def test_an_sae_without_a_decoder_module_cannot_be_edited() -> None:
         edit_site(site, torch.zeros_like),
     ):
         pass
+
+
+class Counting(nn.Module):
+    """Three layers; remembers which of them ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.ran: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            self.ran.append(number)
+            x = torch.relu(layer(x))
+        return x
+
+
+def test_a_pass_ends_at_the_last_site_that_is_read() -> None:
+    model = Counting()
+    sites = find_sites(model, ["layers.0", "layers.1"])
+    x = torch.randn(64, 6)
+    readings: dict[bool, dict[str, Tensor]] = {}
+    for stop in (False, True):
+        model.ran.clear()
+        values = readings[stop] = {}
+        with torch.no_grad(), evaluating(model):
+            prove_sites(model, sites, Feed(model), x)
+            model.ran.clear()
+            with read_sites(
+                model, sites, lambda s, r, _, v=values: v.update({s.name: r.activations}), stop=stop
+            ):
+                Feed(model)(x)
+        assert model.ran == [0, 1, 2][: 2 if stop else 3]
+    for name in ("layers.0", "layers.1"):
+        torch.testing.assert_close(readings[True][name], readings[False][name], rtol=0, atol=0)
+    model.ran.clear()
+    collector = Collector(model, sites, TopK(2))
+    for _ in collector.run([Batch(x, x.numpy())] * 2):
+        pass
+    # The proof runs the whole model, twice, on the first batch.
+    assert model.ran.count(2) == 2
+    assert model.ran.count(1) == 4
+
+
+def test_a_site_that_some_batch_does_not_run_is_named() -> None:
+    class Sometimes(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if len(self.ran) < 9 else torch.relu(self.layers[0](x))
+
+    model, x = Sometimes(), torch.randn(4, 6)
+    collector = Collector(model, find_sites(model, ["layers.0", "layers.2"]), TopK(2))
+    message = r"did not run site 'layers\.2' on inputs 4 to 7; expected a layer that runs on all"
+    with pytest.raises(SiteError, match=message):
+        for _ in collector.run([Batch(x, x.numpy())] * 2):
+            pass

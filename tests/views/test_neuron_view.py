@@ -256,11 +256,11 @@ def test_assign_to_the_wrong_shape(grey_run, shape):
 
 
 def brute_similar(run, neuron, k):
-    """Medoid against medoid, one pair at a time; features of three examples or more."""
+    """Medoid against medoid, one pair at a time; features of five examples or more."""
 
     def medoids(other):
         for feature in other.features:
-            if feature.n_examples >= 3:
+            if feature.n_examples >= 5:
                 e = (other.vectors[feature.medoid] * other.weights).astype(np.float64)
                 yield feature.number, e / np.linalg.norm(e)
 

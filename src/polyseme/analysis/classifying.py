@@ -160,7 +160,7 @@ class ImageClassifier:
                 if not self._known:
                     prove_sites(self.model, self.sites, feed, inputs)
                     self._known = True
-                with read_sites(self.model, self.sites, on_reading):
+                with read_sites(self.model, self.sites, on_reading, stop=True):
                     feed(inputs)
             logits = output[0].float()
             classes = logits.topk(min(len(logits), MAX_CLASSES)).indices.tolist()

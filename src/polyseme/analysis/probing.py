@@ -153,7 +153,7 @@ class Prober:
             if not self._known:
                 prove_sites(self.model, self.sites, feed, inputs)
                 self._known = True
-            with read_sites(self.model, self.sites, on_reading):
+            with read_sites(self.model, self.sites, on_reading, stop=True):
                 feed(inputs)
         return _Read(ids[attention], mask[attention], [tops[s.name] for s in self.sites])
 

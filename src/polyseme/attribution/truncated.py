@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyseme.errors import InputError, SiteError
-from polyseme.sites.hooks import Feed, first_tensor, in_this_thread
+from polyseme.sites.hooks import Feed, Reached, first_tensor, in_this_thread
 from polyseme.sites.site import Site
 from polyseme.sites.transformer import is_transformer
 
@@ -118,10 +118,6 @@ class Reach:
         return [caught[number] for number in range(len(self._sites))]
 
 
-class _Reached(Exception):
-    """Ends a forward pass once the wanted activations are known."""
-
-
 @contextmanager
 def _stopping_at(sites: Sequence[Site], catch: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Capture activations of sites, (B, L, n_neurons), and end the forward pass after the last.
@@ -135,12 +131,12 @@ def _stopping_at(sites: Sequence[Site], catch: Callable[[int, Tensor], None]) ->
             catch(number, activations())
             pending.remove(number)
             if not pending:
-                raise _Reached
+                raise Reached
 
     with ExitStack() as hooks:
         for number, site in enumerate(sites):
             hooks.callback(_hook(site, number, reach).remove)
-        with suppress(_Reached):
+        with suppress(Reached):
             yield
 
 

@@ -16,7 +16,7 @@ from polyseme.capture.accumulate import Collected, SiteCollector
 from polyseme.capture.pool import Pool
 from polyseme.capture.select import RandomActive, Selector, priorities
 from polyseme.capture.stream import Selection
-from polyseme.errors import InputError
+from polyseme.errors import InputError, SiteError
 from polyseme.sites.hooks import (
     Feed,
     Gather,
@@ -215,6 +215,7 @@ class Collector:
         n = part.stop - part.start
         index = torch.arange(part.start, part.stop) + self.n_inputs
         order = priorities(index, self._seed)
+        unread = {site.name for site in self._sites}
 
         def on_reading(site: Site, reading: Reading, gather: Gather) -> None:
             if len(reading.activations) != n:
@@ -223,10 +224,17 @@ class Collector:
                     f"the first axis of a layer's output must be the batch."
                 )
             self._collectors[site.name].update(reading, gather, index, order, wanted[part])
+            unread.discard(site.name)
 
         mask = None if mask is None else mask[part]
-        with read_sites(self._model, self._sites, on_reading, mask):
+        with read_sites(self._model, self._sites, on_reading, mask, stop=True):
             self._feed(some_inputs(inputs, part))
+        if unread:
+            raise SiteError(
+                f"The model did not run site {min(unread)!r} on inputs {index[0]} to {index[-1]}; "
+                f"expected a layer that runs on all inputs. Leave it out with --exclude, or "
+                f"exclude=..., or leave these inputs out."
+            )
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:

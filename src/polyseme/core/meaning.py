@@ -461,14 +461,15 @@ def _labels(
             is_open[rows, side] = goes_on
     groups = top[:, :n]
     loose = ~whole[rows[:, None], groups]
-    labels = np.where(loose, -1, groups)
-    numbered = np.stack([_by_size(row) for row in labels]) if m else np.zeros((0, n), np.int64)
-    for row in np.flatnonzero(loose.any(axis=1)):
-        member = np.eye(numbered[row].max() + 1)[numbered[row][~loose[row]]]
-        similar = cosines[row][loose[row]][:, ~loose[row]] @ (member / member.sum(axis=0))
-        numbered[row][loose[row]] = similar.argmax(axis=1)
-        numbered[row] = _by_size(numbered[row])
-    return numbered
+    labels = _by_size(np.where(loose, -1, groups))
+    if (incomplete := loose.any(axis=1)).any():
+        known = labels[incomplete]
+        member = (known[:, :, None] == np.arange(known.max() + 1)).astype(float)
+        sizes = member.sum(axis=1, keepdims=True)
+        similar = cosines[incomplete] @ (member / np.maximum(sizes, 1))
+        nearest = np.where(sizes > 0, similar, -np.inf).argmax(axis=2)
+        labels[incomplete] = _by_size(np.where(known < 0, nearest, known))
+    return labels
 
 
 def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
@@ -481,12 +482,17 @@ def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
 
 
 def _by_size(labels: Ints) -> Ints:
-    """Renumber labels by size, then by first example; -1 is kept."""
+    """Renumber the labels of each row by size, then by first example; -1 is kept."""
+    if not labels.size:
+        return labels.astype(np.int64)
+    span = int(labels.max()) + 2
+    keys = labels + 1 + span * np.arange(len(labels))[:, None]
     names, first, inverse, sizes = np.unique(
-        labels, return_index=True, return_inverse=True, return_counts=True
+        keys, return_index=True, return_inverse=True, return_counts=True
     )
+    row, label = np.divmod(names, span)
+    order = np.lexsort((first, -sizes, label == 0, row))
     rank = np.empty(len(names), np.int64)
-    known = np.flatnonzero(names >= 0)
-    rank[known[np.lexsort((first[known], -sizes[known]))]] = np.arange(len(known))
-    rank[names < 0] = -1
-    return np.asarray(rank[inverse])
+    rank[order] = np.arange(len(names)) - np.searchsorted(row, row)
+    rank[label == 0] = -1
+    return rank[inverse].reshape(labels.shape)

@@ -15,9 +15,9 @@ from polyseme.core.arrays import Floats, to_numpy
 from polyseme.core.parallel import in_threads, multiplies_bfloat16
 from polyseme.errors import InputError, MissingDependencyError
 
-# Features with fewer examples are not compared: most features have fewer, and one or two examples
-# do not show what they have in common.
-MIN_EXAMPLES = 3
+# Features with fewer examples are not compared: as many as make a meaning, since fewer hardly show
+# what they have in common, and most features have fewer.
+MIN_EXAMPLES = 5
 # Up to this many vectors, every pair is compared, which takes seconds.
 MOST_EXACT = 30_000
 # There are about as many cells as vectors per cell. Each vector visits enough cells to be compared

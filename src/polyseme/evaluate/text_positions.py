@@ -48,7 +48,7 @@ def read_positions(
         def keep(site: Site, _: Any, gather: Any, where: tuple[Tensor, ...] = where) -> None:
             parts[site.name].append(gather(*where).half().cpu().numpy())
 
-        with evaluating(model), torch.no_grad(), read_sites(model, sites, keep, counted):
+        with evaluating(model), torch.no_grad(), read_sites(model, sites, keep, counted, stop=True):
             feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})
         tokens.append(batch.ids[batch.mask])
         groups.append(where[0].numpy() + n_contexts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyseme.errors import InputError, SiteError
 from polyseme.sites.find import find_sites
-from polyseme.sites.hooks import Feed, edit_site, evaluating
+from polyseme.sites.hooks import Feed, Reached, edit_site, evaluating
 from polyseme.sites.proof import prove_sites
 from polyseme.sites.site import Site
 
@@ -51,8 +51,9 @@ def site_activations(model: nn.Module, site: Site, batches: Iterable[Any]) -> It
 
             def keep(activations: Tensor, seen: list[Tensor] = seen) -> None:
                 seen.append(rows_of(site, activations).clone())
+                raise Reached
 
-            with edit_site(site, keep):
+            with suppress(Reached), edit_site(site, keep):
                 feed(inputs)
         yield seen[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -142,12 +142,18 @@ def _first_layer(model: nn.Module) -> str:
     return ""
 
 
+class Reached(Exception):
+    """Ends a forward pass once all that is wanted of it is known."""
+
+
 @contextmanager
 def read_sites(
     model: nn.Module,
     sites: Sequence[Site],
     on_reading: OnReading,
     mask: Tensor | None = None,
+    *,
+    stop: bool = False,
 ) -> Iterator[None]:
     """Call back with every site's reading whenever the model runs within the block.
 
@@ -160,9 +166,20 @@ def read_sites(
         place. ``gather(rows, places)`` gives pre-neuron embeddings, see `Site.gather`.
     mask : Tensor of bool, shape (B, positions), optional
         Positions that count, for a single run of the model; all by default.
+    stop : bool
+        End the block, and the forward pass in it, once each site has been read: what the model
+        does after the last of them takes time for nothing. For proved sites, which run once.
     """
-    reader = _Reader(on_reading, mask)
-    with ExitStack() as hooks:
+    pending = {site.name for site in sites}
+
+    def read(site: Site, reading: Reading, gather: Gather) -> None:
+        on_reading(site, reading, gather)
+        pending.discard(site.name)
+        if stop and not pending:
+            raise Reached
+
+    reader = _Reader(read, mask)
+    with ExitStack() as hooks, suppress(Reached):
         for site in sites:
             hidden = site.hidden
             for handle in reader.hooks_at(site) if hidden is None else reader.hooks_between(hidden):

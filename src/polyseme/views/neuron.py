@@ -375,7 +375,7 @@ class Neuron:
 
         Features are compared by the cosine similarity of their medoids, with the features of all
         sites of the run that read vectors of the same length, cut at the run's own threshold.
-        Features with fewer than 3 examples are left out on both sides.
+        Features with fewer than 5 examples are left out on both sides.
 
         A run stores the 5 features most similar to each of its features. In a large run these
         come from a search that may miss some of the less similar ones (see
