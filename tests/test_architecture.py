@@ -44,7 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "views": {"errors", "core", "store", "remote"},
     "explorer": {"errors", "core", "store", "views", "remote"},
     "analysis": LIBRARY,
-    "opening": {"errors", "views", "analysis"},
+    "opening": {"errors", "store", "views", "analysis"},
     "evaluate": LIBRARY | {"analysis", "demo"},
     "demo": LIBRARY | {"analysis", "evaluate"},
 }

@@ -32,7 +32,9 @@ def takes(
 ) -> Callable[[Callable[[Options], Result]], Callable[P, Result]]:
     """Decorate a function of an options object, so that it is called with the object's fields."""
     signature, texts = inspect.signature(options), descriptions(options)
-    parameters = "\n".join(["Parameters", "----------", *map("\n    ".join, texts.values())])
+    # Names that share a description stand in one line.
+    described = dict.fromkeys("\n    ".join(texts[name]) for name in signature.parameters)
+    parameters = "\n".join(["Parameters", "----------", *described])
 
     def decorate(function: Callable[[Options], Result]) -> Callable[P, Result]:
         @functools.wraps(function)

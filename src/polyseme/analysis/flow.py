@@ -30,8 +30,8 @@ from polyseme.capture.collect import needs_head
 from polyseme.core.parallel import in_threads
 from polyseme.core.space import ENOUGH
 from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites, sites_that_run
-from polyseme.store import RunWriter
-from polyseme.views import Run, open_run
+from polyseme.store import RunFolder, RunWriter
+from polyseme.views import Run
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def run_analysis(
     fingerprint = {**prepared.fingerprint, **extra}
     with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
         if writer.finished:
-            return open_run(out, probe=probe)
+            return Run(RunFolder(out), probe)
         with progress_bars(progress) as bars, SimilarFeatures(writer) as similar, engine.at_work():
             work = Work(writer, bars, stages, progress)
             with stages(engine.stage):
@@ -126,7 +126,7 @@ def run_analysis(
                 **extra,
             }
         )
-    return open_run(path, probe=probe)
+    return Run(RunFolder(path), probe)
 
 
 class _ThisProcess(Engine):

@@ -6,8 +6,11 @@ import argparse
 from typing import Any
 
 from polyseme.cli.arguments import module
-from polyseme.cli.options import add_command
+from polyseme.cli.options import add_command, add_options, values_of
+from polyseme.options import Job
 from polyseme.remote import local_path
+
+_SAMPLE = "n_neurons seed"
 
 
 def add_benchmark(commands: Any) -> None:
@@ -20,14 +23,13 @@ def add_benchmark(commands: Any) -> None:
 
 
 def _add_features(command: Any) -> None:
+    from polyseme.evaluate.agreement import agreement
+
     command.add_argument("path", metavar="RUN", help="folder or URL of a run")
     command.add_argument(
         "--site", action="append", metavar="NAME", help="may be repeated (default: all sites)"
     )
-    command.add_argument(
-        "--neurons", type=int, default=100, metavar="N", help="per site (default: %(default)s)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add_options(command, agreement, _SAMPLE, n_neurons={"flag": "--neurons"})
     command.add_argument(
         "--csv", metavar="FILE", help="write the table, broken down by site, to a CSV file"
     )
@@ -58,7 +60,7 @@ def _add_meanings(command: Any) -> None:
         help="synthetic, digits, concepts or latents; may be repeated (default: all)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    command.add_argument("--quiet", action="store_true", help="show no progress")
+    add_options(command, Job, "progress")
 
 
 def _meanings(options: argparse.Namespace) -> None:
@@ -77,7 +79,7 @@ def _meanings(options: argparse.Namespace) -> None:
         halves=benchmark.HALVES if options.half == "both" else (options.half,),
         parts=options.part or benchmark.PARTS,
         seed=options.seed,
-        progress=not options.quiet,
+        progress=options.progress,
     )
     console = Console()
     for half, group in benchmark.summary(frame).groupby("half", sort=False):
@@ -141,11 +143,10 @@ def _features(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from polyseme.views import open_run
+    from polyseme.opening import open_run
 
-    frame = evaluate.agreement(
-        open_run(options.path), sites=options.site, n_neurons=options.neurons, seed=options.seed
-    )
+    run = open_run(options.path)
+    frame = evaluate.agreement(run, sites=options.site, **values_of(options, _SAMPLE))
     if options.csv:
         frame.to_csv(local_path(options.csv, "The table"), index=False)
     n = int(frame.groupby("site")["neurons"].first().sum())

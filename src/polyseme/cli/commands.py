@@ -189,7 +189,12 @@ def _add_analyse(analyse: Any) -> None:
         analyse,
         AnalysisOptions,
         _FINDING,
-        exclude={"action": "append", "metavar": "NAME", "help": "{}; may be repeated"},
+        exclude={
+            "action": "append",
+            "default": [],
+            "metavar": "NAME",
+            "help": "{}; may be repeated",
+        },
         select={"metavar": "SELECTOR"},
         image_shape={"type": image_shape, "metavar": "H,W"},
     )

@@ -14,7 +14,6 @@ _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
 _METAVARS = {"int": "N", "str": "NAME", "str | Path": "DIR"}
 # Flags that turn a parameter off.
 _OFF = {
-    "open_browser": ("--no-browser", "print the address without opening a browser"),
     "panels": ("--no-panels", "skip activation maps and logit effects, which is faster"),
     "progress": ("--quiet", "show no progress"),
 }

@@ -27,7 +27,7 @@ from polyseme.cli.language_models import (
 )
 from polyseme.cli.options import add_options, values_of
 from polyseme.errors import InputError
-from polyseme.options import TrainingOptions
+from polyseme.options import Job, TrainingOptions
 from polyseme.remote import RemotePath, is_url
 
 # Parameters of train_sae: of all SAEs of a sweep, of one of them, and of where it is written.
@@ -96,8 +96,7 @@ def add_compare(command: Any) -> None:
     command.add_argument(
         "--out", default="runs/compare", metavar="DIR", help="output folder (default: %(default)s)"
     )
-    command.add_argument("--quiet", dest="progress", action="store_false", help="show no progress")
-    command.add_argument("--overwrite", action="store_true", help="replace existing runs")
+    add_options(command, Job, "overwrite progress")
     command.add_argument("--resume", action="store_true", help="keep existing results")
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import metadata as installed
 from numbers import Integral
 from pathlib import Path
@@ -241,18 +242,20 @@ def _bar(show: bool, trainer: Trainer) -> Iterator[Callable[[], None]]:
 
 def _checked(options: TrainingOptions) -> dict[str, Any]:
     """The options that determine the SAE, except the number of steps, as recorded with it."""
-    settings: dict[str, Any] = {
-        "architecture": _choice("architecture", options.architecture, ARCHITECTURES),
-        "ne_form": _choice("form of the NE loss", options.ne_form, FORMS),
-        "ne_momentum": _momentum(options.ne_momentum),
-        "lr": _number("lr", options.lr, above=True),
+    checks: dict[str, Callable[[str, Any], Any]] = {
+        "architecture": partial(_choice, allowed=ARCHITECTURES),
+        "d_sae": partial(_integer, least=1),
+        "ne_coefficient": _number,
+        "ne_form": lambda _, form: _choice("form of the NE loss", form, FORMS),
+        "ne_momentum": _share,
+        "ne_start": partial(_integer, least=0),
+        "batch_size": partial(_integer, least=1),
+        "lr": partial(_number, above=True),
+        "weight_decay": _number,
+        "seed": partial(_integer, least=0),
+        **dict.fromkeys(_JSON, lambda _, mapping: dict(mapping or {})),
     }
-    for name, least in (("d_sae", 1), ("ne_start", 0), ("batch_size", 1), ("seed", 0)):
-        settings[name] = _integer(name, getattr(options, name), least)
-    for name in ("ne_coefficient", "weight_decay"):
-        settings[name] = _number(name, getattr(options, name))
-    for name in _JSON:
-        settings[name] = dict(getattr(options, name) or {})
+    settings = {name: check(name, getattr(options, name)) for name, check in checks.items()}
     return settings | _sparsity(settings, options.l1_coefficient, options.k)
 
 
@@ -284,10 +287,10 @@ def _choice(kind: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)
 
 
-def _momentum(value: Any) -> float:
+def _share(name: str, value: Any) -> float:
     if not 0 <= (number := _float(value)) < 1:
         raise InputError(
-            f"ne_momentum is {value!r}; expected a number of at least 0 and below 1, the share of "
+            f"{name} is {value!r}; expected a number of at least 0 and below 1, the share of "
             f"the old mean that is kept."
         )
     return number

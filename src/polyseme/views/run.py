@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,6 @@ from polyseme.views.measures import is_dead, is_without_examples, measured
 from polyseme.views.neuron import Neuron
 from polyseme.views.neuron_rows import Tables
 from polyseme.views.probe import Probe
-
-
-def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> Run:
-    """Open a run.
-
-    Parameters
-    ----------
-    path : str or Path
-        The folder or URL that `analyse` wrote to.
-    probe : callable, optional
-        The function that `Run.probe` calls, supplied by ``polyseme.open_run``.
-
-    Raises
-    ------
-    RunError
-        The path is missing or not a run, or the run is unfinished, newer or damaged.
-    """
-    return Run(RunFolder(path), probe)
 
 
 class Run:
