@@ -32,9 +32,9 @@ def takes(
 ) -> Callable[[Callable[[Options], Result]], Callable[P, Result]]:
     """Decorate a function of an options object, so that it is called with the object's fields."""
     signature, texts = inspect.signature(options), descriptions(options)
-    # Names that share a description stand in one line.
-    described = dict.fromkeys("\n    ".join(texts[name]) for name in signature.parameters)
-    parameters = "\n".join(["Parameters", "----------", *described])
+    # Names that share a description stand in one line. Python may be run without docstrings.
+    lines = dict.fromkeys("\n    ".join(texts.get(name, [])) for name in signature.parameters)
+    parameters = "\n".join(["Parameters", "----------", *lines])
 
     def decorate(function: Callable[[Options], Result]) -> Callable[P, Result]:
         @functools.wraps(function)

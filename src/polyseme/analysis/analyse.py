@@ -53,14 +53,4 @@ def analyse(options: AnalysisOptions) -> Run:
         raise InputError(
             "address and workers apply only to engine='ray'; leave them out, or give engine='ray'."
         )
-    return run_analysis(
-        options.model,
-        source,
-        sites=options.sites,
-        exclude=options.exclude,
-        out=options.out,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        progress=options.progress,
-        engine=engine,
-    )
+    return run_analysis(options, source, engine)

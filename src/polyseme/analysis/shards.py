@@ -26,7 +26,7 @@ from polyseme.capture.statistics import TOGETHER
 from polyseme.data.contexts import Contexts
 from polyseme.data.text import Texts
 from polyseme.errors import InputError, RunError
-from polyseme.options import ReadingOptions, ShardOptions, takes
+from polyseme.options import Job, ReadingOptions, ShardOptions, takes
 from polyseme.sites import Site
 from polyseme.sites.language import load_language_model, loaded_name
 from polyseme.store.files import plain_json
@@ -104,7 +104,7 @@ class ShardReader:
     def __init__(self, options: ReadingOptions) -> None:
         self._options = options
         self.source = source_of(options)
-        self._prepared = prepare(options.model, self.source, options.sites, options.exclude)
+        self._prepared = prepare(options, self.source)
 
     def read(self, part: tuple[int, int, int], out: str | Path) -> Shard:
         """Read inputs ``start`` to ``stop - 1``, of ``total``."""
@@ -217,16 +217,16 @@ def merge(
         )
     else:
         source = ImageData(model, data, settings)
-    return run_analysis(
+    job = Job(
         model,
-        source,
+        data,
         sites=names if sites is None else sites,
         out=out,
         overwrite=overwrite,
         resume=resume,
         progress=progress,
-        engine=Merged(model, source, parts),
     )
+    return run_analysis(job, source, Merged(model, source, parts))
 
 
 def _in_order(shards: list[Shard], *, allow_missing: bool) -> list[Shard]:
