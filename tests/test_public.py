@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -45,6 +47,15 @@ def test_the_contract_is_kept():
     assert len(set(polyseme.__all__)) == len(polyseme.__all__)
     assert dir(polyseme) == sorted(polyseme.__all__)
     assert polyseme.__version__ == metadata.version("polyseme")
+
+
+def test_every_name_is_on_the_page_of_the_reference():
+    page = (ROOT / "docs" / "api.md").read_text()
+    objects = re.findall(r"^::: ([\w.]+)$", page, re.M)
+    assert sorted(path.rpartition(".")[2] for path in objects) == sorted(polyseme.__all__)
+    for path in objects:
+        module, _, name = path.rpartition(".")
+        assert getattr(importlib.import_module(module), name) is getattr(polyseme, name)
 
 
 def test_type_checkers_see_the_same_names(monkeypatch):

@@ -29,6 +29,8 @@ Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
+TEXT_OPTIONS = OPTIONS | {"importances": "exact"}
+
 
 @pytest.fixture(scope="module")
 def setting() -> Setting:
@@ -38,7 +40,7 @@ def setting() -> Setting:
 @pytest.fixture(scope="module")
 def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    ps.analyse(setting.model, setting.contexts(), out=out, **OPTIONS)
+    ps.analyse(setting.model, setting.contexts(), out=out, **TEXT_OPTIONS)
     return out
 
 
@@ -93,19 +95,20 @@ def test_the_run_of_two_workers_is_that_of_one_process(
     setting: Setting, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def here(*_: Any) -> None:
-        raise AssertionError("A site was clustered by this process.")
+        raise AssertionError("This process did the workers' work.")
 
     def fails(*_: Any) -> None:
         raise MemoryError("18 GiB are too many")
 
-    monkeypatch.setattr(kinds, "cluster_site", here)
-    options = {**OPTIONS, "out": tmp_path / "run", "engine": "ray", "workers": 2}
+    for name in ("cluster_site", "context_importances"):
+        monkeypatch.setattr(kinds, name, here)
+    options = {**TEXT_OPTIONS, "out": tmp_path / "run", "engine": "ray", "workers": 2}
     with monkeypatch.context() as patch:
         patch.setattr(ray_engine, "cluster_site", fails)
         with pytest.raises(RunError, match=r"could not be clustered: MemoryError: 18 GiB are too"):
             ps.analyse(setting.model, setting.contexts(), **options)
-    # The data that was read is kept.
-    monkeypatch.setattr(RayEngine, "_read", lambda self, todo, *_: iter(todo))
+    # What was read and masked is kept.
+    monkeypatch.setattr(RayEngine, "_on_workers", lambda self, method, rest, _: iter(rest))
     ps.analyse(setting.model, setting.contexts(), **options | {"resume": True})
     assert_same_run(tmp_path / "run", whole)
     for _ in range(100):  # Workers are killed, and gone some time after.

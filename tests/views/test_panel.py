@@ -15,6 +15,7 @@ import polyseme as ps
 from analysis import small
 from polyseme.errors import InputError
 from polyseme.views.figure import draw_panel
+from reference import oracles
 from views import runs
 from views.test_neuron_view import busy
 
@@ -59,15 +60,24 @@ def test_a_neuron_that_reads_pixels(grey_run, inputs):
             np.testing.assert_allclose(feature.feature, mine * weights, atol=1e-5)
 
 
-def test_a_panel_shows_examples_of_each_feature(grey_run):
+def nearest_first(vectors, members):
+    """The medoid of some examples, then the others by their distance from it."""
+    distances = oracles.cosine_distances(vectors[members])
+    (medoid,) = oracles.medoids(vectors[members], [0] * len(members))
+    others = sorted(set(range(len(members))) - {medoid}, key=lambda n: distances[medoid, n])
+    return [int(members[n]) for n in [medoid, *others]]
+
+
+def test_a_panel_shows_examples_of_each_feature(grey_run, inputs):
     neuron = busy(grey_run).recut(0.8)
+    weights = runs.model().first.weight[neuron.number].detach().numpy()
+    embeddings = inputs[neuron.examples["input"]].reshape(-1, 20) * weights
     panel = neuron.panel(n_shown=4)
     shown, weaker = 0, 0
     for feature, mine in zip(panel.features, neuron.features, strict=True):
         frame = mine.examples.set_index("example")
         weaker += mine.medoid != frame["activation"].idxmax()
-        order = [mine.medoid, *frame.drop(mine.medoid)["activation"].nlargest(3).index]
-        order = order[: mine.n_examples]
+        order = nearest_first(embeddings, frame.index.to_numpy())[:4]
         np.testing.assert_array_equal(
             feature.examples, runs.pixels()[frame.loc[order, "input"].to_numpy()]
         )
@@ -263,6 +273,7 @@ def test_figure_of_a_neuron_that_reads_pixels(grey_run, tmp_path):
     assert "activation map\nrelative to an input of 0" in text
     assert "average ⊙ weights" in text
     assert "$\\bad{$" in text
+    assert "Each row: the most central example, then those nearest to it" in text
     rows = [line for line in text.split("\n") if re.fullmatch(r"(meaning|feature) \d+", line)]
     expected = []
     for meaning in meanings:
@@ -294,11 +305,15 @@ def test_figure_of_a_run_without_meanings(grey_run):
 
 def test_meanings_of_a_panel(grey_run, inputs):
     neuron = busy(grey_run)
+    weights = runs.model().first.weight[neuron.number].detach().numpy()
+    h = inputs[neuron.examples["input"]].reshape(-1, 20)
+    site = grey_run.folder.site(neuron.info.number)
+    whitened = (h - site["space_mean"][0]) @ site["space_matrix"][0]
     panel = neuron.panel(n_shown=4)
     assert panel.verdict == neuron.meanings.verdict
     for shown, meaning in zip(panel.meanings, neuron.meanings, strict=True):
         frame = meaning.examples.set_index("example")
-        order = [meaning.medoid, *frame.drop(meaning.medoid)["activation"].nlargest(3).index]
+        order = nearest_first(whitened, frame.index.to_numpy())[:4]
         pictures = runs.pixels()[frame.loc[order, "input"].to_numpy()]
         np.testing.assert_array_equal(shown.examples, pictures)
         average = inputs[frame["input"].to_numpy()].mean(axis=0)
@@ -307,6 +322,10 @@ def test_meanings_of_a_panel(grey_run, inputs):
         parts = {part.number: part.n_examples for part in shown.features}
         assert parts == meaning.features
         assert list(parts) == list(meaning.features)
+        for part in shown.features:
+            inside = frame.index[frame["feature"] == part.number].to_numpy()
+            order = nearest_first(h * weights, inside)[:4]
+            assert part.activations.tolist() == frame.loc[order, "activation"].tolist()
 
 
 def test_the_images_are_the_examples(grey_run):

@@ -95,7 +95,7 @@ def run_analysis(job: Job, data: Data, engine: Engine | None = None) -> Run:
                 found = engine.read(work)
             with stages("selection"):
                 selected = found.selected()
-            attributed = data.attribute(selected, work)
+            attributed = data.attribute(selected, work, engine)
             plan = make_plan(chosen, data, at_a_time=engine.at_a_time)
             clustered = _cluster(
                 data, engine, found.results(), attributed, similar, plan.side_by_side, work

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from polyseme.analysis.describe import digest
-from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Selected, Work
+from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Engine, Selected, Work
 from polyseme.analysis.settings import Settings
 from polyseme.analysis.site_tables import site_info
 from polyseme.attribution import activation_maps, count_classes, logit_effects
@@ -147,7 +147,7 @@ class ImageData(Data):
     def added_bytes(self, site: Site) -> int:
         return 4 * site.n_neurons * int(np.prod(self.shape)) if self.settings.panels else 0
 
-    def attribute(self, selected: Selected, work: Work) -> Attributed:
+    def attribute(self, selected: Selected, work: Work, engine: Engine) -> Attributed:
         """Activation maps of all sites and, if the model is a classifier, logit effects."""
         # If no neuron is ever active, no input was kept.
         inputs = {"pixels": np.empty((0, *self.shape), np.float32)}

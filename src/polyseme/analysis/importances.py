@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from polyseme.analysis.kinds import Engine
 from polyseme.analysis.reopen import sites_of_run
-from polyseme.attribution.masking import Places, context_importances, is_causal, n_masked_tokens
+from polyseme.attribution.masking import Places, is_causal, n_masked_tokens
 from polyseme.attribution.token_importances import token_importances
 from polyseme.capture import Selection
 from polyseme.errors import InputError
-from polyseme.interrupts import INTERRUPTS, interrupt_between_steps
+from polyseme.interrupts import interrupt_between_steps
 from polyseme.sites import Feed, Site, evaluating, prove_sites
 from polyseme.store import NO_IMPORTANCE, RunWriter, encode_importances
 from polyseme.views import Run
@@ -51,6 +52,7 @@ def site_importances(
     examples: Sequence[Selection],
     inputs: dict[str, Array],
     writer: RunWriter,
+    engine: Engine,
     *,
     mask_id: int,
     window: tuple[int, int],
@@ -67,6 +69,8 @@ def site_importances(
     inputs : dict of str to ndarray
         The run's contexts: ``index``, ``tokens`` and ``lengths``.
     writer : RunWriter
+    engine : Engine
+        Masks the tokens.
     mask_id : int
     window : (int, int)
     show : callable
@@ -103,7 +107,7 @@ def site_importances(
 
     last = time.monotonic()
     if done < len(tokens):
-        steps = context_importances(
+        steps = engine.importances(
             model,
             sites,
             tokens,
@@ -126,10 +130,8 @@ def site_importances(
                     if time.monotonic() - last > CHECKPOINT_SECONDS:
                         save()
                         last = time.monotonic()
-        except INTERRUPTS:
+        finally:
             save()
-            raise
-        save()
     return importances
 
 

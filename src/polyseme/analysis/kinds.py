@@ -11,10 +11,12 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import pandas as pd
 from numpy.typing import NDArray
 from rich.progress import Progress
+from torch import nn
 
 from polyseme.analysis.progress import Stages
 from polyseme.analysis.settings import Settings
 from polyseme.analysis.site_tables import SiteClusters, cluster_site
+from polyseme.attribution.masking import ContextImportances, Places, context_importances
 from polyseme.capture import Batch, Collected, Selection
 from polyseme.sites import Site
 from polyseme.store import RunWriter
@@ -111,7 +113,7 @@ class Data(Protocol):
         """Bytes of the arrays added to a site, which are in memory until they are written."""
         return 0
 
-    def attribute(self, selected: Selected, work: Work) -> Attributed:
+    def attribute(self, selected: Selected, work: Work, engine: Engine) -> Attributed:
         """Find what drives each neuron and what it does."""
 
     def label(self, tables: dict[str, pd.DataFrame], wording: Any) -> Any:
@@ -142,7 +144,7 @@ class Found(Protocol):
 
 
 class Engine(ABC):
-    """Does the work: reads the data and clusters what was found."""
+    """Does the work: reads the data, masks its tokens and clusters what was found."""
 
     stage: str
     """Name under which the reading time is recorded."""
@@ -165,3 +167,17 @@ class Engine(ABC):
     def cluster(self, collected: Collected, threshold: float, linkage: str) -> SiteClusters:
         """See `cluster_site`."""
         return cluster_site(collected, threshold, linkage)
+
+    def importances(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        ids: Array,
+        attention: Array,
+        places: Sequence[Places],
+        *,
+        start: int,
+        **options: Any,
+    ) -> Iterator[ContextImportances]:
+        """See `context_importances`."""
+        return context_importances(model, sites, ids, attention, places, start=start, **options)

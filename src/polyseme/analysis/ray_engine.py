@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,11 @@ from polyseme.analysis.flow import Prepared
 from polyseme.analysis.kinds import Data, Engine, Found, Work
 from polyseme.analysis.shards import Merged, ShardReader, fingerprint_of, shard_range
 from polyseme.analysis.site_tables import SiteClusters, cluster_site
+from polyseme.attribution.masking import ContextImportances, Places, context_importances
 from polyseme.capture import Collected
 from polyseme.errors import InputError, MissingDependencyError, PolysemeError, RunError
 from polyseme.options import AnalysisOptions
+from polyseme.sites import Site
 from polyseme.store.files import (
     ASIDE,
     encode_json,
@@ -44,6 +46,9 @@ ATTEMPTS = 3
 # Attempts at a shard whose worker is lost, which need not be the shard's fault.
 _LOST = 10
 _SHARDS = "shards"
+# Contexts that a worker masks at a time: a multiple of those that go through the model together, so
+# that they are the same as in one process.
+_CONTEXTS = 16
 
 Parts = dict[int, tuple[int, int]]
 
@@ -52,8 +57,9 @@ class RayEngine(Engine):
     """Workers, each holding the model, read shards, which this process merges.
 
     A shard whose worker is lost is read again. Finished shards are kept beside the unfinished run,
-    so that a resumed analysis reads only the others. If the cluster has several machines, each of
-    them then clusters one site at a time, on all its cores.
+    so that a resumed analysis reads only the others. Token importances are computed by workers too.
+    If the cluster has several machines, each of them then clusters one site at a time, on all its
+    cores.
 
     Parameters
     ----------
@@ -127,7 +133,9 @@ class RayEngine(Engine):
         task = work.bars.add_task("Reading the data", total=total, completed=n_read)
         n_workers = min(n_workers, len(todo))
         work.say(f"Ray: {len(todo)} shards to read, {n_workers} at a time.")
-        for number in self._read(todo, total, folder, n_workers):
+        arguments = {number: (*part, total) for number, part in todo.items()}
+        for number, files in self._on_workers("read", arguments, n_workers):
+            _keep(files, folder / str(number))
             first, stop = todo[number]
             work.bars.update(task, advance=stop - first)
         merged = Merged(self._model, source, self._checked(folder, parts))
@@ -168,27 +176,58 @@ class RayEngine(Engine):
                 )
         return shards
 
-    def _read(self, todo: Parts, total: int, folder: Path, n_workers: int) -> Iterator[int]:
-        """Have workers read shards into the folder; yields the number of each."""
+    def importances(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        ids: Any,
+        attention: Any,
+        places: Sequence[Places],
+        *,
+        start: int,
+        **options: Any,
+    ) -> Iterator[ContextImportances]:
+        """Have the workers mask the tokens of some contexts each; see `context_importances`."""
+        stops = {
+            first: min(first + _CONTEXTS, len(ids)) for first in range(start, len(ids), _CONTEXTS)
+        }
+        given = self._ray.put((ids, attention, places, options))
+        arguments = {first: (first, stop, given) for first, stop in stops.items()}
+        n_workers = min(self._n_workers(), len(arguments))
+        done = dict[int, list[ContextImportances]]()
+        for first, steps in self._on_workers("importances", arguments, n_workers):
+            done[first] = steps
+            # In order, as a resumed analysis goes on from the first context that is not done.
+            while start in done:
+                yield from done.pop(start)
+                start = stops[start]
+
+    def _on_workers(
+        self, method: str, arguments: dict[int, Any], n_workers: int
+    ) -> Iterator[tuple[int, Any]]:
+        """Call a method of workers with each of the arguments, which begin with a range of inputs.
+
+        Yields the key of the arguments and the result, in any order.
+        """
         ray = self._ray
         options = {"num_gpus": 1} if self._on_gpu else {"num_cpus": self._cpus_each(n_workers)}
-        # Ray restarts a lost worker; its shard is reassigned below.
+        # Ray restarts a lost worker; its part is reassigned below.
         worker = ray.remote(max_restarts=-1, max_task_retries=0, **options)(_Worker)
         with _pickled_by_value(ray, *vars(self._payload).values()):
             payload = ray.put(self._payload)
         idle = [worker.remote(payload) for _ in range(n_workers)]
-        waiting, reading = list(todo), dict[Any, tuple[int, Any]]()
+        waiting, running = list(arguments), dict[Any, tuple[int, Any]]()
         raised, lost, given_up = Counter[int](), Counter[int](), dict[int, str]()
         try:
-            while waiting or reading:
+            while waiting or running:
                 while idle and waiting:
                     number, at = waiting.pop(0), idle.pop()
-                    reading[at.read.remote((*todo[number], total))] = (number, at)
-                (ready,), _ = ray.wait(list(reading), num_returns=1)
-                number, at = reading.pop(ready)
+                    running[getattr(at, method).remote(*arguments[number])] = (number, at)
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                number, at = running.pop(ready)
                 idle.append(at)
                 try:
-                    files = ray.get(ready)
+                    result = ray.get(ready)
                 except ray.exceptions.RayTaskError as error:
                     raised[number] += 1
                     cause = _in_short(error.cause)
@@ -196,19 +235,18 @@ class RayEngine(Engine):
                     lost[number] += 1
                     cause = f"its worker was lost ({_in_short(error)})"
                 else:
-                    _keep(files, folder / str(number))
-                    yield number
+                    yield number, result
                     continue
                 if raised[number] < ATTEMPTS and lost[number] < _LOST:
                     waiting.append(number)
                 else:
                     given_up[number] = cause
         finally:
-            for actor in [*idle, *(at for _, at in reading.values())]:
+            for actor in [*idle, *(at for _, at in running.values())]:
                 ray.kill(actor)
         if given_up:
             number, cause = next(iter(given_up.items()))
-            first, stop = todo[number]
+            first, stop = arguments[number][:2]
             others = f" ({len(given_up) - 1} more failed too)" if len(given_up) > 1 else ""
             raise RunError(
                 f"The shard of inputs {first:,} to {stop:,} failed {raised[number] + lost[number]} "
@@ -237,13 +275,27 @@ class _Worker:
         self._options = options
         self._reader: ShardReader | None = None
 
-    def read(self, part: tuple[int, int, int]) -> dict[str, bytes]:
-        """The files of a shard."""
+    def _ready(self) -> ShardReader:
         self._reader = self._reader or ShardReader(self._options)
+        return self._reader
+
+    def read(self, first: int, stop: int, total: int) -> dict[str, bytes]:
+        """The files of a shard."""
+        reader = self._ready()
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "shard"
-            self._reader.read(part, out)
+            reader.read((first, stop, total), out)
             return {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def importances(self, first: int, stop: int, arguments: Any) -> list[ContextImportances]:
+        """Importances of the tokens of contexts ``first`` to ``stop - 1``."""
+        ids, attention, places, options = arguments
+        model, sites = self._ready().proved()
+        return list(
+            context_importances(
+                model, sites, ids, attention, places, start=first, stop=stop, **options
+            )
+        )
 
 
 def _parts(folder: Path, total: int, batch_size: int, n: int) -> Parts:

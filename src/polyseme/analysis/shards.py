@@ -138,6 +138,12 @@ class ShardReader:
             )
         return Shard(out)
 
+    def proved(self) -> tuple[nn.Module, list[Site]]:
+        """The model and its sites, proved."""
+        if not all(site.proved for site in self._prepared.sites):
+            prove_again(self._options.model, self._prepared.sites, self.source)
+        return self._options.model, self._prepared.sites
+
 
 def fingerprint_of(prepared: Prepared, data: Data) -> dict[str, Any]:
     """What all shards of an analysis share, including the batch size, on which sums depend."""

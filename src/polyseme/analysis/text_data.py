@@ -13,7 +13,7 @@ from torch import nn
 
 from polyseme.analysis.describe import few_tokens
 from polyseme.analysis.importances import estimated_seconds, mask_token, site_importances
-from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Selected, Work
+from polyseme.analysis.kinds import Array, Arrays, Attributed, Data, Engine, Selected, Work
 from polyseme.analysis.progress import duration
 from polyseme.analysis.settings import Settings
 from polyseme.analysis.words import Wording, readings, token_index
@@ -88,13 +88,13 @@ class TextData(Data):
         widest = max(6 * site.n_neurons + 20 * site.d_in for site in sites)
         return 4 * self.settings.batch_size * self.contexts.length * widest
 
-    def attribute(self, selected: Selected, work: Work) -> Attributed:
+    def attribute(self, selected: Selected, work: Work, engine: Engine) -> Attributed:
         """Logit effects of all neurons and, if requested, token importances."""
         with work.stages("logits"):
             logits = self._logits(selected.sites, work)
         inputs, words = self._inputs(selected.inputs, logits)
         with work.stages("importances"):
-            importances = self._importances(selected, inputs, work)
+            importances = self._importances(selected, inputs, work, engine)
         of_sites = [
             {**tokens, **shares} for tokens, shares in zip(logits, importances, strict=True)
         ]
@@ -117,7 +117,9 @@ class TextData(Data):
         }
         return arrays, words
 
-    def _importances(self, selected: Selected, inputs: Arrays, work: Work) -> list[Arrays]:
+    def _importances(
+        self, selected: Selected, inputs: Arrays, work: Work, engine: Engine
+    ) -> list[Arrays]:
         """Token importances of each site, if requested; otherwise report their cost."""
         if self.settings.mask_id is None:
             # The estimate needs the time of the whole pass, in this process.
@@ -142,6 +144,7 @@ class TextData(Data):
             [chosen for _, chosen in selected.examples],
             inputs,
             work.writer,
+            engine,
             mask_id=self.settings.mask_id,
             window=self.window,
             show=lambda done: work.bars.update(task, completed=done),

@@ -78,6 +78,7 @@ def context_importances(
     after: int = 10,
     causal: bool = True,
     start: int = 0,
+    stop: int | None = None,
     batch_size: int = 4,
 ) -> Iterator[ContextImportances]:
     """Compute `token_importances` for examples of many neurons in the same contexts.
@@ -100,8 +101,8 @@ def context_importances(
         The examples of each site.
     mask_id, before, after, causal
         As in `token_importances`.
-    start : int
-        The first context to process, if those before it are done.
+    start, stop : int
+        The first context to process, if those before it are done, and the end; by default all.
     batch_size : int
         Number of contexts whose masked copies go through the model together.
 
@@ -121,18 +122,20 @@ def context_importances(
     work = _Masking(model, sites, mask_id, before, after, causal)
     orders = [np.lexsort((place.positions, place.contexts)) for place in places]
     ends = [place.contexts[order] for place, order in zip(places, orders, strict=True)]
-    for first in range(start, len(ids), batch_size):
-        stop = min(first + batch_size, len(ids))
+    last = len(ids) if stop is None else stop
+    for first in range(start, last, batch_size):
+        end_of_batch = min(first + batch_size, last)
         here = [
-            order[slice(*np.searchsorted(end, [first, stop]))]
+            order[slice(*np.searchsorted(end, [first, end_of_batch]))]
             for order, end in zip(orders, ends, strict=True)
         ]
         batch = [
             Places(place.contexts[rows] - first, place.positions[rows], place.neurons[rows])
             for place, rows in zip(places, here, strict=True)
         ]
-        importances = work(ids[first:stop], attended[first:stop], batch)
-        yield ContextImportances(stop, list(zip(here, importances, strict=True)))
+        rows = slice(first, end_of_batch)
+        importances = work(ids[rows], attended[rows], batch)
+        yield ContextImportances(end_of_batch, list(zip(here, importances, strict=True)))
 
 
 def is_causal(model: nn.Module, sites: Sequence[Site], ids: Any, lengths: Any = None) -> bool:

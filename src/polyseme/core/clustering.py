@@ -23,26 +23,18 @@ _PAIRS = 250_000
 
 @dataclass(frozen=True)
 class Clustering:
-    """Feature clusters of one neuron's examples, and the tree for cutting again.
-
-    Attributes
-    ----------
-    labels : ndarray of int64, shape (n,)
-        Cluster of each example, numbered by size: 0 is the largest. Of equally large clusters, the
-        one with the earliest example comes first.
-    tree : ndarray of float64, shape (n - 1, 4)
-        The whole tree, as a SciPy linkage matrix: the two nodes that merge, the distance between
-        them, and the number of examples below.
-    threshold : float
-        Distance at which the tree was cut: merges at smaller distances were made.
-    linkage : str
-        "average" (UPGMA) or "single".
-    """
+    """Feature clusters of one neuron's examples, and the tree for cutting again."""
 
     labels: NDArray[np.int64]
+    """(n,): the cluster of each example, numbered by size: 0 is the largest. Of equally large
+    clusters, the one with the earliest example comes first."""
     tree: NDArray[np.float64]
+    """(n - 1, 4): the whole tree, as a SciPy linkage matrix: the two nodes that merge, the distance
+    between them, and the number of examples below."""
     threshold: float
+    """Distance at which the tree was cut: merges at smaller distances were made."""
     linkage: str = "average"
+    """How clusters merge: "average" (UPGMA) or "single"."""
 
     @property
     def n_clusters(self) -> int:
@@ -338,24 +330,38 @@ def cut_trees(trees: NDArray[np.float64], threshold: float) -> NDArray[np.int64]
         Clusters, numbered as in `Clustering`.
     """
     n_neurons, n = len(trees), trees.shape[1] + 1
-    children = trees[:, :, :2].astype(np.int64)
-    merged = trees[:, :, 2] < threshold
-    # Nodes are numbered consecutively across trees, so that a lookup is one flat index.
-    n_nodes = 2 * n - 1
-    offsets = np.arange(n_neurons)[:, None] * n_nodes
-    root = np.arange(n_neurons * n_nodes)
-    parents = offsets + np.arange(n, n_nodes)
-    children += offsets[:, :, None]
-    root[children] = np.where(merged[:, :, None], parents[:, :, None], children)
+    root = np.broadcast_to(np.arange(2 * n - 1), (n_neurons, 2 * n - 1)).copy()
+    children = trees[:, :, :2].astype(np.int64).reshape(n_neurons, -1)
+    merged = np.repeat(trees[:, :, 2] < threshold, 2, axis=1)
+    parents = np.repeat(np.arange(n, 2 * n - 1), 2)
+    np.put_along_axis(root, children, np.where(merged, parents, children), axis=1)
     for _ in range(n.bit_length()):
-        # Pointer jumping: each node points to its parent's parent, which halves all paths.
-        root = root[root]
-    root = root.reshape(n_neurons, n_nodes)[:, :n]
-    count = np.bincount(root.ravel(), minlength=n_neurons * n_nodes)
-    first = np.full(n_neurons * n_nodes, n)
-    # Written from the last example to the first, so that the earliest remains.
-    first[root[:, ::-1]] = np.arange(n - 1, -1, -1)
-    key = (first - count * (n + 1)).reshape(n_neurons, n_nodes)
-    rank = np.empty(n_neurons * n_nodes, dtype=np.int64)
-    rank[key.argsort(axis=1) + offsets] = np.arange(n_nodes)
-    return np.asarray(rank[root], dtype=np.int64)
+        # Each node points to its parent's parent, which halves all paths.
+        root = np.take_along_axis(root, root, axis=1)
+    return by_size(root[:, :n])
+
+
+def by_size(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Renumber the labels of each row by size, then by first example; -1 is kept.
+
+    Parameters
+    ----------
+    labels : ndarray of int64, shape (m, n)
+
+    Returns
+    -------
+    ndarray of int64, shape (m, n)
+    """
+    if not labels.size:
+        return labels
+    span = int(labels.max()) + 2
+    keys = labels + 1 + span * np.arange(len(labels))[:, None]
+    names, first, inverse, sizes = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    row, label = np.divmod(names, span)
+    order = np.lexsort((first, -sizes, label == 0, row))
+    rank = np.empty(len(names), np.int64)
+    rank[order] = np.arange(len(names)) - np.searchsorted(row, row)
+    rank[label == 0] = -1
+    return rank[inverse].reshape(labels.shape)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyseme.core.arrays import Floats, as_floats
-from polyseme.core.clustering import Clusterings, cluster_many
+from polyseme.core.clustering import Clusterings, by_size, cluster_many
 from polyseme.core.distances import cosine_matrices
 from polyseme.core.metrics import rand_index
 from polyseme.core.space import Space
@@ -32,34 +32,24 @@ _HALVES = 20
 
 @dataclass(frozen=True)
 class Meanings:
-    """The meanings of one neuron.
-
-    Attributes
-    ----------
-    labels : ndarray of int64, shape (n,)
-        Meaning of each example, numbered by size: 0 is the largest. Of equally large meanings, the
-        one with the earliest example comes first.
-    tree : ndarray of float64, shape (n - 1, 4)
-        Tree of the examples in this space, as a SciPy linkage matrix (average linkage on cosine
-        distance).
-    overlaps : ndarray of float64, shape (n - 1,)
-        Overlap of the two sides of each merge: about 1 for two halves of one meaning, 0 for
-        unrelated meanings. NaN if a side is a single example.
-    threshold : float
-        Groups that overlap by less than this are different meanings.
-    cosines : ndarray, shape (n, n)
-        Cosines between the examples.
-    drives : ndarray, shape (n,)
-        Cosine of each example with the direction along which the neuron reads; zeros if that is
-        unknown.
-    """
+    """The meanings of one neuron."""
 
     labels: Ints
+    """(n,): the meaning of each example, numbered by size: 0 is the largest. Of equally large
+    meanings, the one with the earliest example comes first."""
     tree: NDArray[np.float64]
+    """(n - 1, 4): the tree of the centred and whitened examples, as a SciPy linkage matrix (average
+    linkage on cosine distance)."""
     overlaps: NDArray[np.float64]
+    """(n - 1,): the overlap of the two sides of each merge: about 1 for two halves of one meaning,
+    0 for unrelated meanings. NaN if a side is a single example."""
     threshold: float
+    """Groups that overlap by less than this are different meanings."""
     cosines: Floats
+    """(n, n): the cosines between the centred and whitened examples."""
     drives: Floats
+    """(n,): the cosine of each example with the direction along which the neuron reads; zeros if
+    that is unknown."""
 
     @property
     def number(self) -> int:
@@ -461,14 +451,14 @@ def _labels(
             is_open[rows, side] = goes_on
     groups = top[:, :n]
     loose = ~whole[rows[:, None], groups]
-    labels = _by_size(np.where(loose, -1, groups))
+    labels = by_size(np.where(loose, -1, groups))
     if (incomplete := loose.any(axis=1)).any():
         known = labels[incomplete]
         member = (known[:, :, None] == np.arange(known.max() + 1)).astype(float)
         sizes = member.sum(axis=1, keepdims=True)
         similar = cosines[incomplete] @ (member / np.maximum(sizes, 1))
         nearest = np.where(sizes > 0, similar, -np.inf).argmax(axis=2)
-        labels[incomplete] = _by_size(np.where(known < 0, nearest, known))
+        labels[incomplete] = by_size(np.where(known < 0, nearest, known))
     return labels
 
 
@@ -479,20 +469,3 @@ def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:
     of_all = products.sum(axis=(1, 2)) / products.shape[1]
     between = (sums / np.maximum(member.sum(axis=1), 1)).sum(axis=1) - of_all
     return np.asarray(between / (np.einsum("mii->m", products) - of_all))
-
-
-def _by_size(labels: Ints) -> Ints:
-    """Renumber the labels of each row by size, then by first example; -1 is kept."""
-    if not labels.size:
-        return labels.astype(np.int64)
-    span = int(labels.max()) + 2
-    keys = labels + 1 + span * np.arange(len(labels))[:, None]
-    names, first, inverse, sizes = np.unique(
-        keys, return_index=True, return_inverse=True, return_counts=True
-    )
-    row, label = np.divmod(names, span)
-    order = np.lexsort((first, -sizes, label == 0, row))
-    rank = np.empty(len(names), np.int64)
-    rank[order] = np.arange(len(names)) - np.searchsorted(row, row)
-    rank[label == 0] = -1
-    return rank[inverse].reshape(labels.shape)

@@ -19,29 +19,20 @@ class Polysemanticity:
 
     None of these alone shows that a neuron is monosemantic: with nearly one-hot weights, every
     embedding points the same way. Read them together with `participation_ratio`.
-
-    Attributes
-    ----------
-    max_distance : float
-        Largest distance between two examples; NaN with fewer than two.
-    mean_distance : float
-        Mean distance over all pairs; NaN with fewer than two examples.
-    intra_cluster_distance : float
-        Mean over pairs within a feature cluster; NaN if there is no such pair.
-    inter_cluster_distance : float
-        Mean over pairs across feature clusters; NaN if there is no such pair.
-    n_examples : int
-        Number of examples.
-        n_clusters : int
-        Number of feature clusters.
     """
 
     max_distance: float
+    """Largest distance between two examples; NaN with fewer than two."""
     mean_distance: float
+    """Mean distance over all pairs; NaN with fewer than two examples."""
     intra_cluster_distance: float
+    """Mean over pairs within a feature cluster; NaN if there is no such pair."""
     inter_cluster_distance: float
+    """Mean over pairs across feature clusters; NaN if there is no such pair."""
     n_examples: int
+    """Number of examples."""
     n_clusters: int
+    """Number of feature clusters."""
 
     def as_dict(self) -> dict[str, float]:
         """The metrics by name."""

@@ -124,14 +124,18 @@ def _parts_of_each(panel: ImagePanel, n_features: int) -> int:
 
 
 def _foot(panel: ImagePanel, n_features: int) -> str:
-    """A note on what is not drawn."""
+    """A note on the order of the examples, and on what is not drawn."""
+    if not panel.features:
+        return ""
+    notes = ["Each row: the most central example, then those nearest to it, with activations."]
     if panel.meanings:
-        rest = len(panel.meanings[n_features:])
-        more = f"{rest} smaller meanings are not drawn. " if rest else ""
-        return f"{more}Below each meaning are the features with the most examples in it."
-    features = panel.features[n_features:]
-    n = sum(feature.n_examples for feature in features)
-    return f"{len(features)} smaller features hold the other {n} examples." if features else ""
+        notes.append("Below each meaning are the features with the most examples in it.")
+        if rest := len(panel.meanings[n_features:]):
+            notes.append(f"{rest} smaller meanings are not drawn.")
+    elif features := panel.features[n_features:]:
+        n = sum(feature.n_examples for feature in features)
+        notes.append(f"{len(features)} smaller features hold the other {n} examples.")
+    return " ".join(notes)
 
 
 def _examples(n: int) -> str:

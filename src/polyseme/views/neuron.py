@@ -30,7 +30,7 @@ from polyseme.views.meanings import Described, Meaning, NeuronMeanings, StoredMe
 from polyseme.views.neighbours import compared, stored_similar
 from polyseme.views.neuron_rows import Tables, neurons_of
 from polyseme.views.notebook import HtmlRow, neuron_html
-from polyseme.views.panel import ImagePanel, image_panel, typical_first
+from polyseme.views.panel import ImagePanel, image_panel
 from polyseme.views.token_windows import TextWindow, top_tokens, windows_of
 
 Floats = NDArray[np.floating[Any]]
@@ -278,13 +278,15 @@ class Neuron:
             return None
 
     def _parts(self, meaning: Meaning) -> list[Feature]:
-        """The part of each feature that is in a meaning, largest first."""
+        """The part of each feature that is in a meaning, largest first, with its own medoid."""
         parts = []
         for number in meaning.features:
             feature = self.features[number]
             inside = feature.examples["example"].isin(meaning.examples["example"])
             examples = feature.examples[inside].reset_index(drop=True)
-            parts.append(dataclasses.replace(feature, examples=examples))
+            rows = examples["example"].to_numpy()
+            medoid = int(rows[medoids(self.embeddings[rows], np.zeros(len(rows), np.int64))[0]])
+            parts.append(dataclasses.replace(feature, examples=examples, medoid=medoid))
         return parts
 
     @cached_property
@@ -409,7 +411,7 @@ class Neuron:
         Parameters
         ----------
         n_shown : int
-            Most examples per feature: the medoid, then the strongest.
+            Most examples per feature: the medoid, then the nearest to it.
         """
         return image_panel(self, n_shown)
 
@@ -474,8 +476,10 @@ class Neuron:
         )
 
     def _some_of(self, group: Feature | Meaning) -> list[Any]:
-        """Texts or images of a feature or a meaning."""
-        chosen = typical_first(group)
+        """Texts or images of a feature or a meaning: the medoid, then the strongest."""
+        order = group.examples.sort_values("activation", ascending=False, kind="stable")
+        central = order["example"] == group.medoid
+        chosen = pd.concat([order[central], order[~central]])
         if "tokens" in self._folder.inputs:
             return list(self.texts(chosen.head(2)))
         shape = self._folder.metadata["data"].get("image_shape")

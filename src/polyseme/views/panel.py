@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyseme.core import Polysemanticity
+from polyseme.core.distances import unit_rows
 from polyseme.errors import InputError
 from polyseme.views.features import Feature, label_counts
 from polyseme.views.meanings import Meaning
@@ -61,7 +62,7 @@ class FeaturePanel:
     number, n_examples : int
         Number of the feature, 0 is the largest; number of its examples.
     examples : ndarray, shape (n_shown, *image)
-        The medoid, then the strongest examples, as stored.
+        The medoid, then the examples nearest to it, as stored.
     activations : ndarray of float, shape (n_shown,)
     average : ndarray of float32, shape of an image
         Mean of all of the feature's inputs, in the model's units.
@@ -194,9 +195,10 @@ def image_panel(neuron: Any, n_shown: int) -> ImagePanel:
         names = names if len(names) == len(gradient) else list(range(len(gradient)))
         logits = pd.DataFrame({"class": names, "gradient": gradient, "ablation": ablation})
 
-    def pictures(group: Feature | Meaning) -> dict[str, Any]:
+    def pictures(group: Feature | Meaning, cosines: Array) -> dict[str, Any]:
         rows = group.examples["example"].to_numpy()
-        shown = typical_first(group).head(n_shown)
+        nearest = np.lexsort((-cosines[rows], rows != group.medoid))
+        shown = group.examples.iloc[nearest[:n_shown]]
         mean = scale.to_input(stored[rows]).mean(axis=0)
         if kernel:
             picture = neuron.vectors[rows].mean(axis=0).reshape(kernel) * weights
@@ -213,6 +215,11 @@ def image_panel(neuron: Any, n_shown: int) -> ImagePanel:
             "feature": picture,
             "label_counts": label_counts(group.examples),
         }
+
+    units = unit_rows(neuron.embeddings)
+
+    def of_feature(feature: Feature) -> FeaturePanel:
+        return FeaturePanel(**pictures(feature, units @ units[feature.medoid]))
 
     meanings = neuron._told_meanings
     return ImagePanel(
@@ -233,21 +240,15 @@ def image_panel(neuron: Any, n_shown: int) -> ImagePanel:
         histogram_upper=float(neuron._of_site("histogram_upper")[0]),
         random_examples=scale.to_show(neuron.inputs(neuron.random_examples)),
         random_activations=neuron.random_examples["activation"].to_numpy(),
-        features=[FeaturePanel(**pictures(feature)) for feature in neuron.features],
+        features=[of_feature(feature) for feature in neuron.features],
         meanings=[
             MeaningPanel(
-                **pictures(meaning),
+                # A meaning's medoid is that of the space in which meanings are found.
+                **pictures(meaning, meanings.groups.cosines[meaning.medoid]),
                 label=meaning.label,
-                features=[FeaturePanel(**pictures(part)) for part in neuron._parts(meaning)],
+                features=[of_feature(part) for part in neuron._parts(meaning)],
             )
             for meaning in meanings or []
         ],
         verdict=meanings.verdict if meanings else "",
     )
-
-
-def typical_first(group: Feature | Meaning) -> pd.DataFrame:
-    """The examples of a feature or a meaning: the medoid, then the strongest."""
-    order = group.examples.sort_values("activation", ascending=False, kind="stable")
-    central = order["example"] == group.medoid
-    return pd.concat([order[central], order[~central]])

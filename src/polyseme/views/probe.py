@@ -35,35 +35,25 @@ _JSON_COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """The tokens of a text and the most active neurons at each. Created by `Run.probe`.
-
-    Attributes
-    ----------
-    tokens : list of str
-        The texts of the tokens, including special ones.
-    mask : ndarray of bool, shape (n_tokens,)
-        False for tokens that the run leaves out, such as special ones: these have no neurons.
-    neurons : pandas.DataFrame
-        One row per token and neuron, in the order of the text, then by rank: ``token`` (index in
-        ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the neuron's
-        maximum in the run; NaN if no text of the run activates it), ``meaning`` and ``feature``
-        (-1 if none is close), ``meaning_cosine`` (similarity to the nearest meaning, see
-        `Neuron.meaning_cosines`; NaN without meanings), ``label`` and ``n_examples`` of the
-        feature.
-    by : str
-        The ranking of neurons: "share" or "activation".
-    k : int
-        Most neurons per token.
-    truncated : bool
-        Whether the text is longer than these tokens.
-    """
+    """The tokens of a text and the most active neurons at each. Created by `Run.probe`."""
 
     tokens: list[str]
+    """The texts of the tokens, including special ones."""
     mask: NDArray[np.bool_]
+    """(n_tokens,): False for tokens that the run leaves out, such as special ones: these have no
+    neurons."""
     neurons: pd.DataFrame
+    """One row per token and neuron, in the order of the text, then by rank: ``token`` (index in
+    ``tokens``), ``text``, ``site``, ``neuron``, ``activation``, ``share`` (of the neuron's maximum
+    in the run; NaN if no text of the run activates it), ``meaning`` and ``feature`` (-1 if none is
+    close), ``meaning_cosine`` (similarity to the nearest meaning, see `Neuron.meaning_cosines`; NaN
+    without meanings), ``label`` and ``n_examples`` of the feature."""
     by: str
+    """The ranking of neurons: "share" or "activation"."""
     k: int
+    """Most neurons per token."""
     truncated: bool = False
+    """Whether the text is longer than these tokens."""
 
     def table(self) -> Table:
         """The rows as a rich table, to print."""
