@@ -6,10 +6,11 @@ strongest position of each context and merged into a top-k per neuron. That yiel
 positions, but none of the embeddings, windows, random examples and statistics that polyseme also
 collects.
 
-The sides are ``lens``, which caches everything, as its documentation shows; ``lens-filtered``,
-which caches only the tensors needed and computes no logits, as an experienced user would write it;
-and ``polyseme``. Each runs in its own process, which measures its peak memory once the model is
-loaded.
+The sides are ``bare``, the model alone, without its head; ``lens``, which caches everything, as its
+documentation shows; ``lens-filtered``, which caches only the tensors needed and computes no logits,
+as an experienced user would write it; and ``polyseme``. Each runs in its own process, which
+measures its peak memory once the model is loaded. The overhead of a side is its time over that of
+``bare``, minus 1: cold over the first half of the contexts, warm over the second.
 
     python bench/against_lens.py [--contexts 128] [--rounds 2]
 """
@@ -30,9 +31,9 @@ import torch
 
 from _measured import forget_peak, in_a_process_of_its_own, model_and_batches, peak
 from polyseme.capture import Batch, Collector, TopK
-from polyseme.sites import find_mlp_sites
+from polyseme.sites import Feed, find_mlp_sites
 
-SIDES = ("lens", "lens-filtered", "polyseme")
+SIDES = ("bare", "lens", "lens-filtered", "polyseme")
 K = 100
 
 
@@ -106,8 +107,9 @@ def _but_the_first(batch: Batch) -> Batch:
 def one_side(side: str, contexts: int, size: int) -> None:
     model, batches = model_and_batches("smollm2", size, "cpu")
     given = [_but_the_first(next(batches)) for _ in range(-(-contexts // size))]
-    if side == "polyseme":
+    if side in ("bare", "polyseme"):
         sites = find_mlp_sites(model)
+        feed = Feed(model, head=False)
     else:
         hooked = lens_model(model)
         del model
@@ -115,12 +117,17 @@ def one_side(side: str, contexts: int, size: int) -> None:
         filtered = {"names_filter": lambda name: name.endswith("mlp.hook_post")}
         options: dict[str, Any] = {"return_type": None, **filtered} if "-" in side else {}
     before = forget_peak()
-    start, began = time.perf_counter(), time.process_time()
-    if side == "polyseme":
+    began, ends = time.process_time(), [time.perf_counter()]
+    strongest = np.zeros(0)
+    if side == "bare":
+        with torch.no_grad():
+            for batch in given:
+                feed(batch.inputs)
+                ends.append(time.perf_counter())
+    elif side == "polyseme":
         with tempfile.TemporaryDirectory() as folder:
             work = Collector(model, sites, TopK(K), window=(20, 10), half=True, files=Path(folder))
-            for _ in islice(work.run(given), len(given)):
-                pass
+            ends.extend(time.perf_counter() for _ in islice(work.run(given), len(given)))
             first = work._collectors[sites[0].name].examples.result()
             strongest = first.activation[np.cumsum(first.counts) - first.counts]
     else:
@@ -132,11 +139,14 @@ def one_side(side: str, contexts: int, size: int) -> None:
                 )
                 top.update(cache, names)
                 del cache
+                ends.append(time.perf_counter())
         strongest = top.held[names[0]][0][0].numpy()
     print(
         json.dumps(
             {
-                "seconds": time.perf_counter() - start,
+                "seconds": ends[-1] - ends[0],
+                "cold": ends[len(given) // 2] - ends[0],
+                "warm": ends[-1] - ends[len(given) // 2],
                 "processor_seconds": time.process_time() - began,
                 "above": peak() - before,
                 "peak": peak(),
@@ -163,7 +173,7 @@ def main() -> None:
             sized = ("--contexts", str(args.contexts), "--batch", str(args.batch))
             results.append(in_a_process_of_its_own(__file__, "--side", side, *sized))
 
-    sums = [result["strongest"] for results in found.values() for result in results]
+    sums = [result["strongest"] for side in SIDES[1:] for result in found[side]]
     if np.ptp(sums) > 1e-4 * max(sums):
         raise SystemExit(f"The results of the sides differ: {sums}.")
 
@@ -179,6 +189,9 @@ def main() -> None:
     def ratio(what: str, side: str) -> float:
         return round(best(side, what) / best("polyseme", what), 2)
 
+    def overhead(half: str) -> dict[str, float]:
+        return {side: round(best(side, half) / best("bare", half) - 1, 3) for side in SIDES[1:]}
+
     line: dict[str, Any] = {
         "name": "against_lens",
         "ratio": ratio("seconds", "lens"),
@@ -192,6 +205,7 @@ def main() -> None:
             "memory_above_the_model": ratio("above", side),
             "memory": ratio("peak", side),
         }
+    line |= {"overhead": {half: overhead(half) for half in ("cold", "warm")}}
     line |= {"contexts": args.contexts, "rounds": args.rounds}
     print(json.dumps(line))
 

@@ -1,9 +1,9 @@
 """Real runs in a real browser: what the tests of the pages share.
 
 A test takes `page` and one of `text_site`, `image_site` and `two_site`, which give the address of
-the pages. A live server answers for `image_site`, static files for the other two: both send the same
-files, byte for byte (`tests/explorer/test_export.py`), and `test_overview.py` compares what they
-show. A page fails its test when it logs an error, or asks any other host for anything.
+the pages. A live server answers for `image_site`, static files for the other two: both send the
+same files, byte for byte (`tests/explorer/test_export.py`), and `test_overview.py` compares what
+they show. A page fails its test when it logs an error, or asks any other host for anything.
 """
 
 from __future__ import annotations

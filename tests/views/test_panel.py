@@ -331,7 +331,7 @@ def test_meanings_of_a_panel(grey_run, inputs):
 def test_the_images_are_the_examples(grey_run):
     neuron = busy(grey_run)
     panel = neuron.panel()
-    drawn = [np.asarray(axes.images[0].get_array()) for axes in neuron.figure().axes if axes.images]
+    drawn = [np.asarray(i.get_array()) for axes in neuron.figure().axes for i in axes.images]
 
     def is_drawn(image):
         return any(a.shape == image.shape and np.allclose(a, image, atol=1e-5) for a in drawn)
@@ -368,7 +368,7 @@ def test_figure_of_a_convolution_in_colour(rgb_run):
         figure = neuron.figure()
         assert "patch ⊙ kernel" in words(figure)
         example = np.moveaxis(neuron.panel().features[0].examples[0], 0, -1)
-        images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+        images = [image.get_array() for axes in figure.axes for image in axes.images]
         assert any(i.shape == (8, 8, 3) and np.array_equal(i, example) for i in images)
         assert colours(picture(figure)) > 500
 
@@ -398,7 +398,8 @@ def test_names_of_classes_overprint_nothing(grey_run, without):
     n_labelled = 2 * len(meanings) or len(features)
     figure = draw_panel(named)
     figure.draw_without_rendering()
-    boxes = {axes: axes.get_tightbbox() for axes in figure.axes}
+    boxes = {axes: axes.get_tightbbox() for axes in figure.axes if axes.axison}
+    boxes |= {i: i.get_window_extent() for axes in figure.axes for i in axes.images}
     (logits,) = (axes for axes in figure.axes if axes.get_title().startswith("logit effects"))
     labels = [(logits, text) for text in logits.get_yticklabels()]
     labels += [

@@ -27,8 +27,9 @@ _CACHE = 1_600_000
 _NARROWEST = 64
 
 # The gradient of a weighted embedding bag in its weights: for pair p, the inner product
-# rows[owner[p]]·inputs[index[p]]. torch has no public function for it that is as fast and gives no
-# warning (torch.sparse.sampled_addmm is the closest).
+# rows[owner[p]]·inputs[index[p]]. No public function of torch is as fast: with 2,048 inputs, 4,096
+# neurons and 32 pairs per input, torch.sparse.sampled_addmm took twice as long, and products of
+# gathered rows 20 times.
 _sampled_product = torch.ops.aten._embedding_bag_per_sample_weights_backward
 
 

@@ -27,11 +27,9 @@ _SIGNED = "RdBu_r"
 _INK, _MUTED, _BAR = "#222222", "#666666", "#4c72b0"
 # Names are arbitrary, so a dollar sign in one is not a formula.
 _PLAIN: dict[str, Any] = {"parse_math": False}
-_WIDTH, _LEFT, _RIGHT = (
-    14.5,
-    0.02,
-    0.985,
-)  # inches; left and right edges of the drawing, as shares of the width
+# Inches: the width, and the space between pictures. Edges of the drawing, as shares of the width.
+_WIDTH, _BETWEEN = 14.5, 0.08
+_LEFT, _RIGHT = 0.02, 0.985
 _CLASSES = 12
 _LABEL_POINTS = 130
 
@@ -243,53 +241,87 @@ def _draw_histogram(axes: Any, panel: ImagePanel) -> None:
     _bare(axes)
 
 
+class _Strip:
+    """A row of text and pictures in one axes: an axes for each takes many times longer.
+
+    Parameters
+    ----------
+    figure
+    place
+        Where in the grid.
+    shares : list of float
+        Relative widths of the columns.
+    """
+
+    def __init__(self, figure: Any, place: Any, shares: list[float]) -> None:
+        box = place.get_position(figure)
+        self._width, self._height = box.width * _WIDTH, box.height * figure.get_figheight()
+        self._axes = figure.add_subplot(place)
+        self._axes.set(xlim=(0, self._width), ylim=(0, self._height))
+        self._axes.axis("off")
+        ends = np.cumsum(shares) / sum(shares) * (self._width + _BETWEEN)
+        self._columns = list(itertools.pairwise([0.0, *ends]))
+
+    def text(self, text: str, left: float = 0.0, **style: Any) -> None:
+        """Write beside the pictures."""
+        self._axes.text(left, self._height / 2, text, va="center", **style, **_PLAIN)
+
+    def image(self, column: int, image: Array, title: str, *, size: float = 7) -> None:
+        """Draw a picture."""
+        self._draw(column, _pixels(image), title, size, cmap="gray")
+
+    def signed(self, column: int, values: Array, title: str, *, size: float = 7) -> None:
+        """Draw values that may be negative."""
+        flat, style = _signed_values(values)
+        self._draw(column, flat, title, size, **style)
+
+    def _draw(self, column: int, image: Array, title: str, size: float, **style: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        start, end = self._columns[column]
+        rows, columns = image.shape[:2]
+        inches = min((end - start - _BETWEEN) / columns, self._height / rows)
+        width, height = columns * inches, rows * inches
+        left = (start + end - _BETWEEN - width) / 2
+        low = (self._height - height) / 2
+        extent = (left, left + width, low, low + height)
+        self._axes.imshow(image, extent=extent, aspect="auto", interpolation="nearest", **style)
+        frame = Rectangle(
+            (left, low), width, height, fill=False, edgecolor="#bbbbbb", linewidth=0.6
+        )
+        self._axes.add_patch(frame)
+        place = (left + width / 2, low + height + 0.03)
+        self._axes.text(*place, title, ha="center", va="bottom", fontsize=size, **_PLAIN)
+
+
 def _draw_random(figure: Any, place: Any, panel: ImagePanel, n: int) -> None:
-    axes = place.subgridspec(1, 15, wspace=0.08).subplots()
-    axes[0].text(0, 0.5, "random\nactivating\nexamples", fontsize=9.5, va="center")
-    for number, ax in enumerate(axes):
-        if 1 <= number <= n:
-            _image(ax, panel.random_examples[number - 1])
-            ax.set_title(f"{panel.random_activations[number - 1]:.2f}", fontsize=7, pad=2)
-        else:
-            ax.axis("off")
+    strip = _Strip(figure, place, [1.0] * 15)
+    strip.text("random\nactivating\nexamples", fontsize=9.5)
+    for number in range(n):
+        title = f"{panel.random_activations[number]:.2f}"
+        strip.image(1 + number, panel.random_examples[number], title)
 
 
 def _draw_row(figure: Any, place: Any, panel: ImagePanel, row: _Row, *, with_heads: bool) -> None:
     feature = row.group
-    axes = place.subgridspec(1, 13, width_ratios=[1.9, 1.1, 1.1, *[1] * 10], wspace=0.08).subplots()
+    strip = _Strip(figure, place, [1.9, 1.1, 1.1, *[1.0] * 10])
     shown = min(len(feature.examples), 10)
-    labels = _labels(feature)
     suffix = "" if shown == feature.n_examples else f", {shown} shown"
-    lines = [row.name, f"{feature.n_examples} {row.of}{suffix}", *labels]
+    lines = [row.name, f"{feature.n_examples} {row.of}{suffix}", *_labels(feature)]
     for weight, part in (
         ("bold" if row.is_meaning else "normal", [lines[0], *[""] * len(lines[1:])]),
         ("normal", ["", *lines[1:]]),
     ):
-        axes[0].text(
-            0 if row.is_meaning or not panel.meanings else 0.08,
-            0.5,
-            "\n".join(part),
-            fontsize=8.5,
-            weight=weight,
-            va="center",
-            **_PLAIN,
-        )
-    axes[0].axis("off")
-    _image(axes[1], feature.average)
-    if feature.feature is None:
-        axes[2].axis("off")
-    else:
-        _signed_image(axes[2], feature.feature)
-    if with_heads:
-        axes[1].set_title("average", fontsize=8, pad=3)
-        axes[2].set_title(f"feature:\n{_product(panel, feature)}", fontsize=8, pad=3)
-    for number, ax in enumerate(axes[3:]):
-        if number < shown:
-            _image(ax, feature.examples[number])
-            name = "central " if number == 0 else ""
-            ax.set_title(f"{name}{feature.activations[number]:.2f}", fontsize=7, pad=2)
-        else:
-            ax.axis("off")
+        left = 0 if row.is_meaning or not panel.meanings else 0.13
+        strip.text("\n".join(part), left, fontsize=8.5, weight=weight)
+    strip.image(1, feature.average, "average" if with_heads else "", size=8)
+    if feature.feature is not None:
+        title = f"feature:\n{_product(panel, feature)}" if with_heads else ""
+        strip.signed(2, feature.feature, title, size=8)
+    for number in range(shown):
+        name = "central " if number == 0 else ""
+        title = f"{name}{feature.activations[number]:.2f}"
+        strip.image(3 + number, feature.examples[number], title)
 
 
 def _labels(group: FeaturePanel) -> list[str]:
@@ -346,12 +378,17 @@ def _channels_last(image: Array) -> Array:
     return image
 
 
-def _image(axes: Any, image: Array) -> None:
+def _pixels(image: Array) -> Array:
+    """An image as matplotlib draws it."""
     pixels = _channels_last(np.asarray(image))
     if pixels.ndim == 3 and pixels.dtype != np.uint8:
         low, high = float(pixels.min()), float(pixels.max())
         pixels = (pixels - low) / (high - low if high > low else 1)
-    axes.imshow(pixels, cmap="gray", interpolation="nearest")
+    return pixels
+
+
+def _image(axes: Any, image: Array) -> None:
+    axes.imshow(_pixels(image), cmap="gray", interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -360,15 +397,21 @@ def _image(axes: Any, image: Array) -> None:
 
 
 def _signed_image(axes: Any, values: Array) -> Any:
+    flat, style = _signed_values(values)
+    drawn = axes.imshow(flat, interpolation="nearest", **style)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return drawn
+
+
+def _signed_values(values: Array) -> tuple[Array, dict[str, Any]]:
+    """Values as matplotlib draws them, and its options for colours around zero."""
     flat = np.asarray(values)
     if flat.ndim == 3:
         # Summed over channels, because each channel would need its own panel.
         flat = flat.sum(axis=0 if flat.shape[-1] not in (1, 3) or flat.shape[0] in (1, 3) else -1)
     limit = float(np.abs(flat).max()) or 1.0
-    drawn = axes.imshow(flat, cmap=_SIGNED, vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return drawn
+    return flat, {"cmap": _SIGNED, "vmin": -limit, "vmax": limit}
 
 
 def _signed(figure: Any, axes: Any, values: Array | None, title: str, absent: str) -> None:
