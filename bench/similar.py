@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from polyseme.core.similar import nearest_features
-from polyseme.views import open_run
+from polyseme.opening import open_run
 from polyseme.views.neuron_rows import Tables
 
 BANDS = (0.3, 0.4, 0.5)

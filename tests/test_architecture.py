@@ -26,7 +26,7 @@ Sources = dict[str, str]
 # What each layer may import, besides itself. Nothing imports the root package, which
 # would go around this table; its `__version__` is the exception.
 LIBRARY = {"errors", "interrupts", "core", "sites", "capture", "attribution"}
-LIBRARY |= {"sae", "data", "store", "views", "remote"}
+LIBRARY |= {"sae", "data", "store", "views", "remote", "options"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
@@ -34,7 +34,9 @@ LAYERS: dict[str, set[str]] = {
     "sites": {"errors", "core", "remote"},
     "capture": {"errors", "core", "sites"},
     "attribution": {"errors", "core", "sites", "capture"},
-    "sae": {"errors", "interrupts", "core", "store", "remote"},
+    # The models, selectors and sites that it names are only types.
+    "options": {"errors", "capture", "sites"},
+    "sae": {"errors", "interrupts", "options", "core", "store", "remote"},
     "parquet": set(),
     "remote": {"errors"},
     "store": {"errors", "parquet", "remote"},
@@ -42,7 +44,7 @@ LAYERS: dict[str, set[str]] = {
     "views": {"errors", "core", "store", "remote"},
     "explorer": {"errors", "core", "store", "views", "remote"},
     "analysis": LIBRARY,
-    "opening": {"errors", "views", "analysis"},
+    "opening": {"errors", "store", "views", "analysis"},
     "evaluate": LIBRARY | {"analysis", "demo"},
     "demo": LIBRARY | {"analysis", "evaluate"},
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyseme.cli import build_parser
+from polyseme.cli.options import Parser
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
@@ -27,6 +28,7 @@ def reference() -> str:
     for name, command in _commands(parser):
         lines += ["", f"## polyseme {name}", "", str(command.description)]
         lines += ["", "| argument | meaning |", "|---|---|"]
+        command.complete()
         for action in command._actions:
             if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
                 continue
@@ -40,9 +42,7 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(
-    parser: argparse.ArgumentParser, of: str = ""
-) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def _commands(parser: Parser, of: str = "") -> Iterator[tuple[str, Parser]]:
     """Each command with its full name; a group yields its subcommands."""
     kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if of and not kinds:

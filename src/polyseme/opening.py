@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyseme import views
 from polyseme.errors import MissingDependencyError
+from polyseme.store import RunFolder
+from polyseme.views import Run
 
 if TYPE_CHECKING:
-    from polyseme.views import Probe, Run
+    from polyseme.views import Probe
 
 
 def open_run(path: str | Path) -> Run:
@@ -31,7 +32,7 @@ def open_run(path: str | Path) -> Run:
     RunError
         If it is missing, not a run, unfinished, of a newer version, or damaged.
     """
-    return views.open_run(path, probe=_probe)
+    return Run(RunFolder(path), _probe)
 
 
 def _probe(*arguments: Any, **options: Any) -> Probe:

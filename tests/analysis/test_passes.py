@@ -21,6 +21,7 @@ from polyseme.analysis.settings import Settings, memory_bytes
 from polyseme.analysis.text_data import TextData
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
+from polyseme.options import AnalysisSettings
 from polyseme.sites import find_sites
 
 transformers = pytest.importorskip("transformers")
@@ -80,10 +81,8 @@ class Setting:
 
 
 def settings(kind, **options) -> Settings:
-    names = "labels class_names image_shape panels panel_examples baseline window importances"
-    defaults = {"select": ps.TopK(5), "linkage": "average", "random_examples": 16, "seed": 0}
-    unset = dict.fromkeys([*names.split(), "threshold", "memory_budget"])
-    return Settings.checked(kind, **{**unset, **defaults, "batch_size": 16, **options})
+    given = {"select": ps.TopK(5), "batch_size": 16, **options}
+    return Settings.checked(kind, AnalysisSettings(**given))
 
 
 def least_budget(plan, n_passes: int) -> int:

@@ -19,6 +19,7 @@ from polyseme.analysis.probing import Prober, probe
 from polyseme.data import Contexts, read_text
 from polyseme.errors import InputError
 from polyseme.sites import find_mlp_sites
+from polyseme.store import RunFolder
 from polyseme.views import Probe
 
 from .tiny_texts import LAYERS, TEXTS, make_model, make_tokenizer, mlp_of
@@ -300,7 +301,7 @@ def test_a_run_opened_without_models(run):
     with pytest.raises(
         InputError, match=r"^This run was opened with polyseme\.views, which cannot"
     ):
-        views.open_run(run.path).probe(NEW)
+        views.Run(RunFolder(run.path)).probe(NEW)
 
 
 def test_norms_that_were_folded_in(model, tokenizer, tmp_path):

@@ -22,6 +22,7 @@ from analysis.test_shards import OPTIONS, Setting, assert_same_run
 from polyseme.analysis import kinds, ray_engine
 from polyseme.analysis.ray_engine import RayEngine
 from polyseme.errors import InputError, RunError
+from polyseme.options import AnalysisOptions
 
 pytest.importorskip("transformers")
 ray = pytest.importorskip("ray")
@@ -214,7 +215,8 @@ def test_analyse_rejects_invalid_engine_options(setting: Setting, tmp_path: Path
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "here:there"])
 def test_an_address_without_a_ray(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    engine = RayEngine(model, None, None, "0", (), {}, address=address)  # type: ignore[arg-type]
+    options = AnalysisOptions(model, None, sites="0", out="run", address=address)
+    engine = RayEngine(options, None)  # type: ignore[arg-type]
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(InputError, match=f"Cannot connect to Ray at address '{address}'") as raised:
         engine.at_work().__enter__()

@@ -14,8 +14,8 @@ from polyseme.explorer.open_runs import open_all, titles
 from polyseme.explorer.pictures import LARGEST_SIDE, Pictures
 from polyseme.explorer.run_texts import RunTexts
 from polyseme.explorer.runfiles import RunFiles, n_missing
+from polyseme.opening import open_run
 from polyseme.store import RunWriter, SiteInfo
-from polyseme.views import open_run
 
 
 @pytest.fixture(scope="module", params=["text", "grey", "rgb"])

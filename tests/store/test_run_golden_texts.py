@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from polyseme.opening import open_run
 from polyseme.store import RunFolder
-from polyseme.views import open_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run-v1-texts"
 SITE, NEURON = "model.layers.1.mlp", 7

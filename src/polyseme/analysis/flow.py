@@ -7,9 +7,8 @@ clustering; each site is then written once, complete.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -29,9 +28,10 @@ from polyseme.capture import Collected
 from polyseme.capture.collect import needs_head
 from polyseme.core.parallel import in_threads
 from polyseme.core.space import ENOUGH
+from polyseme.options import Job
 from polyseme.sites import Feed, Site, evaluating, find_sites, prove_sites, sites_that_run
-from polyseme.store import RunWriter
-from polyseme.views import Run, open_run
+from polyseme.store import RunFolder, RunWriter
+from polyseme.views import Run
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,10 @@ class Prepared:
     fingerprint: dict[str, Any]
 
 
-def prepare(
-    model: nn.Module,
-    data: Data,
-    sites: str | Site | Iterable[str | Site],
-    exclude: str | Iterable[str] = (),
-) -> Prepared:
+def prepare(job: Job, data: Data) -> Prepared:
     """Find the sites and compute the fingerprint of the analysis."""
-    chosen = sites_that_run(model, find_sites(model, sites, exclude=exclude), data.few)
+    model, sites = job.model, find_sites(job.model, job.sites, exclude=job.exclude)
+    chosen = sites_that_run(model, sites, data.few)
     about, identity = describe_model(model), data.identity()
     settings = data.settings.described()
     feed = Feed(model, head=data.settings.panels or needs_head(model, chosen))
@@ -76,36 +72,25 @@ def prepare(
     return Prepared(chosen, about, identity, settings, fingerprint)
 
 
-def run_analysis(
-    model: nn.Module,
-    data: Data,
-    *,
-    sites: str | Site | Iterable[str | Site],
-    exclude: str | Iterable[str] = (),
-    out: str | Path,
-    overwrite: bool,
-    resume: bool,
-    progress: bool,
-    engine: Engine | None = None,
-) -> Run:
-    """Run all stages and return the run.
-
-    The arguments are those of `analyse`, plus the engine; by default this process does all work.
-    """
-    engine = engine or _ThisProcess(model, data)
-    stages = Stages()
+def run_analysis(job: Job, data: Data, engine: Engine | None = None) -> Run:
+    """Run all stages and return the run; by default this process does all work."""
+    engine = engine or _ThisProcess(job.model, data)
+    stages, out = Stages(), job.out
     with stages("preparation"):
-        prepared = prepare(model, data, sites, exclude)
+        prepared = prepare(job, data)
         chosen = prepared.sites
         # Raises before anything is written if the budget is too small.
         make_plan(chosen, data)
         extra = engine.check(prepared)
     fingerprint = {**prepared.fingerprint, **extra}
-    with RunWriter(out, fingerprint=fingerprint, overwrite=overwrite, resume=resume) as writer:
+    with RunWriter(
+        out, fingerprint=fingerprint, overwrite=job.overwrite, resume=job.resume
+    ) as writer:
         if writer.finished:
-            return open_run(out, probe=probe)
-        with progress_bars(progress) as bars, SimilarFeatures(writer) as similar, engine.at_work():
-            work = Work(writer, bars, stages, progress)
+            return Run(RunFolder(out), probe)
+        showing = progress_bars(job.progress)
+        with showing as bars, SimilarFeatures(writer) as similar, engine.at_work():
+            work = Work(writer, bars, stages, job.progress)
             with stages(engine.stage):
                 found = engine.read(work)
             with stages("selection"):
@@ -126,7 +111,7 @@ def run_analysis(
                 **extra,
             }
         )
-    return open_run(path, probe=probe)
+    return Run(RunFolder(path), probe)
 
 
 class _ThisProcess(Engine):

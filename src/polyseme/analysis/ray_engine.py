@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from polyseme.analysis.site_tables import SiteClusters, cluster_site
 from polyseme.attribution.masking import ContextImportances, Places, context_importances
 from polyseme.capture import Collected
 from polyseme.errors import InputError, MissingDependencyError, PolysemeError, RunError
+from polyseme.options import AnalysisOptions
 from polyseme.sites import Site
 from polyseme.store.files import (
     ASIDE,
@@ -62,40 +63,23 @@ class RayEngine(Engine):
 
     Parameters
     ----------
-    model, data, sites, exclude
-        As for `analyse`. Every worker must have access to whatever the data reads.
+    options : AnalysisOptions
+        Every worker must have access to whatever the data reads.
     source : Data
-        The data with its options.
-    options : dict
-        Options of `analyse` that control how the data is read.
-    address : str, optional
-        Address of a Ray cluster, such as "auto" or "ray://host:10001"; by default Ray is started
-        on this machine for the duration of the analysis.
-    workers : int, optional
-        Number of workers; by default one per GPU of the cluster if the model is on a GPU, else one
-        per CPU.
+        The data with its settings.
     """
 
     stage = "reading with Ray"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        source: Data,
-        sites: str | Site | Iterable[str | Site],
-        exclude: str | Iterable[str],
-        options: dict[str, Any],
-        *,
-        address: str | None = None,
-        workers: int | None = None,
-    ) -> None:
+    def __init__(self, options: AnalysisOptions, source: Data) -> None:
+        workers, model = options.workers, options.model
         if workers is not None and (isinstance(workers, bool) or workers < 1):
             raise InputError(f"workers is {workers!r}; a whole number of at least 1 is expected.")
         self._ray = _ray()
         self._model, self._source = model, source
-        self._payload = model, data, sites, exclude, options
-        self._address, self._workers = address, workers
+        # A worker writes each shard to a new folder of its own, and reports to this process.
+        self._payload = replace(options, overwrite=False, resume=False, progress=False)
+        self._address, self._workers = options.address, workers
         self._on_gpu = any(tensor.is_cuda for tensor in model.parameters())
         self._prepared: Prepared | None = None
         self._cores: list[int] = []  # of each machine
@@ -164,7 +148,7 @@ class RayEngine(Engine):
             return super().cluster(collected, threshold, linkage)
         ray, name = self._ray, collected.site.name
         # The site's layer may be on a GPU, which the task does not have.
-        arrays = dataclasses.replace(collected, site=cast(Any, None))
+        arrays = replace(collected, site=cast(Any, None))
         # The task's threads use all cores of a machine. A lost task is restarted.
         task = ray.remote(num_cpus=min(self._cores), max_retries=_LOST)(cluster_site)
         try:
@@ -229,7 +213,7 @@ class RayEngine(Engine):
         options = {"num_gpus": 1} if self._on_gpu else {"num_cpus": self._cpus_each(n_workers)}
         # Ray restarts a lost worker; its part is reassigned below.
         worker = ray.remote(max_restarts=-1, max_task_retries=0, **options)(_Worker)
-        with _pickled_by_value(ray, *self._payload):
+        with _pickled_by_value(ray, *vars(self._payload).values()):
             payload = ray.put(self._payload)
         idle = [worker.remote(payload) for _ in range(n_workers)]
         waiting, running = list(arguments), dict[Any, tuple[int, Any]]()
@@ -286,13 +270,13 @@ class RayEngine(Engine):
 class _Worker:
     """Holds the model in its own process, and reads shards."""
 
-    def __init__(self, payload: Any) -> None:
+    def __init__(self, options: AnalysisOptions) -> None:
         # The reader is created later: an exception here would be lost with the worker.
-        self._payload = payload
+        self._options = options
         self._reader: ShardReader | None = None
 
     def _ready(self) -> ShardReader:
-        self._reader = self._reader or ShardReader(*self._payload)
+        self._reader = self._reader or ShardReader(self._options)
         return self._reader
 
     def read(self, first: int, stop: int, total: int) -> dict[str, bytes]:
@@ -300,7 +284,7 @@ class _Worker:
         reader = self._ready()
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "shard"
-            reader.read((first, stop, total), out, progress=False)
+            reader.read((first, stop, total), out)
             return {file.name: file.read_bytes() for file in out.iterdir()}
 
     def importances(self, first: int, stop: int, arguments: Any) -> list[ContextImportances]:

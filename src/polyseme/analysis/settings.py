@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,12 @@ from polyseme.analysis.describe import describe_selector, digest, plain
 from polyseme.capture import AboveFraction, FirstActive, Selector, Stratified, TopK
 from polyseme.core.arrays import check_linkage, check_threshold, to_numpy
 from polyseme.errors import InputError, one_of
+from polyseme.options import AnalysisSettings
 
-# Options for one kind of data only, each with the value also accepted for the other kind: None, or
-# the value that asks for nothing.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "images": {
-        **dict.fromkeys(["labels", "class_names", "image_shape", "panel_examples", "baseline"]),
-        "panels": False,
-    },
-    "texts": {"window": None, "importances": "none"},
+# Options for one kind of data only.
+_OPTIONS = {
+    "images": ["labels", "class_names", "image_shape", "panel_examples", "baseline", "panels"],
+    "texts": ["window", "importances"],
 }
 _DESCRIBED = {
     "images": "select threshold linkage random_examples seed batch_size "
@@ -32,81 +29,57 @@ _DESCRIBED = {
 }
 _IMPORTANCES = ("none", "exact")
 _SELECTORS = {kind.__name__: kind for kind in (TopK, AboveFraction, FirstActive, Stratified)}
-# The options that `Settings.checked` takes.
-_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(["select", "threshold", "batch_size", "memory_budget"]),
-    **{"linkage": "average", "random_examples": 16, "seed": 0},
-    **dict.fromkeys([*_OPTIONS["images"], *_OPTIONS["texts"]]),
-}
-_WINDOW, _WIDEST = (20, 10), 1024
-_PANEL_EXAMPLES = 32
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(AnalysisSettings)}
+_WIDEST = 1024
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}I": 1024**n for n, unit in enumerate("KMGT", 1)}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options of an analysis, see `analyse`."""
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Settings(AnalysisSettings):
+    """The options of an analysis, checked, with their defaults for a kind of data."""
 
     kind: str  # of data: "images" or "texts"
     select: Selector
-    threshold: float | None
-    linkage: str
-    random_examples: int
-    seed: int
-    batch_size: int
-    memory_budget: int | None
-    labels: Any
-    class_names: Any
-    image_shape: tuple[int, ...] | None
     panels: bool
-    panel_examples: int
     baseline: float | NDArray[Any]
-    window: tuple[int, int] | None  # None for images
-    importances: str
+    memory_budget: int | None
+    batch_size: int
     mask_id: int | None = None  # the mask token, for importances
 
     @classmethod
-    def checked(cls, kind: str, **options: Any) -> Settings:
+    def checked(cls, kind: str, options: AnalysisSettings) -> Settings:
         """Check the given options, and replace None by defaults.
 
-        Refuses options that are unknown, out of range, or not for this kind of data.
+        Refuses options that are out of range, or not for this kind of data.
         """
-        for name in options:
-            if name not in _DEFAULTS:
-                raise InputError(one_of("option", name, sorted(_DEFAULTS)))
-        options = {
-            name: default if options.get(name) is None else options[name]
-            for name, default in _DEFAULTS.items()
+        asked = {name: getattr(options, name) for name in _DEFAULTS}
+        values = {
+            name: _DEFAULTS[name] if value is None else value for name, value in asked.items()
         }
-        _check_kind(kind, options)
-        asked = {name: value for name, value in options.items() if value is not None}
-        is_texts = kind == "texts"
-        importances = asked.get("importances", "none")
-        settings = cls(
-            kind=kind,
-            select=_checked_selector(asked.get("select", TopK())),
-            threshold=check_threshold(asked["threshold"]) if "threshold" in asked else None,
-            linkage=options["linkage"],
-            random_examples=_checked_count("random_examples", options["random_examples"]),
-            seed=plain(options["seed"]),
-            batch_size=_checked_count("batch_size", options["batch_size"]),
-            memory_budget=memory_bytes(options["memory_budget"]),
-            labels=options["labels"],
-            class_names=None if options["class_names"] is None else [*options["class_names"]],
-            image_shape=_checked_image_shape(options["image_shape"]),
-            panels=bool(asked.get("panels", not is_texts)),
-            panel_examples=_checked_count(
-                "panel_examples", asked.get("panel_examples", _PANEL_EXAMPLES)
-            ),
-            baseline=_checked_baseline(asked.get("baseline", 0.0)),
-            window=_checked_window(asked.get("window", _WINDOW)) if is_texts else None,
-            importances=importances,
-        )
-        check_linkage(settings.linkage)
-        if importances not in _IMPORTANCES:
-            raise InputError(one_of("kind of importances", str(importances), _IMPORTANCES))
-        return settings
+        _check_kind(kind, values)
+        panels, baseline = values["panels"], values["baseline"]
+        values |= {
+            "select": _checked_selector(TopK() if values["select"] is None else values["select"]),
+            "seed": plain(values["seed"]),
+            "memory_budget": memory_bytes(values["memory_budget"]),
+            "image_shape": _checked_image_shape(values["image_shape"]),
+            "panels": kind == "images" if panels is None else bool(panels),
+            "baseline": _checked_baseline(0.0 if baseline is None else baseline),
+            "window": _checked_window(values["window"]) if kind == "texts" else None,
+        }
+        for name in ("random_examples", "batch_size", "panel_examples"):
+            values[name] = _checked_count(name, values[name])
+        if values["threshold"] is not None:
+            values["threshold"] = check_threshold(values["threshold"])
+        if values["class_names"] is not None:
+            values["class_names"] = [*values["class_names"]]
+        check_linkage(values["linkage"])
+        if values["importances"] not in _IMPORTANCES:
+            raise InputError(
+                one_of("kind of importances", str(values["importances"]), _IMPORTANCES)
+            )
+        return cls(kind=kind, **values)
 
     def recorded(self) -> dict[str, Any]:
         """As JSON that `restored` reads; labels are part of the data."""
@@ -132,7 +105,7 @@ class Settings:
         if kind not in _OPTIONS or name not in _SELECTORS:
             raise InputError(f"Settings of {kind!r} with {name!r} are not from polyseme.")
         options["select"] = _SELECTORS[name](**select)
-        return cls.checked(kind, **options | ({} if labels is None else {"labels": labels}))
+        return cls.checked(kind, AnalysisSettings(**options, labels=labels))
 
     def described(self) -> dict[str, Any]:
         """As stored in a run's metadata."""
@@ -145,9 +118,11 @@ class Settings:
 def _check_kind(kind: str, options: Mapping[str, Any]) -> None:
     """Refuse options that do not apply to this kind of data, "images" or "texts"."""
     (other,) = _OPTIONS.keys() - {kind}
-    for name, nothing in _OPTIONS[other].items():
+    for name in _OPTIONS[other]:
         value = options[name]
-        if value is not None and not (isinstance(value, str | bool) and value == nothing):
+        # None and False ask for nothing, and so does a default.
+        is_default = isinstance(value, str | int | tuple) and value == _DEFAULTS[name]
+        if value is not None and value is not False and not is_default:
             shown = repr(value) if isinstance(value, str | int | float | tuple) else "given"
             raise InputError(
                 f"{name} is {shown}, but the data is {kind}, and {name} is an option for {other} "

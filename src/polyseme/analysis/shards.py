@@ -26,6 +26,7 @@ from polyseme.capture.statistics import TOGETHER
 from polyseme.data.contexts import Contexts
 from polyseme.data.text import Texts
 from polyseme.errors import InputError, RunError
+from polyseme.options import Job, ReadingOptions, ShardOptions, takes
 from polyseme.sites import Site
 from polyseme.sites.language import load_language_model, loaded_name
 from polyseme.store.files import plain_json
@@ -66,36 +67,15 @@ def shard_range(number: int, n: int, total: int, batch_size: int) -> tuple[int, 
     return min(first, total), min(stop, total)
 
 
-def analyse_shard(
-    model: nn.Module,
-    data: Any,
-    shard: str | tuple[int, int],
-    *,
-    sites: str | Site | Iterable[str | Site],
-    exclude: str | Iterable[str] = (),
-    out: str | Path,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: bool = True,
-    **options: Any,
-) -> Shard:
+@takes(ShardOptions)
+def analyse_shard(options: ShardOptions) -> Shard:
     """Read one part of the data; `merge` makes a run of all parts.
 
     Parts may be read at any time, in any order, on any machine. The merged run is the one that
     `analyse` would write with the same batch size, bit for bit if the model itself computes the
-    same numbers.
-
-    Parameters
-    ----------
-    model, data, sites, exclude, overwrite, resume, progress
-        As for `analyse`. The length of the data must be known; texts are tokenized once to count
-        them, and again up to the end of the shard.
-    shard : str or (int, int)
-        Which part, of how many: "3/64". Parts are numbered from 1; 0 is the last.
-    out : str or Path
-        Folder of the shard.
-    **options
-        Those of `analyse`, the same for all shards.
+    same numbers. The options are those of `analyse`, the same for all shards; the run is written
+    by `merge`, and the shard to ``out``. The length of the data must be known; texts are tokenized
+    once to count them, and again up to the end of the shard.
 
     Returns
     -------
@@ -106,52 +86,37 @@ def analyse_shard(
     InputError, SiteError, RunError
         As for `analyse`, or if the length of the data is unknown.
     """
-    number, n = checked_shard(shard)
-    reader = ShardReader(model, data, sites, exclude, options)
+    number, n = checked_shard(options.shard)
+    reader = ShardReader(options)
     total = reader.source.count()
     first, stop = shard_range(number, n, total, reader.source.settings.batch_size)
-    part = (first, stop, total)
-    return reader.read(part, out, overwrite=overwrite, resume=resume, progress=progress)
+    return reader.read((first, stop, total), options.out)
 
 
 class ShardReader:
-    """Reads any parts of the data; arguments as for `analyse_shard`.
+    """Reads any parts of the data.
 
     Attributes
     ----------
     source : ImageData or TextData
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        sites: str | Site | Iterable[str | Site],
-        exclude: str | Iterable[str],
-        options: dict[str, Any],
-    ) -> None:
-        self._model = model
-        self.source = source_of(model, data, options)
-        self._prepared = prepare(model, self.source, sites, exclude)
+    def __init__(self, options: ReadingOptions) -> None:
+        self._options = options
+        self.source = source_of(options)
+        self._prepared = prepare(options, self.source)
 
-    def read(
-        self,
-        part: tuple[int, int, int],
-        out: str | Path,
-        *,
-        overwrite: bool = False,
-        resume: bool = False,
-        progress: bool = True,
-    ) -> Shard:
+    def read(self, part: tuple[int, int, int], out: str | Path) -> Shard:
         """Read inputs ``start`` to ``stop - 1``, of ``total``."""
-        model, source, prepared = self._model, self.source, self._prepared
+        options, source, prepared = self._options, self.source, self._prepared
+        model = options.model
         fingerprint = {"run": fingerprint_of(prepared, source), "inputs": list(part)}
         with ShardWriter(
-            out, fingerprint=fingerprint, overwrite=overwrite, resume=resume
+            out, fingerprint=fingerprint, overwrite=options.overwrite, resume=options.resume
         ) as writer:
             if writer.finished:
                 return Shard(out)
-            with progress_bars(progress) as bars:
+            with progress_bars(options.progress) as bars:
                 if writer.resumed:
                     prove_again(model, prepared.sites, source)
                 passes = Passes(model, source, prepared.sites, writer, bars, part[:2])
@@ -176,8 +141,8 @@ class ShardReader:
     def proved(self) -> tuple[nn.Module, list[Site]]:
         """The model and its sites, proved."""
         if not all(site.proved for site in self._prepared.sites):
-            prove_again(self._model, self._prepared.sites, self.source)
-        return self._model, self._prepared.sites
+            prove_again(self._options.model, self._prepared.sites, self.source)
+        return self._options.model, self._prepared.sites
 
 
 def fingerprint_of(prepared: Prepared, data: Data) -> dict[str, Any]:
@@ -258,16 +223,16 @@ def merge(
         )
     else:
         source = ImageData(model, data, settings)
-    return run_analysis(
+    job = Job(
         model,
-        source,
+        data,
         sites=names if sites is None else sites,
         out=out,
         overwrite=overwrite,
         resume=resume,
         progress=progress,
-        engine=Merged(model, source, parts),
     )
+    return run_analysis(job, source, Merged(model, source, parts))
 
 
 def _in_order(shards: list[Shard], *, allow_missing: bool) -> list[Shard]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from dataclasses import replace
 
 from polyseme.analysis.describe import check_model
 from polyseme.analysis.image_data import ImageData
 from polyseme.analysis.settings import Settings
 from polyseme.analysis.text_data import TextData
 from polyseme.data.contexts import Contexts
+from polyseme.options import ReadingOptions
 
 
-def source_of(model: nn.Module, data: Any, options: Mapping[str, Any]) -> ImageData | TextData:
-    """Create the data of an analysis; options that are None or missing take their defaults."""
+def source_of(options: ReadingOptions) -> ImageData | TextData:
+    """Create the data of an analysis; options that are None take their defaults."""
+    data = options.data
     kind: type[ImageData | TextData] = TextData if isinstance(data, Contexts) else ImageData
-    batch_size = options.get("batch_size")
-    if batch_size is None:
-        batch_size = kind.default_batch_size(data)
-    settings = Settings.checked(kind.kind, **{**options, "batch_size": batch_size})
-    check_model(model)
-    return kind(model, data, settings)
+    if options.batch_size is None:
+        options = replace(options, batch_size=kind.default_batch_size(data))
+    settings = Settings.checked(kind.kind, options)
+    check_model(options.model)
+    return kind(options.model, data, settings)

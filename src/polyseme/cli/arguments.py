@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from polyseme.cli.options import add_options, values_of
 from polyseme.errors import InputError, MissingDependencyError, PolysemeError, one_of
 from polyseme.remote import local_path
 
@@ -50,34 +51,22 @@ def image_shape(text: str) -> tuple[int, ...]:
         ) from None
 
 
+_DATA = "split limit mean std images_key labels_key"
+
+
 def add_data_options(command: Any) -> None:
     """Add the options for reading data."""
-    data = command.add_argument_group("data")
-    data.add_argument("--split", default="train", help="train or test (default: %(default)s)")
-    data.add_argument("--limit", type=int, metavar="N", help="read at most N inputs")
-    data.add_argument(
-        "--mean", type=numbers, help="for uint8 images: input = (pixel / 255 - mean) / std"
-    )
-    data.add_argument("--std", type=numbers, help="one value, or one per channel: 0.5,0.5,0.5")
-    data.add_argument(
-        "--images-key", metavar="KEY", help="name of the images in an .npz, if ambiguous"
-    )
-    data.add_argument("--labels-key", metavar="KEY", help="name of the labels")
+    from polyseme.data import read_images
+
+    values = {"type": numbers, "metavar": "X[,Y,Z]"}
+    add_options(command.add_argument_group("data"), read_images, _DATA, mean=values, std=values)
 
 
 def read_data(options: argparse.Namespace) -> Images:
     """Read the images that the options specify."""
     from polyseme.data import read_images
 
-    return read_images(
-        options.data,
-        split=options.split,
-        mean=options.mean,
-        std=options.std,
-        images_key=options.images_key,
-        labels_key=options.labels_key,
-        limit=options.limit,
-    )
+    return read_images(options.data, **values_of(options, _DATA))
 
 
 def module(name: str, what: str) -> ModuleType:
@@ -104,8 +93,10 @@ def to_device(model: nn.Module, device: str) -> nn.Module:
         ) from error
 
 
-def selector(text: str) -> Selector:
+def selector(text: str | None) -> Selector | None:
     """Parse a selector, written as a Python call with literal arguments."""
+    if text is None:
+        return None
     capture = importlib.import_module("polyseme.capture")
     expected = "expected a call such as TopK(100) or FirstActive(100, minimum=0.005)."
     try:

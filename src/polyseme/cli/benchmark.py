@@ -6,7 +6,11 @@ import argparse
 from typing import Any
 
 from polyseme.cli.arguments import module
+from polyseme.cli.options import add_command, add_options, values_of
+from polyseme.options import Job
 from polyseme.remote import local_path
+
+_SAMPLE = "n_neurons seed"
 
 
 def add_benchmark(commands: Any) -> None:
@@ -14,37 +18,24 @@ def add_benchmark(commands: Any) -> None:
     text = "Evaluate features, or the method that finds meanings, against known answers."
     command = commands.add_parser("benchmark", help=text, description=text)
     kinds = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_features(kinds)
-    _add_meanings(kinds)
+    add_command(kinds, "features", _features, _add_features)
+    add_command(kinds, "meanings", _meanings, _add_meanings)
 
 
-def _add_features(commands: Any) -> None:
-    text = (
-        "Compare a run's features with the tokens or classes of their examples, at several "
-        "thresholds; the baseline is clusters of pre-neuron embeddings."
-    )
-    command = commands.add_parser("features", help=text, description=text)
-    command.set_defaults(run=_features)
+def _add_features(command: Any) -> None:
+    from polyseme.evaluate.agreement import agreement
+
     command.add_argument("path", metavar="RUN", help="folder or URL of a run")
     command.add_argument(
         "--site", action="append", metavar="NAME", help="may be repeated (default: all sites)"
     )
-    command.add_argument(
-        "--neurons", type=int, default=100, metavar="N", help="per site (default: %(default)s)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add_options(command, agreement, _SAMPLE, n_neurons={"flag": "--neurons"})
     command.add_argument(
         "--csv", metavar="FILE", help="write the table, broken down by site, to a CSV file"
     )
 
 
-def _add_meanings(commands: Any) -> None:
-    text = (
-        "Compare methods of finding meanings on neurons whose meanings are known, planted in "
-        "language models, images and synthetic data. Rerun to resume."
-    )
-    command = commands.add_parser("meanings", help=text, description=text)
-    command.set_defaults(run=_meanings)
+def _add_meanings(command: Any) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     command.add_argument(
         "--quick", action="store_true", help="five minutes instead of an hour; MiniLM only"
@@ -69,10 +60,13 @@ def _add_meanings(commands: Any) -> None:
         help="synthetic, digits, concepts or latents; may be repeated (default: all)",
     )
     command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    command.add_argument("--quiet", action="store_true", help="show no progress")
+    add_options(command, Job, "progress")
 
 
 def _meanings(options: argparse.Namespace) -> None:
+    """Compare methods of finding meanings on neurons whose meanings are known, planted in language
+    models, images and synthetic data. Rerun to resume.
+    """
     benchmark = module("polyseme.evaluate.meaning_benchmark", "The meanings benchmark")
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +79,7 @@ def _meanings(options: argparse.Namespace) -> None:
         halves=benchmark.HALVES if options.half == "both" else (options.half,),
         parts=options.part or benchmark.PARTS,
         seed=options.seed,
-        progress=not options.quiet,
+        progress=options.progress,
     )
     console = Console()
     for half, group in benchmark.summary(frame).groupby("half", sort=False):
@@ -142,15 +136,17 @@ def _meanings(options: argparse.Namespace) -> None:
 
 
 def _features(options: argparse.Namespace) -> None:
+    """Compare a run's features with the tokens or classes of their examples, at several
+    thresholds; the baseline is clusters of pre-neuron embeddings.
+    """
     evaluate = module("polyseme.evaluate.agreement", "Evaluating a run's features")
     from rich.console import Console
     from rich.table import Table
 
-    from polyseme.views import open_run
+    from polyseme.opening import open_run
 
-    frame = evaluate.agreement(
-        open_run(options.path), sites=options.site, n_neurons=options.neurons, seed=options.seed
-    )
+    run = open_run(options.path)
+    frame = evaluate.agreement(run, sites=options.site, **values_of(options, _SAMPLE))
     if options.csv:
         frame.to_csv(local_path(options.csv, "The table"), index=False)
     n = int(frame.groupby("site")["neurons"].first().sum())

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from polyseme import __version__
 from polyseme.cli.arguments import (
@@ -24,10 +24,11 @@ from polyseme.cli.arguments import (
     to_device,
 )
 from polyseme.cli.benchmark import add_benchmark
-from polyseme.cli.explorer import add_explore, add_export, add_verify
+from polyseme.cli.explorer import add_explore, add_export, add_verify, explore, export, verify
 from polyseme.cli.language_models import (
+    ENGINE,
     LANGUAGE_MODEL_HELP,
-    add_analysis_options,
+    add_attached_saes,
     add_remote_code,
     add_text_options,
     analyse_language_model,
@@ -36,11 +37,25 @@ from polyseme.cli.language_models import (
     load_any_model,
     load_named_model,
 )
-from polyseme.cli.probe_command import add_probe
-from polyseme.cli.sae_commands import add_compare, add_sweep, add_train_sae
+from polyseme.cli.options import Parser, add_command, add_options, values_of
+from polyseme.cli.probe_command import add_probe, probe
+from polyseme.cli.sae_commands import (
+    add_compare,
+    add_sweep,
+    add_train_sae,
+    compare,
+    sweep,
+    train_sae,
+)
 from polyseme.errors import InputError, PolysemeError
 from polyseme.interrupts import INTERRUPTS, Terminated, handling, interrupt
+from polyseme.options import AnalysisOptions
 from polyseme.remote import is_url
+
+# Parameters of the functions that the commands call.
+_FINDING = "exclude select threshold linkage image_shape importances"
+_WORK = "batch_size memory_budget seed panels"
+_OUTPUT = "out overwrite resume progress"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,55 +128,29 @@ def _overwrites(options: argparse.Namespace) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="polyseme",
         description="Split any neuron into its meanings: feature clusters and polysemanticity "
         "metrics from neuron embeddings.",
     )
     parser.add_argument("--version", action="version", version=f"polyseme {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(commands)
-    _add_analyse(commands)
-    _add_merge(commands)
-    _add_sites(commands)
-    add_probe(commands)
-    add_train_sae(commands)
-    add_compare(commands)
-    add_sweep(commands)
+    add_command(commands, "demo", _demo, _add_demo)
+    add_command(commands, "analyse", _analyse, _add_analyse)
+    add_command(commands, "merge", _merge, _add_merge)
+    add_command(commands, "sites", _sites, _add_sites)
+    add_command(commands, "probe", probe, add_probe)
+    add_command(commands, "train-sae", train_sae, add_train_sae)
+    add_command(commands, "compare", compare, add_compare)
+    add_command(commands, "sweep", sweep, add_sweep)
     add_benchmark(commands)
-    add_explore(commands)
-    add_export(commands)
-    add_verify(commands)
+    add_command(commands, "explore", explore, add_explore)
+    add_command(commands, "export", export, add_export)
+    add_command(commands, "verify", verify, add_verify)
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports errors in one sentence, without the usage. So do the parsers of its commands."""
-
-    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
-        namespace, unknown = super().parse_known_args(*arguments, **named)
-        if unknown:
-            # Here the command is known; argparse would report the error for the whole program.
-            self.error(f"unknown arguments: {shlex.join(unknown)}")
-        return namespace, unknown
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
-
-
-def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> Any:
-    command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run, command=command)
-    return command
-
-
-def _add_demo(commands: Any) -> None:
-    demo = _command(
-        commands,
-        "demo",
-        _demo,
-        "Train a small classifier of digits, analyse its hidden neurons and draw some of them.",
-    )
+def _add_demo(demo: Any) -> None:
     demo.add_argument(
         "--data",
         metavar="DIR",
@@ -181,13 +170,7 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--json", action="store_true", help="print only the numbers, as JSON")
 
 
-def _add_analyse(commands: Any) -> None:
-    analyse = _command(
-        commands,
-        "analyse",
-        _analyse,
-        "Find what activates each neuron of a model, split it into features, and write a run.",
-    )
+def _add_analyse(analyse: Any) -> None:
     analyse.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}. {LANGUAGE_MODEL_HELP}")
     analyse.add_argument(
         "--data",
@@ -202,90 +185,41 @@ def _add_analyse(commands: Any) -> None:
         help="a layer to analyse, or a glob such as 'features.*'; may be repeated; polyseme sites "
         "lists the names (default with --text: all MLPs)",
     )
-    analyse.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a layer to leave out, or a glob; may be repeated",
-    )
-    analyse.add_argument(
-        "--out", required=True, metavar="DIR", help="folder or URL to write the run to"
-    )
-    analyse.add_argument(
-        "--select",
-        default="TopK(100)",
-        metavar="SELECTOR",
-        help="which examples to keep: TopK(k), AboveFraction(fraction, max_examples), "
-        "FirstActive(n, minimum) or Stratified(k, bins) (default: %(default)s)",
-    )
-    analyse.add_argument(
-        "--threshold",
-        type=float,
-        help="cosine distance at which to cut the trees into features (default: 0.05 for SAEs, 0.5 "
-        "for texts, 0.2 otherwise)",
-    )
-    analyse.add_argument(
-        "--linkage", default="average", metavar="NAME", help="average or single (default: average)"
+    add_options(
+        analyse,
+        AnalysisOptions,
+        _FINDING,
+        exclude={
+            "action": "append",
+            "default": [],
+            "metavar": "NAME",
+            "help": "{}; may be repeated",
+        },
+        select={"metavar": "SELECTOR"},
+        image_shape={"type": image_shape, "metavar": "H,W"},
     )
     add_data_options(analyse)
     add_text_options(analyse)
-    add_analysis_options(analyse)
-    analyse.add_argument(
-        "--image-shape", type=image_shape, metavar="H,W", help="shape to show flat inputs in"
-    )
+    add_attached_saes(analyse)
     work = analyse.add_argument_group("work")
     work.add_argument("--device", default=None, help="cpu, cuda, mps (default: the model's own)")
-    work.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="inputs per batch (default: 256, or 4,096 tokens of text)",
-    )
-    work.add_argument(
-        "--memory-budget",
-        metavar="SIZE",
-        help="memory limit, excluding the model, such as 4GB; if not all sites fit at once, the "
-        "data is read several times (default: no limit)",
-    )
     work.add_argument(
         "--shard",
         metavar="I/N",
         help="read only part I of N of the data, counting from 1, and write a shard to --out; "
         "combine the shards with polyseme merge",
     )
-    work.add_argument(
-        "--engine",
-        default="local",
-        metavar="NAME",
-        help="local, or ray to read with Ray, on this machine or on a cluster (default: local)",
+    add_options(
+        work,
+        AnalysisOptions,
+        f"{_OUTPUT} {_WORK} {ENGINE}",
+        memory_budget={"type": str, "metavar": "SIZE"},
+        address={"metavar": "ADDRESS"},
     )
-    work.add_argument(
-        "--address", help="Ray cluster: auto, or ray://HOST:10001 (default: start one here)"
-    )
-    work.add_argument(
-        "--workers", type=int, metavar="N", help="Ray processes (default: one per GPU or CPU)"
-    )
-    work.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    work.add_argument(
-        "--no-panels",
-        action="store_true",
-        help="skip activation maps and logit effects, which is faster",
-    )
-    work.add_argument("--overwrite", action="store_true", help="replace an existing run")
-    work.add_argument("--resume", action="store_true", help="resume an interrupted run")
-    work.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _add_merge(commands: Any) -> None:
-    merge = _command(
-        commands,
-        "merge",
-        _merge,
-        "Combine the shards that polyseme analyse --shard wrote into a run.",
-    )
+def _add_merge(merge: Any) -> None:
     merge.add_argument("shards", nargs="+", metavar="SHARD", help="shard folders, in any order")
-    merge.add_argument("--out", required=True, metavar="DIR", help="folder to write the run to")
     merge.add_argument(
         "--model",
         metavar="MODEL",
@@ -303,12 +237,11 @@ def _add_merge(commands: Any) -> None:
         action="store_true",
         help="merge the shards that exist; the run records which inputs are missing",
     )
-    merge.add_argument("--overwrite", action="store_true", help="replace an existing run")
-    merge.add_argument("--resume", action="store_true", help="resume an interrupted merge")
-    merge.add_argument("--quiet", action="store_true", help="show no progress")
+    add_options(merge, AnalysisOptions, _OUTPUT)
 
 
 def _merge(options: argparse.Namespace) -> None:
+    """Combine the shards that polyseme analyse --shard wrote into a run."""
     analysis = module("polyseme.analysis", "Merging shards")
     model = data = tokenizer = None
     if options.data is not None:
@@ -325,17 +258,12 @@ def _merge(options: argparse.Namespace) -> None:
         data=data,
         tokenizer=tokenizer,
         allow_missing=options.allow_missing,
-        overwrite=options.overwrite,
-        resume=options.resume,
-        progress=not options.quiet,
+        **values_of(options, "overwrite resume progress"),
     )
     _print_run(run, options.out)
 
 
-def _add_sites(commands: Any) -> None:
-    sites = _command(
-        commands, "sites", _sites, "List the layers of a model that polyseme can analyse."
-    )
+def _add_sites(sites: Any) -> None:
     sites.add_argument(
         "model",
         metavar="MODEL",
@@ -347,6 +275,7 @@ def _add_sites(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    """Train a small classifier of digits, analyse its hidden neurons and draw some of them."""
     demo = module("polyseme.demo", "The demo")
     from rich.console import Console
 
@@ -364,20 +293,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _analyse(options: argparse.Namespace) -> None:
+    """Find what activates each neuron of a model, split it into features, and write a run."""
     analysis = module("polyseme.analysis", "Analysing a model")
-    shared: dict[str, Any] = {
-        "out": options.out,
-        "select": selector(options.select),
-        "exclude": options.exclude,
-        "threshold": options.threshold,
-        "linkage": options.linkage,
-        "batch_size": options.batch_size,
-        "memory_budget": options.memory_budget,
-        "seed": options.seed,
-        "overwrite": options.overwrite,
-        "resume": options.resume,
-        "progress": not options.quiet,
-    }
+    shared = values_of(options, f"{_FINDING} {_WORK} {_OUTPUT}")
+    shared["select"] = selector(options.select)
     check_source(options)
     if options.text is not None:
         run = analyse_language_model(options, analysis, shared)
@@ -393,16 +312,8 @@ def _analyse(options: argparse.Namespace) -> None:
             )
         images = read_data(options)
         model = load_model(options.model)
-        run = analyse_or_shard(
-            options,
-            analysis,
-            to_device(model, options.device) if options.device else model,
-            images,
-            sites=options.sites,
-            image_shape=options.image_shape,
-            panels=not options.no_panels,
-            **shared,
-        )
+        model = to_device(model, options.device) if options.device else model
+        run = analyse_or_shard(options, analysis, model, images, sites=options.sites, **shared)
     if options.shard is not None:
         print(
             f"The shard is at {run.path}: inputs {run.start:,} to {run.stop:,} of {run.total:,}. "
@@ -443,6 +354,7 @@ def _about(row: Any) -> str:
 
 
 def _sites(options: argparse.Namespace) -> None:
+    """List the layers of a model that polyseme can analyse."""
     list_sites = module("polyseme.sites", "Listing a model's sites").list_sites
     model = load_any_model(options)
     sites = list_sites(model)

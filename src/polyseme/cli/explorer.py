@@ -14,19 +14,18 @@ from typing import Any
 
 from polyseme.cli.arguments import load_model, module
 from polyseme.cli.language_models import add_remote_code, add_saes, load_named_model, saes_of_run
+from polyseme.cli.options import add_options, values_of
 from polyseme.errors import InputError, RunError
 from polyseme.remote import is_url
 
 #: the keys of `polyseme.sites.language.PACKAGED`, repeated here to avoid importing torch
 PACKAGED = ("smollm2", "minilm")
+_EXPORT = "overwrite progress"
 _LONGEST_RUN_JSON = 64 * 2**20
 
 
-def add_explore(commands: Any) -> None:
-    """``polyseme explore``."""
-    text = "View runs in the browser: every neuron, split into its meanings."
-    explore = commands.add_parser("explore", help=text, description=text)
-    explore.set_defaults(run=_explore)
+def add_explore(explore: Any) -> None:
+    """Add the arguments of ``polyseme explore``."""
     explore.add_argument(
         "runs",
         nargs="+",
@@ -61,11 +60,10 @@ def add_explore(commands: Any) -> None:
     add_remote_code(explore)
 
 
-def add_export(commands: Any) -> None:
-    """``polyseme export``."""
-    text = "Write the explorer's pages as static files, for any web host."
-    export = commands.add_parser("export", help=text, description=text)
-    export.set_defaults(run=_export)
+def add_export(export: Any) -> None:
+    """Add the arguments of ``polyseme export``."""
+    from polyseme import explorer
+
     export.add_argument(
         "runs",
         nargs="+",
@@ -73,19 +71,16 @@ def add_export(commands: Any) -> None:
         help="folder or URL of a run; give several to compare them",
     )
     export.add_argument("out", metavar="OUT", help="folder to create, or a URL")
-    export.add_argument("--overwrite", action="store_true", help="replace an existing export")
-    export.add_argument("--quiet", action="store_true", help="show no progress")
+    add_options(export, explorer.export, _EXPORT)
 
 
-def add_verify(commands: Any) -> None:
-    """``polyseme verify``."""
-    text = "Check that every file of a run is valid and unchanged since it was written."
-    verify = commands.add_parser("verify", help=text, description=text)
-    verify.set_defaults(run=_verify)
+def add_verify(verify: Any) -> None:
+    """Add the arguments of ``polyseme verify``."""
     verify.add_argument("path", metavar="RUN", help="folder or URL of a run")
 
 
-def _verify(options: argparse.Namespace) -> None:
+def verify(options: argparse.Namespace) -> None:
+    """Check that every file of a run is valid and unchanged since it was written."""
     from polyseme.store import RunFolder, local_run, refuse_altered
 
     folder = local_run(options.path, again=True)
@@ -95,14 +90,13 @@ def _verify(options: argparse.Namespace) -> None:
     print(f"{options.path} is intact.")
 
 
-def _export(options: argparse.Namespace) -> None:
-    from polyseme.explorer import export
+def export(options: argparse.Namespace) -> None:
+    """Write the explorer's pages as static files, for any web host."""
+    from polyseme import explorer
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        out = export(
-            options.runs, options.out, overwrite=options.overwrite, progress=not options.quiet
-        )
+        out = explorer.export(options.runs, options.out, **values_of(options, _EXPORT))
     if isinstance(out, Path):
         print(_about_export(out))
     else:
@@ -121,8 +115,9 @@ def _about_export(out: Path) -> str:
     )
 
 
-def _explore(options: argparse.Namespace) -> None:
-    from polyseme.explorer import explore
+def explore(options: argparse.Namespace) -> None:
+    """View runs in the browser: every neuron, split into its meanings."""
+    from polyseme import explorer
 
     if any(map(is_url, options.runs)):
         from polyseme.store import local_run
@@ -131,7 +126,7 @@ def _explore(options: argparse.Namespace) -> None:
     live = _live_functions(options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        explorer = explore(
+        server = explorer.explore(
             *options.runs,
             port=options.port,
             host=options.host,
@@ -142,8 +137,8 @@ def _explore(options: argparse.Namespace) -> None:
         )
     for warning in caught:
         print(f"polyseme: {warning.message}", file=sys.stderr)
-    print(f"The explorer is at {explorer.url} until you press Ctrl-C.", flush=True)
-    explorer.wait()
+    print(f"The explorer is at {server.url} until you press Ctrl-C.", flush=True)
+    server.wait()
 
 
 def _live_functions(options: argparse.Namespace) -> dict[str, Callable[..., Any]]:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from polyseme.cli.arguments import load_model, module
+from polyseme.cli.options import add_options, values_of
 from polyseme.errors import InputError
 from polyseme.remote import cache_folder, is_url, local_path
 
@@ -20,6 +21,8 @@ LANGUAGE_MODEL_HELP = (
     "With --text: smollm2 or minilm, a folder written by transformers, a .gguf file, or a name on "
     "the Hugging Face hub"
 )
+ENGINE = "engine address workers"
+_READING = "encoding field"
 _UNITS = {"": 1, "k": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 
@@ -36,6 +39,8 @@ def count(text: str) -> int:
 
 def add_text_options(command: Any) -> None:
     """Add the options for reading texts."""
+    from polyseme import data
+
     text = command.add_argument_group("text")
     text.add_argument(
         "--text",
@@ -46,26 +51,14 @@ def add_text_options(command: Any) -> None:
         "on the Hugging Face hub, as NAME:CONFIGURATION if it has several configurations; without "
         "a PATH, English text that ships with Python",
     )
-    text.add_argument(
-        "--tokens",
-        type=count,
-        metavar="N",
-        help="read at most N tokens, such as 50k or 1M (default: all)",
+    add_options(
+        text,
+        data.Contexts,
+        "max_tokens length",
+        max_tokens={"flag": "--tokens", "type": count, "help": "{}; for example 50k or 1M"},
+        length={"flag": "--context"},
     )
-    text.add_argument(
-        "--context", type=int, default=128, metavar="N", help="tokens per context (default: 128)"
-    )
-    text.add_argument(
-        "--encoding",
-        default="utf-8",
-        metavar="NAME",
-        help="encoding of .txt and .jsonl (default: utf-8)",
-    )
-    text.add_argument(
-        "--field",
-        default="text",
-        help="field with the text, in .jsonl and .parquet (default: text)",
-    )
+    add_options(text, data.read_text, _READING)
     text.add_argument(
         "--keep",
         action="append",
@@ -99,8 +92,9 @@ def load_named_model(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 # Options that apply to only one kind of data.
-_OF_TEXTS = ["tokens", "context", "encoding", "field", "keep", "trust_remote_code", "importances"]
-_OF_IMAGES = ["limit", "mean", "std", "images_key", "labels_key", "image_shape", "no_panels"]
+_OF_TEXTS = ["max_tokens", "length", "encoding", "field", "keep", "trust_remote_code"]
+_OF_TEXTS += ["importances"]
+_OF_IMAGES = ["limit", "mean", "std", "images_key", "labels_key", "image_shape", "panels"]
 
 
 def check_source(options: argparse.Namespace) -> None:
@@ -115,10 +109,9 @@ def check_source(options: argparse.Namespace) -> None:
         if options.text is None
         else ("--text", "--data", _OF_IMAGES)
     )
-    for name in useless:
-        # Not every command has all of these options.
-        if getattr(options, name, None) != options.command.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
+    for action in options.command._actions:
+        if action.dest in useless and getattr(options, action.dest) != action.default:
+            flag = action.option_strings[0]
             raise InputError(f"{flag} applies to {other}, not to {source}; leave it out.")
 
 
@@ -133,14 +126,13 @@ def read_contexts(options: argparse.Namespace) -> tuple[Any, Any]:
             "call polyseme.analyse(model, Contexts(texts, tokenizer), ...)."
         )
     texts = data.read_text(
-        options.text or None, field=options.field, split=options.split, encoding=options.encoding
+        options.text or None, split=options.split, **values_of(options, _READING)
     )
     model, tokenizer = load_named_model(options)
     contexts = data.Contexts(
         texts,
         tokenizer,
-        length=options.context,
-        max_tokens=options.tokens,
+        **values_of(options, "length max_tokens"),
         leave_out=[entry for entry in ("special", "first") if entry not in options.keep],
     )
     return model, contexts
@@ -155,26 +147,17 @@ def analyse_language_model(
     if not sites:
         transformer = module("polyseme.sites.transformer", "Finding MLPs")
         sites = transformer.find_mlp_sites(model)
-        if not options.quiet and (note := transformer.unread(model).strip()):
+        if options.progress and (note := transformer.unread(model).strip()):
             print(note, file=sys.stderr)
-    return analyse_or_shard(
-        options,
-        analysis,
-        model,
-        contexts,
-        sites=sites,
-        importances=options.importances,
-        **shared,
-    )
+    return analyse_or_shard(options, analysis, model, contexts, sites=sites, **shared)
 
 
 def analyse_or_shard(
     options: argparse.Namespace, analysis: ModuleType, model: Any, data: Any, **named: Any
 ) -> Any:
     """Write the run or, with ``--shard``, one shard of it."""
-    engine = {"engine": options.engine, "address": options.address, "workers": options.workers}
     if options.shard is None:
-        return analysis.analyse(model, data, **named, **engine)
+        return analysis.analyse(model, data, **named, **values_of(options, ENGINE))
     if options.engine != "local" or options.address is not None or options.workers is not None:
         raise InputError(
             "--shard reads in this process, so it excludes --engine, --address and --workers; "
@@ -183,15 +166,8 @@ def analyse_or_shard(
     return analysis.analyse_shard(model, data, options.shard, **named)
 
 
-def add_analysis_options(command: Any) -> None:
-    """Add the options for analysing texts: importances, and SAEs at hook points."""
-    command.add_argument(
-        "--importances",
-        default="none",
-        metavar="HOW",
-        help="exact: mask each token around an example to measure how much of the activation "
-        "depends on it, which takes about 20 times as long as reading the text (default: none)",
-    )
+def add_attached_saes(command: Any) -> None:
+    """Add the options for SAEs at hook points."""
     command.add_argument(
         "--sae",
         action="append",
@@ -247,7 +223,7 @@ def activations_of_text(options: argparse.Namespace) -> Iterator[tuple[Any, Any,
     # Next to the output, where there is room; unnamed, so that a crash leaves nothing behind.
     with tempfile.TemporaryFile(dir=folder) as file:
         activations = analysis.token_vectors(
-            model, contexts, options.site, file=file, progress=not options.quiet
+            model, contexts, options.site, file=file, progress=options.progress
         )
         yield model, contexts, activations
 

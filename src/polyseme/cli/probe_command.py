@@ -8,14 +8,16 @@ from typing import Any
 
 from polyseme.cli.arguments import module
 from polyseme.cli.language_models import add_remote_code, add_saes, load_named_model, saes_of_run
+from polyseme.cli.options import add_options, values_of
 from polyseme.errors import InputError
 
+_PROBE = "k by"
 
-def add_probe(commands: Any) -> None:
-    """``polyseme probe``."""
-    text = "Show which neurons of a run each token of a text activates, and in which meaning."
-    command = commands.add_parser("probe", help=text, description=text)
-    command.set_defaults(run=_probe)
+
+def add_probe(command: Any) -> None:
+    """Add the arguments of ``polyseme probe``."""
+    from polyseme.views import Run
+
     command.add_argument("path", metavar="RUN", help="folder or URL of a run on texts")
     command.add_argument("text", metavar="TEXT", help="the text; - reads standard input")
     command.add_argument(
@@ -31,21 +33,13 @@ def add_probe(commands: Any) -> None:
         help="a site of the run, or a glob; may be repeated (default: all)",
     )
     add_saes(command)
-    command.add_argument(
-        "-k", type=int, default=10, help="neurons per token (default: %(default)s)"
-    )
-    command.add_argument(
-        "--by",
-        default="share",
-        metavar="RANKING",
-        help="how to rank neurons: share (of the neuron's maximum in the run) or activation "
-        "(default: %(default)s)",
-    )
+    add_options(command, Run.probe, _PROBE, k={"flag": "-k"}, by={"metavar": "RANKING"})
     command.add_argument("--device", default=None, help="cpu, cuda, mps")
     add_remote_code(command)
 
 
-def _probe(options: argparse.Namespace) -> None:
+def probe(options: argparse.Namespace) -> None:
+    """Show which neurons of a run each token of a text activates, and in which meaning."""
     opening = module("polyseme.opening", "Probing a run")
     from rich.console import Console
 
@@ -54,13 +48,12 @@ def _probe(options: argparse.Namespace) -> None:
     model, tokenizer = load_named_model(options) if options.model else (None, None)
     if model is None and options.device:
         raise InputError("--device requires --model; give the model.")
-    probe = run.probe(
+    probed = run.probe(
         text,
         model,
         tokenizer,
         sites=options.sites,
-        k=options.k,
-        by=options.by,
         saes=saes_of_run(run, options.sae),
+        **values_of(options, _PROBE),
     )
-    Console().print(probe.table())
+    Console().print(probed.table())

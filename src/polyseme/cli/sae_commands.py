@@ -25,14 +25,15 @@ from polyseme.cli.language_models import (
     add_text_options,
     check_source,
 )
+from polyseme.cli.options import add_options, values_of
 from polyseme.errors import InputError
+from polyseme.options import Job, TrainingOptions
 from polyseme.remote import RemotePath, is_url
 
-
-def _common(commands: Any, name: str, run: Any, text: str) -> Any:
-    command = commands.add_parser(name, help=text, description=text)
-    command.set_defaults(run=run, command=command)
-    return command
+# Parameters of train_sae: of all SAEs of a sweep, of one of them, and of where it is written.
+_TRAINING = "architecture k epochs batch_size lr weight_decay ne_momentum ne_start"
+_POINT = "ne_coefficient ne_form l1_coefficient seed"
+_OUTPUT = "out overwrite resume"
 
 
 def _add_source(command: Any) -> None:
@@ -51,82 +52,33 @@ def _add_source(command: Any) -> None:
 
 def _add_training(command: Any) -> None:
     training = command.add_argument_group("training")
-    training.add_argument("--d-sae", type=int, required=True, metavar="N", help="number of latents")
-    training.add_argument(
-        "--architecture",
-        default="standard",
-        metavar="NAME",
-        help="standard, topk, batchtopk, jumprelu, gated or matryoshka_batchtopk "
-        "(default: %(default)s)",
-    )
-    training.add_argument(
-        "--k", type=int, help="active latents per input, for the TopK architectures"
-    )
-    training.add_argument(
-        "--epochs",
-        type=float,
-        default=10,
-        help="passes over the activations (default: %(default)s)",
-    )
-    training.add_argument(
-        "--batch-size", type=int, default=256, help="activations per batch (default: %(default)s)"
-    )
-    training.add_argument(
-        "--lr", type=float, default=1e-3, help="learning rate (default: %(default)s)"
-    )
-    training.add_argument(
-        "--weight-decay", type=float, default=0.0, help="weight decay (default: %(default)s)"
-    )
-    training.add_argument(
-        "--momentum",
-        type=float,
-        default=0.9,
-        help="of the running means in the NE loss (default: %(default)s)",
-    )
-    training.add_argument(
-        "--ne-start", type=int, default=0, metavar="STEP", help="first step with the NE loss"
+    add_options(
+        training,
+        TrainingOptions,
+        f"d_sae {_TRAINING} progress",
+        k={"type": int},
+        ne_momentum={"flag": "--momentum"},
     )
     training.add_argument("--device", default=None, help="cpu, cuda, mps")
-    training.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def add_train_sae(commands: Any) -> None:
-    """``polyseme train-sae``."""
-    command = _common(
-        commands,
-        "train-sae",
-        _train_sae,
-        "Train a sparse autoencoder on the activations of a layer, with or without the NE loss.",
-    )
+def add_train_sae(command: Any) -> None:
+    """Add the arguments of ``polyseme train-sae``."""
     _add_source(command)
-    command.add_argument(
-        "--out", required=True, metavar="DIR", help="folder or URL to write the SAE to"
+    add_options(
+        command,
+        TrainingOptions,
+        f"{_POINT} {_OUTPUT}",
+        out={"metavar": "DIR", "required": True},
+        ne_coefficient={"flag": "--ne", "metavar": "C"},
+        ne_form={"flag": "--form"},
+        l1_coefficient={"flag": "--l1", "metavar": "C"},
     )
-    command.add_argument(
-        "--ne", type=float, default=0.0, metavar="C", help="NE coefficient (default: %(default)s)"
-    )
-    command.add_argument(
-        "--form",
-        default="weighted",
-        help="form of the NE loss: weighted, unweighted or calibrated (default: %(default)s)",
-    )
-    command.add_argument(
-        "--l1", type=float, metavar="C", help="L1 coefficient, if the architecture has one"
-    )
-    command.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     _add_training(command)
-    command.add_argument("--overwrite", action="store_true", help="replace an existing SAE")
-    command.add_argument("--resume", action="store_true", help="resume interrupted training")
 
 
-def add_compare(commands: Any) -> None:
-    """``polyseme compare``."""
-    command = _common(
-        commands,
-        "compare",
-        _compare,
-        "Compare SAEs of one layer: what the NE loss gains, and what it costs.",
-    )
+def add_compare(command: Any) -> None:
+    """Add the arguments of ``polyseme compare``."""
     command.add_argument(
         "saes",
         nargs="+",
@@ -144,19 +96,12 @@ def add_compare(commands: Any) -> None:
     command.add_argument(
         "--out", default="runs/compare", metavar="DIR", help="output folder (default: %(default)s)"
     )
-    command.add_argument("--quiet", action="store_true", help="show no progress")
-    command.add_argument("--overwrite", action="store_true", help="replace existing runs")
+    add_options(command, Job, "overwrite progress")
     command.add_argument("--resume", action="store_true", help="keep existing results")
 
 
-def add_sweep(commands: Any) -> None:
-    """``polyseme sweep``."""
-    command = _common(
-        commands,
-        "sweep",
-        _sweep,
-        "Train SAEs over a grid of coefficients and seeds. Rerun to resume.",
-    )
+def add_sweep(command: Any) -> None:
+    """Add the arguments of ``polyseme sweep``."""
     _add_source(command)
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     command.add_argument(
@@ -205,19 +150,6 @@ def _labelled(images: Any) -> Any:
         yield images.inputs(rows), images.labels[rows]
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "architecture": options.architecture,
-        "k": options.k,
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "lr": options.lr,
-        "weight_decay": options.weight_decay,
-        "ne_momentum": options.momentum,
-        "ne_start": options.ne_start,
-    }
-
-
 def _refuse_existing(options: argparse.Namespace) -> None:
     """Fail early if the output exists, because reading the text takes a while."""
     out = options.out
@@ -229,7 +161,8 @@ def _refuse_existing(options: argparse.Namespace) -> None:
         )
 
 
-def _train_sae(options: argparse.Namespace) -> None:
+def train_sae(options: argparse.Namespace) -> None:
+    """Train a sparse autoencoder on the activations of a layer, with or without the NE loss."""
     sae_package = module("polyseme.sae", "Training an SAE")
     sweep_package = module("polyseme.evaluate.compare", "Evaluating an SAE")
     check_source(options)
@@ -245,16 +178,8 @@ def _train_sae(options: argparse.Namespace) -> None:
         sae = sae_package.train_sae(
             activations,
             options.d_sae,
-            ne_coefficient=options.ne,
-            ne_form=options.form,
-            l1_coefficient=options.l1,
-            seed=options.seed,
-            out=options.out,
-            overwrite=options.overwrite,
-            resume=options.resume,
-            progress=not options.quiet,
             metadata=metadata,
-            **_settings(options),
+            **values_of(options, f"{_TRAINING} {_POINT} {_OUTPUT} progress"),
         )
         record = sweep_package.report_on(options.out, sae, activations).as_dict()
     print(
@@ -265,7 +190,8 @@ def _train_sae(options: argparse.Namespace) -> None:
     )
 
 
-def _compare(options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace) -> None:
+    """Compare SAEs of one layer: what the NE loss gains, and what it costs."""
     load = module("polyseme.sae", "Loading an SAE")
     comparing = module("polyseme.evaluate.compare", "Comparing SAEs")
     from rich.console import Console
@@ -292,7 +218,7 @@ def _compare(options: argparse.Namespace) -> None:
         out=options.out,
         overwrite=options.overwrite,
         resume=options.resume,
-        progress=not options.quiet,
+        progress=options.progress,
     )
     Console().print(comparison.table())
     figure = Path(options.out) / "comparison.png"
@@ -318,7 +244,8 @@ def _trained_on(sae: Any) -> dict[str, str]:
     return {name: str(value) for name, value in names.items() if value}
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def sweep(options: argparse.Namespace) -> None:
+    """Train SAEs over a grid of coefficients and seeds. Rerun to resume."""
     sae_package = module("polyseme.sae", "Training an SAE")
     sweeping = module("polyseme.evaluate.sweep", "A sweep")
     from rich.console import Console
@@ -346,7 +273,7 @@ def _sweep(options: argparse.Namespace) -> None:
                 l1_coefficient=point.l1_coefficient,
                 seed=point.seed,
                 progress=False,
-                **_settings(options),
+                **values_of(options, _TRAINING),
             )
 
         work = sweeping.sweep(
@@ -355,9 +282,7 @@ def _sweep(options: argparse.Namespace) -> None:
             train,
             out=options.out,
             settings={
-                **_settings(options),
-                "d_sae": options.d_sae,
-                "site": options.site,
+                **values_of(options, f"{_TRAINING} d_sae site"),
                 **known,
             },
             labels=labels,
@@ -368,7 +293,7 @@ def _sweep(options: argparse.Namespace) -> None:
             f"{len(todo)} SAEs",
             total=len(todo),
             console=Console(stderr=True),
-            disable=options.quiet,
+            disable=not options.progress,
         ):
             pass
     records = sweeping.read_sweep(options.out)

@@ -58,7 +58,7 @@ class Contexts:
     length : int, default 128
         Tokens per context, including its special tokens; at least 3.
     max_tokens : int, optional
-        Stop after this many tokens of the documents, whether or not they are left out of the mask.
+        Read at most this many tokens of the documents, left out of the mask or not; all by default.
         Special tokens added to contexts, separators and padding do not count.
     leave_out : iterable of str, default ("special", "first")
         What `TokenBatch.mask` leaves out besides padding: "special", the tokenizer's special tokens

@@ -51,10 +51,12 @@ def read_images(
     split : str, default "train"
         Which split, if the source has any: "train" or "test", or for the Hub its own names.
     mean, std : float or tuple of float, optional
-        The model's input is ``(pixel / 255 - mean) / std`` for uint8 pixels; 0 and 1 unless given.
-        A tuple has one number per channel.
-    images_key, labels_key : str, optional
-        Which array of a .npz file, or which column of a Hub data set.
+        For uint8 images, the model's input is ``(pixel / 255 - mean) / std``: a number each, or one
+        per channel; 0 and 1 by default.
+    images_key : str, optional
+        Which array of a .npz file, or column of a Hub data set, holds the images.
+    labels_key : str, optional
+        Which array of a .npz file, or column of a Hub data set, holds the labels.
     limit : int, optional
         Read only this many images, from the first. What follows them in an IDX file is not checked.
 

@@ -90,7 +90,11 @@ class WebRoot:
         if not path.startswith("data/"):  # known without opening the runs
             raise NoSuchFileError(path)
         if path == "data/runs.json":
-            return compact_json({"runs": [run.summary() for run in self.runs]}).encode()
+            # Imported here because pandas takes longer to load than the server takes to start.
+            from polyseme.views.measures import COLUMNS
+
+            runs = [run.summary() for run in self.runs]
+            return compact_json({"runs": runs, "columns": COLUMNS}).encode()
         if len(self.runs) > 1 and path in ("data/compare.json", "data/pairs.safetensors"):
             return self._compared(path)
         for number, run in enumerate(self.runs):

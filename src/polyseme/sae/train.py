@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import metadata as installed
 from numbers import Integral
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from polyseme import __version__
 from polyseme.errors import InputError, one_of
 from polyseme.interrupts import interrupt_between_steps
+from polyseme.options import TrainingOptions, takes
 from polyseme.sae.batches import Batches, RowBatches, batches_of, digest
 from polyseme.sae.checkpoint import TrainingFolder
 from polyseme.sae.load import import_sae_lens, load_sae, sae_tensors
@@ -45,7 +47,8 @@ from polyseme.sae.trainer import (
 )
 from polyseme.store.files import RESUME, encode_json
 
-EPOCHS = 10
+_EPOCHS = 10
+_JSON = ("architecture_options", "trainer_options", "metadata")
 # Slow steps are saved by time rather than by number, and an interrupt waits at most this long for a
 # step to end.
 CHECKPOINT_SECONDS, PATIENCE = 300.0, 3.0
@@ -55,34 +58,8 @@ CHECKPOINT_SECONDS, PATIENCE = 300.0, 3.0
 _WORTH_THREADS = 100_000_000
 
 
-def train_sae(
-    activations: Any,
-    d_sae: int,
-    *,
-    architecture: str = "standard",
-    ne_coefficient: float = 0.0,
-    ne_form: str = "weighted",
-    ne_momentum: float = 0.9,
-    ne_start: int = 0,
-    l1_coefficient: float | None = None,
-    k: float | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-    init_from: nn.Module | str | Path | None = None,
-    out: str | Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    checkpoint_every: int = 1000,
-    progress: bool = True,
-    device: str | torch.device | None = None,
-    architecture_options: Mapping[str, Any] | None = None,
-    trainer_options: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Any:
+@takes(TrainingOptions)
+def train_sae(options: TrainingOptions) -> Any:
     """Train a sparse autoencoder with SAELens, plus the NE loss if its coefficient is positive.
 
     The losses are SAELens's, so published coefficients may need converting:
@@ -95,71 +72,6 @@ def train_sae(
     - The NE loss is a mean over active pairs (`polyseme.ne_loss`), times ``ne_coefficient``.
     - The optimizer is Adam; the norm of the gradient is clipped to 1, which is fixed in SAELens. So
       losses much larger than 1 train at a smaller effective rate: scale the activations.
-
-    Parameters
-    ----------
-    activations : Tensor, array or iterable
-        Shape (n, d_in), reshuffled in each epoch by the seed; it stays on its device, or on disk if
-        memory-mapped. Or an iterable of batches (B, d_in), read in order; batches of any size are
-        recut to ``batch_size`` rows, and no row is dropped. Values are converted to float32.
-    d_sae : int
-        Number of latents.
-    architecture : str
-        "standard" (ReLU and L1), "topk", "batchtopk", "jumprelu", "gated" or
-        "matryoshka_batchtopk".
-    ne_coefficient : float
-        Coefficient of the NE loss. 0 disables it.
-    ne_form : str
-        The form of the NE loss, as in `polyseme.ne_loss`: "weighted", the paper's;
-        "unweighted", whose latents had the fewest meanings and the purest examples in our study
-        (docs/ne-loss-study.md); "calibrated".
-    ne_momentum : float
-        Momentum of the running means of the inputs that activate each latent, in [0, 1).
-    ne_start : int
-        Number of steps at the start without the NE loss, whose running means begin after them.
-    l1_coefficient : float, optional
-        For "standard" and "gated"; 1 by default.
-    k : int or float, optional
-        Active latents per input ("topk"), or on average ("batchtopk" and "matryoshka_batchtopk").
-        By default, an eighth of d_sae, but at most 32.
-    steps : int, optional
-        Number of batches to train on. Needed for an iterable.
-    epochs : float, optional
-        For an array, the number of passes over it, instead of steps; 10 if neither is given.
-    batch_size : int
-    lr : float
-        Adam's learning rate.
-    weight_decay : float
-        Added to the gradient, times the weight (Adam's own, not AdamW's).
-    seed : int
-        Determines the SAE's initial weights and the order of rows.
-    init_from : torch.nn.Module, str or Path, optional
-        An SAE to start from, or a source for `load_sae`.
-    out : str, Path or URL, optional
-        Folder to write the SAE to, in SAELens's format, with the training record beside it. During
-        training, checkpoints are kept in ``<out>.partial``.
-    overwrite : bool
-        Replace an SAE in ``out`` once the new one is complete.
-    resume : bool
-        Resume an interrupted training with the same settings, or start if there is none. On the
-        CPU, the result is bit-identical. An iterable must yield the same batches again, from the
-        first.
-    checkpoint_every : int
-        Steps between checkpoints. One is also written every five minutes, on an interrupt and if
-        the activations raise an error.
-    progress : bool
-        Show a progress bar on the terminal.
-    device : str or torch.device, optional
-        Where to train; by default, the device of the activations.
-    architecture_options : mapping, optional
-        Other fields of SAELens's configuration of the architecture, such as
-        ``{"aux_loss_coefficient": 0.03}`` or ``{"l0_coefficient": 0.5}``.
-    trainer_options : mapping, optional
-        Fields of SAELens's ``SAETrainerConfig``: ``lr_scheduler_name``, ``lr_end``,
-        ``lr_warm_up_steps``, ``lr_decay_steps``, ``n_restart_cycles``, ``adam_beta1``,
-        ``adam_beta2``, ``dead_feature_window``, ``feature_sampling_window``.
-    metadata : mapping, optional
-        Plain JSON to add to the SAE's metadata, such as SAELens's ``model_name``, ``hook_name``.
 
     Returns
     -------
@@ -177,45 +89,32 @@ def train_sae(
     MissingDependencyError
         sae-lens is not installed.
     """
-    settings: dict[str, Any] = {
-        "architecture": _choice("architecture", architecture, ARCHITECTURES),
-        "d_sae": _integer("d_sae", d_sae, 1),
-        "ne_coefficient": _number("ne_coefficient", ne_coefficient),
-        "ne_form": _choice("form of the NE loss", ne_form, FORMS),
-        "ne_momentum": _momentum(ne_momentum),
-        "ne_start": _integer("ne_start", ne_start, 0),
-        "batch_size": _integer("batch_size", batch_size, 1),
-        "lr": _number("lr", lr, above=True),
-        "weight_decay": _number("weight_decay", weight_decay),
-        "seed": _integer("seed", seed, 0),
-        "architecture_options": dict(architecture_options or {}),
-        "trainer_options": dict(trainer_options or {}),
-        "metadata": dict(metadata or {}),
-    }
-    settings |= _sparsity(settings, l1_coefficient, k)
-    every = _integer("checkpoint_every", checkpoint_every, 1)
-    if resume and out is None:
+    settings = _checked(options)
+    every = _integer("checkpoint_every", options.checkpoint_every, 1)
+    if options.resume and options.out is None:
         raise InputError("resume was given without out. Give the folder of the training.")
     import_sae_lens("Training an SAE")
-    batches = batches_of(activations, settings["batch_size"], settings["seed"])
-    settings["steps"] = _steps(batches, settings["batch_size"], steps, epochs)
+    batches = batches_of(options.activations, settings["batch_size"], settings["seed"])
+    settings["steps"] = _steps(batches, settings["batch_size"], options.steps, options.epochs)
     _refuse_what_is_not_json(settings)
-    place = torch.device(device) if device is not None else batches.device
-    sae = build_sae(architecture, batches.d_in, settings, settings["metadata"])
-    if init_from is not None:
-        source = load_sae(init_from) if isinstance(init_from, str | Path) else init_from
+    place = batches.device if options.device is None else torch.device(options.device)
+    sae = build_sae(settings["architecture"], batches.d_in, settings, settings["metadata"])
+    if (source := options.init_from) is not None:
+        source = load_sae(source) if isinstance(source, str | Path) else source
         start_from(sae, source)
         settings["init_from"] = _digest_of(source)
     trainer = Trainer(sae, settings, place)
     fingerprint = {"settings": settings, "data": batches.fingerprint()}
 
     folder = None
-    if out is not None:
-        folder = TrainingFolder(out, fingerprint, overwrite=overwrite, resume=resume)
+    if options.out is not None:
+        folder = TrainingFolder(
+            options.out, fingerprint, overwrite=options.overwrite, resume=options.resume
+        )
     with folder or nullcontext():
         if folder is None or not folder.finished:
             with _threads_for(settings["batch_size"] * batches.d_in * settings["d_sae"]):
-                _train(trainer, batches, folder, every, progress)
+                _train(trainer, batches, folder, every, options.progress)
             return _finish(trainer, fingerprint, folder, place)
         return _open(folder.shown, place)
 
@@ -338,7 +237,26 @@ def _bar(show: bool, trainer: Trainer) -> Iterator[Callable[[], None]]:
         yield update
 
 
-# Checks of the arguments.
+# Checks of the options.
+
+
+def _checked(options: TrainingOptions) -> dict[str, Any]:
+    """The options that determine the SAE, except the number of steps, as recorded with it."""
+    checks: dict[str, Callable[[str, Any], Any]] = {
+        "architecture": partial(_choice, allowed=ARCHITECTURES),
+        "d_sae": partial(_integer, least=1),
+        "ne_coefficient": _number,
+        "ne_form": lambda _, form: _choice("form of the NE loss", form, FORMS),
+        "ne_momentum": _share,
+        "ne_start": partial(_integer, least=0),
+        "batch_size": partial(_integer, least=1),
+        "lr": partial(_number, above=True),
+        "weight_decay": _number,
+        "seed": partial(_integer, least=0),
+        **dict.fromkeys(_JSON, lambda _, mapping: dict(mapping or {})),
+    }
+    settings = {name: check(name, getattr(options, name)) for name, check in checks.items()}
+    return settings | _sparsity(settings, options.l1_coefficient, options.k)
 
 
 def _integer(name: str, value: Any, least: int) -> int:
@@ -369,10 +287,10 @@ def _choice(kind: str, value: Any, allowed: Iterable[str]) -> str:
     return str(value)
 
 
-def _momentum(value: Any) -> float:
+def _share(name: str, value: Any) -> float:
     if not 0 <= (number := _float(value)) < 1:
         raise InputError(
-            f"ne_momentum is {value!r}; expected a number of at least 0 and below 1, the share of "
+            f"{name} is {value!r}; expected a number of at least 0 and below 1, the share of "
             f"the old mean that is kept."
         )
     return number
@@ -381,11 +299,11 @@ def _momentum(value: Any) -> float:
 def _sparsity(settings: Mapping[str, Any], l1: Any, k: Any) -> dict[str, Any]:
     """Settings that make the architecture sparse; refuses any that it would ignore."""
     architecture, d_sae = settings["architecture"], settings["d_sae"]
-    for name, value, takes in (("l1_coefficient", l1, WITH_L1), ("k", k, WITH_K)):
-        if value is not None and architecture not in takes:
+    for name, value, users in (("l1_coefficient", l1, WITH_L1), ("k", k, WITH_K)):
+        if value is not None and architecture not in users:
             raise InputError(
                 f"{name} is {value!r}, but the architecture {architecture!r} does not use it; it "
-                f"is for {', '.join(takes)}. Leave it out."
+                f"is for {', '.join(users)}. Leave it out."
             )
     if architecture in WITH_L1:
         return {"l1_coefficient": _number("l1_coefficient", 1.0 if l1 is None else l1)}
@@ -414,12 +332,12 @@ def _steps(batches: Batches, batch_size: int, steps: Any, epochs: Any) -> int:
             "activations is an iterable of batches, of unknown length. Give steps, the number of "
             "batches to train on."
         )
-    passes = _number("epochs", EPOCHS if epochs is None else epochs, above=True)
+    passes = _number("epochs", _EPOCHS if epochs is None else epochs, above=True)
     return max(1, int(passes * batches.n_rows // batch_size))
 
 
 def _refuse_what_is_not_json(settings: Mapping[str, Any]) -> None:
-    for name in ("architecture_options", "trainer_options", "metadata"):
+    for name in _JSON:
         try:
             encode_json(settings[name])
         except (TypeError, ValueError, RecursionError) as error:

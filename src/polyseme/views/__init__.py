@@ -5,7 +5,7 @@ from polyseme.views.measures import MEASURES, Measure, is_dead, is_without_examp
 from polyseme.views.neuron import Neuron
 from polyseme.views.panel import ImagePanel
 from polyseme.views.probe import Probe
-from polyseme.views.run import Run, open_run
+from polyseme.views.run import Run
 
 __all__ = [
     "MEASURES",
@@ -18,5 +18,4 @@ __all__ = [
     "is_dead",
     "is_without_examples",
     "measured",
-    "open_run",
 ]

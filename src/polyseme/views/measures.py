@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,8 +46,9 @@ class Measure(NamedTuple):
 
 
 _SPLICED = "With the reconstruction in place of the activations."
-_FEATURES = (
-    "Clusters of the examples at the run’s threshold: a magnification, not a count of concepts."
+# The columns of the table of neurons that the explorer knows: how to name, write and read them.
+COLUMNS: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("columns.json").read_text("utf-8")
 )
 
 MEASURES = (
@@ -86,8 +89,7 @@ MEASURES = (
         "max distance",
         "number",
         3,
-        "Distance of the two examples farthest apart: 0 is the same direction, 2 is the opposite "
-        "direction.",
+        COLUMNS["max_distance"]["reading"],
     ),
     Measure(
         "published metrics",
@@ -95,7 +97,7 @@ MEASURES = (
         "mean distance",
         "number",
         3,
-        "Mean over all pairs of examples: 0 is the same direction, 1 is nothing in common.",
+        COLUMNS["mean_distance"]["reading"],
     ),
     Measure(
         "published metrics",
@@ -103,7 +105,7 @@ MEASURES = (
         "intra-cluster distance",
         "number",
         3,
-        "Mean over pairs in the same feature; undefined if every feature is a single example.",
+        COLUMNS["intra_cluster_distance"]["reading"],
     ),
     Measure(
         "published metrics",
@@ -111,7 +113,7 @@ MEASURES = (
         "inter-cluster distance",
         "number",
         3,
-        "Mean over pairs in different features; undefined if there is only one feature.",
+        COLUMNS["inter_cluster_distance"]["reading"],
     ),
     Measure(
         "published metrics",
@@ -121,7 +123,14 @@ MEASURES = (
         1,
         "Fewer if too few inputs activate a neuron.",
     ),
-    Measure("published metrics", "mean_clusters", "features per {neuron}", "number", 1, _FEATURES),
+    Measure(
+        "published metrics",
+        "mean_clusters",
+        "features per {neuron}",
+        "number",
+        1,
+        COLUMNS["n_clusters"]["reading"],
+    ),
     Measure(
         "cost",
         "l0",
@@ -158,8 +167,7 @@ MEASURES = (
         "participation ratio (median)",
         "number",
         1,
-        "The effective number of inputs that the neuron reads; near 1, small distances prove "
-        "nothing.",
+        COLUMNS["participation_ratio"]["reading"],
     ),
     Measure(
         "caveats",
@@ -167,8 +175,7 @@ MEASURES = (
         "calibrated distance",
         "signed",
         3,
-        "Mean distance minus background distance: negative if the examples are closer together "
-        "than random inputs.",
+        COLUMNS["calibrated_distance"]["reading"],
     ),
     Measure(
         "caveats",

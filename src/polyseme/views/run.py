@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,6 @@ from polyseme.views.measures import is_dead, is_without_examples, measured
 from polyseme.views.neuron import Neuron
 from polyseme.views.neuron_rows import Tables
 from polyseme.views.probe import Probe
-
-
-def open_run(path: str | Path, *, probe: Callable[..., Probe] | None = None) -> Run:
-    """Open a run.
-
-    Parameters
-    ----------
-    path : str or Path
-        The folder or URL that `analyse` wrote to.
-    probe : callable, optional
-        The function that `Run.probe` calls, supplied by ``polyseme.open_run``.
-
-    Raises
-    ------
-    RunError
-        The path is missing or not a run, or the run is unfinished, newer or damaged.
-    """
-    return Run(RunFolder(path), probe)
 
 
 class Run:
@@ -150,9 +131,9 @@ class Run:
         k : int
             Most neurons listed per token, over all sites together.
         by : {"share", "activation"}
-            How neurons are ranked. The default is activation as a share of the neuron's maximum
-            in the run, so that neurons with large activations do not always come first; it
-            favours neurons that are only ever weakly active.
+            How to rank neurons: by "share" (of the neuron's maximum in the run) or "activation". A
+            share lets other neurons come first than those with large activations; it favours
+            neurons that are only ever weakly active.
         saes : mapping of str to SAE, optional
             The SAEs of the run, by name of their site.
         max_tokens : int, optional

@@ -1,6 +1,7 @@
 // Loads all data that the pages show: fetched once, and cached while there's room.
 // The same addresses exist on the live server and in a static export.
 
+import { setMetrics } from "./metrics.js";
 import { Tensors } from "./safetensors.js";
 
 const KEPT_BYTES = 96 * 2 ** 20;
@@ -94,7 +95,9 @@ async function unpacked(buffer) {
 
 /** The runs that this explorer shows, in brief. @returns {Promise<{title: string, kind: string}[]>} */
 export async function runs() {
-  return (await json("runs.json")).runs;
+  const { runs, columns } = await json("runs.json");
+  setMetrics(columns);
+  return runs;
 }
 
 /**
