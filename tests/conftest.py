@@ -27,6 +27,10 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
     """Tests of one file run in one process, and so do all of the pages, which share runs."""
     from xdist.scheduler import LoadScopeScheduling
 
+    # In the order of their names, which happens to leave short files for the end: by default files
+    # of few tests come last, and some of these take minutes.
+    config.option.loadscopereorder = False
+
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]

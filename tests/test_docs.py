@@ -135,6 +135,7 @@ def command_errors(parser: argparse.ArgumentParser, arguments: list[str]) -> lis
     errors = []
     name = parser.prog
     for word in arguments:
+        getattr(parser, "complete", lambda: None)()
         subcommands: dict[str, argparse.ArgumentParser] = {}
         options: set[str] = set()
         for action in parser._actions:

@@ -134,7 +134,7 @@ def test_the_defaults_are_those_that_are_documented(tmp_path):
 def test_globs_lists_and_sites_agree_and_share_one_pass(tmp_path):
     model = small.make(small.MLP)
     seen = []
-    handle = model.register_forward_hook(lambda *_: seen.append(1))
+    handle = model.register_forward_pre_hook(lambda *_: seen.append(1))
     run = run_of(
         model,
         FLAT,

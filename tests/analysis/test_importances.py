@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import polyseme as ps
-from polyseme.analysis import importances
+from polyseme.analysis import kinds
 from polyseme.analysis.importances import (
     estimated_seconds,
     live_importances,
@@ -110,7 +110,7 @@ def test_they_are_left_out_unless_asked_for(setting, tmp_path, capsys):
 
 
 def test_they_go_on_byte_for_byte(setting, exact, tmp_path, monkeypatch):
-    plain = importances.context_importances
+    plain = kinds.context_importances
     steps = []
 
     def stopping(*arguments, **options):
@@ -120,7 +120,7 @@ def test_they_go_on_byte_for_byte(setting, exact, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield step
 
-    monkeypatch.setattr(importances, "context_importances", stopping)
+    monkeypatch.setattr(kinds, "context_importances", stopping)
     with pytest.raises(KeyboardInterrupt):
         analysed(setting, tmp_path / "run", importances="exact")
     analysed(setting, tmp_path / "run", importances="exact", resume=True)

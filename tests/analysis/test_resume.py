@@ -80,7 +80,7 @@ def test_batches_that_were_read_are_not_computed_again(tmp_path):
         go(tmp_path / "run", batches(3), panels=False)
     model = small.make(small.WithSAE)
     rows = []
-    model.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     go(tmp_path / "run", batches(), model, panels=False, resume=True)
     assert [n for n in rows if n > 4] == [20, 10], "the last two batches alone"
 
@@ -305,7 +305,7 @@ def test_a_real_interrupt(tmp_path, whole):
     assert (tmp_path / "run.partial" / "state" / "pass-0.safetensors").exists()
     rows = []
     model = small.make(small.WithSAE)
-    model.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     run = go(tmp_path / "run", batches(), model, resume=True)
     read = [n for n in rows if n > 4]  # without the fingerprint and the proof
     assert read[:2] == [20, 10], "the batch that it came in was taken in"

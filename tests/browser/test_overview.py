@@ -390,7 +390,7 @@ class TestFrame:
         [
             (["text_run"], "#/"),
             (["text_run"], "#/search?q=the"),
-            (["text_run"], "#/neuron/8/3"),
+            (["text_run"], "#/neuron/8/3?level=features"),
             (["text_run"], "#/neuron/20/5?level=features&threshold=0.4"),
             (["image_run"], "#/neuron/0/11"),
             (["image_run"], "#/neuron/0/12?overlap=0.9"),
