@@ -123,6 +123,13 @@ def test_every_parameter_is_described(function) -> None:
     assert all(len(lines) > 1 for lines in texts.values())
 
 
+def test_a_missing_parameter_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^analyse\(\): missing a required argument: 'sites'$"):
+        ps.analyse(None, None, out="run")
+    with pytest.raises(TypeError, match=r"^train_sae\(\): too many positional arguments$"):
+        ps.train_sae(None, 8, "topk")
+
+
 def test_excluded_sites_are_listed() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser, AnalysisOptions, "exclude", exclude={"action": "append", "default": []})

@@ -42,6 +42,10 @@ def takes(
             for name in named:
                 if name not in signature.parameters:
                     raise InputError(one_of("option", name, sorted(signature.parameters)))
+            try:
+                signature.bind(*arguments, **named)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}(): {error}") from None
             return function(options(*arguments, **named))
 
         # For help() and notebooks; type checkers have it from the types.
