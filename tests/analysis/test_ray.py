@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -48,9 +49,11 @@ def whole(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
     """One cluster of two machines for all tests, as it takes seconds to start."""
+    before = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
+    signal.signal(signal.SIGTERM, before)
     yield
     ray.shutdown()
     cluster.shutdown()
@@ -222,3 +225,23 @@ def test_an_address_without_a_ray(address: str, monkeypatch: pytest.MonkeyPatch)
         engine.at_work().__enter__()
     assert "ray start --head" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_signal_during_the_work_is_not_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own handler of SIGTERM ends the process, and it stays when Ray does not."""
+    set_by_ray = []
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+        set_by_ray.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    options = AnalysisOptions(model, None, sites="0", out="run")
+    before = signal.getsignal(signal.SIGTERM)
+    with RayEngine(options, None).at_work():  # type: ignore[arg-type]
+        assert set_by_ray
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +97,7 @@ class RayEngine(Engine):
         ray = self._ray
         ours = not ray.is_initialized()
         if ours:
+            on_sigterm = signal.getsignal(signal.SIGTERM)
             try:
                 _reach(self._address)
                 ray.init(
@@ -108,6 +111,10 @@ class RayEngine(Engine):
                     f"Cannot connect to Ray at address {self._address!r} ({_in_short(error)}). "
                     "Start it with: ray start --head. Or omit the address to start Ray here."
                 ) from error
+            finally:
+                # Ray sets its own, which would end the process without a chance to resume.
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         try:
             nodes = (node for node in ray.nodes() if node["Alive"])
             cores = (int(node["Resources"].get("CPU", 0)) for node in nodes)
