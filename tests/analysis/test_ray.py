@@ -22,6 +22,7 @@ import polyseme as ps
 from analysis.test_shards import OPTIONS, Setting, assert_same_run
 from polyseme.analysis import kinds, ray_engine
 from polyseme.analysis.ray_engine import RayEngine
+from polyseme.analysis.source import source_of
 from polyseme.errors import InputError, RunError
 from polyseme.options import AnalysisOptions
 
@@ -186,6 +187,18 @@ def test_a_shard_that_fails_three_times_is_named_and_the_others_are_kept(tmp_pat
     # With another number of workers.
     ps.analyse(model, data, **options | {"workers": 1, "resume": True})
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_importances_that_fail_three_times_are_named(setting: Setting) -> None:
+    options = AnalysisOptions(setting.model, setting.contexts(), **OPTIONS, out="run")
+    engine = RayEngine(options, source_of(options))
+    ids = np.zeros((20, 12), np.int64)
+    message = (
+        r"^The token importances of the run's contexts 16 to 20 failed 3 times: There are 2 sites, "
+        r"but places for 0\. What is finished is kept; fix this, then resume with resume=True"
+    )
+    with engine.at_work(), pytest.raises(RunError, match=message):
+        [*engine.importances(setting.model, [], ids, ids >= 0, [], start=16, mask_id=0)]
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

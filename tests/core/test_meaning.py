@@ -244,9 +244,11 @@ def test_a_thousand_examples_are_judged_in_little_memory() -> None:
     rng = np.random.default_rng(8)
     h = np.concatenate([rng.normal(5 * np.eye(20)[k], 1, (500, 20)) for k in range(2)])
     found = ps.meanings(h, mean=np.zeros(20), direction=np.ones(20))
+    one = ps.meanings(rng.normal(2, 1, (1000, 20)), mean=np.zeros(20), direction=np.ones(20))
     tracemalloc.start()
     assert found.verdict == "several"
+    assert len(one.cuts()) > 20
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # A few matrices of 1,000 x 1,000, not 39 of each.
+    # A few matrices of 1,000 x 1,000, not 39 of each, nor one for each cut.
     assert peak < 39 * 8 * 1000**2 / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,16 @@ from torch import Tensor, nn
 from polyseme.attribution import activation_maps, logit_effects
 from polyseme.capture import Batch, Collector, TopK
 from polyseme.errors import InputError, SiteError
-from polyseme.sites import Feed, Site, edit_site, evaluating, find_sites, prove_sites, read_sites
+from polyseme.sites import (
+    Feed,
+    Site,
+    edit_site,
+    evaluating,
+    find_sites,
+    prove_sites,
+    read_sites,
+    stopping_after,
+)
 
 from .models import SAE, ParameterSAE, WithSAE, convolutional
 
@@ -432,23 +442,22 @@ class Counting(nn.Module):
 
 
 def test_a_pass_ends_at_the_last_site_that_is_read() -> None:
-    model = Counting()
+    model, x = Counting(), torch.randn(64, 6)
     sites = find_sites(model, ["layers.0", "layers.1"])
-    x = torch.randn(64, 6)
-    readings: dict[bool, dict[str, Tensor]] = {}
-    for stop in (False, True):
+    with stopping_after(sites):  # also before they are proved
+        Feed(model)(x)
+    assert model.ran == [0, 1]
+    prove_sites(model, sites, Feed(model), x)
+    plain, stopped = {}, {}
+    for values, until in ((plain, nullcontext()), (stopped, stopping_after(sites))):
         model.ran.clear()
-        values = readings[stop] = {}
-        with torch.no_grad(), evaluating(model):
-            prove_sites(model, sites, Feed(model), x)
-            model.ran.clear()
-            with read_sites(
-                model, sites, lambda s, r, _, v=values: v.update({s.name: r.activations}), stop=stop
-            ):
-                Feed(model)(x)
-        assert model.ran == [0, 1, 2][: 2 if stop else 3]
-    for name in ("layers.0", "layers.1"):
-        torch.testing.assert_close(readings[True][name], readings[False][name], rtol=0, atol=0)
+        reading = read_sites(model, sites, lambda s, r, _, v=values: v.update({s.name: r}))
+        with torch.no_grad(), evaluating(model), reading, until:
+            Feed(model)(x)
+    assert model.ran == [0, 1]
+    assert plain.keys() == stopped.keys() == {"layers.0", "layers.1"}
+    for name, reading in plain.items():
+        assert torch.equal(reading.activations, stopped[name].activations)
     model.ran.clear()
     collector = Collector(model, sites, TopK(2))
     for _ in collector.run([Batch(x, x.numpy())] * 2):

@@ -15,7 +15,16 @@ from polyseme.analysis.reopen import same_weights, sites_of_run
 from polyseme.attribution import count_classes
 from polyseme.core.arrays import to_numpy
 from polyseme.errors import InputError
-from polyseme.sites import Feed, Reading, Site, edit_site, evaluating, prove_sites, read_sites
+from polyseme.sites import (
+    Feed,
+    Reading,
+    Site,
+    edit_site,
+    evaluating,
+    prove_sites,
+    read_sites,
+    stopping_after,
+)
 from polyseme.sites.hooks import Gather
 from polyseme.views import Neuron, Run
 
@@ -160,7 +169,7 @@ class ImageClassifier:
                 if not self._known:
                     prove_sites(self.model, self.sites, feed, inputs)
                     self._known = True
-                with read_sites(self.model, self.sites, on_reading, stop=True):
+                with read_sites(self.model, self.sites, on_reading), stopping_after(self.sites):
                     feed(inputs)
             logits = output[0].float()
             classes = logits.topk(min(len(logits), MAX_CLASSES)).indices.tolist()

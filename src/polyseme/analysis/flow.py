@@ -148,7 +148,7 @@ def plan_of(
     """Plan the passes for the remaining sites and report the plan; None if no site remains."""
     if not sites:
         return None
-    plan = make_plan(sites, data, trial(model, data) if say else None)
+    plan = make_plan(sites, data, trial(model, sites, data) if say else None)
     if say:
         say(str(plan))
     return plan

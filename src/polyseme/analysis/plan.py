@@ -18,7 +18,7 @@ from polyseme.capture.accumulate import N_BACKGROUND
 from polyseme.capture.statistics import Statistics
 from polyseme.core.similar import MOST_EXACT
 from polyseme.errors import InputError
-from polyseme.sites import Feed, Site, evaluating
+from polyseme.sites import Feed, Site, evaluating, stopping_after
 
 # Time of reading relative to the bare model, from the first context on; lower for long texts, see
 # bench/capture.py.
@@ -245,8 +245,8 @@ def _searching(features: int, d: int) -> int:
     return 32 * some * many + 4 * d * (some + many) + basis + 1000 * features
 
 
-def trial(model: nn.Module, data: Data) -> float | None:
-    """Measure the bare model's seconds per input, on the first few inputs.
+def trial(model: nn.Module, sites: Sequence[Site], data: Data) -> float | None:
+    """Measure the bare model's seconds per input up to the last site, on the first few inputs.
 
     Returns None if the data can be read only once, or the device runs out of memory.
     """
@@ -260,7 +260,8 @@ def trial(model: nn.Module, data: Data) -> float | None:
         for _ in range(2):
             start = time.perf_counter()
             try:
-                feed(batch.inputs)
+                with stopping_after(sites):
+                    feed(batch.inputs)
             except torch.OutOfMemoryError:
                 return None
             if feed.device.type == "cuda":

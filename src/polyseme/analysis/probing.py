@@ -19,7 +19,15 @@ from polyseme.data import Contexts, read_text
 from polyseme.data.contexts import TokenBatch
 from polyseme.data.token_texts import pieces
 from polyseme.errors import InputError, one_of
-from polyseme.sites import Feed, Reading, Site, evaluating, prove_sites, read_sites
+from polyseme.sites import (
+    Feed,
+    Reading,
+    Site,
+    evaluating,
+    prove_sites,
+    read_sites,
+    stopping_after,
+)
 from polyseme.sites.hooks import Gather
 from polyseme.sites.language import PACKAGED, load_language_model
 from polyseme.views import Neuron, Probe, Run
@@ -153,7 +161,7 @@ class Prober:
             if not self._known:
                 prove_sites(self.model, self.sites, feed, inputs)
                 self._known = True
-            with read_sites(self.model, self.sites, on_reading, stop=True):
+            with read_sites(self.model, self.sites, on_reading), stopping_after(self.sites):
                 feed(inputs)
         return _Read(ids[attention], mask[attention], [tops[s.name] for s in self.sites])
 

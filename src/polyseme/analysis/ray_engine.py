@@ -51,6 +51,11 @@ _SHARDS = "shards"
 # Contexts that a worker masks at a time: a multiple of those that go through the model together, so
 # that they are the same as in one process.
 _CONTEXTS = 16
+# What a method of a worker does to a range, in an error.
+_CALLED = {
+    "read": "The shard of inputs",
+    "importances": "The token importances of the run's contexts",
+}
 
 Parts = dict[int, tuple[int, int]]
 
@@ -256,8 +261,8 @@ class RayEngine(Engine):
             first, stop = arguments[number][:2]
             others = f" ({len(given_up) - 1} more failed too)" if len(given_up) > 1 else ""
             raise RunError(
-                f"The shard of inputs {first:,} to {stop:,} failed {raised[number] + lost[number]} "
-                f"times: {cause}{others}. Finished shards are kept; fix this, then resume with "
+                f"{_CALLED[method]} {first:,} to {stop:,} failed {raised[number] + lost[number]} "
+                f"times: {cause}{others}. What is finished is kept; fix this, then resume with "
                 "resume=True (--resume)."
             )
 
@@ -334,7 +339,7 @@ def _reach(address: str | None) -> None:
 
 def _in_short(error: BaseException) -> str:
     if isinstance(error, PolysemeError):
-        return str(error)
+        return str(error).rstrip(".")  # it becomes part of a sentence
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 

@@ -23,6 +23,7 @@ from polyseme.sites.hooks import (
     evaluating,
     read_sites,
     some_inputs,
+    stopping_after,
 )
 from polyseme.sites.proof import prove_sites
 from polyseme.sites.reading import Reading
@@ -227,7 +228,7 @@ class Collector:
             unread.discard(site.name)
 
         mask = None if mask is None else mask[part]
-        with read_sites(self._model, self._sites, on_reading, mask, stop=True):
+        with read_sites(self._model, self._sites, on_reading, mask), stopping_after(self._sites):
             self._feed(some_inputs(inputs, part))
         if unread:
             raise SiteError(

@@ -452,14 +452,12 @@ def _labels(
     groups = top[:, :n]
     loose = ~whole[rows[:, None], groups]
     labels = by_size(np.where(loose, -1, groups))
-    if (incomplete := loose.any(axis=1)).any():
-        known = labels[incomplete]
-        member = (known[:, :, None] == np.arange(known.max() + 1)).astype(float)
-        sizes = member.sum(axis=1, keepdims=True)
-        similar = cosines[incomplete] @ (member / np.maximum(sizes, 1))
-        nearest = np.where(sizes > 0, similar, -np.inf).argmax(axis=2)
-        labels[incomplete] = by_size(np.where(known < 0, nearest, known))
-    return labels
+    # One by one, as `cosines` may be one large matrix for many cuts.
+    for row in np.flatnonzero(loose.any(axis=1)):
+        member = labels[row][:, None] == np.arange(labels[row].max() + 1)
+        similar = cosines[row][loose[row]] @ (member / member.sum(axis=0))
+        labels[row, loose[row]] = similar.argmax(axis=1)
+    return by_size(labels)
 
 
 def _scatter_between(products: Floats, labels: Ints) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyseme.data import Contexts, Texts
 from polyseme.data.token_texts import pieces
 from polyseme.evaluate.planted import Positions
-from polyseme.sites import Feed, Site, evaluating, read_sites
+from polyseme.sites import Feed, Site, evaluating, read_sites, stopping_after
 from polyseme.views.meanings import are_spaced, word_shares
 from polyseme.views.token_windows import TextWindow
 
@@ -48,7 +48,8 @@ def read_positions(
         def keep(site: Site, _: Any, gather: Any, where: tuple[Tensor, ...] = where) -> None:
             parts[site.name].append(gather(*where).half().cpu().numpy())
 
-        with evaluating(model), torch.no_grad(), read_sites(model, sites, keep, counted, stop=True):
+        reading = read_sites(model, sites, keep, counted)
+        with evaluating(model), torch.no_grad(), reading, stopping_after(sites):
             feed({"input_ids": batch.ids, "attention_mask": batch.attention.astype(np.int64)})
         tokens.append(batch.ids[batch.mask])
         groups.append(where[0].numpy() + n_contexts)

@@ -2,7 +2,7 @@
 
 from polyseme.sites.encoders import SAESite
 from polyseme.sites.find import find_sites, list_sites
-from polyseme.sites.hooks import Feed, edit_site, evaluating, read_sites
+from polyseme.sites.hooks import Feed, edit_site, evaluating, read_sites, stopping_after
 from polyseme.sites.mlp import MLPSite
 from polyseme.sites.proof import prove_sites, sites_that_run
 from polyseme.sites.reading import Reading
@@ -25,4 +25,5 @@ __all__ = [
     "prove_sites",
     "read_sites",
     "sites_that_run",
+    "stopping_after",
 ]

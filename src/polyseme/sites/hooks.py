@@ -152,8 +152,6 @@ def read_sites(
     sites: Sequence[Site],
     on_reading: OnReading,
     mask: Tensor | None = None,
-    *,
-    stop: bool = False,
 ) -> Iterator[None]:
     """Call back with every site's reading whenever the model runs within the block.
 
@@ -166,20 +164,9 @@ def read_sites(
         place. ``gather(rows, places)`` gives pre-neuron embeddings, see `Site.gather`.
     mask : Tensor of bool, shape (B, positions), optional
         Positions that count, for a single run of the model; all by default.
-    stop : bool
-        End the block, and the forward pass in it, once each site has been read: what the model
-        does after the last of them takes time for nothing. For proved sites, which run once.
     """
-    pending = {site.name for site in sites}
-
-    def read(site: Site, reading: Reading, gather: Gather) -> None:
-        on_reading(site, reading, gather)
-        pending.discard(site.name)
-        if stop and not pending:
-            raise Reached
-
-    reader = _Reader(read, mask)
-    with ExitStack() as hooks, suppress(Reached):
+    reader = _Reader(on_reading, mask)
+    with ExitStack() as hooks:
         for site in sites:
             hidden = site.hidden
             for handle in reader.hooks_at(site) if hidden is None else reader.hooks_between(hidden):
@@ -199,6 +186,28 @@ def by_input(tensor: Tensor, shape: Sequence[int] | None) -> Tensor:
     if shape is None or tensor.ndim != 2 or len(tensor) != shape[0] * shape[1]:
         return tensor
     return tensor.view(*shape, -1) if shape[1] > 1 else tensor
+
+
+@contextmanager
+def stopping_after(sites: Sequence[Site]) -> Iterator[None]:
+    """End the block, and the forward pass in it, once each site has run.
+
+    What the model does after the last of them would take time for nothing. It suits sites that run
+    once, as proved ones do. Enter it after `read_sites`, whose hooks then come first.
+    """
+    pending = {site.name for site in sites}
+
+    def has_run(name: str) -> None:
+        pending.discard(name)
+        if not pending:
+            raise Reached
+
+    with ExitStack() as hooks, suppress(Reached):
+        for site in sites:
+            last = site.output_module if site.hidden is None else site.hidden.last_module
+            hook = in_this_thread(lambda *_, name=site.name: has_run(name))
+            hooks.callback(last.register_forward_hook(hook).remove)
+        yield
 
 
 class _Reader:
