@@ -197,16 +197,19 @@ def stopping_after(sites: Sequence[Site]) -> Iterator[None]:
     """
     pending = {site.name for site in sites}
 
-    def has_run(name: str) -> None:
-        pending.discard(name)
-        if not pending:
-            raise Reached
+    def has_run(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            pending.discard(name)
+            if not pending:
+                raise Reached
+
+        return hook
 
     with ExitStack() as hooks, suppress(Reached):
         for site in sites:
             last = site.output_module if site.hidden is None else site.hidden.last_module
-            hook = in_this_thread(lambda *_, name=site.name: has_run(name))
-            hooks.callback(last.register_forward_hook(hook).remove)
+            handle = last.register_forward_hook(in_this_thread(has_run(site.name)))
+            hooks.callback(handle.remove)
         yield
 
 
